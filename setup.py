@@ -1,0 +1,23 @@
+"Gives setuptools what stands in settings.ini; the rest stands in pyproject.toml"
+import sys
+from configparser import ConfigParser
+from setuptools import setup
+
+config = ConfigParser(delimiters='=')
+config.read('settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+def lines(key): return cfg[key].strip().splitlines()
+
+scripts = lines('console_scripts')
+# nbdev 3 calls its command nbdev-test; contributors, who install with -e, may still type its old name
+if 'editable_wheel' in sys.argv: scripts.append('nbdev_test=nbdev.test:nbdev_test')
+
+setup(
+    author=cfg['author'],
+    license_expression=cfg['license'],
+    keywords=cfg['keywords'].split(),
+    classifiers=lines('classifiers'),
+    install_requires=lines('requirements'),
+    extras_require={'dev': lines('dev_requirements')},
+    entry_points={'console_scripts': scripts, 'nbdev': ['sagan=sagan._modidx:d']},
+)
