@@ -1,0 +1,78 @@
+"What a page cannot hold: the installed commands as processes, their exit statuses, and Ctrl-C"
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from sagan.checkpoints import load_run
+
+BIN = Path(sys.executable).parent
+TINY = ['--steps', '20', '--batch', '16', '--g_width', '2', '--d_width', '4']
+
+def command(name, *args, cwd): return subprocess.run([BIN/name, *map(str, args)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+def refused(done, status, *words):
+    assert done.returncode == status, done.stderr
+    assert 'Traceback' not in done.stderr
+    for w in words: assert w in done.stderr
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A folder with one finished tiny run, made by the default command line"
+    tmp = tmp_path_factory.mktemp('cli')
+    done = command('sagan-train', *TINY, cwd=tmp)
+    assert done.returncode == 0, done.stderr
+    assert 'open runs/digits/report.html' in done.stdout
+    return tmp
+
+def test_default_run_leaves_a_whole_folder(folder):
+    run = folder/'runs/digits'
+    files = {p.name for p in run.iterdir()}
+    assert files == {'config.json', 'log.jsonl', 'samples', 'weights.safetensors', 'attention.png', 'report.html'}
+    assert [json.loads(l)['step'] for l in (run/'log.jsonl').read_text().splitlines()] == [10, 20]
+
+@pytest.mark.parametrize('name, made', [('sagan-sample', 'samples-seed0.png'), ('sagan-attend', 'attention-seed0.png'), ('sagan-eval', 'eval.json')])
+def test_works_from_the_run_folder_alone(folder, name, made):
+    done = command(name, 'runs/digits', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder/'runs/digits'/made).stat().st_size > 100
+
+def test_same_command_twice_is_refused_and_changes_nothing(folder):
+    before = (folder/'runs/digits/weights.safetensors').stat().st_mtime_ns
+    refused(command('sagan-train', *TINY, cwd=folder), 1, 'runs/digits already holds a run', '--out')
+    assert (folder/'runs/digits/weights.safetensors').stat().st_mtime_ns == before
+
+def test_missing_folder(tmp_path):
+    refused(command('sagan-train', '--data', 'nowhere', cwd=tmp_path), 1, 'there is no folder nowhere')
+    assert not list(tmp_path.iterdir())
+
+def test_unreadable_images_are_named_and_left_out_on_request(tmp_path):
+    from PIL import Image
+    for i in range(20): (tmp_path/'data').mkdir(exist_ok=True); Image.new('RGB', (40, 40), (i, 200, 0)).save(tmp_path/f'data/{i}.png')
+    (tmp_path/'data/zero.png').touch(); (tmp_path/'data/text.jpg').write_text('not an image')
+    refused(command('sagan-train', '--data', 'data', *TINY, cwd=tmp_path), 1, 'zero.png (zero bytes)', 'text.jpg', '--skip_bad')
+    assert not (tmp_path/'runs').exists()
+    done = command('sagan-train', '--data', 'data', '--skip_bad', *TINY, cwd=tmp_path)
+    assert done.returncode == 0 and '20 images' in done.stdout, done.stderr
+
+def test_arguments_of_the_wrong_form(tmp_path):
+    refused(command('sagan-train', '--size', 'big', cwd=tmp_path), 2, 'big')
+
+def test_weights_of_another_configuration(folder, tmp_path):
+    other = tmp_path/'other'; other.mkdir()
+    for f in ('config.json', 'weights.safetensors'): (other/f).write_bytes((folder/'runs/digits'/f).read_bytes())
+    c = json.loads((other/'config.json').read_text()); c['config']['d_width'] = 8; (other/'config.json').write_text(json.dumps(c))
+    refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there, 8 here')
+
+def test_interrupt_keeps_a_checkpoint(tmp_path):
+    p = subprocess.Popen([BIN/'sagan-train', *TINY, '--steps', '100000'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path/'runs/digits/log.jsonl'
+    for _ in range(600):
+        if log.exists() and log.stat().st_size: break
+        time.sleep(.1)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 1 and 'Traceback' not in err and 'interrupted at step' in err, err
+    run = load_run(tmp_path/'runs/digits')
+    assert run.step >= 10 and f'step {run.step} of 100000' in err
+    assert not [f for f in os.listdir(tmp_path/'runs/digits') if f.endswith('.new')]
+    done = command('sagan-sample', 'runs/digits', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
