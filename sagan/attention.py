@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from .spectral import spectral_norm
 
-# %% ../nbs/02_attention.ipynb #8d6bc034
+# %% ../nbs/02_attention.ipynb #b6e07a71
 def attention_weights(
     q:Tensor, # Queries g(x), (B, Nq, D)
     k:Tensor, # Keys f(x), (B, Nk, D)
@@ -28,9 +28,10 @@ def attend(
 ) -> Tensor: # o, (B, Nq, Dv)
     "Equations 1 and 2: mix the values by the attention weights; fused on a GPU"
     if q.device.type == 'cpu': return attention_weights(q, k) @ v  # (B, Nq, Dv)
-    return F.scaled_dot_product_attention(q, k, v, scale=1.)       # (B, Nq, Dv)
+    q, k, v = [t[:, None].contiguous() for t in (q, k, v)]         # (B, 1 head, N, D), the layout that fused kernels take
+    return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0]  # (B, Nq, Dv)
 
-# %% ../nbs/02_attention.ipynb #94ac50eb
+# %% ../nbs/02_attention.ipynb #9ad0c7e5
 class SelfAttention(nn.Module):
     "The attention layer of section 3, equations 1 to 3, on (B, C, H, W); the identity until `gamma` has moved from 0"
     def __init__(self,
@@ -41,7 +42,10 @@ class SelfAttention(nn.Module):
         if channels < 8 or channels % 8: raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have C/8), got {channels}; use a width that gives such a feature map")
         if form not in ('paper', 'official'): raise ValueError(f"form is 'paper' or 'official', got {form!r}")
         self.form = form
-        def project(c_in, c_out): return spectral_norm(nn.Conv2d(c_in, c_out, 1, bias=False))
+        def project(c_in, c_out):
+            conv = nn.Conv2d(c_in, c_out, 1, bias=False)
+            nn.init.xavier_uniform_(conv.weight)
+            return spectral_norm(conv)
         values = channels if form == 'paper' else channels//2
         self.query, self.key = project(channels, channels//8), project(channels, channels//8)  # g, f
         self.value = project(channels, values)                                                 # h
@@ -49,11 +53,12 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def qkv(self, x):
-        "Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or HW/4 when pooled"
+        "(B, C, H, W) -> queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or HW/4 when pooled"
         pool = (lambda t: F.max_pool2d(t, 2)) if self.form == 'official' else (lambda t: t)
         return [t.flatten(2).mT for t in (self.query(x), pool(self.key(x)), pool(self.value(x)))]
 
     def forward(self, x):
+        "Equation 3 on features `x` (B, C, H, W)"
         o = attend(*self.qkv(x)).mT.unflatten(2, x.shape[2:])  # (B, Cv, H, W)
         return self.gamma * self.out(o) + x                    # (B, C, H, W)
 

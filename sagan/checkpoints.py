@@ -68,7 +68,7 @@ def load_weights(
     model.load_state_dict(tensors)
     return model.to(device).eval(), int(header['step'])
 
-# %% ../nbs/11_checkpoints.ipynb #c6283696
+# %% ../nbs/11_checkpoints.ipynb #c8ae04b1
 @dataclass
 class Run:
     "What a run folder holds, loaded"
@@ -104,9 +104,10 @@ def load_run(
     if not (folder/'weights.safetensors').exists(): raise FileNotFoundError(f"{folder} has no weights yet: its run was stopped before the first checkpoint")
     model, step = load_weights(folder/'weights.safetensors', cfg, device)
     log = folder/'log.jsonl'
-    return Run(folder, model, cfg, classes, step, [json.loads(l) for l in log.read_text().splitlines()] if log.exists() else [])
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return Run(folder, model, cfg, classes, step, [json.loads(l) for l in lines if l.endswith('\n')])  # a line that a crash cut off is dropped
 
-# %% ../nbs/11_checkpoints.ipynb #c7aecc08
+# %% ../nbs/11_checkpoints.ipynb #0d5db005
 class RunWriter(Callback):
     "Writes log, sample grids and checkpoints of a fit into a run folder; a fit that ends, or is stopped, leaves a checkpoint"
     order, run_valid = SAGANTrainer.order + 1, False
@@ -114,11 +115,12 @@ class RunWriter(Callback):
         folder:Path, # From `create_run`
         log_every:int=10, # Steps between two records
         save_every:int=100, # Steps between two sample grids and checkpoints
-    ): self.folder, self.log_every, self.save_every, self.stop = Path(folder), log_every, save_every, False
+        echo:bool=False, # Print a line at each checkpoint? For where no progress bar can be drawn
+    ): self.folder, self.log_every, self.save_every, self.echo, self.stop = Path(folder), log_every, save_every, echo, False
 
     def before_fit(self):
         self.start = perf_counter()
-        self.sample()
+        self.sample(); self.save()
 
     def sample(self):
         "Draw the grid of samples: 8 for each of the first 10 classes, always from the same latents"
@@ -128,17 +130,30 @@ class RunWriter(Callback):
 
     def save(self): save_weights(self.folder/'weights.safetensors', self.model, self.sagan_trainer.step)
 
+    def check(self):
+        "Raise `FloatingPointError` once a loss is not a finite number; the last checkpoint stays as it is"
+        t = self.sagan_trainer
+        if not (t.d_loss.isfinite() and (t.step < t.cfg.n_d or t.g_loss.isfinite())):
+            raise FloatingPointError(f"the losses are no longer finite at step {t.step} (D {t.d_loss:.3g}, G {float(t.g_loss):.3g}); try smaller learning rates. The checkpoint before it is kept in {self.folder}")
+
     def record(self):
         "One line of the log: what the trainer watches, learning rates, first and last spectral norm of each network, seconds"
-        s = {f'sigma {k}.{n}': v for k in 'GD' for n, v in list(sigmas(getattr(self.model, k)).items())[::len(sigmas(getattr(self.model, k)))-1]}
-        r = self.sagan_trainer.figures() | dict(zip(('lr_g', 'lr_d'), (h['lr'] for h in self.opt.hypers))) | s | dict(seconds=round(perf_counter() - self.start, 2))
-        with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(r) + '\n')
+        s = {}
+        for k in 'GD':
+            first, *_, last = sigmas(getattr(self.model, k)).items()
+            s |= {f'sigma {k}.{n}': v for n, v in (first, last)}
+        r = self.sagan_trainer.figures() | dict(lr_g=self.opt.hypers[0]['lr'], lr_d=self.opt.hypers[2]['lr']) | s | dict(seconds=round(perf_counter() - self.start, 2))
+        with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps({k: None if v != v else v for k, v in r.items()}) + '\n')  # JSON has no NaN: G may not have stepped yet
 
     def after_batch(self):
         step = self.sagan_trainer.step
-        if step % self.log_every == 0: self.record()
-        if step % self.save_every == 0: self.sample(); self.save()
+        if step % self.log_every == 0: self.check(); self.record()
+        if step % self.save_every == 0:
+            self.check(); self.sample(); self.save()
+            if self.echo: print(self.sagan_trainer.line(), flush=True)
         if self.stop: raise CancelFitException
 
     def after_fit(self):
-        if self.sagan_trainer.step % self.save_every: self.save()
+        step = self.sagan_trainer.step
+        if step % self.log_every: self.check(); self.record()
+        if step % self.save_every: self.check(); self.save()

@@ -59,7 +59,7 @@ def frozen_statistics(
     finally:
         for m in bns: m.track_running_stats = True
 
-# %% ../nbs/03_conditioning.ipynb #70f4b695
+# %% ../nbs/03_conditioning.ipynb #f0d979df
 class ProjectionHead(nn.Module):
     "Score of pooled features, plus their inner product with the label's embedding (section 5, ref. [17])"
     def __init__(self,
@@ -67,8 +67,10 @@ class ProjectionHead(nn.Module):
         n_classes:int=0, # Classes, 0 for unconditional
     ):
         super().__init__()
-        self.linear = spectral_norm(nn.Linear(channels, 1))
-        self.embed = spectral_norm(nn.Embedding(n_classes, channels)) if n_classes else None
+        self.linear = nn.Linear(channels, 1)
+        self.embed = nn.Embedding(n_classes, channels) if n_classes else None
+        for layer in filter(None, (self.linear, self.embed)): nn.init.xavier_uniform_(layer.weight); spectral_norm(layer)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, h, y=None):
         score = self.linear(h).squeeze(1)                                     # (B,)

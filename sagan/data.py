@@ -6,7 +6,8 @@ Docs: https://sagan-gan.github.io/sagan/data.html.md"""
 
 # %% auto #0
 __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'to_unit', 'to_bytes', 'check_size', 'Images', 'digits', 'twins',
-           'twin_colours', 'twin_agreement', 'folder', 'from_dataset', 'MemoryLoader', 'image_dls', 'load_images']
+           'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'from_dataset', 'MemoryLoader', 'image_dls',
+           'load_images']
 
 # %% ../nbs/00_data.ipynb #7169ff0d
 import torch, torch.nn.functional as F
@@ -126,6 +127,15 @@ def twin_agreement(
     left, right = twin_colours(x).unbind(1)                                   # (n, 2) each
     return ((left == right) & (left >= 0)).all(1).float().mean().item()
 
+# %% ../nbs/00_data.ipynb #653ebb9f
+def twin_pairs(
+    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64
+) -> int: # 0 to 36
+    "Number of different (upper, lower) colour pairs among the images whose twins agree: 1 for a collapsed generator"
+    left, right = twin_colours(x).unbind(1)                                   # (n, 2) each
+    agree = ((left == right) & (left >= 0)).all(1)                            # (n,)
+    return len(left[agree].unique(dim=0))
+
 # %% ../nbs/00_data.ipynb #30771fbb
 EXTENSIONS = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff'
 
@@ -144,7 +154,7 @@ def _list_folder(path):
                                + (f" (did you mean {path/empty[0]}?)" if any(p.is_dir() for p in (path/empty[0]).iterdir()) else ''))
     return sum(per_class.values(), []), [i for i, files in enumerate(per_class.values()) for _ in files], list(per_class)
 
-# %% ../nbs/00_data.ipynb #f5a82660
+# %% ../nbs/00_data.ipynb #6a5a980a
 def _read(file, size):
     "One image file as (3, S, S) bytes, or the reason why it cannot be read"
     try:
@@ -164,20 +174,23 @@ def folder(
     if len(files)*3*size**2 > max_gb*1e9:
         raise ValueError(f"{len(files):,} images at {size} px take {len(files)*3*size**2/1e9:.1f} GB, more than {max_gb:g} GB; "
                          "use a smaller size, raise max_gb, or give `sagan_learner` fastai DataLoaders that read files as they go")
-    with ThreadPoolExecutor() as pool: read = list(progress_bar(pool.map(_read, files, [size]*len(files)), total=len(files), leave=False))
-    bad = [f'{f.relative_to(path)} ({r})' for f, r in zip(files, read) if isinstance(r, str)]
+    x, y, reasons = torch.empty(len(files), 3, size, size, dtype=torch.uint8), torch.tensor(y), {}  # (n, 3, S, S), (n,)
+    with ThreadPoolExecutor() as pool:
+        for i, r in enumerate(progress_bar(pool.map(_read, files, [size]*len(files)), total=len(files), leave=False, display=len(files) > 1000)):
+            if isinstance(r, str): reasons[i] = r
+            else: x[i] = r
+    bad = [f'{files[i].relative_to(path)} ({r})' for i, r in reasons.items()]
     if bad:
         message = f"{len(bad)} of {len(files)} files in {path} cannot be read: {'; '.join(bad[:10])}" + ('; ...' if len(bad) > 10 else '')
-        if not skip_bad: raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
+        if not skip_bad or len(bad) == len(files): raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
         warn(message + '. They are left out')
-    good = [i for i, r in enumerate(read) if not isinstance(r, str)]
-    if not good: raise ValueError(f"none of the {len(files)} files in {path} can be read")
-    y = torch.tensor([y[i] for i in good])                                    # (n,)
+        keep = [i for i in range(len(files)) if i not in reasons]
+        x, y = x[keep], y[keep]
     lost = [c for i, c in enumerate(classes) if not (y == i).any()]
     if lost: raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or remove the subfolder")
-    return Images(torch.stack([read[i] for i in good]), y, classes, str(path))
+    return Images(x, y, classes, str(path))
 
-# %% ../nbs/00_data.ipynb #2c9987ba
+# %% ../nbs/00_data.ipynb #12dc16f1
 def from_dataset(
     ds, # A data set with `len` whose items are (PIL image, int label)
     size:int, # Pixels of a side after cropping and resizing
@@ -185,7 +198,7 @@ def from_dataset(
     "Read a torchvision-style data set into memory"
     check_size(size)
     x, y = [], []
-    for i in progress_bar(range(len(ds)), leave=False):
+    for i in progress_bar(range(len(ds)), leave=False, display=len(ds) > 1000):
         im, label = ds[i]
         x.append(torch.from_numpy(np.array(ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC))).permute(2, 0, 1)); y.append(int(label))
     classes = list(getattr(ds, 'classes', range(max(y)+1)))

@@ -8,11 +8,11 @@ Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 __all__ = ['inception_score', 'feature_statistics', 'frechet_distance', 'Classifier', 'Evaluator', 'train_evaluator', 'Scores',
            'score']
 
-# %% ../nbs/07_evaluation.ipynb #906f5828
+# %% ../nbs/07_evaluation.ipynb #29b6498b
 import torch, torch.nn as nn, torch.nn.functional as F
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from torch import Tensor
-from .data import Images, to_unit, twin_agreement
+from .data import Images, to_unit, twin_agreement, twin_pairs
 
 # %% ../nbs/07_evaluation.ipynb #9ad1bd3b
 def inception_score(
@@ -52,7 +52,7 @@ def frechet_distance(
     trace = torch.linalg.eigvalsh(root @ sigma2 @ root).clamp(min=0).sqrt().sum()  # tr (sigma1 sigma2)^(1/2)
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2*trace).item()
 
-# %% ../nbs/07_evaluation.ipynb #28ac927d
+# %% ../nbs/07_evaluation.ipynb #1f9649ae
 class Classifier(nn.Module):
     "A small convolutional classifier with 64 pooled features; larger images are averaged down to 32x32 first"
     def __init__(self,
@@ -70,20 +70,20 @@ class Evaluator:
     "A classifier and what must be said with every number that it gives"
     net:nn.Module    # Has `features(x) -> (B, D)` and `net(x) -> (B, classes)`, in eval mode
     name:str         # What it is and what it was trained on
-    held_out:float   # Share of held-out real images that it classifies rightly
+    held_out:float|None  # Share of held-out real images that it classifies rightly, None if untrained
 
-# %% ../nbs/07_evaluation.ipynb #7391e8f1
+# %% ../nbs/07_evaluation.ipynb #368f4855
 def train_evaluator(
-    images:Images, # Real images with classes; a fifth is held out
+    images:Images, # Real images; a fifth is held out
     steps:int=500, # Training steps of 64 images
     seed:int=0, # Of weights, split and batches
 ) -> Evaluator: # In eval mode, on the CPU
-    "Train the small classifier on real images; raises `ValueError` without at least two classes"
-    if len(images.classes) < 2: raise ValueError(f"the small classifier needs labelled images of at least two classes; {images.name} has {len(images.classes)}")
+    "Train the small classifier on real images; without at least two classes it stays untrained, and its random features serve the Frechet distance only"
     train, held_out = images.split(.2, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Classifier(len(images.classes))
+        net = Classifier(max(len(images.classes), 2))
+        if len(images.classes) < 2: return Evaluator(net.eval(), f'untrained small CNN (random features) at seed {seed}', None)
         opt = torch.optim.AdamW(net.parameters(), 3e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=steps)
         for _ in range(steps):
@@ -91,24 +91,25 @@ def train_evaluator(
             loss = F.cross_entropy(net(to_unit(train.x[i])), train.y[i])
             opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
     net.eval()
-    right = (_classify(net, to_unit(held_out.x))[1].argmax(1) == held_out.y).float().mean().item()
+    right = (_classify(net, held_out.x)[1].argmax(1) == held_out.y).float().mean().item()
     return Evaluator(net, f'small CNN trained on {len(train)} images of {images.name} at seed {seed}', right)
 
 @torch.no_grad()
 def _classify(net, x, batch=500):
-    "Features (n, D) and probabilities (n, classes) of images"
-    out = [(net.features(b), net(b).softmax(1)) for b in x.split(batch)]
+    "Features (n, D) and probabilities (n, classes) of images, float in [-1, 1] or bytes"
+    out = [(net.features(b), net(b).softmax(1)) for b in (to_unit(b) if b.dtype == torch.uint8 else b for b in x.split(batch))]
     return torch.cat([f for f, _ in out]), torch.cat([p for _, p in out])
 
-# %% ../nbs/07_evaluation.ipynb #ab5fcdae
+# %% ../nbs/07_evaluation.ipynb #17fbd155
 @dataclass
 class Scores:
     "Numbers, and what they were measured with"
     fid:float                # Frechet distance of the evaluator's features to the reference, lower is better
-    inception_score:float    # Mean over ten parts, between 1 and the number of classes
-    accuracy:float           # Share recognised as the class asked for
+    inception_score:float|None  # Mean over ten parts, between 1 and the number of classes; None without a trained classifier
+    accuracy:float|None      # Share recognised as the class asked for, None without a trained classifier
     diversity:float          # Within-class spread of features, real = 1
     agreement:float|None     # Share of twins that agree, None for other data
+    colour_pairs:int|None    # Of 36, how many occur among twins that agree, None for other data
     samples:int              # Number of images scored
     evaluator:str            # The network that measured, and its accuracy on held-out real images
     reference:str            # The real images compared with
@@ -126,10 +127,15 @@ def score(
 ) -> Scores: # The record
     "Score images against real ones (section 5); raises `ValueError` for images outside [-1, 1] or too few of them"
     if not (x.isfinite().all() and x.min() >= -1.01 and x.max() <= 1.01): raise ValueError(f"images must be finite and in [-1, 1], got values from {x.min():.3g} to {x.max():.3g}")
-    if len(x) < 10: raise ValueError(f"scores need at least 10 images, got {len(x)}")
-    (f, p), (f_real, _) = _classify(evaluator.net, x), _classify(evaluator.net, to_unit(reference.x))
+    if len(x) < 10 or not (y.bincount() > 1).any(): raise ValueError(f"scores need at least 10 images, and two of some class; got {len(x)} of {len(y.unique())} classes")
+    (f, p), (f_real, _) = _classify(evaluator.net, x), _classify(evaluator.net, reference.x)
+    trained, drawn = evaluator.held_out is not None, reference.name == 'twins'
     order = torch.randperm(len(p), generator=torch.Generator().manual_seed(0))  # the parts of the Inception score must not be sorted by class
-    return Scores(frechet_distance(*feature_statistics(f), *feature_statistics(f_real)), inception_score(p[order])[0],
-                  (p.argmax(1) == y).float().mean().item(), (_spread(f, y)/_spread(f_real, reference.y)).item(),
-                  twin_agreement(x) if reference.name == 'twins' else None, len(x),
-                  f'{evaluator.name} ({evaluator.held_out:.1%} right on held-out real images)', f'{len(reference)} images of {reference.name}')
+    return Scores(
+        fid=frechet_distance(*feature_statistics(f), *feature_statistics(f_real)),
+        inception_score=inception_score(p[order])[0] if trained else None,
+        accuracy=(p.argmax(1) == y).float().mean().item() if trained else None,
+        diversity=(_spread(f, y)/_spread(f_real, reference.y)).item(),
+        agreement=twin_agreement(x) if drawn else None, colour_pairs=twin_pairs(x) if drawn else None, samples=len(x),
+        evaluator=evaluator.name + (f' ({evaluator.held_out:.1%} right on held-out real images)' if trained else ''),
+        reference=f'{len(reference)} images of {reference.name}')

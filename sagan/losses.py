@@ -25,13 +25,18 @@ def g_hinge_loss(
     "Equation 4, the generator's loss"
     return -fake.mean()
 
-# %% ../nbs/05_losses.ipynb #a5784461
+# %% ../nbs/05_losses.ipynb #a3765dff
 def ttur(
     G:nn.Module, # Generator
     D:nn.Module, # Discriminator
     lr_g:float=1e-4, # G's learning rate, > 0
     lr_d:float=4e-4, # D's learning rate, > 0
     betas:tuple=(0., .9), # Adam's decay rates (beta1, beta2), each in [0, 1)
-) -> tuple: # (opt_g, opt_d): two `torch.optim.Adam`
+    bias_lr:float=1., # Learning rate of the bias vectors (not of the class tables) as a share of their network's, >= 0
+) -> tuple: # (opt_g, opt_d): two `torch.optim.Adam`, each with a group of weights and one of biases
     "Two Adams with imbalanced learning rates (section 4.2 and 5)"
-    return torch.optim.Adam(G.parameters(), lr_g, betas), torch.optim.Adam(D.parameters(), lr_d, betas)
+    def adam(net, lr):
+        named = list(net.named_parameters())
+        groups = [dict(params=[p for n, p in named if n.endswith('bias') == b], lr=lr*(bias_lr if b else 1)) for b in (False, True)]
+        return torch.optim.Adam(groups, lr, betas, fused=True)
+    return adam(G, lr_g), adam(D, lr_d)

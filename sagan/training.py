@@ -8,10 +8,10 @@ Docs: https://sagan-gan.github.io/sagan/training.html.md"""
 __all__ = ['presets', 'd_step', 'g_step', 'ema_update', 'Config', 'SAGAN', 'TwoOptimizers', 'SAGANTrainer', 'check_images',
            'sagan_learner']
 
-# %% ../nbs/06_training.ipynb #a22da30b
+# %% ../nbs/06_training.ipynb #d7e63a30
 import math, time, torch, torch.nn as nn
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
@@ -21,7 +21,8 @@ from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastcore.foundation import L
 from torch import Tensor
-from .conditioning import frozen_statistics
+from .conditioning import check_labels, frozen_statistics
+from .data import MemoryLoader, check_size
 from .losses import d_hinge_loss, g_hinge_loss, ttur
 from .networks import Discriminator, Generator, generate
 from .spectral import spectral_step
@@ -73,36 +74,44 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #f43263ac
+# %% ../nbs/06_training.ipynb #98a7c501
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
-    data:str = 'imagenet'             # what it was trained on: 'digits', 'twins' or a folder
+    data:str = 'imagenet'             # what it is trained on: 'digits', 'twins', a folder, or any name
     size:int = 128                    # pixels
     n_classes:int = 1000              # 0 for unconditional
     g_width:int = 64                  # channels of G in multiples of this (released code)
     d_width:int = 64                  # channels of D in multiples of this (released code)
-    g_attention:tuple = (32,)         # feature maps of G with attention
+    g_attention:tuple = (32,)         # feature maps of G with attention (table 1's best FID; its best IS is at 64)
     d_attention:tuple = (32,)         # feature maps of D with attention
     form:str = 'paper'                # 'paper': equations 1-3 as printed, 'official': released code
     z_dim:int = 128                   # numbers in a latent vector (released code)
-    batch:int = 256                   # images per step (BigGAN's SAGAN; the paper does not say)
-    steps:int = 1_000_000             # discriminator steps
+    batch:int = 256                   # images per step (BigGAN's reimplementation; the paper does not say)
+    steps:int = 1_000_000             # discriminator steps; from Python, those of one epoch
     n_d:int = 1                       # discriminator steps per generator step
     lr_g:float = 1e-4                 # G's learning rate
     lr_d:float = 4e-4                 # D's learning rate
+    bias_lr:float = 1.                # learning rate of biases as a share of their network's
     beta1:float = 0.                  # Adam's decay of the mean
     beta2:float = .9                  # Adam's decay of the square
-    ema:float = .999                  # decay of the averaged generator (BigGAN's SAGAN; not in the paper)
+    ema:float = .999                  # decay of the averaged generator (not in the paper)
     flip:bool = False                 # mirror half of the images
+    skip_bad:bool = False             # leave out image files that cannot be read
     seed:int = 0                      # of weights, data order, latents
 
     def __post_init__(self):
-        for name in ('g_attention', 'd_attention'): object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_size(self.size)
+        if self.form not in ('paper', 'official'): raise ValueError(f"form is 'paper' or 'official', got {self.form!r}")
+        for name in ('g_attention', 'd_attention'):
+            at = getattr(self, name)
+            if not isinstance(at, (tuple, list)) or not all(isinstance(s, int) for s in at): raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
+            object.__setattr__(self, name, tuple(at))
         for name, low in dict(n_classes=0, g_width=1, d_width=1, z_dim=1, batch=2, steps=1, n_d=1).items():
-            if getattr(self, name) < low: raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)!r}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(self, name)!r}")
         for name in ('lr_g', 'lr_d'):
-            if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+            if not isinstance(getattr(self, name), (int, float)) or not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not 0 <= self.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {self.bias_lr!r}")
         for name in ('beta1', 'beta2', 'ema'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
 
@@ -113,11 +122,11 @@ class Config:
             if n not in names: raise ValueError(f"Config has no {n!r}; did you mean {' or '.join(get_close_matches(n, names, cutoff=.4)) or 'one of ' + ', '.join(names)}?")
         return replace(self, **values)
 
-# %% ../nbs/06_training.ipynb #060b60ed
+# %% ../nbs/06_training.ipynb #5e9c1696
 presets = dict(
     paper=Config(),
-    small=Config(data='digits', size=32, n_classes=10, g_width=8, d_width=16, g_attention=(16,), d_attention=(16,), batch=32,
-                 steps=1000, lr_g=1e-3, lr_d=4e-3, ema=.99))
+    small=Config(data='digits', size=32, n_classes=10, g_width=8, d_width=16, g_attention=(16,), d_attention=(16,), form='official', batch=16,
+                 steps=1800, lr_g=1e-3, lr_d=2e-3, bias_lr=.1, beta2=.99, ema=.99))
 
 # %% ../nbs/06_training.ipynb #a425f7f4
 class SAGAN(nn.Module):
@@ -150,7 +159,7 @@ class TwoOptimizers:
     def state_dict(self): return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
     def load_state_dict(self, state): self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
 
-# %% ../nbs/06_training.ipynb #11426d9a
+# %% ../nbs/06_training.ipynb #258ef46a
 class SAGANTrainer(Callback):
     "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
     order, run_valid = ProgressCallback.order + 1, False
@@ -170,7 +179,9 @@ class SAGANTrainer(Callback):
     def before_batch(self):
         (x,), (y,), m, opt = self.xb, self.yb, self.model, self.opt.opt
         x, y = x.as_subclass(Tensor), y.as_subclass(Tensor)                    # fastai's tensor types are not needed here
-        if self.step == 0: check_images(x)
+        if self.step == 0:
+            check_images(x)
+            if self.cfg.n_classes: check_labels(y.cpu(), self.cfg.n_classes, len(x))
         self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, y if self.cfg.n_classes else None, *self.draw(y))
         self.step += 1
         if self.step % self.cfg.n_d == 0:
@@ -181,7 +192,8 @@ class SAGANTrainer(Callback):
 
     def after_batch(self):
         self.speed = (self.step - self.first)*len(self.yb[0])/(time.perf_counter() - self.started)
-        if hasattr(self.learn, 'progress'): self.progress.pbar.comment = self.line()
+        if self.step % 5 == 1: self.text = self.line()
+        if hasattr(self.learn, 'progress'): self.progress.pbar.comment = self.text
 
     def after_train(self): raise CancelEpochException
 
@@ -192,21 +204,20 @@ class SAGANTrainer(Callback):
         return dict(step=self.step, d_loss=self.d_loss.item(), g_loss=float(self.g_loss)) | self.gammas() | dict(images_per_s=self.speed)
 
     def line(self):
-        "The same in one line for the progress bar, renewed every fifth step"
-        if self.step % 5 == 1: self.text = (f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} '
-            + ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items()) + f' {self.speed:.0f} img/s')
-        return self.text
+        "The same in one line, for the progress bar"
+        gammas = ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items())
+        return f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} {self.speed:.0f} img/s'
 
-# %% ../nbs/06_training.ipynb #e1fa35b0
+# %% ../nbs/06_training.ipynb #a23f97bd
 def check_images(
     x:Tensor, # A batch of training images
 ) -> None:
     "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
     if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point(): raise ValueError(f"a batch must be float images of shape (B, 3, S, S), got {x.dtype} of shape {tuple(x.shape)}")
     low, high = x.min().item(), x.max().item()
-    if not -1.01 <= low <= high <= 1.01: raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; scale bytes with `to_unit`, or fastai batches with Normalize.from_stats([.5]*3, [.5]*3)")
+    if not -1.01 <= low <= high <= 1.01 or low >= 0: raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; scale bytes with `to_unit`, or fastai batches with Normalize.from_stats([.5]*3, [.5]*3)")
 
-# %% ../nbs/06_training.ipynb #705e4181
+# %% ../nbs/06_training.ipynb #1f4560b1
 def sagan_learner(
     dls:DataLoaders, # Batches of (images in [-1, 1], labels): from `image_dls`, or fastai's own
     cfg:Config|str='small', # Configuration or the name of a preset
@@ -218,11 +229,14 @@ def sagan_learner(
         if cfg not in presets: raise ValueError(f"there is no preset {cfg!r}; there are {', '.join(presets)}")
         cfg = presets[cfg]
     x, _ = dls.one_batch() if hasattr(dls.train, 'one_batch') else next(iter(dls.train))  # PyTorch's loaders have no one_batch
-    cfg = cfg.change(**dict(size=x.shape[-1], n_classes=len(getattr(dls, 'vocab', [])), batch=len(x)) | changes)
-    def opt_func(params, lr): return OptimWrapper(opt=TwoOptimizers(*ttur(model.G, model.D, cfg.lr_g, cfg.lr_d, (cfg.beta1, cfg.beta2))))
+    taken = dict(size=x.shape[-1], n_classes=len(getattr(dls, 'vocab', [])), batch=len(x), steps=len(dls.train), data=type(dls.train.dataset).__name__)
+    if isinstance(dls.train, MemoryLoader): taken |= dict(data=dls.train.dataset.name, flip=dls.train.flip)
+    cfg = cfg.change(**taken | changes)
+    def opt_func(params, lr): return OptimWrapper(opt=TwoOptimizers(*ttur(model.G, model.D, cfg.lr_g, cfg.lr_d, (cfg.beta1, cfg.beta2), cfg.bias_lr)))
     model, trainer = SAGAN(cfg), SAGANTrainer(cfg)
     metrics = [ValueMetric(lambda: trainer.figures()['g_loss'], 'g_loss'), ValueMetric(lambda: trainer.figures()['images_per_s'], 'images_per_s')]
-    learn = Learner(dls, model, d_hinge_loss, opt_func, lr=(cfg.lr_g, cfg.lr_d), cbs=L(trainer) + L(cbs), metrics=metrics)
+    learn = Learner(dls, model, d_hinge_loss, opt_func, lr=[lr*b for lr in (cfg.lr_g, cfg.lr_d) for b in (1, cfg.bias_lr)],
+                    moms=(cfg.beta1,)*3, cbs=L(trainer) + L(cbs), metrics=metrics)
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recorder.plot_loss = partial(learn.recorder.plot_loss, with_valid=False)
     return learn

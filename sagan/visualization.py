@@ -62,7 +62,7 @@ def spread_points(
         distance = torch.minimum(distance, (f - f[points[-1]]).norm(dim=1))
     return [divmod(p, S) for p in points]
 
-# %% ../nbs/08_visualization.ipynb #3e816b2b
+# %% ../nbs/08_visualization.ipynb #a8251ca5
 def most_attended(
     m:Tensor, # The map of one query, (h, w)
     image:tuple, # (height, width) of the image in pixels
@@ -71,6 +71,16 @@ def most_attended(
     i, j = divmod(m.argmax().item(), m.shape[1])
     return (i + .5)*image[0]/m.shape[0] - .5, (j + .5)*image[1]/m.shape[1] - .5
 
+def _draw_map(ax, x, beta, point, colour):
+    "One image (3, S, S), greyed, under the map (h, w) of one query point"
+    size = tuple(x.shape[1:]); strongest = (beta.max()*beta.numel()).item()
+    ax.imshow(_picture((x.mean(0, keepdim=True).expand(3, -1, -1) - 1)/2))  # at half its brightness, so that the map's is seen
+    ax.imshow(F.interpolate(beta[None, None], size=size, mode='bilinear', align_corners=False)[0, 0], cmap='magma', alpha=.65, vmin=0)
+    (r, c), to = point, most_attended(beta, size)
+    if strongest >= 1.5: ax.annotate('', to[::-1], (c, r), arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0))
+    ax.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
+    ax.set_xlabel(f'max {strongest:.1f}x uniform', fontsize=7, labelpad=2)
+
 def attention_figure(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images, from `attention_maps`
@@ -78,46 +88,41 @@ def attention_figure(
 ) -> Figure: # One row per image
     "Figures 1 and 5: query points, and beside them where each one looks; raises `ValueError` if images and maps do not belong together, `IndexError` for a point outside"
     if len(x) != len(m.beta) or tuple(x.shape[2:]) != m.image: raise ValueError(f"images of shape {tuple(x.shape)} do not belong to a map of {len(m.beta)} images of {m.image[0]}x{m.image[1]} pixels")
-    x, rows = x.cpu(), [points or spread_points(im) for im in x.cpu()]
-    fig, axes = plt.subplots(len(x), 1 + len(rows[0]), figsize=(1.5*(1 + len(rows[0])), 1.65*len(x)), squeeze=False)
-    for im, row, ax, b in zip(x, rows, axes, range(len(x))):
+    x, S = x.cpu(), x.shape[-1]
+    queries = [points or spread_points(im) for im in x]
+    betas = [[m.at(*p)[b].cpu().float() for p in row] for b, row in enumerate(queries)]  # (h, w) each
+    fig, axes = plt.subplots(len(x), 1 + len(queries[0]), figsize=(1.5*(1 + len(queries[0])), 1.65*len(x)), squeeze=False)
+    for im, row, maps, ax in zip(x, queries, betas, axes):
         ax[0].imshow(_picture(im))
-        for (r, c), colour, a in zip(row, POINT_COLOURS*3, ax[1:]):
-            ax[0].plot(c, r, 'o', color=colour, ms=7, mec='white', mew=1)
-            beta = m.at(r, c)[b].cpu().float()                                 # (h, w)
-            up = F.interpolate(beta[None, None], size=m.image, mode='bilinear', align_corners=False)[0, 0]  # (S, S)
-            a.imshow(_picture(im.mean(0, keepdim=True).expand(3, -1, -1)), vmin=0, vmax=255)
-            a.imshow(up, cmap='magma', alpha=.75, vmin=0)
-            to = most_attended(beta, m.image)
-            a.annotate('', (to[1], to[0]), (c, r), arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0))
-            a.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
-            a.set_xlabel(f'max {beta.max()*beta.numel():.1f}x uniform', fontsize=7, labelpad=2)
-    for a in axes.flat: a.set_xticks([]); a.set_yticks([]); a.spines[:].set_visible(False); a.set_xlim(-.5, x.shape[-1] - .5); a.set_ylim(x.shape[-1] - .5, -.5)
+        for p, beta, colour, a in zip(row, maps, POINT_COLOURS*len(row), ax[1:]):
+            ax[0].plot(p[1], p[0], 'o', color=colour, ms=7, mec='white', mew=1)
+            _draw_map(a, im, beta, p, colour)
+    for a in axes.flat: a.set(xticks=[], yticks=[], xlim=(-.5, S - .5), ylim=(S - .5, -.5)); a.spines[:].set_visible(False)
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #594cc466
+# %% ../nbs/08_visualization.ipynb #cf65d851
 def training_figure(
     records:list, # Dictionaries with step, d_loss, g_loss, 'gamma ...' and 'sigma ...' entries, in order of the steps
 ) -> Figure: # Losses, gammas and spectral norms over the steps
     "Curves of a training log"
     steps = [r['step'] for r in records]
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
-    for ax, title, prefix in zip(axes, ('losses', r'$\gamma$ of attention', r'$\sigma(W)$'), (('d_loss', 'g_loss'), 'gamma', 'sigma')):
+    for ax, title, prefix in zip(axes, ('losses', r'$\gamma$ of attention', r'$\sigma(W)$ before division'), (('d_loss', 'g_loss'), 'gamma', 'sigma')):
         for k in records[0]:
-            if k.startswith(prefix): ax.plot(steps, [r[k] for r in records], label=k.replace('_loss', '').removeprefix(str(prefix)).strip(), lw=1.2)
+            if k.startswith(prefix): ax.plot(steps, [r[k] for r in records], label=k.replace('d_loss', 'D').replace('g_loss', 'G').removeprefix(str(prefix)).strip(), lw=1.2)
         ax.set_title(title, fontsize=10); ax.set_xlabel('step')
         if ax.lines: ax.legend(fontsize=7)
-    axes[0].axhline(2, color='grey', lw=.7, ls=':'); fig.tight_layout()
+    axes[0].axhline(2, color='grey', lw=.7, ls=':', label='D knows nothing'); axes[0].legend(fontsize=7); fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #05d01fbb
+# %% ../nbs/08_visualization.ipynb #6d6eae42
 def _png(figure):
     "A figure, picture or file as an HTML data address"
     if isinstance(figure, bytes): data = figure
     else:
         out = io.BytesIO()
-        if isinstance(figure, Figure): figure.savefig(out, format='png', dpi=110); plt.close(figure)
+        if isinstance(figure, Figure): figure.savefig(out, format='png', dpi=110, bbox_inches='tight'); plt.close(figure)
         else: figure.save(out, format='png')
         data = out.getvalue()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()

@@ -5,7 +5,7 @@ import pytest
 from sagan.checkpoints import load_run
 
 BIN = Path(sys.executable).parent
-TINY = ['--steps', '20', '--batch', '16', '--g_width', '2', '--d_width', '4']
+TINY = ['--steps', '20', '--batch', '16', '--g-width', '2', '--d-width', '4']
 
 def command(name, *args, cwd): return subprocess.run([BIN/name, *map(str, args)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
@@ -48,10 +48,32 @@ def test_unreadable_images_are_named_and_left_out_on_request(tmp_path):
     from PIL import Image
     for i in range(20): (tmp_path/'data').mkdir(exist_ok=True); Image.new('RGB', (40, 40), (i, 200, 0)).save(tmp_path/f'data/{i}.png')
     (tmp_path/'data/zero.png').touch(); (tmp_path/'data/text.jpg').write_text('not an image')
-    refused(command('sagan-train', '--data', 'data', *TINY, cwd=tmp_path), 1, 'zero.png (zero bytes)', 'text.jpg', '--skip_bad')
+    refused(command('sagan-train', '--data', 'data', *TINY, cwd=tmp_path), 1, 'zero.png (zero bytes)', 'text.jpg', '--skip-bad')
     assert not (tmp_path/'runs').exists()
-    done = command('sagan-train', '--data', 'data', '--skip_bad', *TINY, cwd=tmp_path)
+    done = command('sagan-train', '--data', 'data', '--skip-bad', *TINY, cwd=tmp_path)
     assert done.returncode == 0 and '20 images' in done.stdout, done.stderr
+
+def folder_of(tmp, **classes):
+    "tmp/data with so many images in each class"
+    from PIL import Image
+    for c, n in classes.items():
+        (tmp/'data'/c).mkdir(parents=True)
+        for i in range(n): Image.new('RGB', (40, 40), (i, 100, 200)).save(tmp/'data'/c/f'{i}.png')
+
+@pytest.mark.parametrize('classes, args, words', [
+    (dict(), (), 'holds no images'),
+    (dict(a=3, b=0), (), 'class without images in data: b'),
+    (dict(a=3, b=3), ('--batch', '16'), 'the batch size must be from 1 to 6'),
+    (dict(a=8, b=8), ('--batch', '4', '--size', '48'), 'size must be 32, 64, 128 or 256'),
+    (dict(a=8, b=8), ('--batch', '4', '--g-attention', '64'), 'no 64x64 feature map'),
+])
+def test_data_that_does_not_fit(tmp_path, classes, args, words):
+    (tmp_path/'data').mkdir(); folder_of(tmp_path, **classes)
+    refused(command('sagan-train', '--data', 'data', '--g-width', 2, '--d-width', 4, *args, cwd=tmp_path), 1, words)
+    assert not (tmp_path/'runs').exists()
+
+def test_class_out_of_range(folder):
+    refused(command('sagan-sample', 'runs/digits', '--classes', '10', cwd=folder), 1, 'no class 10', '0, 1, 2')
 
 def test_arguments_of_the_wrong_form(tmp_path):
     refused(command('sagan-train', '--size', 'big', cwd=tmp_path), 2, 'big')
@@ -61,6 +83,14 @@ def test_weights_of_another_configuration(folder, tmp_path):
     for f in ('config.json', 'weights.safetensors'): (other/f).write_bytes((folder/'runs/digits'/f).read_bytes())
     c = json.loads((other/'config.json').read_text()); c['config']['d_width'] = 8; (other/'config.json').write_text(json.dumps(c))
     refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there, 8 here')
+
+def test_interrupt_at_once(tmp_path):
+    "While the imports run, too: no traceback, nothing left"
+    p = subprocess.Popen([BIN/'sagan-train', *TINY], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(2); p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 1 and 'Traceback' not in err and 'interrupted' in err, err
+    assert not list(tmp_path.iterdir())
 
 def test_interrupt_keeps_a_checkpoint(tmp_path):
     p = subprocess.Popen([BIN/'sagan-train', *TINY, '--steps', '100000'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
