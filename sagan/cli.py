@@ -7,8 +7,10 @@ Docs: https://sagan-gan.github.io/sagan/cli.html.md"""
 # %% auto #0
 __all__ = ['plain_errors', 'stop_on_interrupt', 'sagan_train', 'sagan_sample', 'draw_attention', 'sagan_attend', 'sagan_eval']
 
-# %% ../nbs/12_cli.ipynb #0af2741b
+# %% ../nbs/12_cli.ipynb #642c54c9
 import sys, warnings
+
+# %% ../nbs/12_cli.ipynb #cf750da5
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
     import json, signal, threading, torch
