@@ -87,7 +87,7 @@ def test_weights_of_another_configuration(folder, tmp_path):
 def test_interrupt_at_once(tmp_path):
     "While the imports run, too: no traceback, nothing left"
     p = subprocess.Popen([BIN/'sagan-train', *TINY], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(2); p.send_signal(signal.SIGINT)
+    time.sleep(1); p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
     assert p.returncode == 1 and 'Traceback' not in err and 'interrupted' in err, err
     assert not list(tmp_path.iterdir())
