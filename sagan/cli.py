@@ -68,7 +68,7 @@ def _labels(classes, wanted):
     if unknown: raise ValueError(f"there is no class {', '.join(unknown)}; there are {', '.join(f'{i} ({n})' if n != str(i) else n for i, n in enumerate(classes[:50]))}")
     return [names[w] for w in wanted.split(',')]
 
-# %% ../nbs/12_cli.ipynb #8e63811e
+# %% ../nbs/12_cli.ipynb #ce6b85b5
 @contextmanager
 def stop_on_interrupt(
     writer:RunWriter, # Is asked to stop by the first Ctrl-C
@@ -103,7 +103,7 @@ def _report(run, images, seconds):
     for g in grids[::max(1, len(grids)//4)]: pictures.append((f'The same latents at step {int(g.stem[5:])}', g.read_bytes()))
     last = run.records[-1]
     summary = (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of {images.name} at {run.cfg.size}x{run.cfg.size} pixels, "
-               f"in {seconds:.0f} seconds ({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, generator loss {last['g_loss']:.2f}.")
+               f"in {seconds:.0f} seconds ({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, generator loss " + ('none yet.' if last['g_loss'] is None else f"{last['g_loss']:.2f}."))
     with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', summary, pictures, asdict(run.cfg)))
 
 # %% ../nbs/12_cli.ipynb #cb99d3d0

@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/training.html.md"""
 __all__ = ['presets', 'd_step', 'g_step', 'ema_update', 'Config', 'SAGAN', 'TwoOptimizers', 'SAGANTrainer', 'check_images',
            'sagan_learner']
 
-# %% ../nbs/06_training.ipynb #d7e63a30
+# %% ../nbs/06_training.ipynb #66c52562
 import math, time, torch, torch.nn as nn
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -24,7 +24,7 @@ from torch import Tensor
 from .conditioning import check_labels, frozen_statistics
 from .data import MemoryLoader, check_size
 from .losses import d_hinge_loss, g_hinge_loss, ttur
-from .networks import Discriminator, Generator, generate
+from .networks import Discriminator, Generator
 from .spectral import spectral_step
 
 # %% ../nbs/06_training.ipynb #2d618d3b
