@@ -31,12 +31,13 @@ def attend(
     q, k, v = [t[:, None].contiguous() for t in (q, k, v)]         # (B, 1 head, N, D), the layout that fused kernels take
     return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0]  # (B, Nq, Dv)
 
-# %% ../nbs/02_attention.ipynb #9ad0c7e5
+# %% ../nbs/02_attention.ipynb #1fc24e98
 class SelfAttention(nn.Module):
     "The attention layer of section 3, equations 1 to 3, on (B, C, H, W); the identity until `gamma` has moved from 0"
     def __init__(self,
         channels:int, # C, divisible by 8
         form:str='paper', # 'paper': equations 1-3 as printed; 'official': pooled keys and values, C/2 values, output convolution
+        sn:bool=True, # Spectrally normalise the convolutions?
     ):
         super().__init__()
         if channels < 8 or channels % 8: raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have C/8), got {channels}; use a width that gives such a feature map")
@@ -45,7 +46,7 @@ class SelfAttention(nn.Module):
         def project(c_in, c_out):
             conv = nn.Conv2d(c_in, c_out, 1, bias=False)
             nn.init.xavier_uniform_(conv.weight)
-            return spectral_norm(conv)
+            return spectral_norm(conv) if sn else conv
         values = channels if form == 'paper' else channels//2
         self.query, self.key = project(channels, channels//8), project(channels, channels//8)  # g, f
         self.value = project(channels, values)                                                 # h

@@ -107,7 +107,7 @@ def load_run(
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     return Run(folder, model, cfg, classes, step, [json.loads(l) for l in lines if l.endswith('\n')])  # a line that a crash cut off is dropped
 
-# %% ../nbs/11_checkpoints.ipynb #0d5db005
+# %% ../nbs/11_checkpoints.ipynb #631014d5
 class RunWriter(Callback):
     "Writes log, sample grids and checkpoints of a fit into a run folder; a fit that ends, or is stopped, leaves a checkpoint"
     order, run_valid = SAGANTrainer.order + 1, False
@@ -140,8 +140,8 @@ class RunWriter(Callback):
         "One line of the log: what the trainer watches, learning rates, first and last spectral norm of each network, seconds"
         s = {}
         for k in 'GD':
-            first, *_, last = sigmas(getattr(self.model, k)).items()
-            s |= {f'sigma {k}.{n}': v for n, v in (first, last)}
+            norms = list(sigmas(getattr(self.model, k)).items())
+            s |= {f'sigma {k}.{n}': v for n, v in norms[:1] + norms[-1:]}                # none in a G without spectral norm
         r = self.sagan_trainer.figures() | dict(lr_g=self.opt.hypers[0]['lr'], lr_d=self.opt.hypers[2]['lr']) | s | dict(seconds=round(perf_counter() - self.start, 2))
         with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps({k: None if v != v else v for k, v in r.items()}) + '\n')  # JSON has no NaN: G may not have stepped yet
 
