@@ -96,7 +96,7 @@ def _attention(net, placement, sizes, channels, form, sn=True):
         if s not in at: raise ValueError(f"the {net} has no {s}x{s} feature map for attention; it has {', '.join(map(str, sorted(at)))}")
     return nn.ModuleDict({str(s): ResidualBlock(at[s], sn) if form == 'residual' else SelfAttention(at[s], form, sn) for s in placement})
 
-# %% ../nbs/04_networks.ipynb #a1f1f750
+# %% ../nbs/04_networks.ipynb #55166267
 class Generator(nn.Module):
     "G(z, y) -> images in [-1, 1] (section 3 and 5); `attention` places the layer of equations 1-3 at any of its feature maps"
     def __init__(self,
@@ -124,7 +124,7 @@ class Generator(nn.Module):
         for size, block in zip(self.sizes, self.blocks):
             x = block(x, y)                                                  # (B, C, size, size)
             if str(size) in self.attention: x = self.attention[str(size)](x)
-        return self.conv(F.relu(self.bn(x))).tanh()                          # (B, 3, S, S) in [-1, 1]
+        return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
 
 # %% ../nbs/04_networks.ipynb #5a13c5ca
 class Discriminator(nn.Module):

@@ -7,12 +7,15 @@ Docs: https://sagan-gan.github.io/sagan/spectral.html.md"""
 # %% auto #0
 __all__ = ['power_iteration', 'SpectralNorm', 'spectral_norm', 'spectral_step', 'sigmas']
 
-# %% ../nbs/01_spectral.ipynb #17aa1f86
+# %% ../nbs/01_spectral.ipynb #ac7f6c23
 import torch, torch.nn as nn, torch.nn.functional as F
+from contextlib import nullcontext
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-# %% ../nbs/01_spectral.ipynb #d325d736
+# %% ../nbs/01_spectral.ipynb #85778adb
+def _exact(W): return torch.autocast(W.device.type, enabled=False) if torch.amp.is_autocast_available(W.device.type) else nullcontext()  # where training runs in bfloat16
+
 def power_iteration(
     W:Tensor, # Matrix, (out, in)
     u:Tensor, # Left vector to start from, (out,), not zero
@@ -20,12 +23,13 @@ def power_iteration(
 ) -> tuple: # (u, v): unit vectors of shapes (out,) and (in,)
     "`n` rounds of power iteration (section 4.1, Miyato et al. algorithm 1); raises `ValueError` if `W` is not a matrix"
     if W.ndim != 2: raise ValueError(f"power_iteration takes a matrix, got shape {tuple(W.shape)}; flatten the weight first")
-    for _ in range(n):
-        v = F.normalize(W.mT @ u, dim=0)  # (in,)
-        u = F.normalize(W @ v, dim=0)     # (out,)
+    with _exact(W):
+        for _ in range(n):
+            v = F.normalize(W.mT @ u, dim=0)  # (in,)
+            u = F.normalize(W @ v, dim=0)     # (out,)
     return u, v
 
-# %% ../nbs/01_spectral.ipynb #ba2fb1d2
+# %% ../nbs/01_spectral.ipynb #764c9f49
 class SpectralNorm(nn.Module):
     "Parametrization $W \\mapsto W/\\sigma(W)$ with kept vectors $u, v$ (section 4.1); one `step` is one power iteration"
     def __init__(self,
@@ -40,7 +44,8 @@ class SpectralNorm(nn.Module):
         self.register_buffer('v', v)  # (in*kh*kw,)
 
     def matrix(self, weight): return weight.transpose(0, self.dim).flatten(1)              # (out, in*kh*kw)
-    def sigma(self, weight): return torch.dot(self.u, torch.mv(self.matrix(weight), self.v))  # ()
+    def sigma(self, weight):
+        with _exact(weight): return torch.dot(self.u, torch.mv(self.matrix(weight), self.v))  # ()
     def forward(self, weight): return weight / self.sigma(weight)
 
     @torch.no_grad()
