@@ -59,7 +59,7 @@ def frozen_statistics(
     finally:
         for m in bns: m.track_running_stats = True
 
-# %% ../nbs/03_conditioning.ipynb #60ebd46a
+# %% ../nbs/03_conditioning.ipynb #f0d979df
 class ProjectionHead(nn.Module):
     "Score of pooled features, plus their inner product with the label's embedding (section 5, ref. [17])"
     def __init__(self,
@@ -73,10 +73,10 @@ class ProjectionHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, h, y=None):
-        score = self.linear(h).squeeze(1).float()                             # (B,), float32 also where h is bfloat16
+        score = self.linear(h).squeeze(1)                                     # (B,)
         return score if self.embed is None else score + (self.embed(y)*h).sum(1)  # (B,)
 
-# %% ../nbs/03_conditioning.ipynb #224c03b6
+# %% ../nbs/03_conditioning.ipynb #6d443660
 class AuxiliaryHead(nn.Module):
     "Score of pooled features, and -log P(C = y | x) by a classifier on the same features (AC-GAN, table 2)"
     def __init__(self,
@@ -89,5 +89,5 @@ class AuxiliaryHead(nn.Module):
         for layer in (self.linear, self.classify): nn.init.xavier_uniform_(layer.weight); nn.init.zeros_(layer.bias); spectral_norm(layer)
 
     def forward(self, h, y):
-        score = self.linear(h).squeeze(1).float()                             # (B,)
-        return score, F.cross_entropy(self.classify(h).float(), y, reduction='none')  # (B,), (B,) >= 0
+        score = self.linear(h).squeeze(1)                                     # (B,)
+        return score, F.cross_entropy(self.classify(h), y, reduction='none')  # (B,), (B,) >= 0

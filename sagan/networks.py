@@ -129,7 +129,7 @@ class Generator(nn.Module):
             if str(size) in self.attention: x = self.attention[str(size)](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
 
-# %% ../nbs/04_networks.ipynb #5a13c5ca
+# %% ../nbs/04_networks.ipynb #927e1e15
 class Discriminator(nn.Module):
     "D(x, y) -> one unbounded score per image (section 3 and 5), high for real; with the auxiliary head the pair (score, -log P(y | x))"
     def __init__(self,
@@ -156,7 +156,8 @@ class Discriminator(nn.Module):
         for size, block in zip(self.sizes, self.blocks):
             x = block(x)                                                     # (B, C, size, size)
             if block.down and str(size) in self.attention: x = self.attention[str(size)](x)
-        return self.head(F.relu(x).sum((2, 3)), y)                           # (B,), auxiliary: (B,), (B,)
+        h = F.relu(x).float().sum((2, 3))                                    # (B, C), float32 from here on
+        with torch.autocast(x.device.type, enabled=False): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
 
 # %% ../nbs/04_networks.ipynb #73cdc53a
 @torch.no_grad()

@@ -1,0 +1,38 @@
+"An experiment as a process: killed in the middle and started again, it ends with the same table"
+import csv, json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+ARGS = ['table1', '--data', 'twins', '--preset', 'tiny', '--steps', '12', '--batch', '8', '--seeds', '1', '--every', '4', '--samples', '100']
+
+def start(out, *more): return subprocess.Popen([BIN/'sagan-experiment', *ARGS, '--out', str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def finished(out, *more):
+    p = start(out, *more); _, err = p.communicate(timeout=500)
+    assert p.returncode == 0, err
+    rows = list(csv.DictReader((out/'table.csv').open()))
+    assert {p.name for p in out.iterdir() if p.is_file()} == {'curves.png', 'experiment.json', 'reference.safetensors', 'report.html', 'samples.png', 'table.csv', 'table.md'}
+    return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in rows]
+
+def test_killed_and_started_again(tmp_path):
+    whole = finished(tmp_path/'whole')
+    assert [r['row'] for r in whole] == ['no attention', 'SAGAN feat8, feat16, feat32', 'SAGAN feat64', 'Residual feat8, feat16, feat32', 'Residual feat64']
+    assert all(float(r['fid']) > 0 and r['samples'] == '100' and 'small CNN' in r['evaluator'] and 'twins' in r['reference'] for r in whole)
+    p = start(tmp_path/'cut')
+    for _ in range(3000):                                                     # until the second network has been measured once
+        if (tmp_path/'cut/table1-feat8/seed0/state.pt').exists(): break
+        time.sleep(.1)
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert not (tmp_path/'cut/table.md').exists() and (tmp_path/'cut/table1-none/seed0/records.json').exists()
+    assert finished(tmp_path/'cut') == whole
+
+def test_two_at_once_give_the_table_of_one_by_one_and_stop_together(tmp_path):
+    p = start(tmp_path/'jobs', '--jobs', '2', '--steps', '100000', '--every', '50000')
+    for _ in range(1200):
+        if (tmp_path/'jobs/table1-none/seed0').exists(): break
+        time.sleep(.1)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 1 and 'interrupted' in err and 'Traceback' not in err, err
+    rows = finished(tmp_path/'two', '--jobs', '2')
+    assert len(rows) == 5 and all(r['diverged'] == '0' for r in rows)
