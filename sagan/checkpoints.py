@@ -147,7 +147,7 @@ class RunWriter(Callback):
         if step % self.log_every: self.check(); self.record()
         if step % self.save_every: self.check(); self.save()
 
-# %% ../nbs/11_checkpoints.ipynb #c644f400
+# %% ../nbs/11_checkpoints.ipynb #e35dda07
 def save_state(
     path:str|Path, # File to write, usually `state.pt`
     learn:Learner, # From `sagan_learner` on `image_dls`, after some fit
@@ -155,6 +155,7 @@ def save_state(
 ) -> None:
     "Write everything that training needs to go on, in one piece"
     t, loader = learn.sagan_trainer, learn.dls.train
+    if t.step == 0: raise ValueError('there is no training state before the first step; fit first')
     state = dict(config=asdict(learn.model.cfg), model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(), step=t.step, draws=t.rng.get_state(),
                  losses=(t.d_loss.item(), float(t.g_loss)), data=dict(draws=loader.rng.get_state(), order=loader.order), notes=notes)
     with whole_file(path) as new: torch.save(state, new)

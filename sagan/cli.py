@@ -114,7 +114,7 @@ def _report(run, images, seconds):
                f"in {seconds:.0f} seconds ({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, generator loss " + ('none yet.' if last['g_loss'] is None else f"{last['g_loss']:.2f}."))
     with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', summary, pictures, asdict(run.cfg)))
 
-# %% ../nbs/12_cli.ipynb #4dfdf9ad
+# %% ../nbs/12_cli.ipynb #a5e6b4c1
 def config_options(
     command, # A function with `**changes`
 ): # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make options of
@@ -129,7 +129,9 @@ def config_options(
         if kw.keys() >= more.keys():                                          # from the shell: everything is passed, and what is unknown is left in sys.argv
             names = ['--' + k.replace('_', '-') for k in [*own, *more]]
             for a in sys.argv[1:]:
-                print(f"{Path(sys.argv[0]).name}: there is no {'option' if a.startswith('-') else 'argument'} {a}; did you mean {' or '.join(get_close_matches(a, names, cutoff=.5)) or 'one of ' + ', '.join(names)}?", file=sys.stderr)
+                near = ' or '.join(get_close_matches(a, names, cutoff=.5))
+                what = f"there is no option {a}" if a.startswith('-') else f"{a} stands alone, but every value follows the name of its option, as in --data digits"
+                print(f"{Path(sys.argv[0]).name}: {what}{f'; did you mean {near}?' if near else '; --help lists them all'}", file=sys.stderr)
                 raise SystemExit(2)
         return command(*args, **{k: v for k, v in kw.items() if v is not None})
     with_options.__signature__ = signature(command).replace(parameters=[*own.values(), *more.values()])
@@ -275,7 +277,7 @@ def sagan_eval(
         with whole_file(r.folder/'eval.json') as f: f.write_text(json.dumps(scores, indent=1))
         for k, v in scores.items(): print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
 
-# %% ../nbs/12_cli.ipynb #0e108759
+# %% ../nbs/12_cli.ipynb #d311179d
 @call_parse(nested=True)
 @config_options
 def sagan_experiment(
@@ -297,6 +299,7 @@ def sagan_experiment(
     with plain_errors('sagan-experiment'):
         lines(experiment, named_preset('tiny'))                                # an unknown name is refused before data are read
         out = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}')
+        if changes.keys() & {'g_attention', 'd_attention'}: raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out --g-attention and --d-attention")
         base, _ = _configure(preset, changes)
         images = _with_classes(load_images(data, base.size, base.skip_bad), changes.get('n_classes'))
         base = base.change(data=data if data in ('digits', 'twins') else str(Path(data).resolve()))

@@ -69,7 +69,7 @@ def frechet_distance(
     trace = torch.linalg.eigvalsh(root @ sigma2 @ root).clamp(min=0).sqrt().sum()  # tr (sigma1 sigma2)^(1/2)
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2*trace).item()
 
-# %% ../nbs/07_evaluation.ipynb #e199287f
+# %% ../nbs/07_evaluation.ipynb #9ead2f34
 def kernel_distance(
     f:Tensor, # Features of generated images, (n, D)
     g:Tensor, # Features of real images, (m, D)
@@ -80,7 +80,7 @@ def kernel_distance(
     "Kernel Inception distance by the unbiased cubic kernel; raises `ValueError` if the dimensions differ"
     if f.shape[1] != g.shape[1]: raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
     m, rng = min(size, len(f), len(g)), np.random.RandomState(seed)
-    def k(a, b): s = a @ b.T / a.shape[1] + 1; return s*s*s                   # (m, m); s**3 takes three times as long
+    def k(a, b): return torch.addmm(a.new_ones(()), a, b.T, alpha=1/a.shape[1]).pow_(3)  # (m, m)
     def mean_off_diagonal(K): return (K.sum() - K.trace())/(m*(m - 1))        # ()
     values = []
     for _ in range(subsets):
@@ -121,7 +121,7 @@ class Evaluator:
         f, logits = out if isinstance(out, tuple) else (out, None)
         return f.float().cpu(), None if logits is None else logits.double().softmax(1).float().cpu()
 
-# %% ../nbs/07_evaluation.ipynb #fef13410
+# %% ../nbs/07_evaluation.ipynb #c6850fe8
 class Classifier(nn.Module):
     "A small convolutional network with 64 pooled features, and logits if there are classes; larger images are averaged down to 32x32 first"
     def __init__(self,
@@ -140,7 +140,7 @@ def train_evaluator(
     steps:int=500, # Training steps of 64 images
     seed:int=0, # Of weights, split and batches
 ) -> Evaluator: # In eval mode, on the CPU
-    "Train the small classifier on real images; without at least two classes it stays untrained, and its random features serve the distances only"
+    "Train the small classifier on real images; without at least two classes it stays untrained, and its random features serve everything but the Inception score and accuracy"
     train, held_out = images.split(.2, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -181,7 +181,7 @@ def inception(
     except (RuntimeError, UnpicklingError, EOFError, AttributeError, TypeError) as e: raise ValueError(f"{path} is not a file of torch-fidelity's Inception weights ({str(e).splitlines()[0]})")
     return Evaluator(net.to(device), f'Inception-v3 of torch-fidelity {version("torch-fidelity")}, weights {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}')
 
-# %% ../nbs/07_evaluation.ipynb #71c96ece
+# %% ../nbs/07_evaluation.ipynb #bed1accb
 @dataclass
 class Reference:
     "What an evaluator sees in real images, and what they are"
@@ -197,7 +197,7 @@ class Reference:
     evaluator:str       # Who measured
     def __str__(self): return f'{self.count} images of {self.data} ({self.split}, {self.size} px, interpolation: {self.interpolation})'
 
-_FACTS = 'data', 'split', 'count', 'size', 'interpolation', 'evaluator'
+# %% ../nbs/07_evaluation.ipynb #c92336e1
 KEPT = 10_000  # images whose features are kept for KID, precision, recall and diversity
 
 def _measure_all(evaluator, batches, n, seed=0):
@@ -217,6 +217,7 @@ def _measure_all(evaluator, batches, n, seed=0):
     if done != n: raise ValueError(f"there are {done} images for {n} labels")
     return *statistics, torch.cat(kept), chosen, torch.cat(p) if p else None
 
+# %% ../nbs/07_evaluation.ipynb #0249f271
 def reference(
     images:Images|ImageFiles, # Real images, in memory or in a folder
     evaluator:Evaluator, # Who measures
@@ -242,7 +243,7 @@ def _load_reference(file, facts):
         if header.get(k) != str(v): raise ValueError(f"{file} is not the reference that is needed: its {k} is {header.get(k)!r}, here it is {str(v)!r}; name another file, or remove it, and it is computed again")
     return Reference(**tensors, **facts)
 
-# %% ../nbs/07_evaluation.ipynb #f2330b98
+# %% ../nbs/07_evaluation.ipynb #a5b11592
 @dataclass
 class Scores:
     "Numbers, and what they were measured with"
@@ -260,6 +261,7 @@ class Scores:
     evaluator:str            # The network that measured, and its accuracy on held-out real images
     reference:str            # The real images compared with
 
+# %% ../nbs/07_evaluation.ipynb #6f393014
 def _spread(f, y):
     "Mean distance between two feature vectors of the same class, over the classes with at least two images"
     per_class = [torch.pdist(f[y == c][:500]).mean() for c in y.unique() if (y == c).sum() > 1]
@@ -286,7 +288,7 @@ def score(
     mean, spread = inception_score(p) if p is not None else (None, None)
     drawn = torch.cat(twins) if drawn else None                               # (n, 3, S, S)
     return Scores(
-        fid=frechet_distance(mu, sigma, real.mu, real.sigma), inception_score=mean, inception_spread=spread, kid=kid, precision=precision, recall=recall,
+        fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean, inception_spread=spread, kid=kid, precision=precision, recall=recall,
         accuracy=None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item(),
         diversity=(_spread(f, y[chosen])/_spread(real.features, real.labels)).item(),
         agreement=None if drawn is None else twin_agreement(drawn), colour_pairs=None if drawn is None else twin_pairs(drawn), samples=len(y),

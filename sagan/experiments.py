@@ -29,14 +29,14 @@ from .networks import generate, generate_batches
 from .training import Config, SAGAN, sagan_learner, systems
 from .visualization import grid_image, report_html
 
-# %% ../nbs/10_experiments.ipynb #3af4c4f3
+# %% ../nbs/10_experiments.ipynb #9944edc9
 @dataclass(frozen=True)
 class Row:
     "One row of an experiment"
     system:str          # Name of the system, as in `systems`
     label:str           # What the paper calls it
     fid:str = ''        # The paper's FID, lower is better
-    score:str = ''      # The paper's Inception score, higher is better
+    inception_score:str = ''  # The paper's Inception score, higher is better
 
 experiments = dict(
     table1=[Row('table1-none', 'no attention', '22.96', '42.87'),
@@ -48,7 +48,7 @@ experiments = dict(
     figure3=[Row('figure3-sn-d', 'SN on D', '181.84 (10k)'), Row('figure3-sn-gd', 'SN on G/D', '33.39 (160k), 72.41 (260k)'),
              Row('figure3-sn-gd-ttur', 'SN on G/D + TTUR', '22.96 (1M)'), Row('figure3-sn-d-5to1', 'SN on D, 5:1')])
 
-# %% ../nbs/10_experiments.ipynb #8af64f0a
+# %% ../nbs/10_experiments.ipynb #de23a7f2
 @dataclass(frozen=True)
 class Line:
     "Rows of an experiment that are one and the same network at the size of the data"
@@ -70,11 +70,14 @@ def lines(
 ) -> list: # `Line`s, in the order of the paper
     "The networks that an experiment trains; raises `ValueError` for an unknown experiment"
     if experiment not in experiments: raise ValueError(f"there is no experiment {experiment!r}; there are {', '.join(experiments)}")
+    for k, v in dict(g_sn=True, head='projection', n_d=1).items():
+        if getattr(base, k) != v: raise ValueError(f"{k} is what the rows of the experiments differ in; leave it at {v!r}")
+    if base.form == 'residual': raise ValueError("form 'residual' is what rows of table 1 differ in; choose 'paper' or 'official' for the others")
     cfgs, merged = systems(base), {}
     for row in experiments[experiment]: merged.setdefault(cfgs[row.system], []).append(row)
     return [Line(tuple(rows), cfg) for cfg, rows in merged.items()]
 
-# %% ../nbs/10_experiments.ipynb #d31a2761
+# %% ../nbs/10_experiments.ipynb #7730d4ad
 @dataclass(frozen=True)
 class Plan:
     "How the lines of an experiment are trained and measured, all alike"
@@ -86,7 +89,7 @@ class Plan:
     device:str          # Where to train
 
 def _measure(learn, plan):
-    "Scores of the averaged generator, on classes as frequent as in the data"
+    "Scores of the averaged generator (for figure 3 there is no average: of the generator), on classes as frequent as in the data"
     n, images = plan.samples, plan.images
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(0))]  # (n,), y ~ p_data
     x = generate_batches(learn.model.ema, y if images.classes else None, n)
@@ -124,7 +127,7 @@ def train_line(
     with whole_file(done) as new: new.write_text(json.dumps(records, indent=1))
     state.unlink()
 
-# %% ../nbs/10_experiments.ipynb #1ae13a5f
+# %% ../nbs/10_experiments.ipynb #d86161b6
 def _start(threads):
     "A worker leaves Ctrl-C to its parent, and ends when its parent does"
     torch.set_num_threads(threads)
@@ -141,6 +144,7 @@ def _told(line, seed, r):
     agreement = '' if r['agreement'] is None else f'  agreement {r["agreement"]:.1%}'
     return f'{line.label}, seed {seed}, step {r["step"]}: FID {r["fid"]:.2f}' + ('' if r['inception_score'] is None else f'  IS {r["inception_score"]:.2f}') + agreement + f'  ({r["seconds"]:.0f} s)'
 
+# %% ../nbs/10_experiments.ipynb #1657ee21
 def run_experiment(
     experiment:str, # 'table1', 'table2' or 'figure3'
     images:Images, # Training images
@@ -159,13 +163,14 @@ def run_experiment(
         if n < (low := 10 if name == 'samples' else 1): raise ValueError(f"{name} must be at least {low}, got {n}")
     base = base.change(size=images.size, n_classes=len(images.classes))
     todo, folder = lines(experiment, base), Path(folder)
-    for l in todo: SAGAN(l.cfg)                                               # what does not fit is refused here
+    if any(l.cfg.head == 'auxiliary' for l in todo) and base.n_classes < 2: raise ValueError(f"{experiment} includes AC-GAN, which needs images of at least 2 classes; {images.name} has {base.n_classes}")
+    for l in todo: SAGAN(l.cfg)                                               # what else does not fit is refused here
     every, evaluator = every or math.ceil(base.steps/6), evaluator or train_evaluator(images)
     samples = samples or (1000 if evaluator.name.startswith('small') or evaluator.name.startswith('untrained') else 50_000)
     asked = json.dumps(dict(experiment=experiment, base=asdict(base), seeds=seeds, every=every, samples=samples, evaluator=evaluator.name), indent=1)
     if folder.exists() and any(folder.iterdir()):
-        if not (folder/'experiment.json').exists(): raise ValueError(f"{folder} holds other files; choose another folder with --out")
-        if (folder/'experiment.json').read_text() != asked: raise ValueError(f"{folder} holds another experiment: {_difference(json.loads((folder/'experiment.json').read_text()), json.loads(asked))}; choose another folder with --out, or remove it")
+        if not (folder/'experiment.json').exists(): raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
+        if (folder/'experiment.json').read_text() != asked: raise ValueError(f"{folder} holds another experiment: {_difference(json.loads((folder/'experiment.json').read_text()), json.loads(asked))}; choose another folder (out=, --out), or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder/'experiment.json') as new: new.write_text(asked)
     plan = Plan(every, samples, evaluator, reference(images, evaluator, file=folder/'reference.safetensors'), images, device)
@@ -187,6 +192,7 @@ def run_experiment(
     _write_report(folder, experiment, base, plan, results)
     return results
 
+# %% ../nbs/10_experiments.ipynb #06604d81
 def load_experiment(
     folder:str|Path, # Folder of a finished experiment
 ) -> list: # (`Line`, [records of each seed]) of each line
@@ -206,7 +212,7 @@ def _difference(there, here):
     flat = lambda d: {k: v for k, v in d.items() if k != 'base'} | d['base']
     return next(f'{k} is {flat(there).get(k)!r} there, {v!r} here' for k, v in flat(here).items() if flat(there).get(k) != v)
 
-# %% ../nbs/10_experiments.ipynb #622ee3ee
+# %% ../nbs/10_experiments.ipynb #fd1e0c40
 def table(
     results:list, # What `run_experiment` returned
 ) -> list: # One dictionary per line, with the columns of table.csv
@@ -223,7 +229,7 @@ def table(
         rows.append(dict(row=line.label, attention=line.at, form=line.cfg.form, parameters_g=sum(p.numel() for p in m.G.parameters()), parameters_d=sum(p.numel() for p in m.D.parameters()),
                          seeds=len(seeds), diverged=len(last) - len(good), d_steps=max(r['step'] for r in last), g_steps=max(r['step'] for r in last)//line.cfg.n_d)
                     | spread('fid') | {'best fid': mean(best) if best else None} | spread('inception_score') | spread('agreement') | spread('accuracy') | spread('diversity')
-                    | dict(seconds_per_step=mean(sum(r['seconds'] for r in s)/s[-1]['step'] for s in seeds), paper_fid=line.joined('fid'), paper_is=line.joined('score'),
+                    | dict(seconds_per_step=mean(sum(r['seconds'] for r in s)/s[-1]['step'] for s in seeds), paper_fid=line.joined('fid'), paper_is=line.joined('inception_score'),
                            evaluator=good[0]['evaluator'] if good else '', reference=good[0]['reference'] if good else '', samples=good[0]['samples'] if good else 0))
     return rows
 
@@ -236,7 +242,7 @@ def table_markdown(
     rows:list, # From `table`
 ) -> str: # A Markdown table
     "The outcome as a page shows it"
-    columns = {'row': lambda r: r['row'] + (f' (**{r["diverged"]} of {r["seeds"]} diverged**)' if r['diverged'] else ''), 'at': lambda r: r['attention'],
+    columns = {'row': lambda r: r['row'] + (f' (**{r["diverged"]} of {r["seeds"]} diverged**)' if r['diverged'] else ''), 'attention at': lambda r: r['attention'],
                'parameters G / D': lambda r: f'{r["parameters_g"]:,} / {r["parameters_d"]:,}', 'steps D / G': lambda r: f'{r["d_steps"]:,} / {r["g_steps"]:,}',
                'FID': lambda r: _text(r, 'fid', '{:.2f}'), 'best FID': lambda r: _text(r, 'best fid', '{:.2f}'), 'IS': lambda r: _text(r, 'inception_score', '{:.2f}'),
                'agreement': lambda r: _text(r, 'agreement', '{:.1%}'), 'accuracy': lambda r: _text(r, 'accuracy', '{:.1%}'), 'diversity': lambda r: _text(r, 'diversity', '{:.2f}'),
@@ -245,7 +251,7 @@ def table_markdown(
     cells = {c: v for c, v in cells.items() if any(v)}                        # no column without content
     return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [cells, ['---']*len(cells), *zip(*cells.values())])
 
-# %% ../nbs/10_experiments.ipynb #7a3ea7aa
+# %% ../nbs/10_experiments.ipynb #66a4f041
 def curves_figure(
     results:list, # What `run_experiment` returned
 ) -> Figure: # One panel per measure, one colour per line
@@ -264,6 +270,7 @@ def curves_figure(
     fig.tight_layout()
     return fig
 
+# %% ../nbs/10_experiments.ipynb #e601a3b1
 def strips_figure(
     folder:str|Path, # Folder of an experiment
     results:list, # What `run_experiment` returned
@@ -271,14 +278,13 @@ def strips_figure(
 ) -> Figure: # One row per line, samples at up to four steps
     "Figure 4: samples over training, with the FID of that step"
     folder, shown = Path(folder), []
-    for line, seeds in results:
-        records = {r['step']: r for s in seeds for r in s if not r['diverged']}
+    for line, _ in results:
         files = sorted((folder/line.name/f'seed{seed}'/'samples').glob('step-*.png'))
         shown.append((line, [files[round(i*(len(files) - 1)/3)] for i in range(4)] if len(files) > 4 else files))
     columns = max([len(f) for _, f in shown] + [1])
     fig, axes = plt.subplots(len(shown), columns, figsize=(3*columns, .85*len(shown)), squeeze=False)
-    for (line, files), (_, seeds), row in zip(shown, results, axes):
-        fids = {r['step']: r['fid'] for r in seeds[0] if not r['diverged']}
+    for (line, files), row in zip(shown, axes):
+        fids = {r['step']: r.get('fid') for r in json.loads((folder/line.name/f'seed{seed}'/'records.json').read_text())}
         for ax in row: ax.axis('off')
         for ax, file in zip(row, files):
             step = int(file.stem[5:])
@@ -286,6 +292,7 @@ def strips_figure(
     fig.tight_layout(pad=.4)
     return fig
 
+# %% ../nbs/10_experiments.ipynb #5193240c
 def _write_report(folder, experiment, base, plan, results):
     "table.md, table.csv, curves.png, samples.png, report.html"
     rows = table(results)
@@ -299,5 +306,7 @@ def _write_report(folder, experiment, base, plan, results):
         with whole_file(folder/f'{name}.png') as new: fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
     pictures = [("Over training (the paper's figure 3): thin lines are seeds, thick ones their means", (folder/'curves.png').read_bytes()), ("Samples over training (the paper's figure 4), always of the same latents", (folder/'samples.png').read_bytes())]
-    shown = {r['row']: ', '.join(f'{t} {_text(r, k, f)}' for t, k, f in (('FID', 'fid', '{:.2f}'), ('IS', 'inception_score', '{:.2f}'), ('agreement', 'agreement', '{:.1%}')) if r[k] is not None) + f"; paper: FID {r['paper_fid'] or 'none'}, IS {r['paper_is'] or 'none'}" for r in rows}
+    kinds = ('FID', 'fid', '{:.2f}'), ('IS', 'inception_score', '{:.2f}'), ('agreement', 'agreement', '{:.1%}')
+    def told(r): return ', '.join(f'{t} {_text(r, k, f)}' for t, k, f in kinds if r[k] is not None) + f"; paper: FID {r['paper_fid'] or 'none'}, IS {r['paper_is'] or 'none'}"
+    shown = {r['row']: told(r) for r in rows}
     with whole_file(folder/'report.html') as new: new.write_text(report_html(f'{experiment} on {plan.images.name}', said, pictures, shown | asdict(base)))

@@ -76,7 +76,7 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #9e4f4258
+# %% ../nbs/06_training.ipynb #78e8c155
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
@@ -91,9 +91,9 @@ class Config:
     g_sn:bool = True                  # spectral norm in G, too (D always has it)
     head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128                   # numbers in a latent vector (released code)
-    precision:str = 'float32'         # 'bfloat16': convolutions and products in bfloat16, all else in float32
+    dtype:str = 'float32'             # 'bfloat16': convolutions and products in bfloat16, all else in float32
     batch:int = 256                   # images per step (BigGAN's reimplementation; the paper does not say)
-    steps:int = 1_000_000             # discriminator steps; from Python, those of one epoch
+    steps:int = 1_000_000             # discriminator steps; `sagan_learner` sets it to the batches of an epoch
     n_d:int = 1                       # discriminator steps per generator step
     lr_g:float = 1e-4                 # G's learning rate
     lr_d:float = 4e-4                 # D's learning rate
@@ -108,7 +108,7 @@ class Config:
 
     def __post_init__(self):
         check_size(self.size)
-        for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), precision=('float32', 'bfloat16'), g_sn=(True, False), flip=(True, False), skip_bad=(True, False)).items():
+        for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('float32', 'bfloat16'), g_sn=(True, False), flip=(True, False), skip_bad=(True, False)).items():
             if getattr(self, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(self, name)!r}")
         for name in ('g_attention', 'd_attention'):
             at = getattr(self, name)
@@ -118,7 +118,7 @@ class Config:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(self, name)!r}")
         for name in ('lr_g', 'lr_d'):
             if not isinstance(getattr(self, name), (int, float)) or not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not 0 <= self.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {self.bias_lr!r}")
+        if not isinstance(self.bias_lr, (int, float)) or not 0 <= self.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {self.bias_lr!r}")
         for name in ('beta1', 'beta2', 'ema'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
 
@@ -210,7 +210,7 @@ class TwoOptimizers:
     def state_dict(self): return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
     def load_state_dict(self, state): self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
 
-# %% ../nbs/06_training.ipynb #1facd33e
+# %% ../nbs/06_training.ipynb #a823a625
 class SAGANTrainer(Callback):
     "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
     order, run_valid = ProgressCallback.order + 1, False
@@ -221,7 +221,7 @@ class SAGANTrainer(Callback):
     def before_fit(self):
         self.started, self.first = time.perf_counter(), self.step
         device = next(self.model.parameters()).device
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.precision == 'bfloat16')
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.dtype == 'bfloat16')
         if self.rng is None: self.rng = torch.Generator(device).manual_seed(self.cfg.seed)
 
     def draw(self, y):
