@@ -147,7 +147,7 @@ class RunWriter(Callback):
         if step % self.log_every: self.check(); self.record()
         if step % self.save_every: self.check(); self.save()
 
-# %% ../nbs/11_checkpoints.ipynb #e35dda07
+# %% ../nbs/11_checkpoints.ipynb #4c74618a
 def save_state(
     path:str|Path, # File to write, usually `state.pt`
     learn:Learner, # From `sagan_learner` on `image_dls`, after some fit
@@ -156,7 +156,7 @@ def save_state(
     "Write everything that training needs to go on, in one piece"
     t, loader = learn.sagan_trainer, learn.dls.train
     if t.step == 0: raise ValueError('there is no training state before the first step; fit first')
-    state = dict(config=asdict(learn.model.cfg), model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(), step=t.step, draws=t.rng.get_state(),
+    state = dict(config=asdict(learn.model.cfg), model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(), step=t.step, device=t.rng.device.type, draws=t.rng.get_state(),
                  losses=(t.d_loss.item(), float(t.g_loss)), data=dict(draws=loader.rng.get_state(), order=loader.order), notes=notes)
     with whole_file(path) as new: torch.save(state, new)
 
@@ -166,13 +166,15 @@ def load_state(
 ) -> list: # The notes kept with it
     "Put a new learner into the saved state; raises `ValueError` for another configuration or a damaged file"
     try: state = torch.load(path, map_location=next(learn.model.parameters()).device, weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as e: raise ValueError(f"{path} is not a whole training state ({str(e).splitlines()[0]})")
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, TypeError) as e: raise ValueError(f"{path} is not a whole training state, it may be truncated ({type(e).__name__}); remove it to begin anew")
     for k, v in asdict(learn.model.cfg).items():
         if state['config'].get(k) != v: raise ValueError(f"{path} belongs to another configuration: {k} is {state['config'].get(k)!r} there, {v!r} here")
     t, loader = learn.sagan_trainer, learn.dls.train
     learn.model.load_state_dict(state['model'])
     learn.create_opt(); learn.opt.opt.load_state_dict(state['optimisers'])
     t.step, (d_loss, t.g_loss), t.d_loss = state['step'], state['losses'], torch.tensor(state['losses'][0])
-    t.rng = torch.Generator(next(learn.model.parameters()).device); t.rng.set_state(state['draws'].cpu())
+    t.rng = torch.Generator(next(learn.model.parameters()).device)
+    if state['device'] != t.rng.device.type: raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {t.rng.device.type}, whose random numbers are others; use the device that it began on")
+    t.rng.set_state(state['draws'].cpu())
     loader.rng.set_state(state['data']['draws'].cpu()); loader.order = state['data']['order'].cpu()
     return state['notes']

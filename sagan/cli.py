@@ -241,7 +241,7 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/12_cli.ipynb #af12ea6a
+# %% ../nbs/12_cli.ipynb #b047af75
 def _evaluator(name, weights, images, seed, device):
     "The evaluator of that name"
     if name not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
@@ -263,11 +263,12 @@ def sagan_eval(
     "Score images of a run against real ones; writes eval.json"
     with plain_errors('sagan-eval'):
         by_inception = evaluator == 'inception' or weights is not None
-        n = n or (50_000 if by_inception else 1000)
+        if n is None: n = 50_000 if by_inception else 1000
         _at_least(n, 10); _at_least(standing, 0, 'standing')
         r = load_run(run, _device(device)); G, data = r.model.ema, data or r.cfg.data
         images = ImageFiles(data, r.cfg.size) if by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad else load_images(data, r.cfg.size, r.cfg.skip_bad)
-        if r.classes and images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})")
+        if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
+        if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})")
         judge = _evaluator(evaluator, weights, images, seed, _device(device))
         real = real_statistics(images, judge, split, reference or (r.folder/'reference-inception.safetensors' if by_inception else None))
         y = images.y[torch.randint(len(images), (max(n, standing),), generator=torch.Generator().manual_seed(seed))]  # y ~ p_data
@@ -277,7 +278,7 @@ def sagan_eval(
         with whole_file(r.folder/'eval.json') as f: f.write_text(json.dumps(scores, indent=1))
         for k, v in scores.items(): print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
 
-# %% ../nbs/12_cli.ipynb #d311179d
+# %% ../nbs/12_cli.ipynb #a944d219
 @call_parse(nested=True)
 @config_options
 def sagan_experiment(
@@ -303,5 +304,5 @@ def sagan_experiment(
         base, _ = _configure(preset, changes)
         images = _with_classes(load_images(data, base.size, base.skip_bad), changes.get('n_classes'))
         base = base.change(data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
-        run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)), jobs, _device(device), lambda text: print(text, flush=True))
+        run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None, jobs, _device(device), lambda text: print(text, flush=True))
         print(f'\n{(out/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {out/"report.html"}')

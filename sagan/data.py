@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/data.html.md"""
 # %% auto #0
 __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'FITTED', 'to_unit', 'to_bytes', 'check_size', 'Images', 'digits',
            'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'ImageFiles', 'from_dataset',
-           'MemoryLoader', 'image_dls', 'whole_file', 'load_images']
+           'MemoryLoader', 'image_dls', 'whole_file', 'exclusive', 'load_images']
 
 # %% ../nbs/00_data.ipynb #bf6df2e6
 import os, torch, torch.nn.functional as F
@@ -111,7 +111,7 @@ def twins(
             box.copy_(torch.where(masks[y[i]], paint, box))
     return Images(to_bytes(x*2 - 1), y, list(TWIN_SHAPES), 'twins')
 
-# %% ../nbs/00_data.ipynb #641e53d7
+# %% ../nbs/00_data.ipynb #d996c4f3
 def twin_colours(
     x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64
 ) -> Tensor: # (n, 2, 2) int64: [left or right twin, upper or lower part] -> index into `TWIN_COLOURS`, -1 for no twin
@@ -130,18 +130,18 @@ def twin_colours(
     return torch.where(area[..., None] >= 8*(size//32)**2, named, -1)
 
 def twin_agreement(
-    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64
+    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n, 2, 2)
 ) -> float: # Share in [0, 1]: 1 for real images, about 1/36 for unrelated halves
     "Share of images with two twins whose upper and lower colours both agree"
-    left, right = twin_colours(x).unbind(1)                                   # (n, 2) each
+    left, right = (x if x.ndim == 3 else twin_colours(x)).unbind(1)           # (n, 2) each
     return ((left == right) & (left >= 0)).all(1).float().mean().item()
 
-# %% ../nbs/00_data.ipynb #653ebb9f
+# %% ../nbs/00_data.ipynb #92c28a0e
 def twin_pairs(
-    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64
+    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n, 2, 2)
 ) -> int: # 0 to 36
     "Number of different (upper, lower) colour pairs among the images whose twins agree: 1 for a collapsed generator"
-    left, right = twin_colours(x).unbind(1)                                   # (n, 2) each
+    left, right = (x if x.ndim == 3 else twin_colours(x)).unbind(1)           # (n, 2) each
     agree = ((left == right) & (left >= 0)).all(1)                            # (n,)
     return len(left[agree].unique(dim=0))
 
@@ -284,18 +284,32 @@ def image_dls(
     dls.vocab, dls.c, dls.size = images.classes, len(images.classes), images.x.shape[-1]
     return dls
 
-# %% ../nbs/00_data.ipynb #a7e23900
+# %% ../nbs/00_data.ipynb #d0c13ef0
 @contextmanager
 def whole_file(
     path:str|Path, # The file to write or replace
 ):
     "Yields a temporary path beside `path`; it replaces `path` when the block ends well, and is removed when it does not"
-    path = Path(path); new = path.with_name(f'.{path.name}.new')
+    path = Path(path); new = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
         yield new
         with open(new, 'rb+') as f: os.fsync(f.fileno())
         os.replace(new, path)
     finally: new.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #dd0513ca
+try: import fcntl
+except ImportError: fcntl = None
+
+@contextmanager
+def exclusive(
+    folder:str|Path, # An existing folder
+):
+    "Within this context the folder belongs to this process; raises `BlockingIOError` if it belongs to another"
+    with open(Path(folder)/'.lock', 'w') as f:
+        try: fcntl and fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise BlockingIOError(f"{folder} is in use by another process; wait for it, or choose another folder")
+        yield
 
 # %% ../nbs/00_data.ipynb #4a63d031
 def load_images(

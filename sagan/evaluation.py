@@ -8,8 +8,8 @@ Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 __all__ = ['KEPT', 'inception_score', 'feature_statistics', 'frechet_distance', 'kernel_distance', 'precision_recall',
            'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'Reference', 'reference', 'Scores', 'score']
 
-# %% ../nbs/07_evaluation.ipynb #81c6dc37
-import hashlib, json, torch, torch.nn as nn, torch.nn.functional as F
+# %% ../nbs/07_evaluation.ipynb #e345579a
+import hashlib, math, torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.hub import download_url_to_file, get_dir
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-from .data import ImageFiles, Images, to_bytes, to_unit, twin_agreement, twin_pairs, whole_file
+from .data import ImageFiles, Images, to_bytes, to_unit, twin_agreement, twin_colours, twin_pairs, whole_file
 
-# %% ../nbs/07_evaluation.ipynb #08dcf7bf
+# %% ../nbs/07_evaluation.ipynb #4fcfc7c9
 def inception_score(
     p:Tensor, # Class probabilities of generated images, (n, classes), rows sum to 1
     splits:int=10, # Parts over which mean and spread are taken
@@ -38,7 +38,8 @@ def inception_score(
         kl = (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1)           # (n/splits,)
         return kl.mean().exp()
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(p)))  # (n,)
-    scores = torch.stack([one(part) for part in p[order].tensor_split(splits)])  # (splits,)
+    p = p[order]
+    scores = torch.stack([one(p[i*len(p)//splits:(i + 1)*len(p)//splits]) for i in range(splits)])  # (splits,)
     return scores.mean().item(), scores.std(unbiased=False).item()
 
 # %% ../nbs/07_evaluation.ipynb #52310c42
@@ -69,7 +70,7 @@ def frechet_distance(
     trace = torch.linalg.eigvalsh(root @ sigma2 @ root).clamp(min=0).sqrt().sum()  # tr (sigma1 sigma2)^(1/2)
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2*trace).item()
 
-# %% ../nbs/07_evaluation.ipynb #9ead2f34
+# %% ../nbs/07_evaluation.ipynb #c515a9de
 def kernel_distance(
     f:Tensor, # Features of generated images, (n, D)
     g:Tensor, # Features of real images, (m, D)
@@ -79,6 +80,7 @@ def kernel_distance(
 ) -> tuple: # (mean, standard deviation over the subsets)
     "Kernel Inception distance by the unbiased cubic kernel; raises `ValueError` if the dimensions differ"
     if f.shape[1] != g.shape[1]: raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
+    if min(len(f), len(g)) < 2: raise ValueError(f"the kernel distance needs at least 2 features of each kind, got {len(f)} and {len(g)}")
     m, rng = min(size, len(f), len(g)), np.random.RandomState(seed)
     def k(a, b): return torch.addmm(a.new_ones(()), a, b.T, alpha=1/a.shape[1]).pow_(3)  # (m, m)
     def mean_off_diagonal(K): return (K.sum() - K.trace())/(m*(m - 1))        # ()
@@ -102,13 +104,15 @@ def precision_recall(
         return torch.cat([(torch.cdist(p, centres) <= radius).any(1) for p in points.split(1000)]).float().mean().item()
     return covered(f, g), covered(g, f)
 
-# %% ../nbs/07_evaluation.ipynb #95809bda
+# %% ../nbs/07_evaluation.ipynb #859ec2e2
 @dataclass
 class Evaluator:
     "A network that measures, and what must be said with every number that it gives"
-    net:nn.Module        # In eval mode: images (B, 3, S, S) in [-1, 1] -> features (B, D), or (features, class logits (B, K))
+    net:nn.Module        # Put into eval mode: images (B, 3, S, S) in [-1, 1] -> features (B, D), or (features, class logits (B, K))
     name:str             # What it is and what it was trained on
     held_out:float|None = None  # Share of held-out real images that its logits classify rightly; None if they are not of the data's classes
+
+    def __post_init__(self): self.net.eval()                                  # batch norm must not see the company that an image is in
 
     @torch.no_grad()
     def measure(self, x):
@@ -121,7 +125,7 @@ class Evaluator:
         f, logits = out if isinstance(out, tuple) else (out, None)
         return f.float().cpu(), None if logits is None else logits.double().softmax(1).float().cpu()
 
-# %% ../nbs/07_evaluation.ipynb #c6850fe8
+# %% ../nbs/07_evaluation.ipynb #c6fc0df7
 class Classifier(nn.Module):
     "A small convolutional network with 64 pooled features, and logits if there are classes; larger images are averaged down to 32x32 first"
     def __init__(self,
@@ -134,6 +138,12 @@ class Classifier(nn.Module):
     def forward(self, x):
         f = self.body(F.adaptive_avg_pool2d(x, 32)).mean((2, 3))              # (B, 64)
         return f if self.head is None else (f, self.head(f))                  # (B, 64), (B, n_classes)
+
+def _digest(tensors):
+    "Eight characters that are others for other numbers"
+    h = hashlib.sha256()
+    for t in tensors: h.update(t.cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:8]
 
 def train_evaluator(
     images:Images, # Real images; a fifth is held out
@@ -152,12 +162,13 @@ def train_evaluator(
             i = torch.randint(len(train), (64,))                              # (B,)
             loss = F.cross_entropy(net(to_unit(train.x[i]))[1], train.y[i])
             opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
-    evaluator = Evaluator(net.eval(), f'small CNN trained on {len(train)} images of {images.name} at seed {seed}')
+    net.eval()
+    evaluator = Evaluator(net, f'small CNN trained on {len(train)} images of {images.name} at seed {seed} (weights {_digest(net.state_dict().values())})')
     p = torch.cat([evaluator.measure(x)[1] for x in held_out.batches(500)])   # (n, classes)
     evaluator.held_out = (p.argmax(1) == held_out.y).float().mean().item()
     return evaluator
 
-# %% ../nbs/07_evaluation.ipynb #8424bbc3
+# %% ../nbs/07_evaluation.ipynb #ab8d0aff
 class _Inception(nn.Module):
     def __init__(self, weights):
         super().__init__()
@@ -178,7 +189,7 @@ def inception(
     try:
         torch.load(path, weights_only=True)                                   # tensors only, or this fails
         net = _Inception(path)
-    except (RuntimeError, UnpicklingError, EOFError, AttributeError, TypeError) as e: raise ValueError(f"{path} is not a file of torch-fidelity's Inception weights ({str(e).splitlines()[0]})")
+    except (RuntimeError, UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as e: raise ValueError(f"{path} is not a file of torch-fidelity's Inception weights: it is damaged, or holds other things than its tensors ({type(e).__name__})")
     return Evaluator(net.to(device), f'Inception-v3 of torch-fidelity {version("torch-fidelity")}, weights {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}')
 
 # %% ../nbs/07_evaluation.ipynb #bed1accb
@@ -197,27 +208,27 @@ class Reference:
     evaluator:str       # Who measured
     def __str__(self): return f'{self.count} images of {self.data} ({self.split}, {self.size} px, interpolation: {self.interpolation})'
 
-# %% ../nbs/07_evaluation.ipynb #c92336e1
+# %% ../nbs/07_evaluation.ipynb #e7aee773
 KEPT = 10_000  # images whose features are kept for KID, precision, recall and diversity
 
-def _measure_all(evaluator, batches, n, seed=0):
-    "One pass: (mu, sigma), features of up to KEPT images drawn at random, their indices, probabilities of all or None"
+def _measure_all(evaluator, batches, n, probabilities=True, seed=0):
+    "One pass: (mu, sigma), features of up to KEPT images drawn at random, their indices, probabilities of all if asked for and known"
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:KEPT].sort().values  # (m,)
     kept, p, done = [], [], 0
     def features():
         nonlocal done
         for x in batches:
-            f, probabilities = evaluator.measure(x)
+            f, known = evaluator.measure(x)
             if done == 0 and n <= f.shape[1]: warn(f"{n} images are too few for {f.shape[1]} features: their covariance has rank {n-1} at most, and the Frechet distance comes out too large; take more than {f.shape[1]}, better ten times as many")
             kept.append(f[chosen[(chosen >= done) & (chosen < done + len(f))] - done])
-            if probabilities is not None: p.append(probabilities)
+            if probabilities and known is not None: p.append(known)
             done += len(f)
             yield f
     statistics = feature_statistics(features())
     if done != n: raise ValueError(f"there are {done} images for {n} labels")
     return *statistics, torch.cat(kept), chosen, torch.cat(p) if p else None
 
-# %% ../nbs/07_evaluation.ipynb #0249f271
+# %% ../nbs/07_evaluation.ipynb #3e281e36
 def reference(
     images:Images|ImageFiles, # Real images, in memory or in a folder
     evaluator:Evaluator, # Who measures
@@ -228,7 +239,7 @@ def reference(
     "Statistics of real images, from the file if there is one; raises `ValueError` if it belongs to anything else"
     facts = dict(data=images.name, split=split, count=len(images), size=images.size, interpolation=images.interpolation, evaluator=evaluator.name)
     if file is not None and Path(file).exists(): return _load_reference(Path(file), facts)
-    mu, sigma, features, chosen, _ = _measure_all(evaluator, images.batches(batch), len(images))
+    mu, sigma, features, chosen, _ = _measure_all(evaluator, images.batches(batch), len(images), probabilities=False)
     r = Reference(mu, sigma, features, images.y[chosen], **facts)
     if file is not None:
         tensors = dict(mu=mu, sigma=sigma, features=features, labels=r.labels)
@@ -243,29 +254,30 @@ def _load_reference(file, facts):
         if header.get(k) != str(v): raise ValueError(f"{file} is not the reference that is needed: its {k} is {header.get(k)!r}, here it is {str(v)!r}; name another file, or remove it, and it is computed again")
     return Reference(**tensors, **facts)
 
-# %% ../nbs/07_evaluation.ipynb #a5b11592
+# %% ../nbs/07_evaluation.ipynb #6d7e9cf6
 @dataclass
 class Scores:
     "Numbers, and what they were measured with"
     fid:float                # Frechet distance of the evaluator's features to the reference, lower is better
     inception_score:float|None  # Mean over ten parts, between 1 and the number of classes; None without classes
     inception_spread:float|None  # Its standard deviation over the parts
-    kid:float                # Kernel distance, 0 for the same distribution; of at most 10,000 images of each kind, as the next two
+    kid:float                # Kernel distance, 0 for the same distribution
     precision:float          # Share of generated images among the real ones, in [0, 1]
     recall:float             # Share of real images among the generated ones, in [0, 1]
     accuracy:float|None      # Share recognised as the class asked for, None if the evaluator does not know the classes
-    diversity:float          # Within-class spread of features, real = 1
+    diversity:float|None     # Within-class spread of features, real = 1; None without two real images of one class
     agreement:float|None     # Share of twins that agree, None for other data
     colour_pairs:int|None    # Of 36, how many occur among twins that agree, None for other data
     samples:int              # Number of images scored
+    compared:int             # How many of them KID, precision, recall and diversity are of
     evaluator:str            # The network that measured, and its accuracy on held-out real images
     reference:str            # The real images compared with
 
-# %% ../nbs/07_evaluation.ipynb #6f393014
+# %% ../nbs/07_evaluation.ipynb #c3f46a55
 def _spread(f, y):
-    "Mean distance between two feature vectors of the same class, over the classes with at least two images"
+    "Mean distance between two feature vectors of the same class, over the classes with at least two images (NaN if there is none)"
     per_class = [torch.pdist(f[y == c][:500]).mean() for c in y.unique() if (y == c).sum() > 1]
-    return torch.stack(per_class).mean()
+    return torch.stack(per_class).mean() if per_class else torch.tensor(torch.nan)
 
 def score(
     x:Tensor|Iterable, # Generated images, (n, 3, S, S), float in [-1, 1] or bytes, or batches of them
@@ -281,15 +293,15 @@ def score(
     def batches():
         for b in x.split(100) if isinstance(x, Tensor) else x:
             if b.shape[-1] != real.size: raise ValueError(f"images of {b.shape[-1]} px cannot be scored against a reference of {real.size} px")
-            if drawn: twins.append(b.cpu())
+            if drawn: twins.append(twin_colours(b.cpu() if b.is_floating_point() else to_unit(b.cpu())))  # (B, 2, 2)
             yield b
     mu, sigma, f, chosen, p = _measure_all(evaluator, batches(), len(y))
     (kid, _), (precision, recall) = kernel_distance(f, real.features), precision_recall(f, real.features)
     mean, spread = inception_score(p) if p is not None else (None, None)
-    drawn = torch.cat(twins) if drawn else None                               # (n, 3, S, S)
+    colours, diversity = torch.cat(twins) if drawn else None, (_spread(f, y[chosen])/_spread(real.features, real.labels)).item()  # (n, 2, 2)
     return Scores(
         fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean, inception_spread=spread, kid=kid, precision=precision, recall=recall,
         accuracy=None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item(),
-        diversity=(_spread(f, y[chosen])/_spread(real.features, real.labels)).item(),
-        agreement=None if drawn is None else twin_agreement(drawn), colour_pairs=None if drawn is None else twin_pairs(drawn), samples=len(y),
+        diversity=None if math.isnan(diversity) else diversity,
+        agreement=twin_agreement(colours) if drawn else None, colour_pairs=twin_pairs(colours) if drawn else None, samples=len(y), compared=len(f),
         evaluator=evaluator.name + (f' ({evaluator.held_out:.1%} right on held-out real images)' if evaluator.held_out is not None else ''), reference=str(real))

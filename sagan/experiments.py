@@ -8,11 +8,12 @@ Docs: https://sagan-gan.github.io/sagan/experiments.html.md"""
 __all__ = ['experiments', 'Row', 'Line', 'lines', 'Plan', 'train_line', 'run_experiment', 'load_experiment', 'table',
            'table_markdown', 'curves_figure', 'strips_figure']
 
-# %% ../nbs/10_experiments.ipynb #c9567af8
-import csv, json, math, os, signal, torch
+# %% ../nbs/10_experiments.ipynb #a17e3a17
+import csv, json, math, os, pickle, signal, torch
 import matplotlib.pyplot as plt
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
@@ -23,13 +24,13 @@ from time import perf_counter
 from matplotlib.figure import Figure
 from PIL import Image
 from .checkpoints import load_state, save_state, save_weights
-from .data import Images, image_dls, whole_file
-from .evaluation import Evaluator, Reference, reference, score, train_evaluator
+from .data import Images, exclusive, image_dls, whole_file
+from .evaluation import Classifier, Evaluator, Reference, reference, score, train_evaluator
 from .networks import generate, generate_batches
 from .training import Config, SAGAN, sagan_learner, systems
 from .visualization import grid_image, report_html
 
-# %% ../nbs/10_experiments.ipynb #9944edc9
+# %% ../nbs/10_experiments.ipynb #bb84327f
 @dataclass(frozen=True)
 class Row:
     "One row of an experiment"
@@ -44,7 +45,7 @@ experiments = dict(
             Row('table1-feat32', 'SAGAN feat32', '18.28', '51.43'), Row('table1-feat64', 'SAGAN feat64', '18.65', '52.52'),
             Row('table1-residual8', 'Residual feat8', '42.13', '23.17'), Row('table1-residual16', 'Residual feat16', '22.40', '44.49'),
             Row('table1-residual32', 'Residual feat32', '27.33', '38.50'), Row('table1-residual64', 'Residual feat64', '28.82', '38.96')],
-    table2=[Row('table2-acgan', 'AC-GAN', '', '28.5'), Row('table2-sngan-projection', 'SNGAN-projection', '27.62', '36.8'), Row('table2-sagan', 'SAGAN', '18.65', '52.52')],
+    table2=[Row('table2-acgan', 'AC-GAN', '', '28.5'), Row('table2-sngan-projection', 'SNGAN-projection', '27.62*', '36.8'), Row('table2-sagan', 'SAGAN', '18.65', '52.52')],
     figure3=[Row('figure3-sn-d', 'SN on D', '181.84 (10k)'), Row('figure3-sn-gd', 'SN on G/D', '33.39 (160k), 72.41 (260k)'),
              Row('figure3-sn-gd-ttur', 'SN on G/D + TTUR', '22.96 (1M)'), Row('figure3-sn-d-5to1', 'SN on D, 5:1')])
 
@@ -77,7 +78,7 @@ def lines(
     for row in experiments[experiment]: merged.setdefault(cfgs[row.system], []).append(row)
     return [Line(tuple(rows), cfg) for cfg, rows in merged.items()]
 
-# %% ../nbs/10_experiments.ipynb #7730d4ad
+# %% ../nbs/10_experiments.ipynb #af9f979e
 @dataclass(frozen=True)
 class Plan:
     "How the lines of an experiment are trained and measured, all alike"
@@ -87,6 +88,11 @@ class Plan:
     real:Reference      # Statistics of the real images
     images:Images       # Training images
     device:str          # Where to train
+
+def _read(file):
+    "A JSON file of ours, or an error that names it"
+    try: return json.loads(Path(file).read_text())
+    except json.JSONDecodeError as e: raise ValueError(f"{file} is damaged ({e}); remove it, and what it held is made again")
 
 def _measure(learn, plan):
     "Scores of the averaged generator (for figure 3 there is no average: of the generator), on classes as frequent as in the data"
@@ -103,7 +109,7 @@ def train_line(
     "Train one network, and yield a record after each interval"
     folder = Path(folder); (folder/'samples').mkdir(parents=True, exist_ok=True)
     done, state = folder/'records.json', folder/'state.pt'
-    if done.exists(): yield from json.loads(done.read_text()); return
+    if done.exists(): yield from _read(done); return
     images = plan.images
     learn = sagan_learner(image_dls(images, cfg.batch, plan.every, cfg.flip, cfg.seed, plan.device), cfg, data=cfg.data, steps=cfg.steps)
     learn.model.to(plan.device)
@@ -114,11 +120,13 @@ def train_line(
         learn.dls.train.steps = min(plan.every, cfg.steps - learn.sagan_trainer.step)
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         f, seconds = learn.sagan_trainer.figures(), perf_counter() - start
-        record = f | dict(seconds=seconds, diverged=not all(map(math.isfinite, [f['d_loss'], *[p.sum().item() for p in learn.model.parameters()]])))
-        if not record['diverged']:
+        x = generate(learn.model.ema, torch.arange(8) % len(images.classes) if images.classes else None, 8)  # (8, 3, S, S)
+        played = learn.sagan_trainer.step >= cfg.n_d                             # G has no loss before its first step
+        finite = all(v.isfinite().all() for v in [x, *learn.model.state_dict().values()]) and math.isfinite(f['d_loss']) and (math.isfinite(f['g_loss']) or not played)
+        record = f | dict(seconds=seconds, diverged=not finite)
+        if finite:
             record |= _measure(learn, plan)
-            labels = torch.arange(8) % len(images.classes) if images.classes else None
-            with whole_file(folder/'samples'/f'step-{f["step"]:07d}.png') as new: grid_image(generate(learn.model.ema, labels, 8)).save(new, format='png')
+            with whole_file(folder/'samples'/f'step-{f["step"]:07d}.png') as new: grid_image(x).save(new, format='png')
         records.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()})
         save_state(state, learn, records)
         yield records[-1]
@@ -127,16 +135,17 @@ def train_line(
     with whole_file(done) as new: new.write_text(json.dumps(records, indent=1))
     state.unlink()
 
-# %% ../nbs/10_experiments.ipynb #d86161b6
-def _start(threads):
+# %% ../nbs/10_experiments.ipynb #16e2106c
+def _start(threads, plan):
     "A worker leaves Ctrl-C to its parent, and ends when its parent does"
-    torch.set_num_threads(threads)
+    global _plan
+    torch.set_num_threads(threads); _plan = pickle.loads(plan)               # as bytes: tensors sent as such would each take a file descriptor
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=lambda: (wait([parent_process().sentinel]), os._exit(1)), daemon=True).start()
 
-def _work(folder, line, seed, plan):
+def _work(folder, line, seed):
     "One line and seed, in a process of its own"
-    for r in train_line(Path(folder)/line.name/f'seed{seed}', line.cfg.change(seed=seed), plan): pass
+    for r in train_line(Path(folder)/line.name/f'seed{seed}', line.cfg.change(seed=seed), _plan): pass
 
 def _told(line, seed, r):
     "One record in a line"
@@ -144,7 +153,38 @@ def _told(line, seed, r):
     agreement = '' if r['agreement'] is None else f'  agreement {r["agreement"]:.1%}'
     return f'{line.label}, seed {seed}, step {r["step"]}: FID {r["fid"]:.2f}' + ('' if r['inception_score'] is None else f'  IS {r["inception_score"]:.2f}') + agreement + f'  ({r["seconds"]:.0f} s)'
 
-# %% ../nbs/10_experiments.ipynb #1657ee21
+def _train_all(folder, todo, seeds, plan, jobs, tell):
+    "Every line with every seed, one after the other or `jobs` at a time"
+    each = [(l, s) for s in seeds for l in todo]
+    if jobs == 1:
+        for l, s in each:
+            for r in train_line(folder/l.name/f'seed{s}', l.cfg.change(seed=s), plan): tell(_told(l, s, r))
+        return
+    with ProcessPoolExecutor(jobs, get_context('spawn'), _start, (max(1, torch.get_num_threads()//jobs), pickle.dumps(plan))) as pool:
+        running = {pool.submit(_work, folder, l, s): (l, s) for l, s in each}
+        try:
+            for f in as_completed(running):
+                f.result(); l, s = running[f]
+                tell(_told(l, s, _read(folder/l.name/f'seed{s}'/'records.json')[-1]))
+        except BrokenProcessPool: raise OSError(f"a process that trained was killed, perhaps for lack of memory; the same experiment again goes on where it was, with fewer jobs it needs less")
+        except BaseException:
+            for p in active_children(): p.terminate()
+            raise
+
+# %% ../nbs/10_experiments.ipynb #69d69041
+def _kept_evaluator(folder, images):
+    "The small classifier of this folder, trained and kept if it is not there"
+    file = folder/'evaluator.pt'
+    if not file.exists():
+        e = train_evaluator(images)
+        with whole_file(file) as new: torch.save(dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out), new)
+    try: kept = torch.load(file, weights_only=True)
+    except Exception as e: raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it together with the other files of the experiment")
+    net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
+    net.load_state_dict(kept['net'])
+    return Evaluator(net, kept['name'], kept['held_out'])
+
+# %% ../nbs/10_experiments.ipynb #27377811
 def run_experiment(
     experiment:str, # 'table1', 'table2' or 'figure3'
     images:Images, # Training images
@@ -156,63 +196,55 @@ def run_experiment(
     evaluator:Evaluator|None=None, # Who measures, None for the small classifier
     jobs:int=1, # Networks that train at once
     device:str='cpu', # Where to train
-    tell=print, # Is given a line of text after each measurement
+    tell=print, # Is given a line of text after each measurement (with several jobs, after each network)
 ) -> list: # (`Line`, [records of each seed]) of each line
-    "Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html; raises `ValueError` if the folder holds another experiment"
-    for name, n in dict(seeds=seeds, jobs=jobs, every=every or 1, samples=samples or 10).items():
-        if n < (low := 10 if name == 'samples' else 1): raise ValueError(f"{name} must be at least {low}, got {n}")
-    base = base.change(size=images.size, n_classes=len(images.classes))
-    todo, folder = lines(experiment, base), Path(folder)
+    "Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html; raises `ValueError` if the folder holds something else, `BlockingIOError` if it is in use"
+    base, folder = base.change(size=images.size, n_classes=len(images.classes)), Path(folder)
+    todo, every = lines(experiment, base), math.ceil(base.steps/6) if every is None else every
+    if samples is None: samples = 1000 if evaluator is None or isinstance(evaluator.net, Classifier) else 50_000
+    for name, n, low in (('seeds', seeds, 1), ('jobs', jobs, 1), ('every', every, 1), ('samples', samples, 10)):
+        if n < low: raise ValueError(f"{name} must be at least {low}, got {n}")
     if any(l.cfg.head == 'auxiliary' for l in todo) and base.n_classes < 2: raise ValueError(f"{experiment} includes AC-GAN, which needs images of at least 2 classes; {images.name} has {base.n_classes}")
-    for l in todo: SAGAN(l.cfg)                                               # what else does not fit is refused here
-    every, evaluator = every or math.ceil(base.steps/6), evaluator or train_evaluator(images)
-    samples = samples or (1000 if evaluator.name.startswith('small') or evaluator.name.startswith('untrained') else 50_000)
-    asked = json.dumps(dict(experiment=experiment, base=asdict(base), seeds=seeds, every=every, samples=samples, evaluator=evaluator.name), indent=1)
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder/'experiment.json').exists(): raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
-        if (folder/'experiment.json').read_text() != asked: raise ValueError(f"{folder} holds another experiment: {_difference(json.loads((folder/'experiment.json').read_text()), json.loads(asked))}; choose another folder (out=, --out), or remove it")
+    with torch.device('meta'):
+        for l in todo: SAGAN(l.cfg)                                           # what else does not fit is refused here, and with the next line
+    image_dls(images, base.batch)
+    if folder.exists() and any(not f.name.startswith('.') for f in folder.iterdir()) and not (folder/'experiment.json').exists(): raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder/'experiment.json') as new: new.write_text(asked)
-    plan = Plan(every, samples, evaluator, reference(images, evaluator, file=folder/'reference.safetensors'), images, device)
-    each = [(l, s) for s in range(base.seed, base.seed + seeds) for l in todo]
-    if jobs == 1:
-        for l, s in each:
-            for r in train_line(folder/l.name/f'seed{s}', l.cfg.change(seed=s), plan): tell(_told(l, s, r))
-    else:
-        with ProcessPoolExecutor(jobs, get_context('spawn'), _start, (max(1, (os.cpu_count() or jobs)//jobs),)) as pool:
-            running = {pool.submit(_work, folder, l, s, plan): (l, s) for l, s in each}
-            try:
-                for f in as_completed(running):
-                    f.result(); l, s = running[f]
-                    tell(_told(l, s, json.loads((folder/l.name/f'seed{s}'/'records.json').read_text())[-1]))
-            except BaseException:
-                for p in active_children(): p.terminate()
-                raise
-    results = load_experiment(folder)
-    _write_report(folder, experiment, base, plan, results)
+    with exclusive(folder):
+        evaluator = evaluator or _kept_evaluator(folder, images)
+        asked = dict(experiment=experiment, base=asdict(base), seeds=seeds, every=every, samples=samples, evaluator=evaluator.name)
+        if (folder/'experiment.json').exists():
+            there = _read(folder/'experiment.json')
+            if different := _difference(there, asked): raise ValueError(f"{folder} holds another experiment: {different}; choose another folder (out=, --out), or remove it")
+        with whole_file(folder/'experiment.json') as new: new.write_text(json.dumps(asked, indent=1))
+        plan = Plan(every, samples, evaluator, reference(images, evaluator, file=folder/'reference.safetensors'), images, device)
+        tell(f'{len(todo)} networks of {experiment}, {seeds} seed{"s"[:seeds != 1]} each; measured on {samples} samples by {evaluator.name} against {plan.real}')
+        _train_all(folder, todo, range(base.seed, base.seed + seeds), plan, jobs, tell)
+        results = load_experiment(folder)
+        _write_report(folder, experiment, base, plan, results, f'{jobs} at a time on {device} with {max(1, torch.get_num_threads()//jobs)} threads each')
     return results
 
-# %% ../nbs/10_experiments.ipynb #06604d81
+# %% ../nbs/10_experiments.ipynb #26840b22
 def load_experiment(
     folder:str|Path, # Folder of a finished experiment
 ) -> list: # (`Line`, [records of each seed]) of each line
     "Read back what `run_experiment` measured; raises `FileNotFoundError` for a folder without a finished experiment"
     folder = Path(folder)
     if not (folder/'experiment.json').exists(): raise FileNotFoundError(f"{folder} holds no experiment; make one with sagan-experiment")
-    asked = json.loads((folder/'experiment.json').read_text())
+    asked = _read(folder/'experiment.json')
     base = Config().change(**asked['base'])
     def records(line, s):
         file = folder/line.name/f'seed{s}'/'records.json'
         if not file.exists(): raise FileNotFoundError(f"{folder} is not finished: {line.label} with seed {s} is missing; run the same sagan-experiment again to go on")
-        return json.loads(file.read_text())
+        return _read(file)
     return [(l, [records(l, s) for s in range(base.seed, base.seed + asked['seeds'])]) for l in lines(asked['experiment'], base)]
 
 def _difference(there, here):
-    "The first thing in which two plans differ"
-    flat = lambda d: {k: v for k, v in d.items() if k != 'base'} | d['base']
-    return next(f'{k} is {flat(there).get(k)!r} there, {v!r} here' for k, v in flat(here).items() if flat(there).get(k) != v)
+    "The first thing in which two plans differ, None if they agree; more or fewer seeds are no difference"
+    there, here = [{k: v for k, v in d.items() if k not in ('base', 'seeds')} | json.loads(json.dumps(d['base'])) for d in (there, here)]
+    return next((f'{k} is {there.get(k)!r} there, {here.get(k)!r} here' for k in there | here if there.get(k) != here.get(k)), None)
 
-# %% ../nbs/10_experiments.ipynb #fd1e0c40
+# %% ../nbs/10_experiments.ipynb #f6fe3ec9
 def table(
     results:list, # What `run_experiment` returned
 ) -> list: # One dictionary per line, with the columns of table.csv
@@ -225,13 +257,17 @@ def table(
             values = [r[key] for r in of if r.get(key) is not None]
             return {key: mean(values) if values else None, f'{key} sd': stdev(values) if len(values) > 1 else None}
         with torch.device('meta'): m = SAGAN(line.cfg)
-        best = [min(r['fid'] for r in s if r.get('fid') is not None) for s in seeds if any(r.get('fid') is not None for r in s)]
+        best = [{'best fid': min(r['fid'] for r in s), 'best inception_score': max((r['inception_score'] for r in s if r['inception_score'] is not None), default=None)} for s in seeds if not s[-1]['diverged']]
         rows.append(dict(row=line.label, attention=line.at, form=line.cfg.form, parameters_g=sum(p.numel() for p in m.G.parameters()), parameters_d=sum(p.numel() for p in m.D.parameters()),
                          seeds=len(seeds), diverged=len(last) - len(good), d_steps=max(r['step'] for r in last), g_steps=max(r['step'] for r in last)//line.cfg.n_d)
-                    | spread('fid') | {'best fid': mean(best) if best else None} | spread('inception_score') | spread('agreement') | spread('accuracy') | spread('diversity')
+                    | spread('fid') | spread('best fid', best) | spread('inception_score') | spread('best inception_score', best) | spread('agreement') | spread('colour_pairs') | spread('accuracy') | spread('diversity')
                     | dict(seconds_per_step=mean(sum(r['seconds'] for r in s)/s[-1]['step'] for s in seeds), paper_fid=line.joined('fid'), paper_is=line.joined('inception_score'),
                            evaluator=good[0]['evaluator'] if good else '', reference=good[0]['reference'] if good else '', samples=good[0]['samples'] if good else 0))
     return rows
+
+def _measured(r):
+    "What a measurement was made with, for a line under a picture"
+    return f"{r['samples']} samples; {r['evaluator']}; {r['reference']}"
 
 def _text(row, key, form):
     "Mean and spread as text"
@@ -244,14 +280,14 @@ def table_markdown(
     "The outcome as a page shows it"
     columns = {'row': lambda r: r['row'] + (f' (**{r["diverged"]} of {r["seeds"]} diverged**)' if r['diverged'] else ''), 'attention at': lambda r: r['attention'],
                'parameters G / D': lambda r: f'{r["parameters_g"]:,} / {r["parameters_d"]:,}', 'steps D / G': lambda r: f'{r["d_steps"]:,} / {r["g_steps"]:,}',
-               'FID': lambda r: _text(r, 'fid', '{:.2f}'), 'best FID': lambda r: _text(r, 'best fid', '{:.2f}'), 'IS': lambda r: _text(r, 'inception_score', '{:.2f}'),
-               'agreement': lambda r: _text(r, 'agreement', '{:.1%}'), 'accuracy': lambda r: _text(r, 'accuracy', '{:.1%}'), 'diversity': lambda r: _text(r, 'diversity', '{:.2f}'),
+               'FID': lambda r: _text(r, 'fid', '{:.2f}'), 'best FID': lambda r: _text(r, 'best fid', '{:.2f}'), 'IS': lambda r: _text(r, 'inception_score', '{:.2f}'), 'best IS': lambda r: _text(r, 'best inception_score', '{:.2f}'),
+               'agreement': lambda r: _text(r, 'agreement', '{:.1%}'), 'colour pairs': lambda r: _text(r, 'colour_pairs', '{:.0f}'), 'accuracy': lambda r: _text(r, 'accuracy', '{:.1%}'), 'diversity': lambda r: _text(r, 'diversity', '{:.2f}'),
                's / step': lambda r: f'{r["seconds_per_step"]:.3f}', "paper's FID": lambda r: r['paper_fid'], "paper's IS": lambda r: r['paper_is']}
     cells = {c: [f(r) for r in rows] for c, f in columns.items()}
     cells = {c: v for c, v in cells.items() if any(v)}                        # no column without content
     return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [cells, ['---']*len(cells), *zip(*cells.values())])
 
-# %% ../nbs/10_experiments.ipynb #66a4f041
+# %% ../nbs/10_experiments.ipynb #483845a0
 def curves_figure(
     results:list, # What `run_experiment` returned
 ) -> Figure: # One panel per measure, one colour per line
@@ -262,43 +298,48 @@ def curves_figure(
     for ax, (key, title) in zip(axes[0], panels):
         for i, (line, seeds) in enumerate(results):
             kept = [[(r['step'], r[key]) for r in s if r.get(key) is not None] for s in seeds]
-            for s in kept: ax.plot(*zip(*s), color=f'C{i}', lw=.6, alpha=.5) if s else None
-            steps = [p[0] for p in min(kept, key=len)]
-            if steps: ax.plot(steps, [mean(s[j][1] for s in kept) for j in range(len(steps))], color=f'C{i}', lw=2, label=f'{line.label}' + (f' at {line.at}' if line.cfg.g_attention else ''))
+            for k in kept: ax.plot(*zip(*k), color=f'C{i}', lw=.6, alpha=.5) if k else None
+            whole = [k for k, s in zip(kept, seeds) if not s[-1]['diverged']]
+            label = line.label + (f' at {line.at}' if line.cfg.g_attention else '') + (f' ({len(whole)} of {len(seeds)} seeds)' if len(whole) < len(seeds) else '')
+            ax.plot([p[0] for p in whole[0]] if whole else [], [mean(v[1] for v in at) for at in zip(*whole)], color=f'C{i}', lw=2, label=label)
         ax.set_title(title, fontsize=10); ax.set_xlabel('discriminator steps')
     if panels: axes[0, 0].legend(fontsize=7)
-    fig.tight_layout()
+    if some: fig.text(.01, .01, _measured(some), fontsize=6, color='grey')
+    fig.tight_layout(rect=(0, .04, 1, 1))
     return fig
 
-# %% ../nbs/10_experiments.ipynb #e601a3b1
+# %% ../nbs/10_experiments.ipynb #3fc0b6da
 def strips_figure(
     folder:str|Path, # Folder of an experiment
     results:list, # What `run_experiment` returned
     seed:int, # Which seed to show
 ) -> Figure: # One row per line, samples at up to four steps
     "Figure 4: samples over training, with the FID of that step"
-    folder, shown = Path(folder), []
+    folder, shown, said = Path(folder), [], ''
     for line, _ in results:
         files = sorted((folder/line.name/f'seed{seed}'/'samples').glob('step-*.png'))
         shown.append((line, [files[round(i*(len(files) - 1)/3)] for i in range(4)] if len(files) > 4 else files))
     columns = max([len(f) for _, f in shown] + [1])
     fig, axes = plt.subplots(len(shown), columns, figsize=(3*columns, .85*len(shown)), squeeze=False)
     for (line, files), row in zip(shown, axes):
-        fids = {r['step']: r.get('fid') for r in json.loads((folder/line.name/f'seed{seed}'/'records.json').read_text())}
+        records = {r['step']: r for r in _read(folder/line.name/f'seed{seed}'/'records.json')}
         for ax in row: ax.axis('off')
         for ax, file in zip(row, files):
             step = int(file.stem[5:])
-            ax.imshow(Image.open(file)); ax.set_title(f'{line.label}: step {step}, FID {fids[step]:.1f}', fontsize=6, pad=2)
-    fig.tight_layout(pad=.4)
+            ax.imshow(Image.open(file)); ax.set_title(f'{line.label}: step {step}, FID {records[step]["fid"]:.1f}', fontsize=6, pad=2)
+            said = _measured(records[step])
+    fig.text(.01, .005, said, fontsize=5, color='grey')
+    fig.tight_layout(pad=.4, rect=(0, .03, 1, 1))
     return fig
 
-# %% ../nbs/10_experiments.ipynb #5193240c
-def _write_report(folder, experiment, base, plan, results):
+# %% ../nbs/10_experiments.ipynb #e4ed9456
+def _write_report(folder, experiment, base, plan, results, how):
     "table.md, table.csv, curves.png, samples.png, report.html"
-    rows = table(results)
-    moved = '' if base.size >= 128 else f' The placements are those of 128 pixels, moved to {base.size}: ' + '; '.join(f'{l.label} at {l.at}' for l, _ in results if l.cfg.g_attention) + '.'
-    said = (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} images, mean ± standard deviation over {rows[0]["seeds"]} seed{"s"[:rows[0]["seeds"] != 1]} at the last step. '
-            f'Measured on {plan.samples:,} samples by {rows[0]["evaluator"] or plan.evaluator.name}. The last columns are the paper\'s own numbers (ImageNet, 128 px, 1M iterations, Inception-v3), not measured here.{moved}')
+    rows, placed = table(results), '; '.join(f'{l.label} at {l.at}' for l, _ in results if l.cfg.g_attention)
+    moved = f' The placements are those of 128 pixels, moved to {base.size}: {placed}.' if base.size < 128 and placed else ''
+    over = f'mean ± standard deviation over {rows[0]["seeds"]} seeds' if rows[0]['seeds'] > 1 else 'one seed'
+    said = (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} images, {over} at the last step, {how}. '
+            f'Measured on {plan.samples:,} samples by {rows[0]["evaluator"] or plan.evaluator.name}. The last columns are the paper\'s own numbers (ImageNet at 128 px, Inception-v3, 50,000 samples; table 1 the best of 1M iterations), not measured here.{moved}')
     with whole_file(folder/'table.csv') as new:
         with open(new, 'w', newline='') as f: w = csv.DictWriter(f, rows[0]); w.writeheader(); w.writerows(rows)
     with whole_file(folder/'table.md') as new: new.write_text(f'{said}\n\n{table_markdown(rows)}\n')

@@ -214,17 +214,18 @@ def generate(
     "Draw images from a generator; raises `ValueError` for labels that do not fit"
     return torch.cat(list(generate_batches(G, y, n, seed, batch)))
 
-# %% ../nbs/04_networks.ipynb #130fe862
+# %% ../nbs/04_networks.ipynb #f9c3c475
 def standing_statistics(
     G:Generator, # Generator, on any device; left as it is
     y:Tensor|None=None, # Labels of the images to measure on, (n,) int64, mixed; None if unconditional, then give `n`
     n:int|None=None, # Number of images, None for one per label
     seed:int=0, # Seed of the latents
-    batch:int=100, # Images in a batch, at least 2; every batch counts the same, so let it divide n
+    batch:int=100, # Images in a batch at most, at least 2
 ) -> Generator: # A copy in eval mode whose batch norm averages are means over these batches
     "Measure the batch norm averages anew; raises `ValueError` for labels that do not fit"
     if batch < 2: raise ValueError(f"batch norm is measured on batches of at least 2 images, got {batch}")
     n, G = len(y) if n is None else n, deepcopy(G).train()
+    batch = -(-n//-(-n//batch))                                               # batches as equal as can be, as all count the same
     check_labels(y, G.n_classes, n)
     for m in G.modules():
         if isinstance(m, nn.BatchNorm2d): m.reset_running_stats(); m.momentum = None  # a plain mean from now on

@@ -5,13 +5,13 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 ARGS = ['table1', '--data', 'twins', '--preset', 'tiny', '--steps', '12', '--batch', '8', '--seeds', '1', '--every', '4', '--samples', '100']
 
-def start(out, *more): return subprocess.Popen([BIN/'sagan-experiment', *ARGS, '--out', str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(out, *more): return subprocess.Popen([BIN/'sagan-experiment', *ARGS, '--out', str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
 
 def finished(out, *more):
     p = start(out, *more); _, err = p.communicate(timeout=500)
     assert p.returncode == 0, err
     rows = list(csv.DictReader((out/'table.csv').open()))
-    assert {p.name for p in out.iterdir() if p.is_file()} == {'curves.png', 'experiment.json', 'reference.safetensors', 'report.html', 'samples.png', 'table.csv', 'table.md'}
+    assert {p.name for p in out.iterdir() if p.is_file()} == {'.lock', 'curves.png', 'evaluator.pt', 'experiment.json', 'reference.safetensors', 'report.html', 'samples.png', 'table.csv', 'table.md'}
     return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in rows]
 
 def test_killed_and_started_again(tmp_path):
@@ -34,5 +34,13 @@ def test_two_at_once_give_the_table_of_one_by_one_and_stop_together(tmp_path):
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=60)
     assert p.returncode == 1 and 'interrupted' in err and 'Traceback' not in err, err
-    rows = finished(tmp_path/'two', '--jobs', '2')
-    assert len(rows) == 5 and all(r['diverged'] == '0' for r in rows)
+    assert finished(tmp_path/'two', '--jobs', '2') == finished(tmp_path/'one')
+
+def test_a_killed_worker_ends_the_command_with_a_message(tmp_path):
+    p = start(tmp_path/'jobs', '--jobs', '2', '--steps', '100000', '--every', '50000')
+    for _ in range(1200):
+        if (tmp_path/'jobs/table1-none/seed0').exists(): break
+        time.sleep(.1)
+    for child in subprocess.run(['pgrep', '-f', '-P', str(p.pid), 'spawn_main'], capture_output=True, text=True).stdout.split(): os.kill(int(child), signal.SIGKILL)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 1 and 'was killed' in err and 'Traceback' not in err, err
