@@ -135,11 +135,11 @@ def train_line(
     with whole_file(done) as new: new.write_text(json.dumps(records, indent=1))
     state.unlink()
 
-# %% ../nbs/10_experiments.ipynb #16e2106c
-def _start(threads, plan):
+# %% ../nbs/10_experiments.ipynb #b4fbfa76
+def _start(threads, file):
     "A worker leaves Ctrl-C to its parent, and ends when its parent does"
     global _plan
-    torch.set_num_threads(threads); _plan = pickle.loads(plan)               # as bytes: tensors sent as such would each take a file descriptor
+    torch.set_num_threads(threads); _plan = pickle.loads(Path(file).read_bytes())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=lambda: (wait([parent_process().sentinel]), os._exit(1)), daemon=True).start()
 
@@ -160,9 +160,10 @@ def _train_all(folder, todo, seeds, plan, jobs, tell):
         for l, s in each:
             for r in train_line(folder/l.name/f'seed{s}', l.cfg.change(seed=s), plan): tell(_told(l, s, r))
         return
-    with ProcessPoolExecutor(jobs, get_context('spawn'), _start, (max(1, torch.get_num_threads()//jobs), pickle.dumps(plan))) as pool:
-        running = {pool.submit(_work, folder, l, s): (l, s) for l, s in each}
+    file = folder/'.plan'; file.write_bytes(pickle.dumps(plan))               # sent to the workers, each of its tensors would take a file descriptor
+    with ProcessPoolExecutor(jobs, get_context('spawn'), _start, (max(1, torch.get_num_threads()//jobs), file)) as pool:
         try:
+            running = {pool.submit(_work, folder, l, s): (l, s) for l, s in each}
             for f in as_completed(running):
                 f.result(); l, s = running[f]
                 tell(_told(l, s, _read(folder/l.name/f'seed{s}'/'records.json')[-1]))
@@ -170,6 +171,7 @@ def _train_all(folder, todo, seeds, plan, jobs, tell):
         except BaseException:
             for p in active_children(): p.terminate()
             raise
+        finally: file.unlink()
 
 # %% ../nbs/10_experiments.ipynb #69d69041
 def _kept_evaluator(folder, images):
