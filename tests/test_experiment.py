@@ -1,11 +1,21 @@
 "An experiment as a process: killed in the middle and started again, it ends with the same table"
-import csv, json, os, signal, subprocess, sys, time
+import csv, os, signal, subprocess, sys, time
 from pathlib import Path
+import pytest
 
 BIN = Path(sys.executable).parent
 ARGS = ['table1', '--data', 'twins', '--preset', 'tiny', '--steps', '12', '--batch', '8', '--seeds', '1', '--every', '4', '--samples', '100']
 
-def start(out, *more): return subprocess.Popen([BIN/'sagan-experiment', *ARGS, '--out', str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+STARTED = []
+
+@pytest.fixture(autouse=True)
+def leave_nothing_running():
+    yield
+    for p in STARTED: p.kill(); p.wait()
+
+def start(out, *more):
+    STARTED.append(subprocess.Popen([BIN/'sagan-experiment', *ARGS, '--out', str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1')))
+    return STARTED[-1]
 
 def finished(out, *more):
     p = start(out, *more); _, err = p.communicate(timeout=500)
