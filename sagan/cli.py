@@ -114,7 +114,7 @@ def _report(run, images, seconds):
                f"in {seconds:.0f} seconds ({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, generator loss " + ('none yet.' if last['g_loss'] is None else f"{last['g_loss']:.2f}."))
     with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', summary, pictures, asdict(run.cfg)))
 
-# %% ../nbs/12_cli.ipynb #a5e6b4c1
+# %% ../nbs/12_cli.ipynb #29be8690
 def config_options(
     command, # A function with `**changes`
 ): # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make options of
@@ -137,6 +137,7 @@ def config_options(
     with_options.__signature__ = signature(command).replace(parameters=[*own.values(), *more.values()])
     return with_options
 
+# %% ../nbs/12_cli.ipynb #f94d4bbd
 def _configure(preset, changes):
     "The configuration of a preset with changes from the command line, and a sentence if attention has moved"
     base = named_preset(preset)
@@ -150,6 +151,7 @@ def _with_classes(images, wanted):
     if wanted not in (None, 0, len(images.classes)): raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 to ignore them")
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation) if wanted == 0 else images
 
+# %% ../nbs/12_cli.ipynb #34b3a2cc
 @call_parse(nested=True)
 @config_options
 def sagan_train(

@@ -78,7 +78,7 @@ def lines(
     for row in experiments[experiment]: merged.setdefault(cfgs[row.system], []).append(row)
     return [Line(tuple(rows), cfg) for cfg, rows in merged.items()]
 
-# %% ../nbs/10_experiments.ipynb #af9f979e
+# %% ../nbs/10_experiments.ipynb #34701d2e
 @dataclass(frozen=True)
 class Plan:
     "How the lines of an experiment are trained and measured, all alike"
@@ -101,6 +101,7 @@ def _measure(learn, plan):
     x = generate_batches(learn.model.ema, y if images.classes else None, n)
     return asdict(score(x, y, plan.evaluator, plan.real))
 
+# %% ../nbs/10_experiments.ipynb #c578a880
 def train_line(
     folder:str|Path, # Run folder of this line and seed; goes on from what is there
     cfg:Config, # What to train

@@ -76,7 +76,25 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #78e8c155
+# %% ../nbs/06_training.ipynb #a6f6baaa
+def _check_config(cfg):
+    "Raise `ValueError` for the first value that cannot be, and make the placements tuples"
+    check_size(cfg.size)
+    for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('float32', 'bfloat16'), g_sn=(True, False), flip=(True, False), skip_bad=(True, False)).items():
+        if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
+    for name in ('g_attention', 'd_attention'):
+        at = getattr(cfg, name)
+        if not isinstance(at, (tuple, list)) or not all(isinstance(s, int) for s in at): raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
+        object.__setattr__(cfg, name, tuple(at))
+    for name, low in dict(n_classes=0, g_width=1, d_width=1, z_dim=1, batch=2, steps=1, n_d=1, ema_start=0).items():
+        if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(cfg, name)!r}")
+    for name in ('lr_g', 'lr_d'):
+        if not isinstance(getattr(cfg, name), (int, float)) or not 0 < getattr(cfg, name) < math.inf: raise ValueError(f"{name} must be positive, got {getattr(cfg, name)!r}")
+    if not isinstance(cfg.bias_lr, (int, float)) or not 0 <= cfg.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {cfg.bias_lr!r}")
+    for name in ('beta1', 'beta2', 'ema'):
+        if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
+
+# %% ../nbs/06_training.ipynb #1871ac5c
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
@@ -106,21 +124,7 @@ class Config:
     skip_bad:bool = False             # leave out image files that cannot be read
     seed:int = 0                      # of weights, data order, latents
 
-    def __post_init__(self):
-        check_size(self.size)
-        for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('float32', 'bfloat16'), g_sn=(True, False), flip=(True, False), skip_bad=(True, False)).items():
-            if getattr(self, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(self, name)!r}")
-        for name in ('g_attention', 'd_attention'):
-            at = getattr(self, name)
-            if not isinstance(at, (tuple, list)) or not all(isinstance(s, int) for s in at): raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
-            object.__setattr__(self, name, tuple(at))
-        for name, low in dict(n_classes=0, g_width=1, d_width=1, z_dim=1, batch=2, steps=1, n_d=1, ema_start=0).items():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(self, name)!r}")
-        for name in ('lr_g', 'lr_d'):
-            if not isinstance(getattr(self, name), (int, float)) or not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not isinstance(self.bias_lr, (int, float)) or not 0 <= self.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {self.bias_lr!r}")
-        for name in ('beta1', 'beta2', 'ema'):
-            if not 0 <= getattr(self, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+    def __post_init__(self): _check_config(self)
 
     def change(self, **values):
         "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
