@@ -147,7 +147,7 @@ class RunWriter(Callback):
         if step % self.log_every: self.check(); self.record()
         if step % self.save_every: self.check(); self.save()
 
-# %% ../nbs/11_checkpoints.ipynb #4c74618a
+# %% ../nbs/11_checkpoints.ipynb #ec185b4a
 def save_state(
     path:str|Path, # File to write, usually `state.pt`
     learn:Learner, # From `sagan_learner` on `image_dls`, after some fit
@@ -172,7 +172,7 @@ def load_state(
     t, loader = learn.sagan_trainer, learn.dls.train
     learn.model.load_state_dict(state['model'])
     learn.create_opt(); learn.opt.opt.load_state_dict(state['optimisers'])
-    t.step, (d_loss, t.g_loss), t.d_loss = state['step'], state['losses'], torch.tensor(state['losses'][0])
+    t.step, t.d_loss, t.g_loss = state['step'], torch.tensor(state['losses'][0]), state['losses'][1]
     t.rng = torch.Generator(next(learn.model.parameters()).device)
     if state['device'] != t.rng.device.type: raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {t.rng.device.type}, whose random numbers are others; use the device that it began on")
     t.rng.set_state(state['draws'].cpu())
