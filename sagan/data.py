@@ -6,19 +6,22 @@ Docs: https://sagan-gan.github.io/sagan/data.html.md"""
 
 # %% auto #0
 __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'FITTED', 'to_unit', 'to_bytes', 'check_size', 'Images', 'digits',
-           'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'ImageFiles', 'from_dataset',
-           'MemoryLoader', 'image_dls', 'whole_file', 'exclusive', 'load_images']
+           'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'whole_file', 'exclusive', 'Mapped',
+           'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls', 'load_images']
 
-# %% ../nbs/00_data.ipynb #bf6df2e6
-import os, torch, torch.nn.functional as F
+# %% ../nbs/00_data.ipynb #58a3d5c5
+import json, mmap, os, shutil, torch, torch.nn.functional as F
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from warnings import warn
 import numpy as np
 from fastai.data.core import DataLoaders
+from fastcore.basics import patch
 from fastprogress import progress_bar
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
@@ -38,7 +41,7 @@ def to_bytes(
     "The range of the networks to bytes, rounded"
     return ((x.float() + 1)*127.5).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #9a679bfe
+# %% ../nbs/00_data.ipynb #0f5e4901
 def check_size(
     size:int, # Pixels of a side
 ) -> None:
@@ -47,21 +50,22 @@ def check_size(
 
 @dataclass
 class Images:
-    "A labelled set of images held in memory"
-    x:Tensor      # (n, 3, S, S) uint8
+    "A labelled set of images, in memory or in a file"
+    x:'Tensor|Mapped'  # (n, 3, S, S) uint8
     y:Tensor      # (n,) int64, indices into `classes`; all 0 without classes
     classes:list  # Class names; empty when there are none (unconditional)
     name:str      # Where they come from
     interpolation:str = 'none'  # How they were brought to their size
     def __len__(self): return len(self.x)
-    def __getitem__(self, i): return Images(self.x[i], self.y[i], self.classes, self.name, self.interpolation)
+    def _with(self, x, y): return Images(x, y, self.classes, self.name, self.interpolation)
+    def __getitem__(self, i): return self._with(self.x[i] if isinstance(self.x, Tensor) else self.x.rows(i), self.y[i])
     @property
     def size(self): return self.x.shape[-1]
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
     ) -> Iterator: # Of x (B, 3, S, S) uint8, in order
         "One pass over the images"
-        return iter(self.x.split(n))
+        return (self.x[i:i+n] for i in range(0, len(self), n))
     def split(self,
         share:float=.2, # Share of the images that is held out, between 0 and 1
         seed:int=0, # Seed of the shuffle
@@ -69,6 +73,11 @@ class Images:
         "Shuffle and split; the same seed gives the same split"
         order, n = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)), round(len(self)*share)
         return self[order[n:]], self[order[:n]]
+    def to(self,
+        device:str|torch.device, # Where images and labels should be held
+    ): # `Images` there; images in a file stay in their file
+        "Hold the data on a device, for one that has room for it: batches are then indexed there, and no image is copied during training"
+        return self._with(self.x.to(device) if isinstance(self.x, Tensor) else self.x, self.y.to(device))
 
 # %% ../nbs/00_data.ipynb #5261c3d3
 def digits(
@@ -145,63 +154,185 @@ def twin_pairs(
     agree = ((left == right) & (left >= 0)).all(1)                            # (n,)
     return len(left[agree].unique(dim=0))
 
-# %% ../nbs/00_data.ipynb #30771fbb
+# %% ../nbs/00_data.ipynb #e0c5c2f3
 EXTENSIONS = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff'
 
-def _images_in(path): return sorted(p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS)
+def _images_in(path): return sorted(n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in EXTENSIONS)
 
 def _list_folder(path):
-    "Files, labels and class names of a folder, or an error that says what is wrong with it"
+    "Names relative to the folder, labels and class names, or an error that says what is wrong with it"
     if not path.is_dir(): raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one subfolder of images per class")
     here, sub = _images_in(path), sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
     if here and sub: raise ValueError(f"{path} holds both images and subfolders; keep either images (no classes) or one subfolder per class")
     if not here and not sub: raise ValueError(f"{path} holds no images; they may end in {', '.join(EXTENSIONS)}")
-    if here: return here, [0]*len(here), []
+    if here: return here, torch.zeros(len(here), dtype=torch.int64), []
     per_class = {p.name: _images_in(p) for p in sub}
-    empty = [c for c, files in per_class.items() if not files]
+    empty = [c for c, names in per_class.items() if not names]
     if empty: raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or remove the subfolder"
                                + (f" (did you mean {path/empty[0]}?)" if any(p.is_dir() for p in (path/empty[0]).iterdir()) else ''))
-    return sum(per_class.values(), []), [i for i, files in enumerate(per_class.values()) for _ in files], list(per_class)
+    counts = torch.tensor([len(names) for names in per_class.values()])                   # (classes,)
+    return [f'{c}/{n}' for c, names in per_class.items() for n in names], torch.arange(len(counts)).repeat_interleave(counts), list(per_class)
 
-# %% ../nbs/00_data.ipynb #706bb849
+# %% ../nbs/00_data.ipynb #ee56e642
 FITTED = 'central square, Pillow bicubic'  # what `ImageOps.fit` does
 
 def _read(file, size):
     "One image file as (3, S, S) bytes, or the reason why it cannot be read"
     try:
         with Image.open(file) as im: im = ImageOps.fit(ImageOps.exif_transpose(im).convert('RGB'), (size, size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(im)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(im)).permute(2, 0, 1).contiguous()
     except Exception as e: return 'zero bytes' if file.stat().st_size == 0 else f'{type(e).__name__}: {e}'.replace(str(file), file.name)
 
+def _decode(path, names, size, put):
+    "Hand every image that can be read to `put`, in order; returns the others, name -> reason"
+    bad, starts = {}, range(0, len(names), 256)                                           # 256 at a time, so that memory stays constant
+    with ThreadPoolExecutor() as pool:
+        for i in progress_bar(starts, leave=False) if len(names) > 1000 else starts:
+            for name, r in zip(names[i:i+256], pool.map(lambda n: _read(path/n, size), names[i:i+256])):
+                if isinstance(r, str): bad[name] = r
+                else: put(r)
+    return bad
+
+# %% ../nbs/00_data.ipynb #c78a8b58
 def folder(
     path:str|Path, # Folder of images, or of one subfolder per class
     size:int=128, # Pixels of a side after cropping and resizing
     skip_bad:bool=False, # Leave out files that cannot be read (with a warning that names them) instead of refusing?
-    max_gb:float=8., # Largest data set to hold in memory, GB
+    max_gb:float=8., # Largest data set to hold in memory, GB; a larger one is decoded once into a cache file
+    cache:str|Path|None=None, # Folder for cache files, None for `sagan` in $XDG_CACHE_HOME or ~/.cache
 ) -> Images: # The images; `classes` are the names of the subfolders, empty if there are none
-    "Read a folder of images; raises `FileNotFoundError`, or `ValueError` naming the files or folders that are in the way"
+    "Read a folder of images; raises `FileNotFoundError`, `ValueError` naming the files or folders that are in the way, or `OSError` if a cache is needed and cannot be written"
     check_size(size)
-    path = Path(path); files, y, classes = _list_folder(path)
-    if len(files)*3*size**2 > max_gb*1e9:
-        raise ValueError(f"{len(files):,} images at {size} px take {len(files)*3*size**2/1e9:.1f} GB, more than {max_gb:g} GB; "
-                         "use a smaller size, raise max_gb, or give `sagan_learner` fastai DataLoaders that read files as they go")
-    x, y, reasons = torch.empty(len(files), 3, size, size, dtype=torch.uint8), torch.tensor(y), {}  # (n, 3, S, S), (n,)
-    with ThreadPoolExecutor() as pool:
-        for i, r in enumerate(progress_bar(pool.map(_read, files, [size]*len(files)), total=len(files), leave=False, display=len(files) > 1000)):
-            if isinstance(r, str): reasons[i] = r
-            else: x[i] = r
-    bad = [f'{files[i].relative_to(path)} ({r})' for i, r in reasons.items()]
+    path = Path(path); names, y, classes = _list_folder(path); in_file = len(names)*3*size**2 > max_gb*1e9
+    if in_file: file, bad = _cached(path, names, size, cache)
+    else:
+        x = torch.empty(len(names), 3, size, size, dtype=torch.uint8)                     # (n, 3, S, S)
+        rows = iter(x); bad = _decode(path, names, size, lambda r: next(rows).copy_(r))
     if bad:
-        message = f"{len(bad)} of {len(files)} files in {path} cannot be read: {'; '.join(bad[:10])}" + ('; ...' if len(bad) > 10 else '')
-        if not skip_bad or len(bad) == len(files): raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
+        message = f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(f'{n} ({r})' for n, r in list(bad.items())[:10])}" + ('; ...' if len(bad) > 10 else '')
+        if not skip_bad or len(bad) == len(names): raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
         warn(message + '. They are left out')
-        keep = [i for i in range(len(files)) if i not in reasons]
-        x, y = x[keep], y[keep]
-    lost = [c for i, c in enumerate(classes) if not (y == i).any()]
+        y = y[[n not in bad for n in names]]
+    lost = [c for c, n in zip(classes, torch.bincount(y, minlength=len(classes))) if not n]
     if lost: raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or remove the subfolder")
-    return Images(x, y, classes, str(path), FITTED)
+    return Images(Mapped(file, size) if in_file else x[:len(y)], y, classes, str(path), FITTED)
 
-# %% ../nbs/00_data.ipynb #7b44a1c4
+# %% ../nbs/00_data.ipynb #e1e5b12f
+def _sync(path, mode=os.O_RDONLY):
+    "Force a file, or the names in a folder, to the disk"
+    fd = os.open(path, mode)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
+@contextmanager
+def whole_file(
+    path:str|Path, # The file to write or replace
+):
+    "Yields a temporary path beside `path`; it replaces `path` when the block ends well, and is removed when it does not"
+    path = Path(path); new = path.with_name(f'.{path.name}.{os.getpid()}.new')
+    try:
+        yield new
+        _sync(new, os.O_RDWR); os.replace(new, path)
+        if os.name != 'nt': _sync(path.parent)                                # the new name, too; Windows cannot sync a folder
+    finally: new.unlink(missing_ok=True)
+
+# %% ../nbs/00_data.ipynb #8795b0f3
+try: import fcntl
+except ImportError: fcntl = None
+
+@contextmanager
+def exclusive(
+    folder:str|Path, # An existing folder
+    wait:bool=False, # Wait until it is free, and say so, instead of raising?
+):
+    "Within this context the folder belongs to this process; raises `BlockingIOError` if it belongs to another"
+    with open(Path(folder)/'.lock', 'w') as f:
+        try: fcntl and fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait: raise BlockingIOError(f"{folder} is in use by another process; wait for it, or choose another folder")
+            print(f'waiting for another process that uses {folder}', flush=True); fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+# %% ../nbs/00_data.ipynb #0217baec
+class Mapped:
+    "The bytes of images in a file, indexed like a tensor (n, 3, S, S): an index reads the images that it names"
+    dtype = torch.uint8
+    def __init__(self,
+        file:str|Path, # Bytes of the images, (3, S, S) each, one after the other
+        size:int, # Pixels of a side
+    ):
+        with open(file, 'rb') as f: self.map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        self.bytes = np.frombuffer(self.map, np.uint8).reshape(-1, 3, size, size)  # (n, 3, S, S), nothing is read yet
+        self.index = torch.arange(len(self.bytes))                              # (n,)
+    def __len__(self): return len(self.index)
+    @property
+    def shape(self): return torch.Size([len(self), *self.bytes.shape[1:]])
+    def __getitem__(self, i):
+        rows, n = self.index[i], self.bytes[:1].nbytes
+        if hasattr(mmap, 'MADV_WILLNEED'):                                      # not on Windows
+            for k in rows.reshape(-1).tolist():
+                begin = k*n//mmap.PAGESIZE*mmap.PAGESIZE
+                self.map.madvise(mmap.MADV_WILLNEED, begin, (k+1)*n - begin)
+        return torch.from_numpy(np.take(self.bytes, rows.numpy(), 0))           # a copy in memory
+    def rows(self,
+        i, # Any index: a slice, a tensor of numbers or of bools
+    ): # `Mapped`
+        "Only the images `i` of the same file, in this order; none of them is read"
+        new = copy(self); new.index = self.index[i]
+        return new
+
+# %% ../nbs/00_data.ipynb #b56e727d
+def _sources(path, names):
+    "Digest of what the files are called, how large they are and when they were changed"
+    h = sha256()
+    for n in names: s = os.stat(f'{path}/{n}'); h.update(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode(errors='surrogateescape'))
+    return h.hexdigest()[:16]
+
+def _sample(file, row):
+    "Digest of 64 images of `row` bytes, spread over the file from the first to the last"
+    h, n = sha256(), file.stat().st_size//row
+    with open(file, 'rb') as f:
+        for k in np.linspace(0, n - 1, 64).astype(int) if n else (): f.seek(int(k)*row); h.update(f.read(row))
+    return h.hexdigest()[:16]
+
+def _unusable(at, wanted, path, row):
+    "Why the cache in the folder `at` is not what is wanted; '' if it is, None if there is none; and the files that it leaves out"
+    try: about = dict(json.loads((at/'about.json').read_text())); bad = dict(about['bad']); stored = (at/'images').stat().st_size
+    except OSError: return None, {}
+    except (ValueError, TypeError, KeyError) as e: return f'about.json is damaged ({type(e).__name__})', {}
+    for k, v in wanted.items():
+        if about.get(k) != v: return f"its {k} was {about.get(k)!r} and is {v!r} now", {}
+    whole = (wanted['number of files'] - len(bad))*row
+    if stored != whole: return f'its images take {stored:,} bytes instead of {whole:,}', {}
+    if _sample(at/'images', row) != about.get('sample'): return 'its images are not those that were written', {}
+    healed = [n for n in bad if not isinstance(_read(path/n, wanted['size']), str)]
+    return f'{healed[0]} can be read now' if healed else '', bad
+
+# %% ../nbs/00_data.ipynb #5891d11f
+def _cached(path, names, size, cache):
+    "The file with the decoded images of a folder, made where it is missing, and the files that it leaves out, name -> reason"
+    row, home = 3*size**2, Path(cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'sagan')
+    at, need = home/f"{path.resolve().name}-{size}px-{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}", len(names)*row
+    wanted = {'number of files': len(names), 'size': size, 'interpolation': FITTED, 'digest of names, sizes and times': _sources(path, names)}
+    why, bad = _unusable(at, wanted, path, row)
+    if why == '': return at/'images', bad
+    try: at.mkdir(parents=True, exist_ok=True); (at/'.lock').touch()
+    except OSError as e: raise type(e)(f"the cache folder {home} cannot be written ({e.strerror}); name another one as cache") from None
+    with exclusive(at, wait=True):
+        why, bad = _unusable(at, wanted, path, row)                             # another process may have made it meanwhile
+        if why == '': return at/'images', bad
+        for f in (*at.glob('.*.new'), at/'about.json', at/'images'): f.unlink(missing_ok=True)
+        free = shutil.disk_usage(at).free
+        if free < need: raise OSError(f"{len(names):,} images at {size} px need {need/1e9:.1f} GB in {at}, where {free/1e9:.1f} GB are free; make room, name another folder as cache, or use a smaller size")
+        print(f"{path}: {len(names):,} images at {size} px take {need/1e9:.1f} GB and are decoded once into {at}" + (f", made anew because {why}" if why else ''), flush=True)
+        try:
+            with whole_file(at/'images') as new, open(new, 'wb') as f: bad = _decode(path, names, size, lambda r: f.write(r.numpy()))
+        except OSError as e: raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
+        about = wanted | dict(sample=_sample(at/'images', row), bad=bad)
+        with whole_file(at/'about.json') as new: new.write_text(json.dumps(about, indent=1))
+    return at/'images', bad
+
+# %% ../nbs/00_data.ipynb #bc5e2159
 class ImageFiles:
     "A folder of images that is read as it goes; like `Images`, but for passes in order, in constant memory"
     def __init__(self,
@@ -210,21 +341,23 @@ class ImageFiles:
     ):
         check_size(size)
         self.path, self.size, self.name, self.interpolation = Path(path), size, str(path), FITTED
-        self.files, y, self.classes = _list_folder(self.path)
-        self.y = torch.tensor(y)                                                 # (n,)
+        self.files, self.y, self.classes = _list_folder(self.path)                # names; (n,)
     def __len__(self): return len(self.files)
+    def __getitem__(self, i):
+        new = copy(self); new.files, new.y = self.files[i], self.y[i]
+        return new
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
     ) -> Iterator: # Of x (B, 3, S, S) uint8, in the order of the files; raises `ValueError` naming a file that cannot be read
         "One pass over the files"
         with ThreadPoolExecutor() as pool:
             for i in range(0, len(self), n):
-                files = self.files[i:i+n]; read = list(pool.map(_read, files, [self.size]*len(files)))
-                bad = [f'{f.relative_to(self.path)} ({r})' for f, r in zip(files, read) if isinstance(r, str)]
+                names = self.files[i:i+n]; read = list(pool.map(lambda n: _read(self.path/n, self.size), names))
+                bad = [f'{n} ({r})' for n, r in zip(names, read) if isinstance(r, str)]
                 if bad: raise ValueError(f"files in {self.path} cannot be read: {'; '.join(bad[:10])}. Repair or remove them")
                 yield torch.stack(read)                                          # (B, 3, S, S)
 
-# %% ../nbs/00_data.ipynb #52b8577c
+# %% ../nbs/00_data.ipynb #39e4582a
 def from_dataset(
     ds, # A data set with `len` whose items are (PIL image, int label)
     size:int, # Pixels of a side after cropping and resizing
@@ -232,13 +365,13 @@ def from_dataset(
     "Read a torchvision-style data set into memory"
     check_size(size)
     x, y = [], []
-    for i in progress_bar(range(len(ds)), leave=False, display=len(ds) > 1000):
+    for i in progress_bar(range(len(ds)), leave=False) if len(ds) > 1000 else range(len(ds)):
         im, label = ds[i]
         x.append(torch.from_numpy(np.array(ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC))).permute(2, 0, 1)); y.append(int(label))
     classes = list(getattr(ds, 'classes', range(max(y)+1)))
     return Images(torch.stack(x), torch.tensor(y), [str(c) for c in classes], type(ds).__name__, FITTED)
 
-# %% ../nbs/00_data.ipynb #7099c79b
+# %% ../nbs/00_data.ipynb #025d8f29
 class MemoryLoader:
     "Batches of (x, y) from `Images`, by indexing; x (B, 3, S, S) float in [-1, 1], y (B,) int64"
     def __init__(self,
@@ -248,29 +381,53 @@ class MemoryLoader:
         flip:bool=False, # Mirror half of the images at random?
         seed:int=0, # Seed of the order and the flips
         device:str|torch.device='cpu', # Where batches are delivered
+        rank:int=0, # Which of `world` processes this is, from 0
+        world:int=1, # How many processes share each step, each with `bs` images of its own
     ):
-        if not 1 <= bs <= len(images): raise ValueError(f"the batch size must be from 1 to {len(images)} (the number of images in {images.name}), got {bs}")
-        self.dataset, self.bs, self.steps, self.flip, self.device = images, bs, steps, flip, device
+        if not 0 <= rank < world: raise ValueError(f"rank must be from 0 to {world-1} for world={world}, got {rank}")
+        if not 1 <= bs <= len(images)//world:
+            raise ValueError(f"the batch size must be from 1 to {len(images)//world} (the number of images in {images.name}{f', shared by {world} processes' if world > 1 else ''}), got {bs}")
+        self.dataset, self.bs, self.steps, self.flip, self.device, self.rank, self.world = images, bs, steps, flip, device, rank, world
         self.rng, self.order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
 
-    def __len__(self): return self.steps or len(self.dataset)//self.bs
+    def __len__(self): return self.steps or len(self.dataset)//(self.bs*self.world)
     def to(self, device): self.device = device
+    def _mine(self, drawn): return drawn[self.rank*self.bs:(self.rank+1)*self.bs]
 
-    def __iter__(self) -> Iterator:
+    def _draw(self, rng, order):
+        "Take one step's images from `order`: indices, which are mirrored (each of all processes), and the order that is left"
+        n = self.bs*self.world
+        if len(order) < n: order = torch.randperm(len(self.dataset), generator=rng)
+        return order[:n], torch.rand(n, 1, 1, 1, generator=rng) < .5 if self.flip else None, order[n:]
+
+    def _bytes(self, i):
+        x = self.dataset.x                                                    # (n, 3, S, S)
+        return x.index_select(0, i.to(x.device)) if isinstance(x, Tensor) else x[i]  # (B, 3, S, S); a tensor's x[i] would copy byte by byte
+
+    def _batch(self, x, i, mirrored):
+        x = to_unit(x.to(self.device))                                        # (B, 3, S, S)
+        if self.flip: x = torch.where(self._mine(mirrored).to(x.device), x.flip(3), x)
+        return x, self.dataset.y[i].to(self.device)
+
+# %% ../nbs/00_data.ipynb #1f56b744
+@patch
+def __iter__(self:MemoryLoader) -> Iterator:
+    ahead, reading = torch.empty(0), None                                     # images that are being read in the background
+    with ThreadPoolExecutor(1) as pool:
         for _ in range(len(self)):
-            if len(self.order) < self.bs: self.order = torch.randperm(len(self.dataset), generator=self.rng)
-            i, self.order = self.order[:self.bs], self.order[self.bs:]
-            x = to_unit(self.dataset.x[i].to(self.device))                    # (B, 3, S, S)
-            if self.flip: x = torch.where((torch.rand(self.bs, 1, 1, 1, generator=self.rng) < .5).to(x.device), x.flip(3), x)
-            yield x, self.dataset.y[i].to(self.device)
+            i, mirrored, self.order = self._draw(self.rng, self.order)
+            i = self._mine(i); x = reading.result() if torch.equal(i, ahead) else self._bytes(i)
+            if isinstance(self.dataset.x, Mapped) and len(self.order) >= self.bs*self.world:
+                ahead = self._mine(self.order); reading = pool.submit(self._bytes, ahead)
+            yield self._batch(x, i, mirrored)
 
-    def one_batch(self):
-        "The batch that comes next, without taking it"
-        state, order = self.rng.get_state(), self.order
-        try: return next(iter(self))
-        finally: self.order = order; self.rng.set_state(state)
+@patch
+def one_batch(self:MemoryLoader):
+    "The batch that comes next, without taking it"
+    i, mirrored, _ = self._draw(self.rng.clone_state(), self.order); i = self._mine(i)
+    return self._batch(self._bytes(i), i, mirrored)
 
-# %% ../nbs/00_data.ipynb #7f65807c
+# %% ../nbs/00_data.ipynb #bf5212d7
 def image_dls(
     images:Images, # Training images
     bs:int=64, # Images in a batch
@@ -278,46 +435,22 @@ def image_dls(
     flip:bool=False, # Mirror half of the images at random?
     seed:int=0, # Seed of the order and the flips
     device:str|torch.device='cpu', # Where batches are delivered
+    rank:int=0, # Which of `world` processes this is, from 0
+    world:int=1, # How many processes share each step, each with `bs` images of its own
 ) -> DataLoaders: # fastai `DataLoaders` with `vocab` (class names), `c` (their number, 0 for none) and `size` (pixels)
     "The `DataLoaders` that `sagan_learner` takes; a GAN has no validation set, so there is a training loader only"
-    dls = DataLoaders(MemoryLoader(images, bs, steps, flip, seed, device), device=device)
+    dls = DataLoaders(MemoryLoader(images, bs, steps, flip, seed, device, rank, world), device=device)
     dls.vocab, dls.c, dls.size = images.classes, len(images.classes), images.x.shape[-1]
     return dls
 
-# %% ../nbs/00_data.ipynb #d0c13ef0
-@contextmanager
-def whole_file(
-    path:str|Path, # The file to write or replace
-):
-    "Yields a temporary path beside `path`; it replaces `path` when the block ends well, and is removed when it does not"
-    path = Path(path); new = path.with_name(f'.{path.name}.{os.getpid()}.new')
-    try:
-        yield new
-        with open(new, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(new, path)
-    finally: new.unlink(missing_ok=True)
-
-# %% ../nbs/00_data.ipynb #dd0513ca
-try: import fcntl
-except ImportError: fcntl = None
-
-@contextmanager
-def exclusive(
-    folder:str|Path, # An existing folder
-):
-    "Within this context the folder belongs to this process; raises `BlockingIOError` if it belongs to another"
-    with open(Path(folder)/'.lock', 'w') as f:
-        try: fcntl and fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise BlockingIOError(f"{folder} is in use by another process; wait for it, or choose another folder")
-        yield
-
-# %% ../nbs/00_data.ipynb #4a63d031
+# %% ../nbs/00_data.ipynb #ee574b4b
 def load_images(
     data:str, # 'digits', 'twins' or the path of a folder
     size:int, # Pixels of a side
     skip_bad:bool=False, # Leave out files that cannot be read?
+    cache:str|Path|None=None, # Folder for the cache file of a folder that is too large for memory, see `folder`
 ) -> Images: # The images
     "Images by name; the errors of `digits`, `twins` and `folder`"
     if data == 'digits': return digits(size)
     if data == 'twins': return twins(size=size)
-    return folder(data, size, skip_bad)
+    return folder(data, size, skip_bad, cache=cache)
