@@ -1,19 +1,46 @@
-"Forward and backward of equations 1 and 2: two explicit lines against PyTorch's fused call, in one run on the CPU"
-import time, torch, torch.nn.functional as F
-from sagan.attention import attention_weights
+"""Equations 1 and 2, forward and backward on the CPU: the two plain lines, blocks of the map made again in the backward pass, and
+PyTorch's fused call. Times at sizes of the networks; then peak memory, each in a process of its own.
 
-def seconds(f, q, k, v, repeats):
-    "Mean seconds of a forward and backward pass, after one to warm up"
-    for i in range(repeats + 1):
-        if i == 1: start = time.perf_counter()
-        torch.autograd.grad(f(q, k, v).sum(), (q, k, v))
-    return (time.perf_counter() - start)/repeats
+    python benchmarks/attention.py"""
+import json, resource, statistics, subprocess, sys, time, torch, torch.nn.functional as F
+from sagan.attention import _Chunked, attention_weights
+
+def explicit(q, k, v): return attention_weights(q, k) @ v
+def fused(q, k, v):
+    d = max(q.shape[-1], v.shape[-1])                                         # its kernel on the CPU wants heads of one size
+    q, k, w = [F.pad(t, (0, d - t.shape[-1]))[:, None] for t in (q, k, v)]
+    return F.scaled_dot_product_attention(q, k, w, scale=1.)[:, 0, :, :v.shape[-1]]
+FORMS = dict(explicit=explicit, chunked=_Chunked.apply, fused=fused)
+
+def inputs(B, Nq, Nk, D, Dv, dtype):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(B, n, d, generator=g).to(dtype).requires_grad_() for n, d in ((Nq, D), (Nk, D), (Nk, Dv))]
+
+def both(f, qkv): o = f(*qkv); torch.autograd.grad(o, qkv, o)
+
+def seconds(f, qkv, repeats=5):
+    "Median seconds of a forward and backward pass, after one to warm up"
+    times = []
+    for _ in range(repeats + 1): start = time.perf_counter(); both(f, qkv); times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+def memory(form, N):
+    "GB by which the process grows over one forward and backward pass of one image at 64 channels in the paper's form"
+    qkv, small = inputs(1, N, N, 8, 64, torch.float32), inputs(1, 64, 64, 8, 64, torch.float32)
+    both(FORMS[form], small)                                                  # what the first call loads does not count
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    both(FORMS[form], qkv)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1e6
 
 if __name__ == '__main__':
-    print('| batch | channels | locations | keys | explicit, ms | fused, ms | fused/explicit |\n|---|---|---|---|---|---|---|')
-    for B, C, N, Nk in [(64, 32, 256, 256), (64, 64, 256, 64), (8, 256, 1024, 1024), (8, 256, 1024, 256), (2, 128, 4096, 1024)]:
-        torch.manual_seed(0)
-        q, k, v = [torch.randn(B, n, d, requires_grad=True) for n, d in [(N, C//8), (Nk, C//8), (Nk, C)]]
-        a = seconds(lambda *t: attention_weights(*t[:2]) @ t[2], q, k, v, 10)
-        b = seconds(lambda *t: F.scaled_dot_product_attention(*t, scale=1.), q, k, v, 10)
-        print(f'| {B} | {C} | {N} | {Nk} | {a*1e3:.1f} | {b*1e3:.1f} | {b/a:.2f} |')
+    if sys.argv[1:]: print(memory(sys.argv[1], int(sys.argv[2]))); sys.exit()
+    print(f'{torch.get_num_threads()} threads\n\n| dtype | batch | queries | keys | q, k | v | map, million | explicit, ms | chunked, ms | fused, ms | taken |\n' + '|---'*11 + '|')
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in [(64, 256, 64, 32, 128), (64, 256, 256, 32, 256), (128, 256, 256, 16, 128), (8, 1024, 1024, 32, 256), (16, 1024, 1024, 16, 128), (16, 1024, 256, 16, 64), (4, 4096, 4096, 16, 128), (8, 4096, 1024, 16, 64)]:
+            qkv = inputs(*shape, dtype); t = {k: seconds(f, qkv) for k, f in FORMS.items()}
+            B, Nq, Nk, D, Dv = shape
+            print(f"| {str(dtype)[6:]} | {B} | {Nq} | {Nk} | {D} | {Dv} | {B*Nq*Nk/1e6:.1f} | " + ' | '.join(f'{t[k]*1e3:.0f}' for k in FORMS) + f" | {'explicit' if B*Nq*Nk <= 2**22 else 'chunked'} |", flush=True)
+    print('\n| locations | ' + ' | '.join(f'{k}, GB' for k in FORMS) + ' |\n|' + '---|'*4)
+    for N in (4096, 8192, 16384):
+        gb = [float(subprocess.run([sys.executable, __file__, k, str(N)], stdout=subprocess.PIPE, text=True, check=True).stdout) for k in FORMS]
+        print(f'| {N} | ' + ' | '.join(f'{m:.3f}' for m in gb) + ' |', flush=True)
