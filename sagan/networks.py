@@ -8,14 +8,14 @@ Docs: https://sagan-gan.github.io/sagan/networks.html.md"""
 __all__ = ['G_CHANNELS', 'D_CHANNELS', 'D_DOWN', 'up_conv', 'conv_pool', 'GBlock', 'DBlock', 'ResidualBlock', 'Generator',
            'Discriminator', 'generate_batches', 'generate', 'standing_statistics']
 
-# %% ../nbs/04_networks.ipynb #fa8bbd97
+# %% ../nbs/04_networks.ipynb #02c69005
 import torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator
 from copy import deepcopy
 from torch import Tensor
-from .spectral import spectral_norm
+from .spectral import _dtype, _exact, spectral_norm
 from .attention import SelfAttention
-from .conditioning import AuxiliaryHead, ConditionalBatchNorm2d, ProjectionHead, check_labels
+from .conditioning import AuxiliaryHead, BatchNorm2d, ConditionalBatchNorm2d, ProjectionHead, check_labels
 
 # %% ../nbs/04_networks.ipynb #5d165d55
 def _init(layer, sn=True):
@@ -27,28 +27,31 @@ def _conv(c_in, c_out, size, sn=True, bias=True): return _init(nn.Conv2d(c_in, c
 
 def _up(x): return F.interpolate(x, scale_factor=2, mode='nearest')  # (B, C, H, W) -> (B, C, 2H, 2W)
 
-# %% ../nbs/04_networks.ipynb #3461101e
-def _smeared(w): return sum(F.pad(w, (j, 1-j, i, 1-i)) for i in (0, 1) for j in (0, 1))  # (O, I, 3, 3) -> (O, I, 4, 4), over 2x2
-
-def _rewrite(x, conv):
+# %% ../nbs/04_networks.ipynb #ff10ec5e
+def _pays(x, dtype):
     "Is the 4x4 form the faster one for a small map (B, C, H, W)?"
-    return x.device.type == 'cpu' and x[:, 0].numel() >= 4*conv.out_channels
+    return x.device.type == 'cpu' and x[:, 0].numel() >= (8192 if dtype == torch.bfloat16 else 1024)
 
 def up_conv(
     conv:nn.Conv2d, # 3x3 convolution with padding 1
     x:Tensor, # (B, C, H, W)
 ) -> Tensor: # (B, C', 2H, 2W), the convolution of the upsampled map
     "Nearest-neighbour upsampling and a 3x3 convolution in one"
-    if not _rewrite(x, conv) or torch.is_autocast_enabled(x.device.type): return conv(_up(x))
-    return F.conv_transpose2d(x, _smeared(conv.weight).flip(2, 3).transpose(0, 1), conv.bias, stride=2, padding=1)
+    dtype = _dtype(x)
+    if not _pays(x, dtype): return conv(_up(x))
+    x, w, b = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
+    kernel = F.avg_pool2d(w.flip(2, 3).transpose(0, 1), 2, 1, 1, divisor_override=1)  # (C, C', 4, 4), sums over 2x2
+    return F.conv_transpose2d(x, kernel, b, stride=2, padding=1)
 
 def conv_pool(
     conv:nn.Conv2d, # 3x3 convolution with padding 1
     x:Tensor, # (B, C, 2H, 2W)
 ) -> Tensor: # (B, C', H, W), the average over 2x2 of the convolution
     "A 3x3 convolution and 2x2 average pooling in one"
-    if not _rewrite(x[:, :, ::2, ::2], conv): return F.avg_pool2d(conv(x), 2)
-    return F.conv2d(x, _smeared(conv.weight)/4, conv.bias, stride=2, padding=1)
+    dtype = _dtype(x)
+    if not _pays(x[:, :, ::2, ::2], dtype): return F.avg_pool2d(conv(x), 2)
+    x, w, b = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
+    return F.conv2d(x, F.avg_pool2d(w, 2, 1, 1), b, stride=2, padding=1)  # kernel (C', C, 4, 4), means over 2x2
 
 # %% ../nbs/04_networks.ipynb #6798d77c
 class GBlock(nn.Module):
@@ -121,7 +124,7 @@ def _attention(net, placement, sizes, channels, form, sn=True):
         if s not in at: raise ValueError(f"the {net} has no {s}x{s} feature map for attention; it has {', '.join(map(str, sorted(at)))}")
     return nn.ModuleDict({str(s): ResidualBlock(at[s], sn) if form == 'residual' else SelfAttention(at[s], form, sn) for s in placement})
 
-# %% ../nbs/04_networks.ipynb #55166267
+# %% ../nbs/04_networks.ipynb #a2edd09e
 class Generator(nn.Module):
     "G(z, y) -> images in [-1, 1] (section 3 and 5); `attention` places the layer of equations 1-3 at any of its feature maps"
     def __init__(self,
@@ -140,7 +143,7 @@ class Generator(nn.Module):
         self.linear = _init(nn.Linear(z_dim, ch[0]*16), sn)
         self.blocks = nn.ModuleList([GBlock(a, b, n_classes, sn) for a, b in zip(ch, ch[1:])])
         self.attention = _attention('generator', attention, self.sizes, ch[1:], form, sn)
-        self.bn, self.conv = nn.BatchNorm2d(ch[-1]), _conv(ch[-1], 3, 3, sn)
+        self.bn, self.conv = BatchNorm2d(ch[-1]), _conv(ch[-1], 3, 3, sn)
 
     def forward(self, z, y=None):
         if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
@@ -151,7 +154,7 @@ class Generator(nn.Module):
             if str(size) in self.attention: x = self.attention[str(size)](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
 
-# %% ../nbs/04_networks.ipynb #927e1e15
+# %% ../nbs/04_networks.ipynb #da13a409
 class Discriminator(nn.Module):
     "D(x, y) -> one unbounded score per image (section 3 and 5), high for real; with the auxiliary head the pair (score, -log P(y | x))"
     def __init__(self,
@@ -179,15 +182,16 @@ class Discriminator(nn.Module):
             x = block(x)                                                     # (B, C, size, size)
             if block.down and str(size) in self.attention: x = self.attention[str(size)](x)
         h = F.relu(x).float().sum((2, 3))                                    # (B, C), float32 from here on
-        with torch.autocast(x.device.type, enabled=False): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
+        with _exact(x): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
 
-# %% ../nbs/04_networks.ipynb #73cdc53a
+# %% ../nbs/04_networks.ipynb #d9ac592a
 @torch.no_grad()
-def _draw(G, y, n, seed, batch):
+def _draw(G, y, n, seed, batch, part=slice(None)):
     "Batches of images (B, 3, S, S) in the mode in which G is"
     device = next(G.parameters()).device
-    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))  # (n, z_dim)
-    for i in range(0, n, batch): yield G(z[i:i+batch].to(device), None if y is None else y[i:i+batch].to(device))
+    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))[part]  # (n, z_dim)
+    y = None if y is None else y[part]                                        # (n,)
+    for i in range(0, len(z), batch): yield G(z[i:i+batch].to(device), None if y is None else y[i:i+batch].to(device))
 
 def generate_batches(
     G:Generator, # Generator, on any device
@@ -195,13 +199,14 @@ def generate_batches(
     n:int|None=None, # Number of images, None for one per label
     seed:int=0, # Seed of the latents
     batch:int=100, # Images in a batch
-) -> Iterator: # Of images, (B, 3, S, S) in [-1, 1], on the CPU; together n of them
+    part:slice=slice(None), # Which of the n images to draw, such as the `share` of a process
+) -> Iterator: # Of images, (B, 3, S, S) in [-1, 1], on the CPU; together n of them, or the part
     "Draw images batch by batch, for more of them than fit into memory; raises `ValueError` for labels that do not fit"
     n, mode = len(y) if n is None else n, G.training
     check_labels(y, G.n_classes, n)
     G.eval()
     try:
-        for x in _draw(G, y, n, seed, batch): yield x.cpu()
+        for x in _draw(G, y, n, seed, batch, part): yield x.cpu()
     finally: G.train(mode)
 
 def generate(
@@ -214,7 +219,7 @@ def generate(
     "Draw images from a generator; raises `ValueError` for labels that do not fit"
     return torch.cat(list(generate_batches(G, y, n, seed, batch)))
 
-# %% ../nbs/04_networks.ipynb #f9c3c475
+# %% ../nbs/04_networks.ipynb #0e9cf244
 def standing_statistics(
     G:Generator, # Generator, on any device; left as it is
     y:Tensor|None=None, # Labels of the images to measure on, (n,) int64, mixed; None if unconditional, then give `n`
@@ -228,6 +233,6 @@ def standing_statistics(
     batch = -(-n//-(-n//batch))                                               # batches as equal as can be, as all count the same
     check_labels(y, G.n_classes, n)
     for m in G.modules():
-        if isinstance(m, nn.BatchNorm2d): m.reset_running_stats(); m.momentum = None  # a plain mean from now on
+        if isinstance(m, BatchNorm2d): m.reset_running_stats(); m.momentum, m.together = None, False  # a plain mean from now on, each process by itself
     for _ in _draw(G, y, n, seed, batch): pass
     return G.eval()
