@@ -2,7 +2,8 @@
 PyTorch's fused call. Times at sizes of the networks; then peak memory, each in a process of its own.
 
     python benchmarks/attention.py"""
-import json, resource, statistics, subprocess, sys, time, torch, torch.nn.functional as F
+import statistics, subprocess, sys, time, torch, torch.nn.functional as F
+from pathlib import Path
 from sagan.attention import _Chunked, attention_weights
 
 def explicit(q, k, v): return attention_weights(q, k) @ v
@@ -28,9 +29,9 @@ def memory(form, N):
     "GB by which the process grows over one forward and backward pass of one image at 64 channels in the paper's form"
     qkv, small = inputs(1, N, N, 8, 64, torch.float32), inputs(1, 64, 64, 8, 64, torch.float32)
     both(FORMS[form], small)                                                  # what the first call loads does not count
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    both(FORMS[form], qkv)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)/1e6
+    def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])/1e6   # the most it has held, GB; Linux
+    before = peak(); both(FORMS[form], qkv)
+    return peak() - before
 
 if __name__ == '__main__':
     if sys.argv[1:]: print(memory(sys.argv[1], int(sys.argv[2]))); sys.exit()

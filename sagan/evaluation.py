@@ -6,9 +6,10 @@ Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['KEPT', 'inception_score', 'feature_statistics', 'frechet_distance', 'kernel_distance', 'precision_recall',
-           'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'Reference', 'reference', 'Scores', 'score']
+           'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'Reference', 'reference', 'Scores',
+           'class_spread', 'score']
 
-# %% ../nbs/07_evaluation.ipynb #e345579a
+# %% ../nbs/07_evaluation.ipynb #a3a73d25
 import hashlib, math, torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.hub import download_url_to_file, get_dir
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from .conditioning import gather, processes, share, total
 from .data import ImageFiles, Images, to_bytes, to_unit, twin_agreement, twin_colours, twin_pairs, whole_file
 
 # %% ../nbs/07_evaluation.ipynb #4fcfc7c9
@@ -208,13 +210,18 @@ class Reference:
     evaluator:str       # Who measured
     def __str__(self): return f'{self.count} images of {self.data} ({self.split}, {self.size} px, interpolation: {self.interpolation})'
 
-# %% ../nbs/07_evaluation.ipynb #e7aee773
+# %% ../nbs/07_evaluation.ipynb #1402a35c
 KEPT = 10_000  # images whose features are kept for KID, precision, recall and diversity
 
+def _pooled(n, mu, sigma):
+    "Mean and covariance of the images of all processes, from those of the n of this one"
+    mean = total(n*mu)/total(torch.tensor(n))                                 # (D,)
+    return mean, total((n - 1)*sigma + n*torch.outer(mu - mean, mu - mean))/(total(torch.tensor(n)) - 1)  # (D, D)
+
 def _measure_all(evaluator, batches, n, probabilities=True, seed=0):
-    "One pass: (mu, sigma), features of up to KEPT images drawn at random, their indices, probabilities of all if asked for and known"
+    "One pass over this process's share of n images: (mu, sigma), features of up to KEPT images drawn at random, their indices, probabilities of all if asked for and known; of all processes"
     chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:KEPT].sort().values  # (m,)
-    kept, p, done = [], [], 0
+    mine = share(n); kept, p, done = [], [], mine.start
     def features():
         nonlocal done
         for x in batches:
@@ -225,10 +232,11 @@ def _measure_all(evaluator, batches, n, probabilities=True, seed=0):
             done += len(f)
             yield f
     statistics = feature_statistics(features())
-    if done != n: raise ValueError(f"there are {done} images for {n} labels")
-    return *statistics, torch.cat(kept), chosen, torch.cat(p) if p else None
+    if done != mine.stop: raise ValueError(f"there are {done - mine.start} images for {mine.stop - mine.start} labels")
+    kept = gather(torch.cat(kept), len(chosen), (chosen >= mine.start) & (chosen < mine.stop))      # (m, D)
+    return *_pooled(mine.stop - mine.start, *statistics), kept, chosen, gather(torch.cat(p), n) if p else None
 
-# %% ../nbs/07_evaluation.ipynb #3e281e36
+# %% ../nbs/07_evaluation.ipynb #61a699aa
 def reference(
     images:Images|ImageFiles, # Real images, in memory or in a folder
     evaluator:Evaluator, # Who measures
@@ -238,10 +246,10 @@ def reference(
 ) -> Reference: # The statistics
     "Statistics of real images, from the file if there is one; raises `ValueError` if it belongs to anything else"
     facts = dict(data=images.name, split=split, count=len(images), size=images.size, interpolation=images.interpolation, evaluator=evaluator.name)
-    if file is not None and Path(file).exists(): return _load_reference(Path(file), facts)
-    mu, sigma, features, chosen, _ = _measure_all(evaluator, images.batches(batch), len(images), probabilities=False)
+    if file is not None and total(torch.tensor(int(Path(file).exists()))) == processes()[1]: return _load_reference(Path(file), facts)
+    mu, sigma, features, chosen, _ = _measure_all(evaluator, images[share(len(images))].batches(batch), len(images), probabilities=False)
     r = Reference(mu, sigma, features, images.y[chosen], **facts)
-    if file is not None:
+    if file is not None and processes()[0] == 0:
         tensors = dict(mu=mu, sigma=sigma, features=features, labels=r.labels)
         with whole_file(file) as new: save_file({k: v.contiguous() for k, v in tensors.items()}, new, {k: str(v) for k, v in facts.items()})
     return r
@@ -273,14 +281,17 @@ class Scores:
     evaluator:str            # The network that measured, and its accuracy on held-out real images
     reference:str            # The real images compared with
 
-# %% ../nbs/07_evaluation.ipynb #c3f46a55
-def _spread(f, y):
-    "Mean distance between two feature vectors of the same class, over the classes with at least two images (NaN if there is none)"
+# %% ../nbs/07_evaluation.ipynb #8221f76e
+def class_spread(
+    f:Tensor, # Feature vectors, (n, D); of each class the first 500 count
+    y:Tensor, # Their classes, (n,)
+) -> Tensor: # (), >= 0, in feature units; NaN if no class has two vectors
+    "Mean distance between two feature vectors of the same class, over the classes with at least two"
     per_class = [torch.pdist(f[y == c][:500]).mean() for c in y.unique() if (y == c).sum() > 1]
     return torch.stack(per_class).mean() if per_class else torch.tensor(torch.nan)
 
 def score(
-    x:Tensor|Iterable, # Generated images, (n, 3, S, S), float in [-1, 1] or bytes, or batches of them
+    x:Tensor|Iterable, # Generated images, (n, 3, S, S), float in [-1, 1] or bytes, or batches of them; of several processes, the `share` of this one
     y:Tensor, # The classes asked for, (n,); zeros if there are none
     evaluator:Evaluator, # Who measures
     real:Reference|Images, # Statistics of real images by the same evaluator, or the images
@@ -298,7 +309,7 @@ def score(
     mu, sigma, f, chosen, p = _measure_all(evaluator, batches(), len(y))
     (kid, _), (precision, recall) = kernel_distance(f, real.features), precision_recall(f, real.features)
     mean, spread = inception_score(p) if p is not None else (None, None)
-    colours, diversity = torch.cat(twins) if drawn else None, (_spread(f, y[chosen])/_spread(real.features, real.labels)).item()  # (n, 2, 2)
+    colours, diversity = gather(torch.cat(twins), len(y)) if drawn else None, (class_spread(f, y[chosen])/class_spread(real.features, real.labels)).item()  # (n, 2, 2)
     return Scores(
         fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean, inception_spread=spread, kid=kid, precision=precision, recall=recall,
         accuracy=None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item(),

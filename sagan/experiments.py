@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/experiments.html.md"""
 __all__ = ['experiments', 'Row', 'Line', 'lines', 'Plan', 'train_line', 'run_experiment', 'load_experiment', 'table',
            'table_markdown', 'curves_figure', 'strips_figure']
 
-# %% ../nbs/10_experiments.ipynb #a17e3a17
+# %% ../nbs/10_experiments.ipynb #e4527404
 import csv, json, math, os, pickle, signal, torch
 import matplotlib.pyplot as plt
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ from threading import Thread
 from time import perf_counter
 from matplotlib.figure import Figure
 from PIL import Image
-from .checkpoints import load_state, save_state, save_weights
+from .checkpoints import kept_evaluator, load_state, measure_generator, save_state, save_weights
 from .data import Images, exclusive, image_dls, whole_file
-from .evaluation import Classifier, Evaluator, Reference, reference, score, train_evaluator
-from .networks import generate, generate_batches
-from .training import Config, SAGAN, sagan_learner, systems
+from .evaluation import Classifier, Evaluator, Reference, reference
+from .networks import generate
+from .training import Config, NonFinite, SAGAN, fastest_dtype, sagan_learner, systems
 from .visualization import grid_image, report_html
 
 # %% ../nbs/10_experiments.ipynb #bb84327f
@@ -78,7 +78,7 @@ def lines(
     for row in experiments[experiment]: merged.setdefault(cfgs[row.system], []).append(row)
     return [Line(tuple(rows), cfg) for cfg, rows in merged.items()]
 
-# %% ../nbs/10_experiments.ipynb #34701d2e
+# %% ../nbs/10_experiments.ipynb #0fb56e12
 @dataclass(frozen=True)
 class Plan:
     "How the lines of an experiment are trained and measured, all alike"
@@ -94,14 +94,7 @@ def _read(file):
     try: return json.loads(Path(file).read_text())
     except json.JSONDecodeError as e: raise ValueError(f"{file} is damaged ({e}); remove it, and what it held is made again")
 
-def _measure(learn, plan):
-    "Scores of the averaged generator (for figure 3 there is no average: of the generator), on classes as frequent as in the data"
-    n, images = plan.samples, plan.images
-    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(0))]  # (n,), y ~ p_data
-    x = generate_batches(learn.model.ema, y if images.classes else None, n)
-    return asdict(score(x, y, plan.evaluator, plan.real))
-
-# %% ../nbs/10_experiments.ipynb #c578a880
+# %% ../nbs/10_experiments.ipynb #c57e16cb
 def train_line(
     folder:str|Path, # Run folder of this line and seed; goes on from what is there
     cfg:Config, # What to train
@@ -119,14 +112,17 @@ def train_line(
     while learn.sagan_trainer.step < cfg.steps and not any(r['diverged'] for r in records):
         start = perf_counter()
         learn.dls.train.steps = min(plan.every, cfg.steps - learn.sagan_trainer.step)
-        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        try:
+            with learn.no_bar(), learn.no_logging(): learn.fit(1)
+            broken = False
+        except NonFinite: broken = True
         f, seconds = learn.sagan_trainer.figures(), perf_counter() - start
         x = generate(learn.model.ema, torch.arange(8) % len(images.classes) if images.classes else None, 8)  # (8, 3, S, S)
         played = learn.sagan_trainer.step >= cfg.n_d                             # G has no loss before its first step
-        finite = all(v.isfinite().all() for v in [x, *learn.model.state_dict().values()]) and math.isfinite(f['d_loss']) and (math.isfinite(f['g_loss']) or not played)
+        finite = not broken and all(v.isfinite().all() for v in [x, *learn.model.state_dict().values()]) and math.isfinite(f['d_loss']) and (math.isfinite(f['g_loss']) or not played)
         record = f | dict(seconds=seconds, diverged=not finite)
         if finite:
-            record |= _measure(learn, plan)
+            record |= measure_generator(learn.model.ema, plan.images, plan.evaluator, plan.real, plan.samples)  # for figure 3 the average is the generator itself
             with whole_file(folder/'samples'/f'step-{f["step"]:07d}.png') as new: grid_image(x).save(new, format='png')
         records.append({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()})
         save_state(state, learn, records)
@@ -136,7 +132,7 @@ def train_line(
     with whole_file(done) as new: new.write_text(json.dumps(records, indent=1))
     state.unlink()
 
-# %% ../nbs/10_experiments.ipynb #b4fbfa76
+# %% ../nbs/10_experiments.ipynb #b8ff3a75
 def _start(threads, file):
     "A worker leaves Ctrl-C to its parent, and ends when its parent does"
     global _plan
@@ -150,7 +146,7 @@ def _work(folder, line, seed):
 
 def _told(line, seed, r):
     "One record in a line"
-    if r['diverged']: return f'{line.label}, seed {seed}: diverged before step {r["step"]}'
+    if r['diverged']: return f'{line.label}, seed {seed}: diverged after step {r["step"]}'
     agreement = '' if r['agreement'] is None else f'  agreement {r["agreement"]:.1%}'
     return f'{line.label}, seed {seed}, step {r["step"]}: FID {r["fid"]:.2f}' + ('' if r['inception_score'] is None else f'  IS {r["inception_score"]:.2f}') + agreement + f'  ({r["seconds"]:.0f} s)'
 
@@ -174,20 +170,7 @@ def _train_all(folder, todo, seeds, plan, jobs, tell):
             raise
         finally: file.unlink()
 
-# %% ../nbs/10_experiments.ipynb #69d69041
-def _kept_evaluator(folder, images):
-    "The small classifier of this folder, trained and kept if it is not there"
-    file = folder/'evaluator.pt'
-    if not file.exists():
-        e = train_evaluator(images)
-        with whole_file(file) as new: torch.save(dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out), new)
-    try: kept = torch.load(file, weights_only=True)
-    except Exception as e: raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it together with the other files of the experiment")
-    net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
-    net.load_state_dict(kept['net'])
-    return Evaluator(net, kept['name'], kept['held_out'])
-
-# %% ../nbs/10_experiments.ipynb #27377811
+# %% ../nbs/10_experiments.ipynb #d440c896
 def run_experiment(
     experiment:str, # 'table1', 'table2' or 'figure3'
     images:Images, # Training images
@@ -202,7 +185,7 @@ def run_experiment(
     tell=print, # Is given a line of text after each measurement (with several jobs, after each network)
 ) -> list: # (`Line`, [records of each seed]) of each line
     "Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html; raises `ValueError` if the folder holds something else, `BlockingIOError` if it is in use"
-    base, folder = base.change(size=images.size, n_classes=len(images.classes)), Path(folder)
+    base, folder = base.change(size=images.size, n_classes=len(images.classes), dtype=fastest_dtype(device) if base.dtype == 'auto' else base.dtype), Path(folder)
     todo, every = lines(experiment, base), math.ceil(base.steps/6) if every is None else every
     if samples is None: samples = 1000 if evaluator is None or isinstance(evaluator.net, Classifier) else 50_000
     for name, n, low in (('seeds', seeds, 1), ('jobs', jobs, 1), ('every', every, 1), ('samples', samples, 10)):
@@ -214,7 +197,7 @@ def run_experiment(
     if folder.exists() and any(not f.name.startswith('.') for f in folder.iterdir()) and not (folder/'experiment.json').exists(): raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
-        evaluator = evaluator or _kept_evaluator(folder, images)
+        evaluator = evaluator or kept_evaluator(folder/'evaluator.pt', images)
         asked = dict(experiment=experiment, base=asdict(base), seeds=seeds, every=every, samples=samples, evaluator=evaluator.name)
         if (folder/'experiment.json').exists():
             there = _read(folder/'experiment.json')
@@ -247,7 +230,7 @@ def _difference(there, here):
     there, here = [{k: v for k, v in d.items() if k not in ('base', 'seeds')} | json.loads(json.dumps(d['base'])) for d in (there, here)]
     return next((f'{k} is {there.get(k)!r} there, {here.get(k)!r} here' for k in there | here if there.get(k) != here.get(k)), None)
 
-# %% ../nbs/10_experiments.ipynb #f6fe3ec9
+# %% ../nbs/10_experiments.ipynb #d6c524ba
 def table(
     results:list, # What `run_experiment` returned
 ) -> list: # One dictionary per line, with the columns of table.csv
@@ -264,7 +247,7 @@ def table(
         rows.append(dict(row=line.label, attention=line.at, form=line.cfg.form, parameters_g=sum(p.numel() for p in m.G.parameters()), parameters_d=sum(p.numel() for p in m.D.parameters()),
                          seeds=len(seeds), diverged=len(last) - len(good), d_steps=max(r['step'] for r in last), g_steps=max(r['step'] for r in last)//line.cfg.n_d)
                     | spread('fid') | spread('best fid', best) | spread('inception_score') | spread('best inception_score', best) | spread('agreement') | spread('colour_pairs') | spread('accuracy') | spread('diversity')
-                    | dict(seconds_per_step=mean(sum(r['seconds'] for r in s)/s[-1]['step'] for s in seeds), paper_fid=line.joined('fid'), paper_is=line.joined('inception_score'),
+                    | dict(seconds_per_step=mean(sum(r['seconds'] for r in s)/max(1, s[-1]['step']) for s in seeds), paper_fid=line.joined('fid'), paper_is=line.joined('inception_score'),
                            evaluator=good[0]['evaluator'] if good else '', reference=good[0]['reference'] if good else '', samples=good[0]['samples'] if good else 0))
     return rows
 

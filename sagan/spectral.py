@@ -34,36 +34,46 @@ def power_iteration(
             u = F.normalize(W @ v, dim=0)     # (out,)
     return u, v
 
-# %% ../nbs/01_spectral.ipynb #38d932e7
+# %% ../nbs/01_spectral.ipynb #1721c6c6
 def _lies_channels_last(weight): return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
-def _matrix(weight):
-    "(out, ...) -> (out, in'), in the order in which it lies in memory, without a copy"
-    return (weight.permute(0, 2, 3, 1) if _lies_channels_last(weight) else weight).flatten(1)
+def _matrix(t, weight):
+    "(out, ...) -> (out, in'), in the order in which `weight` lies in memory; without a copy if `t` lies like it"
+    return (t.permute(0, 2, 3, 1) if _lies_channels_last(weight) else t).flatten(1)
 
 def _ordered(v, weight):
-    "The right vector (in,) in the order of `_matrix(weight)`"
+    "The right vector (in,) in the order of `_matrix`"
     return v.view(weight.shape[1:]).permute(1, 2, 0).flatten() if _lies_channels_last(weight) else v
+
+def _rows(*matrices):
+    "Blocks of the same rows of all matrices, about a quarter of a million entries each; on a GPU everything at once"
+    W = matrices[0]
+    n = max(1, 2**18//W.shape[1]) if W.device.type == 'cpu' else len(W)
+    return zip(*[M.split(n) for M in matrices])
 
 class _Quotient(torch.autograd.Function):
     "W/sigma in the wanted dtype; the gradient is always in that of W"
     @staticmethod
     def forward(ctx, weight, u, v, dtype):
-        W, v = _matrix(weight), _ordered(v, weight)                            # (out, in'), (in',)
+        W, v = _matrix(weight, weight), _ordered(v, weight)                    # (out, in'), (in',)
         sigma = torch.dot(u, torch.mv(W, v))                                  # ()
         ctx.save_for_backward(weight, u.clone(), v.clone(), sigma)            # the next step changes u and v in place
-        return torch.div(weight, sigma, out=torch.empty_like(weight, dtype=dtype))
+        out = torch.empty_like(weight, dtype=dtype)                           # (out, ...)
+        for w, o in _rows(W, _matrix(out, weight)): o.copy_(w/sigma)
+        return out
 
     @staticmethod
     def backward(ctx, G):
         weight, u, v, sigma = ctx.saved_tensors
-        grad = torch.div(G, sigma, out=torch.empty_like(weight))              # G/sigma, (out, ...)
-        g = _matrix(grad)                                                     # (out, in'), the same memory
-        c = torch.dot(g.flatten(), _matrix(weight).flatten())/sigma           # <G, W_hat>/sigma, ()
-        g.addr_(u*-c, v)
+        grad, c = torch.empty_like(weight), 0.
+        g = _matrix(grad, weight)                                             # (out, in'), the same memory
+        for given, w, part in _rows(*[_matrix(t, weight) for t in (G, weight, grad)]):
+            part.copy_(given).div_(sigma)                                     # G/sigma
+            c = c + torch.dot(part.flatten(), w.flatten())                    # <G, W_hat> in the end, ()
+        g.addr_(u*-(c/sigma), v)
         return grad, None, None, None
 
-# %% ../nbs/01_spectral.ipynb #c4c3e5df
+# %% ../nbs/01_spectral.ipynb #7802f4da
 class SpectralNorm(nn.Module):
     "Parametrization $W \\mapsto W/\\sigma(W)$ with kept vectors $u, v$ (section 4.1); one `step` is one power iteration"
     def __init__(self,
@@ -90,8 +100,9 @@ class SpectralNorm(nn.Module):
     def step(self, weight):
         W = self.rows(weight)
         with _exact(weight):
-            v = F.normalize(_matrix(W).mT @ self.u, dim=0)                                 # (in',)
-            self.u.copy_(F.normalize(_matrix(W) @ v, dim=0))                               # (out,)
+            M = _matrix(W, W)                                                              # (out, in')
+            v = F.normalize(M.mT @ self.u, dim=0)                                          # (in',)
+            self.u.copy_(F.normalize(M @ v, dim=0))                                        # (out,)
         self.v.copy_(v.view(*W.shape[2:], W.shape[1]).permute(2, 0, 1).flatten() if _lies_channels_last(W) else v)
 
 # %% ../nbs/01_spectral.ipynb #9df1f67c

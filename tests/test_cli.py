@@ -26,8 +26,9 @@ def folder(tmp_path_factory):
 def test_default_run_leaves_a_whole_folder(folder):
     run = folder/'runs/digits'
     files = {p.name for p in run.iterdir()}
-    assert files == {'config.json', 'log.jsonl', 'samples', 'weights.safetensors', 'attention.png', 'report.html'}
-    assert [json.loads(l)['step'] for l in (run/'log.jsonl').read_text().splitlines()] == [10, 20]
+    assert files == {'.lock', 'config.json', 'log.jsonl', 'samples', 'states', 'weights.safetensors', 'attention.png', 'report.html'}
+    assert {p.name for p in (run/'states').iterdir()} == {'step-0000018.pt', 'step-0000020.pt'}
+    assert [json.loads(l)['step'] for l in (run/'log.jsonl').read_text().splitlines()] == list(range(2, 21, 2))
 
 @pytest.mark.parametrize('name, made', [('sagan-sample', 'samples-seed0.png'), ('sagan-attend', 'attention-seed0.png'), ('sagan-eval', 'eval.json')])
 def test_works_from_the_run_folder_alone(folder, name, made):

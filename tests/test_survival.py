@@ -1,0 +1,150 @@
+"What may happen to a training, as processes: kill -9 at any moment, a full disk, signals, NaN, two at once; and that it goes on as if nothing had happened"
+import os
+os.environ['OMP_NUM_THREADS'] = '1'
+import random, resource, shutil, signal, subprocess, sys, time
+from multiprocessing import get_context
+import pytest
+from safetensors.torch import load_file
+from sagan.checkpoints import load_run, read_log, states
+
+TINY = dict(preset='tiny', batch=8, z_dim=8, d_attention='none', device='cpu')
+PROCESSES = get_context('forkserver')                                         # one process imports everything once, and each command is a fork of it
+PROCESSES.set_forkserver_preload(['sagan.cli'])
+STARTED = []
+
+@pytest.fixture(autouse=True)
+def leave_nothing_running():
+    yield
+    for p in STARTED: p.kill(); p.join()
+
+def _command(said, options):
+    fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(fd, 1); os.dup2(fd, 2)
+    from sagan.cli import sagan_train
+    sagan_train(**options)
+
+def start(tmp, **options):
+    "sagan-train as a process of its own, whose output goes to a file"
+    said = tmp/f'said{len(STARTED)}'
+    p = PROCESSES.Process(target=_command, args=(said, {k: str(v) if k in ('out', 'resume') else v for k, v in options.items()}))
+    p.said = said; STARTED.append(p); p.start()
+    return p
+
+def ended(p, status=0):
+    p.join(100); said = p.said.read_text()
+    assert p.exitcode == status and 'Traceback' not in said, (p.exitcode, said)
+    return said
+
+def train(tmp, status=0, **options): return ended(start(tmp, **options), status)
+
+def until(p, condition):
+    "Wait for something while a process runs"
+    for _ in range(6000):
+        if condition(): return
+        assert p.is_alive(), p.said.read_text()
+        time.sleep(.01)
+    raise AssertionError('it did not happen')
+
+def newest(run): return int(states(run)[-1].stem[5:]) if states(run) else -1
+def differing(a, b):
+    a, b = load_file(a/'weights.safetensors'), load_file(b/'weights.safetensors')
+    assert a.keys() == b.keys()
+    return [k for k in a if not a[k].equal(b[k])]
+def timeless(run): return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_s')} for r in read_log(run)]
+def stamps(run): return {f: f.stat().st_mtime_ns for f in run.rglob('*') if f.is_file() and f.name != '.lock'}
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    "A run of 40 steps in one go"
+    tmp = tmp_path_factory.mktemp('whole')
+    train(tmp, out=tmp/'run', steps=40, **TINY)
+    return tmp/'run'
+
+def test_twice_n_steps_are_n_a_kill_and_n_more(whole, tmp_path):
+    "Bit for bit; the log, too, which has each step once, with seconds that go on; and no file more or less"
+    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=40, **TINY)
+    until(p, lambda: newest(run) >= 20); p.kill(); p.join()
+    before = read_log(run)
+    assert f'from step {newest(run)} to 40 steps' in train(tmp_path, resume=run)
+    assert differing(run, whole) == [] and timeless(run) == timeless(whole)
+    seconds = [r['seconds'] for r in read_log(run)]
+    assert seconds == sorted(seconds) and seconds[:5] == [r['seconds'] for r in before[:5]]
+    assert {p.relative_to(run) for p in run.rglob('*')} == {p.relative_to(whole) for p in whole.rglob('*')}
+
+def test_killed_at_any_moment(whole, tmp_path):
+    "Again and again, before the first state, too; and once the newest state is damaged"
+    run, rng, told = tmp_path/'run', random.Random(0), ''
+    p = start(tmp_path, out=run, steps=40, **TINY)
+    until(p, (run/'config.json').exists); p.kill(); p.join()
+    shutil.rmtree(run/'states', ignore_errors=True); (run/'weights.safetensors').unlink(missing_ok=True)  # had it been quicker
+    for i in range(6):
+        p, seen = start(tmp_path, resume=run), newest(run)
+        until(p, lambda: newest(run) > seen); time.sleep(rng.random()*.3); p.kill(); p.join(); told += p.said.read_text()
+        if i == 3: file = states(run)[-1]; file.write_bytes(file.read_bytes()[:10_000])
+        if newest(run) == 40: break
+    assert i > 3 and 'beginning at step 0' in told and f'{file} is not a whole training state' in told
+    if newest(run) < 40 or not (run/'report.html').exists(): train(tmp_path, resume=run)
+    assert differing(run, whole) == [] and timeless(run) == timeless(whole) and not list(run.rglob('.*.new'))
+
+def test_a_run_goes_on_as_it_began_and_nothing_is_touched_otherwise(whole, tmp_path):
+    run = tmp_path/'run'; train(tmp_path, out=run, steps=20, keep=1, **TINY)
+    before = stamps(run)
+    assert 'it is finished; to go on, ask for more with --steps' in train(tmp_path, 1, resume=run)
+    told = train(tmp_path, 1, resume=run, steps=40, batch=16); assert f'batch is 8 in {run}, 16 was asked for' in told
+    told = train(tmp_path, 1, resume=run, steps=40, data='twins'); assert 'twins has 4 classes' in told
+    assert 'already holds a run' in train(tmp_path, 1, out=run, steps=20, **TINY)
+    assert stamps(run) == before
+    train(tmp_path, resume=run, steps=40, **{k: v for k, v in TINY.items() if k != 'device'})   # to repeat what it is does no harm
+    assert differing(run, whole) == [] and len(states(run)) == 1
+    shutil.rmtree(run/'states')                                               # like a folder of an earlier version
+    assert 'holds no training states' in train(tmp_path, 1, resume=run, steps=60) and load_run(run).step == 40
+
+@pytest.mark.parametrize('sig, status, word', [(signal.SIGTERM, 0, 'stopped by SIGTERM'), (signal.SIGINT, 1, 'interrupted')])
+def test_signals_leave_a_state_of_this_very_step(tmp_path, sig, status, word):
+    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=100_000, **TINY)
+    until(p, lambda: len(read_log(run)) > 0)
+    assert 'in use by another process' in train(tmp_path, 1, resume=run)        # a folder belongs to one process
+    asked = time.time(); os.kill(p.pid, sig); told = ended(p, status)
+    assert time.time() - asked < 10
+    step = load_run(run).step
+    assert f'{word} at step {step} of 100000' in told and f'--resume {run}' in told
+    assert newest(run) == read_log(run)[-1]['step'] == step > 0
+
+def test_sigterm_does_not_wait_for_a_measurement(tmp_path):
+    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=1000, measure_every=2, samples=1_000_000, n_classes=0, **TINY)
+    until(p, (run/'samples'/'step-0000002.png').exists); time.sleep(.5)
+    asked = time.time(); os.kill(p.pid, signal.SIGTERM); told = ended(p)
+    assert time.time() - asked < 10 and 'stopped by SIGTERM at step 2 of 1000' in told and newest(run) == load_run(run).step == 2
+
+def goes_on_after(p, run, tmp, whole, make_room):
+    "The message of a run that could not write; what it had is whole, and it goes on when there is room"
+    told = ended(p, 1); kept = newest(run)
+    assert 'cannot be written' in told and f'MB in {run}' in told and 'MB are free' in told and '--resume' in told, told
+    assert kept >= 8 and not list(run.rglob('.*.new'))
+    assert 2 <= len(states(run)) <= 3 and load_run(run).step in [int(f.stem[5:]) for f in states(run)]   # three if the weights did not fit, which come after the state
+    make_room(); assert f'from step {kept} to' in train(tmp, resume=run)
+    assert differing(run, whole) == [] and timeless(run) == timeless(whole)
+
+def test_disk_full(whole, tmp_path):
+    disk = tmp_path/'disk'; disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=30m', 'none', disk], capture_output=True).returncode: pytest.skip('only root may mount a small file system')
+    try:
+        run, filler = disk/'run', disk/'filler'; p = start(tmp_path, out=run, steps=40, **TINY)
+        until(p, lambda: newest(run) >= 8)
+        with pytest.raises(OSError), open(filler, 'wb', buffering=0) as f:
+            while f.write(bytes(10_000)): pass
+        goes_on_after(p, run, tmp_path, whole, filler.unlink)
+    finally: subprocess.run(['umount', '-l', disk])
+
+def test_writes_that_fail(whole, tmp_path):
+    "The same without root: the process may write no more than 1,000 bytes into a file from here on"
+    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=40, **TINY)
+    until(p, lambda: newest(run) >= 8); resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (1000, 1000))
+    goes_on_after(p, run, tmp_path, whole, lambda: None)
+
+def test_nan_stops_with_a_report_and_rollbacks_have_an_end(tmp_path):
+    run = tmp_path/'run'
+    told = train(tmp_path, 1, out=run, steps=40, lr_g=1e30, on_nan='rollback', **TINY)
+    assert 'after 3 rollbacks to step' in told and 'smaller learning rates' in told and 'step is not finite' in told
+    assert (run/'nan-report.json').exists() and load_run(run).step == newest(run) < 40
+    assert all(v.isfinite().all() for v in load_file(run/'weights.safetensors').values())
