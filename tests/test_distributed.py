@@ -1,0 +1,122 @@
+"Two processes that train and measure together, on the CPU: the same as one, and what happens when one of them is stopped or killed"
+import os
+os.environ['OMP_NUM_THREADS'] = '1'
+import signal, subprocess, sys, time
+from pathlib import Path
+import pytest, torch
+from sagan.checkpoints import load_run, read_log, states
+
+TORCHRUN = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
+STARTED = []
+
+@pytest.fixture(scope='module', autouse=True)
+def leave_nothing_running():
+    yield
+    for p in STARTED: p.terminate(); p.wait()                                  # the launcher ends its processes first
+
+def trained(double):
+    "A tiny model after 20 steps with batches of 16 images of all processes, its first weights, and the loss"
+    from sagan.conditioning import processes
+    from sagan.data import digits, image_dls
+    from sagan.training import sagan_learner
+    rank, world = processes()
+    learn = sagan_learner(image_dls(digits(), 16//world, 20, flip=True, rank=rank, world=world), 'tiny', ema_start=5, dtype='float32')
+    if double: learn.model.double()
+    began = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    if rank: learn.model.G.linear.bias.data.add_(1.)                          # all are to begin with the weights of the first one
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return dict(began=began, ended=learn.model.state_dict(), loss=learn.sagan_trainer.d_loss)
+
+def measured():
+    "Scores of an untrained generator and of drawn twins, odd numbers of images"
+    from dataclasses import asdict
+    from sagan.conditioning import share
+    from sagan.data import digits, to_unit, twins
+    from sagan.evaluation import score, train_evaluator
+    from sagan.networks import generate_batches, standing_statistics
+    from sagan.training import SAGAN, preset
+    y, real, drawn = torch.arange(203) % 10, digits(), twins(151)
+    G = standing_statistics(SAGAN(preset('tiny')).ema, y, seed=1, batch=50)
+    return [asdict(score(generate_batches(G, y, part=share(203)), y, train_evaluator(real, steps=30), real)),
+            asdict(score(to_unit(drawn.x)[share(151)], drawn.y, train_evaluator(drawn, steps=30), drawn))]
+
+def work(folder):
+    "What the tests of equality compare, one file for each process"
+    from sagan.conditioning import launched, processes
+    with launched():
+        kept = dict(scores=measured(), single=trained(False))
+        torch.Tensor.float = torch.Tensor.double; torch.set_default_dtype(torch.float64)  # whatever the package computes in float32
+        torch.save(kept | dict(double=trained(True)), f'{folder}/{processes()[0]}of{processes()[1]}')
+
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+    "The files of one process alone, and of the first and the second of two"
+    tmp = tmp_path_factory.mktemp('work')
+    for launcher in ((sys.executable,), TORCHRUN):
+        done = subprocess.run([*launcher, __file__, tmp], capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr
+    return [torch.load(tmp/name) for name in ('0of1', '0of2', '1of2')]
+
+def test_two_processes_train_as_one(kept):
+    "In float64; in float32 the rounding of the first step is enough for 20 steps of a GAN to end elsewhere (page 06)"
+    alone, first = [k['double'] for k in kept[:2]]
+    for k, v in alone['ended'].items(): assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
+    assert abs(alone['loss'] - first['loss']) < 1e-7                           # that of the whole batch
+    for k in ('G.linear.bias', 'D.head.linear.bias', 'ema.conv.bias', 'G.bn.running_var'): assert (alone['ended'][k] - alone['began'][k]).abs().max() > 1e-4, k
+
+def test_both_processes_hold_the_same_bits(kept):
+    for kind in ('single', 'double'):
+        for k, v in kept[1][kind]['ended'].items(): assert torch.equal(v, kept[2][kind]['ended'][k]), (kind, k)  # u, v and running statistics, too
+    assert kept[1]['single']['ended']['G.bn.running_var'].dtype == torch.float32
+    assert kept[1]['single']['ended']['G.bn.num_batches_tracked'] == 20
+
+def test_two_processes_measure_as_one(kept):
+    for alone, first, second in zip(*[k['scores'] for k in kept]):
+        assert first == second and alone.keys() == first.keys()
+        for k, v in alone.items(): assert first[k] == (pytest.approx(v, rel=1e-4, abs=1e-5) if isinstance(v, float) else v), k
+    assert kept[0]['scores'][1]['agreement'] == 1.
+
+def processes_of(launcher):
+    "The process ids of the workers, by rank"
+    pids = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(launcher.pid)], capture_output=True, text=True).stdout.split()
+    rank = {int(dict(v.split('=', 1) for v in Path(f'/proc/{p}/environ').read_text().split('\0') if '=' in v)['RANK']): int(p) for p in pids}
+    return [rank[r] for r in sorted(rank)]
+
+def train_until(tmp, step, *options):
+    "sagan-train in two processes; the launcher, once the run has a state of that step or a later one"
+    p = subprocess.Popen([*TORCHRUN, '--no-python', Path(sys.executable).parent/'sagan-train', '--steps', '400', *options], cwd=tmp, stdout=open(tmp/'said', 'w'), stderr=subprocess.STDOUT)
+    STARTED.append(p)
+    for _ in range(1200):
+        if any(int(f.stem[5:]) >= step for f in states(tmp/'run')): return p
+        assert p.poll() is None, (tmp/'said').read_text()
+        time.sleep(.05)
+    raise AssertionError((tmp/'said').read_text())
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A run whose second process got SIGTERM, and what the commands said"
+    tmp = tmp_path_factory.mktemp('run')
+    p = train_until(tmp, 40, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
+    os.kill(processes_of(p)[1], signal.SIGTERM)
+    assert p.wait(60) == 0, (tmp/'said').read_text()
+    return tmp/'run'
+
+def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
+    said, step = (run.parent/'said').read_text(), load_run(run).step
+    assert 40 <= step < 400 and f'stopped by SIGTERM at step {step} of 400' in said and 'Traceback' not in said
+    assert said.count('steps of 16 on 2 processes') == 1                      # only the first one speaks
+    assert [r['step'] for r in read_log(run)] == list(range(10, step + 1, 10))
+
+def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(run):
+    step = load_run(run).step
+    p = train_until(run.parent, step + 40, '--resume', 'run', '--device', 'cpu')
+    os.kill(processes_of(p)[1], signal.SIGKILL)
+    assert p.wait(60) != 0
+    said = (run.parent/'said').read_text()
+    assert f'from step {step} to 400 steps' in said and 'sagan-train: one of the 2 processes is gone' in said and 'go on with sagan-train --resume run' in said
+    assert load_run(run).step >= step + 40
+    with open(run/'config.json') as f: assert '"batch": 16' in f.read()
+    done = subprocess.run([Path(sys.executable).parent/'sagan-train', '--resume', 'run', '--steps', str(load_run(run).step + 10), '--device', 'cpu'], cwd=run.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and (run/'report.html').exists(), done.stderr  # one process goes on where two were
+
+if __name__ == '__main__': work(sys.argv[1])
