@@ -53,7 +53,7 @@ def two_passes(m, x):
     def halves(x, y): return torch.cat([whole(*t) for t in zip(x.chunk(2), y.chunk(2))]) if m.D.training and len(x) > m.cfg.batch else whole(x, y)
     m.D.forward = halves
     return x
-CHOICES = dict(channels_last=nchw, one_4x4_convolution=plain_convolutions, chunked_attention=explicit_attention, one_quotient=quotient_by_autograd,
+CHOICES = dict(channels_last=nchw, one_4x4_convolution=plain_convolutions, fused_attention=explicit_attention, one_quotient=quotient_by_autograd,
                no_gradient_for_D_in_G=gradients_for_d, one_pass_of_D=two_passes, fused_Adam=None, kept_memory=None)
 
 def measure(px, dtype, device, without, compiled, steps):

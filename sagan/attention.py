@@ -13,43 +13,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from .spectral import spectral_norm
 
-# %% ../nbs/02_attention.ipynb #c00b5c7d
+# %% ../nbs/02_attention.ipynb #776b153a
 def attention_weights(
     q:Tensor, # Queries g(x), (B, Nq, D)
     k:Tensor, # Keys f(x), (B, Nk, D)
 ) -> Tensor: # beta, (B, Nq, Nk), each row in [0,1] and summing to 1 over the keys
     "Equation 1: how much each query attends to each key"
     return (q @ k.mT).softmax(-1)  # (B, Nq, Nk)
-
-class _Chunked(torch.autograd.Function):
-    "Equations 1 and 2 in blocks of b images and n queries; memory grows with the number of locations, not with its square"
-    @staticmethod
-    def blocks(q, k):
-        n = min(q.shape[1], max(64, 2**20//k.shape[1]))                       # queries in a block
-        b = max(1, 2**20//(n*k.shape[1]))                                     # images in a block
-        return [(slice(i, i+b), slice(j, j+n)) for i in range(0, len(q), b) for j in range(0, q.shape[1], n)]
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        ctx.save_for_backward(q, k, v)
-        o = q.new_empty(*q.shape[:2], v.shape[2])                             # (B, Nq, Dv)
-        with torch.autocast('cpu', enabled=False):                            # everything in the dtype that came in
-            for i, j in _Chunked.blocks(q, k): o[i, j] = attention_weights(q[i, j], k[i]) @ v[i]  # (b, n, Dv)
-        return o
-
-    @staticmethod
-    def backward(ctx, do):
-        q, k, v = ctx.saved_tensors
-        exact = torch.promote_types(q.dtype, torch.float32)                   # sums over blocks are not rounded to bfloat16
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
-        with torch.autocast('cpu', enabled=False):
-            for i, j in _Chunked.blocks(q, k):
-                beta, d = attention_weights(q[i, j], k[i]), do[i, j]          # (b, n, Nk), (b, n, Dv)
-                dbeta = d @ v[i].mT                                           # (b, n, Nk)
-                ds = beta*(dbeta - (beta*dbeta).sum(-1, keepdim=True))        # (b, n, Nk)
-                dq[i, j] = ds @ k[i]                                          # (b, n, D)
-                dk[i] += ds.mT @ q[i, j]; dv[i] += beta.mT @ d                # (b, Nk, D), (b, Nk, Dv)
-        return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 def attend(
     q:Tensor, # Queries g(x), (B, Nq, D)
@@ -58,8 +28,10 @@ def attend(
 ) -> Tensor: # o, (B, Nq, Dv)
     "Equations 1 and 2: mix the values by the attention weights, without storing a large map"
     if q.device.type == 'cpu':
-        small = len(q)*q.shape[1]*k.shape[1] <= 2**22
-        return attention_weights(q, k) @ v if small else _Chunked.apply(q, k, v)  # (B, Nq, Dv)
+        if len(q)*q.shape[1]*k.shape[1] <= 2**23: return attention_weights(q, k) @ v  # (B, Nq, Dv)
+        wide = max(q.shape[2], v.shape[2])
+        filled = [F.pad(t, (0, wide - t.shape[2]))[:, None] for t in (q, k, v)]       # (B, 1 head, N, wide)
+        return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]  # (B, Nq, Dv)
     q, k, v = [t[:, None].contiguous() for t in (q, k, v)]         # (B, 1 head, N, D), the layout that fused kernels take
     return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0]  # (B, Nq, Dv)
 

@@ -11,7 +11,7 @@ __all__ = ['OPTIONS', 'plain_errors', 'stop_on_interrupt', 'config_options', 'sa
 # %% ../nbs/12_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/12_cli.ipynb #b5deba8f
+# %% ../nbs/12_cli.ipynb #4bdda68e
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
     import json, signal, threading, torch
@@ -31,7 +31,7 @@ try:
     from matplotlib.figure import Figure
     from sagan.attention import attention_maps
     from sagan.checkpoints import Run, RunWriter, best_record, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, states, write_config
-    from sagan.conditioning import launched, processes
+    from sagan.conditioning import launched, processes, total
     from sagan.data import ImageFiles, Images, exclusive, image_dls, load_images, to_unit, whole_file
     from sagan.evaluation import inception, reference as real_statistics, train_evaluator
     from sagan.experiments import lines, run_experiment
@@ -220,7 +220,7 @@ def _train(out, learn, images, options, device, tell):
     run = load_run(out, device); _report(run, images)
     print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
 
-# %% ../nbs/12_cli.ipynb #e3f94b90
+# %% ../nbs/12_cli.ipynb #6962670c
 @call_parse(nested=True)
 @config_options
 def sagan_train(
@@ -252,12 +252,13 @@ def sagan_train(
         images = _with_classes(load_images(data, cfg.size, cfg.skip_bad, cache), n_classes)
         if not resume: cfg = cfg.change(n_classes=len(images.classes), data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
         rank, world = processes()
-        if cfg.batch % (world*cfg.accumulate): raise ValueError(f"{world} processes cannot share a batch of {cfg.batch} images in {cfg.accumulate} parts equally; choose a --batch that {world*cfg.accumulate} divides")
+        if cfg.batch % (world*cfg.accumulate): raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that {world*cfg.accumulate} divides")
         learn = sagan_learner(image_dls(images, cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device, rank, world), cfg, data=cfg.data)
         learn.model.to(device)
         def tell(text):
             if rank == 0: print(text, flush=True)
         if not resume and rank == 0: create_run(out, cfg, images.classes, options)
+        total(torch.zeros(()))                                                 # if it is refused, the others end here
         with exclusive(out) if rank == 0 else nullcontext():
             if resume: _begin_again(out, learn, cfg, tell)
             if resume and rank == 0: write_config(out, cfg, images.classes, options)

@@ -52,13 +52,15 @@ def share(
     rank, world = processes()
     return slice(n*rank//world, n*(rank + 1)//world)
 
-# %% ../nbs/03_conditioning.ipynb #7529b772
+# %% ../nbs/03_conditioning.ipynb #10bee172
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx, t):
         t = t.clone(memory_format=torch.contiguous_format)
         try: dist.all_reduce(t)
-        except RuntimeError as e: raise ConnectionError(f"one of the {processes()[1]} processes is gone ({str(e).splitlines()[0]})")
+        except RuntimeError as e:
+            reason = str(e).split('] ', 1)[-1].split('. ')[0]                 # without gloo's place in its source, and its advice
+            raise ConnectionError(f"one of the {processes()[1]} processes is gone ({reason})")
         return t
     @staticmethod
     def backward(ctx, grad): return _Total.apply(grad)  # the loss, too, is a sum over the processes

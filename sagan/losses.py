@@ -42,7 +42,7 @@ def g_acgan_loss(
     "AC-GAN's generator loss, L_S - L_C in the form that does not saturate"
     return F.softplus(-fake).mean() + surprise_fake.mean()
 
-# %% ../nbs/05_losses.ipynb #a3765dff
+# %% ../nbs/05_losses.ipynb #7cd54801
 def ttur(
     G:nn.Module, # Generator
     D:nn.Module, # Discriminator
@@ -55,5 +55,5 @@ def ttur(
     def adam(net, lr):
         named = list(net.named_parameters())
         groups = [dict(params=[p for n, p in named if n.endswith('bias') == b], lr=lr*(bias_lr if b else 1)) for b in (False, True)]
-        return torch.optim.Adam(groups, lr, betas, fused=True)
+        return torch.optim.Adam(groups, lr, tuple(map(float, betas)), fused=True)
     return adam(G, lr_g), adam(D, lr_d)

@@ -27,7 +27,7 @@ def _conv(c_in, c_out, size, sn=True, bias=True): return _init(nn.Conv2d(c_in, c
 
 def _up(x): return F.interpolate(x, scale_factor=2, mode='nearest')  # (B, C, H, W) -> (B, C, 2H, 2W)
 
-# %% ../nbs/04_networks.ipynb #ff10ec5e
+# %% ../nbs/04_networks.ipynb #68543c00
 def _pays(x, dtype):
     "Is the 4x4 form the faster one for a small map (B, C, H, W)?"
     return x.device.type == 'cpu' and x[:, 0].numel() >= (8192 if dtype == torch.bfloat16 else 1024)
@@ -41,7 +41,7 @@ def up_conv(
     if not _pays(x, dtype): return conv(_up(x))
     x, w, b = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
     kernel = F.avg_pool2d(w.flip(2, 3).transpose(0, 1), 2, 1, 1, divisor_override=1)  # (C, C', 4, 4), sums over 2x2
-    return F.conv_transpose2d(x, kernel, b, stride=2, padding=1)
+    return F.conv_transpose2d(x, kernel, stride=2, padding=1) + b[:, None, None]       # its own bias would be slower in the backward pass
 
 def conv_pool(
     conv:nn.Conv2d, # 3x3 convolution with padding 1
