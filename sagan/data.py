@@ -9,9 +9,10 @@ __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'FITTED', 'to_unit', 'to
            'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'whole_file', 'exclusive', 'Mapped',
            'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls', 'load_images']
 
-# %% ../nbs/00_data.ipynb #58a3d5c5
+# %% ../nbs/00_data.ipynb #75c139b1
 import json, mmap, os, shutil, torch, torch.nn.functional as F
 from collections.abc import Iterator
+from typing import Any
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -41,7 +42,7 @@ def to_bytes(
     "The range of the networks to bytes, rounded"
     return ((x.float() + 1)*127.5).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #0f5e4901
+# %% ../nbs/00_data.ipynb #0d49851f
 def check_size(
     size:int, # Pixels of a side
 ) -> None:
@@ -51,7 +52,7 @@ def check_size(
 @dataclass
 class Images:
     "A labelled set of images, in memory or in a file"
-    x:'Tensor|Mapped'  # (n, 3, S, S) uint8
+    x:Any         # (n, 3, S, S) uint8: a `Tensor`, or a `Mapped` where they do not fit into memory
     y:Tensor      # (n,) int64, indices into `classes`; all 0 without classes
     classes:list  # Class names; empty when there are none (unconditional)
     name:str      # Where they come from
