@@ -59,6 +59,7 @@ CHOICES = dict(channels_last=nchw, one_4x4_convolution=plain_convolutions, fused
 def measure(px, dtype, device, without, compiled, steps):
     "One row: a dictionary of numbers"
     cfg, g = config(px), torch.Generator().manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == 'tf32'  # on a GPU; PyTorch's own default is TF32 in convolutions alone
     model = SAGAN(cfg).to(device); model.train()
     def latents(): return torch.randn(cfg.batch, cfg.z_dim, generator=g).to(device), torch.randint(cfg.n_classes, (cfg.batch,), generator=g).to(device)
     x, (_, y), (z, yf), (z2, y2) = (torch.rand(cfg.batch, 3, px, px, generator=g)*2 - 1).to(device), latents(), latents(), latents()
@@ -127,7 +128,7 @@ if __name__ == '__main__':
     if a.row: print(json.dumps(measure(**json.loads(a.row)))); sys.exit()
     rows, fast = [], fastest_dtype(a.device)
     for px in a.px:
-        asked = [('plain', None, False), ('float32', None, False)] + [('bfloat16', None, False)]*(fast == 'bfloat16') + [(d, None, True) for d in dict.fromkeys(('float32', fast))]*a.compile
+        asked = [('plain', None, False), ('float32', None, False)] + [('tf32', None, False)]*(a.device == 'cuda') + [('bfloat16', None, False)]*(fast == 'bfloat16') + [(d, None, True) for d in dict.fromkeys(('float32', fast))]*a.compile
         if a.choices == 'all': asked += [(fast, c, False) for c in CHOICES]
         for dtype, without, compiled in asked:
             job = json.dumps(dict(px=px, dtype=dtype, device=a.device, without=without, compiled=compiled, steps=a.steps))

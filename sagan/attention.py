@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from .spectral import spectral_norm
 
-# %% ../nbs/02_attention.ipynb #776b153a
+# %% ../nbs/02_attention.ipynb #eb22ca90
 def attention_weights(
     q:Tensor, # Queries g(x), (B, Nq, D)
     k:Tensor, # Keys f(x), (B, Nk, D)
@@ -32,8 +32,8 @@ def attend(
         wide = max(q.shape[2], v.shape[2])
         filled = [F.pad(t, (0, wide - t.shape[2]))[:, None] for t in (q, k, v)]       # (B, 1 head, N, wide)
         return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]  # (B, Nq, Dv)
-    q, k, v = [t[:, None].contiguous() for t in (q, k, v)]         # (B, 1 head, N, D), the layout that fused kernels take
-    return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0]  # (B, Nq, Dv)
+    filled = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in (q, k, v)]  # (B, 1 head, N, widths that fused kernels take)
+    return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]      # (B, Nq, Dv)
 
 # %% ../nbs/02_attention.ipynb #1fc24e98
 class SelfAttention(nn.Module):

@@ -10,8 +10,8 @@ __all__ = ['BOUNDS', 'ROLLBACKS', 'save_weights', 'load_weights', 'Damaged', 'sa
            'kept_evaluator', 'signs_of_collapse', 'real_spread', 'data_facts', 'RunWriter', 'cut_back', 'resume',
            'fit_run']
 
-# %% ../nbs/11_checkpoints.ipynb #601b640b
-import hashlib, json, math, shutil, torch, zipfile
+# %% ../nbs/11_checkpoints.ipynb #6d097e46
+import hashlib, json, math, os, shutil, torch, zipfile
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from statistics import mean
 from time import perf_counter
+from warnings import warn
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -88,8 +89,10 @@ def load_weights(
     model.load_state_dict(tensors)
     return model.to(device).eval(), int(header['step'])
 
-# %% ../nbs/11_checkpoints.ipynb #44f5a0d2
+# %% ../nbs/11_checkpoints.ipynb #95a947a2
 class Damaged(ValueError): "A training state that is not whole"
+
+def _versions(): return dict(sagan=__version__, torch=str(torch.__version__))
 
 def save_state(
     path:str|Path, # File to write, such as `state.pt`
@@ -99,7 +102,7 @@ def save_state(
     "Write everything that training needs to go on, in one piece; raises `OSError` that says how much room it needs"
     t, loader = learn.sagan_trainer, learn.dls.train
     if t.rng is None: raise ValueError('there is no training state before the first fit; fit first')
-    state = dict(versions=dict(sagan=__version__, torch=str(torch.__version__)), config=asdict(learn.model.cfg), model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(),
+    state = dict(versions=_versions(), config=asdict(learn.model.cfg), model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(),
                  step=t.step, device=t.rng.device.type, draws=t.rng.get_state(), losses=(t.d_loss.item(), float(t.g_loss)), scores={k: float(v) for k, v in t.scores.items()},
                  data=dict(draws=loader.rng.get_state(), order=loader.order.clone()), notes=notes)
     with _writing(path, _bytes(state)), whole_file(path) as new: torch.save(state, new)
@@ -119,11 +122,13 @@ def load_state(
     draws:bool=True, # Also the order of the data and the noise? False goes on with those of `learn`
 ): # The notes kept with it
     "Put a new learner into the saved state; raises `ValueError` for another configuration (more steps are no difference), `Damaged` for a file that is not whole"
+    learn.model.to(learn.dls.device)                                          # where fastai would move it in a fit
     state = _read_state(path, next(learn.model.parameters()).device)
     cfg, theirs, t, loader = learn.model.cfg, asdict(Config().change(**state['config'])), learn.sagan_trainer, learn.dls.train
     if k := _differs(cfg, theirs): raise ValueError(f"{path} belongs to another configuration: {k} is {theirs[k]!r} there, {getattr(cfg, k)!r} here")
     rng = torch.Generator(next(learn.model.parameters()).device)
     if state['device'] != rng.device.type: raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {rng.device.type}, whose random numbers are others; use the device that it began on")
+    if state['versions'] != (here := _versions()): warn(f"{path} was written by {state['versions']}, this is {here}: the training goes on, but may differ in the last digits from one that was never stopped")
     learn.model.load_state_dict(state['model'])
     learn.create_opt(); learn.opt.opt.load_state_dict(state['optimisers'])
     t.step, t.d_loss, t.g_loss, t.scores = state['step'], torch.tensor(state['losses'][0]), state['losses'][1], state.get('scores', {})
@@ -170,7 +175,7 @@ def create_run(
         write_config(folder, cfg, classes, options or {})
     return folder
 
-# %% ../nbs/11_checkpoints.ipynb #a9f0933f
+# %% ../nbs/11_checkpoints.ipynb #c14a8026
 def read_config(
     folder:str|Path, # A run folder
 ) -> tuple: # (`Config`, class names, options)
@@ -182,10 +187,13 @@ def read_config(
 
 def read_log(
     folder:str|Path, # A run folder
-) -> list: # One dictionary per record; a line that a crash cut off is dropped
+) -> list: # One dictionary per record, up to a line that a crash cut off or spoiled
     "Read `log.jsonl`, which may not be there yet"
-    log = Path(folder)/'log.jsonl'
-    return [json.loads(l) for l in log.read_text().splitlines(keepends=True) if l.endswith('\n')] if log.exists() else []
+    log, records = Path(folder)/'log.jsonl', []
+    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
+        try: records.append(json.loads(line) if line.endswith('\n') else None)
+        except json.JSONDecodeError: break
+    return [r for r in records if r]
 
 def best_record(
     records:list, # From `read_log`
@@ -274,13 +282,13 @@ def real_spread(
     i = torch.cat([some((images.y == c).nonzero().flatten()) for c in range(max(1, min(10, len(images.classes))))])  # (n,)
     return class_spread(to_unit(images.x[i]).flatten(1), images.y[i]).item()  # (n, 3*S*S)
 
-# %% ../nbs/11_checkpoints.ipynb #733f6873
+# %% ../nbs/11_checkpoints.ipynb #3edf66e6
 def data_facts(
     images:Images, # Training images
 ) -> dict: # Number of images and classes, and a digest
     "What tells data sets apart, cheaply for large ones: the digest is of all labels, the class names, and up to 1,000 images from the first to the last"
     h, i = hashlib.sha256(json.dumps(list(images.classes)).encode()), torch.linspace(0, len(images) - 1, min(1000, len(images)), dtype=torch.float64).long()
-    for part in (images.y, images.x[i]): h.update(part.contiguous().numpy().tobytes())
+    for part in (images.y, images.x[i]): h.update(part.cpu().contiguous().numpy().tobytes())
     return dict(images=len(images), classes=len(images.classes), digest=h.hexdigest()[:16])
 
 class RunWriter(Callback):
@@ -310,7 +318,7 @@ class RunWriter(Callback):
 
     def writing(self, path): return _writing(path, self.size)
 
-# %% ../nbs/11_checkpoints.ipynb #e682a3ef
+# %% ../nbs/11_checkpoints.ipynb #4c4adb10
 @patch
 def sample(self:RunWriter):
     "Draw the grid of samples: 8 for each of the first 10 classes, always from the same latents; returns their diversity, None if real images have none"
@@ -330,6 +338,8 @@ def save(self:RunWriter):
     file = self.folder/'states'/f'step-{step:07d}.pt'; file.parent.mkdir(exist_ok=True)
     save_state(file, self.learn, dict(data=self.facts))
     save_weights(self.folder/'weights.safetensors', self.model, step)
+    if (log := self.folder/'log.jsonl').exists():
+        with open(log, 'a') as f: os.fsync(f.fileno())                        # not older than the state
     for f in states(self.folder)[:-self.keep]:
         if self.best is None or int(f.stem[5:]) != self.best['step']: f.unlink()
 
@@ -379,7 +389,7 @@ def checkpoint(self:RunWriter, measure):
     self.save(); self.rollbacks = 0
     if self.echo: print(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''), flush=True)
 
-# %% ../nbs/11_checkpoints.ipynb #558a9d76
+# %% ../nbs/11_checkpoints.ipynb #8143ee73
 @patch
 def asked(self:RunWriter):
     "Is any of the processes to stop? Then all of them are"
@@ -394,7 +404,7 @@ def after_batch(self:RunWriter):
     measure = self.measure_every and t.step % self.measure_every == 0
     if measure or t.step % self.save_every == 0: self.checkpoint(measure)
     elif t.step % self.log_every == 0: self.record({})
-    if (processes()[1] == 1 or t.step % self.log_every == 0) and self.asked(): raise CancelFitException
+    if self.asked(): raise CancelFitException
 
 @patch
 def after_fit(self:RunWriter):
@@ -439,7 +449,7 @@ def resume(
         if here[k] != v: raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here[k]} here; give the same data (if they have moved, with --data)")
     cut_back(folder, learn.sagan_trainer.step)
 
-# %% ../nbs/11_checkpoints.ipynb #aa4322e6
+# %% ../nbs/11_checkpoints.ipynb #6e2002ff
 ROLLBACKS = 3  # without a checkpoint in between
 
 def _plain(v):
@@ -458,13 +468,14 @@ def fit_run(
         learn.dls.train.steps = learn.model.cfg.steps - t.step
         try: return learn.fit(1)
         except NonFinite as e:
-            step, last, file = t.step + (e.report['where'] != 'weights'), states(w.folder)[-1], w.folder/'nan-report.json'
+            step = t.step + (e.report['network'] == 'D' and e.report['where'] != 'weights')   # D's step was not counted yet, G's was
+            last, file = states(w.folder)[-1], w.folder/'nan-report.json'
             facts = dict(step=step) | e.report | dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss), lr_g=learn.opt.hypers[0]['lr'], lr_d=learn.opt.hypers[2]['lr'])
             if w.first:
                 with _writing(file), whole_file(file) as new: new.write_text(json.dumps(_plain(facts), indent=1))
             said = f"step {step}: {e.report['message']} (figures in {file})"
-            if on_nan == 'stop': raise NonFinite(f"{said}. The checkpoint of step {int(last.stem[5:])} is whole; try smaller learning rates, or go on from it with --on-nan rollback", e.report) from None
-            if w.rollbacks == ROLLBACKS: raise NonFinite(f"{said}. This is after {ROLLBACKS} rollbacks to step {int(last.stem[5:])} with no checkpoint in between; try smaller learning rates", e.report) from None
+            if on_nan == 'stop': raise NonFinite(f"{said}. The checkpoint of step {int(last.stem[5:])} is whole; go on from it with other images and noise by --on-nan rollback, or begin a run with smaller learning rates", e.report) from None
+            if w.rollbacks == ROLLBACKS: raise NonFinite(f"{said}. This is after {ROLLBACKS} rollbacks to step {int(last.stem[5:])} with no checkpoint in between; begin a run with smaller learning rates", e.report) from None
             load_state(last, learn, draws=False)
             cut_back(w.folder, t.step)
             w.rollbacks += 1; w.warn(f"rolled back from {said}; {w.rollbacks} of {ROLLBACKS}")

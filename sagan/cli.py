@@ -40,7 +40,7 @@ try:
     from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
 except KeyboardInterrupt: raise SystemExit('interrupted')  # importing takes seconds, in which one may change one's mind
 
-# %% ../nbs/12_cli.ipynb #28bc2751
+# %% ../nbs/12_cli.ipynb #4b6a569f
 @contextmanager
 def plain_errors(
     command:str, # Name of the command, to begin the message with
@@ -55,7 +55,8 @@ def plain_errors(
 
 def _device(name):
     "The device of that name; without a name cuda if there is one"
-    if name is None: return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name in (None, 'cuda') and torch.cuda.is_available(): return 'cuda'
+    if name is None: return 'cpu'
     try: torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as e: raise ValueError(f"there is no device {name!r} here ({str(e).splitlines()[0]}); cpu always works")
     return name
@@ -166,8 +167,8 @@ def _with_classes(images, wanted):
     if wanted not in (None, 0, len(images.classes)): raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 to ignore them")
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation) if wanted == 0 else images
 
-# %% ../nbs/12_cli.ipynb #21fc336c
-OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop')  # of `sagan_train`, with their defaults
+# %% ../nbs/12_cli.ipynb #f05dace6
+OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)  # of `sagan_train`, with their defaults
 
 def _check_options(o):
     "Raise `ValueError` for an option that cannot be, and fill in the number of samples"
@@ -181,8 +182,13 @@ def _as_it_began(folder, cfg, preset, changes):
     asked = _configure(preset, changes)[0] if preset else cfg.change(**_parsed(changes))
     for f in fields(Config):
         if f.name in changes or (preset and f.name not in ('data', 'n_classes')):
-            if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name): raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, {getattr(asked, f.name)!r} was asked for; a run goes on as it began, only steps, {', '.join(OPTIONS)} and device may change")
+            if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name): raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, {getattr(asked, f.name)!r} was asked for; a run goes on as it began, only steps, {', '.join(OPTIONS)} may change")
     return cfg.change(steps=changes.get('steps', cfg.steps))
+
+def _held(images, device):
+    "The images on a GPU if they take less than a quarter of what is free there, so that none has to be copied during training"
+    fits = str(device).startswith('cuda') and isinstance(images.x, torch.Tensor) and images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4
+    return images.to(device) if fits else images
 
 def _measuring(folder, images, o, device):
     "The function that measures a generator for a run, None if it is not to be measured"
@@ -192,15 +198,15 @@ def _measuring(folder, images, o, device):
     real = real_statistics(images, judge, file=None if small else folder/'reference-inception.safetensors')
     return partial(measure_generator, images=images, evaluator=judge, real=real, n=o['samples'] or (1000 if small else 50_000))
 
-# %% ../nbs/12_cli.ipynb #9bcff4bf
+# %% ../nbs/12_cli.ipynb #c218d2c2
 def _begin_again(folder, learn, cfg, tell):
-    "Put a learner into the newest state of a run; raises `ValueError` for a run that cannot go on"
-    if not states(folder):
+    "Put a learner into the newest state of a run; raises `ValueError` for a run that cannot go on, before anything is changed"
+    if not (found := states(folder)):
         if (folder/'weights.safetensors').exists(): raise ValueError(f"{folder} holds no training states, only weights: it was made by a version that kept none, or they were removed. It can be sampled and measured, but not continued")
         tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0'); return
-    go_on(folder, learn, tell)
-    step = learn.sagan_trainer.step
+    step = int(found[-1].stem[5:])
     if step > cfg.steps or (step == cfg.steps and (folder/'report.html').exists()): raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; to go on, ask for more with --steps")
+    go_on(folder, learn, tell)
     for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)  # they are made anew in the end
 
 def _train(out, learn, images, options, device, tell):
@@ -220,13 +226,13 @@ def _train(out, learn, images, options, device, tell):
     run = load_run(out, device); _report(run, images)
     print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
 
-# %% ../nbs/12_cli.ipynb #6962670c
+# %% ../nbs/12_cli.ipynb #eec71ef6
 @call_parse(nested=True)
 @config_options
 def sagan_train(
     data:str=None, # 'digits', 'twins', or a folder of images (one subfolder per class, or none) (default: digits; with --resume where the run found them)
     out:str=None, # Run folder to make (default: runs/ and the name of the data)
-    resume:str=None, # Run folder to go on with, from its newest whole state; only steps and the options from here on may change
+    resume:str=None, # Run folder to go on with, from its newest whole state; only --steps and the options from --keep on may change, and the number of devices (but not cuda for cpu)
     preset:str=None, # Configuration to start from: small (two cores, minutes), tiny (seconds), paper, official, biggan, cifar, or a row of the paper such as table1-feat32 (default: small)
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged generator, 0 for none (default: 0)
@@ -241,19 +247,21 @@ def sagan_train(
     "Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html; or go on with one"
     with plain_errors('sagan-train'), launched(_device(device)) as device:
         if resume and out: raise ValueError('--resume names the run folder; leave out --out')
-        given, moved = {k: v for k, v in dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights, samples=samples, on_nan=on_nan).items() if v is not None}, ''
+        given, moved = {k: v for k, v in dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights, samples=samples, on_nan=on_nan, cache=cache and str(Path(cache).resolve())).items() if v is not None}, ''
         if resume:
             out = Path(resume); was, _, options = read_config(out)
             cfg, data, n_classes = _as_it_began(out, was, preset, changes), data or was.data, was.n_classes
         else:
-            (cfg, moved), data, options, n_classes = _configure(preset or 'small', changes), data or 'digits', {}, changes.get('n_classes')
+            (cfg, moved), options, n_classes = _configure(preset or 'small', changes), {}, changes.get('n_classes')
+            if not data and cfg.data != 'digits': raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, 'digits' or 'twins'")
+            data = data or 'digits'
             out = Path(out or Path('runs')/Path(data).resolve().name)
         options = OPTIONS | options | given; _check_options(options)
-        images = _with_classes(load_images(data, cfg.size, cfg.skip_bad, cache), n_classes)
-        if not resume: cfg = cfg.change(n_classes=len(images.classes), data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
         rank, world = processes()
+        images = _with_classes(load_images(data, cfg.size, cfg.skip_bad, options['cache'], 8/world), n_classes)  # several processes share a mapped file rather than hold a copy each
+        if not resume: cfg = cfg.change(n_classes=len(images.classes), data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
         if cfg.batch % (world*cfg.accumulate): raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that {world*cfg.accumulate} divides")
-        learn = sagan_learner(image_dls(images, cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device, rank, world), cfg, data=cfg.data)
+        learn = sagan_learner(image_dls(_held(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device, rank, world), cfg, data=cfg.data)
         learn.model.to(device)
         def tell(text):
             if rank == 0: print(text, flush=True)
@@ -332,7 +340,7 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/12_cli.ipynb #89363024
+# %% ../nbs/12_cli.ipynb #8d72f18a
 def _evaluator(name, weights, images, seed, device):
     "The evaluator of that name"
     if name not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
@@ -358,7 +366,7 @@ def sagan_eval(
         if n is None: n = 50_000 if by_inception else 1000
         _at_least(n, 10); _at_least(standing, 0, 'standing')
         r = load_run(run, device); G, data = r.model.ema, data or r.cfg.data
-        images = ImageFiles(data, r.cfg.size) if by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad else load_images(data, r.cfg.size, r.cfg.skip_bad)
+        images = ImageFiles(data, r.cfg.size) if by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(run)[2].get('cache'))
         if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
         if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})")
         judge = _evaluator(evaluator, weights, images, seed, device)

@@ -444,14 +444,15 @@ def image_dls(
     dls.vocab, dls.c, dls.size = images.classes, len(images.classes), images.x.shape[-1]
     return dls
 
-# %% ../nbs/00_data.ipynb #ee574b4b
+# %% ../nbs/00_data.ipynb #7b6ccedb
 def load_images(
     data:str, # 'digits', 'twins' or the path of a folder
     size:int, # Pixels of a side
     skip_bad:bool=False, # Leave out files that cannot be read?
     cache:str|Path|None=None, # Folder for the cache file of a folder that is too large for memory, see `folder`
+    max_gb:float=8., # Largest folder to hold in memory, GB
 ) -> Images: # The images
     "Images by name; the errors of `digits`, `twins` and `folder`"
     if data == 'digits': return digits(size)
     if data == 'twins': return twins(size=size)
-    return folder(data, size, skip_bad, cache=cache)
+    return folder(data, size, skip_bad, max_gb=max_gb, cache=cache)

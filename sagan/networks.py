@@ -8,12 +8,12 @@ Docs: https://sagan-gan.github.io/sagan/networks.html.md"""
 __all__ = ['G_CHANNELS', 'D_CHANNELS', 'D_DOWN', 'up_conv', 'conv_pool', 'GBlock', 'DBlock', 'ResidualBlock', 'Generator',
            'Discriminator', 'generate_batches', 'generate', 'standing_statistics']
 
-# %% ../nbs/04_networks.ipynb #02c69005
+# %% ../nbs/04_networks.ipynb #2b7ceb03
 import torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator
 from copy import deepcopy
 from torch import Tensor
-from .spectral import _dtype, _exact, spectral_norm
+from .spectral import _dtype, no_autocast, spectral_norm
 from .attention import SelfAttention
 from .conditioning import AuxiliaryHead, BatchNorm2d, ConditionalBatchNorm2d, ProjectionHead, check_labels
 
@@ -154,7 +154,7 @@ class Generator(nn.Module):
             if str(size) in self.attention: x = self.attention[str(size)](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
 
-# %% ../nbs/04_networks.ipynb #da13a409
+# %% ../nbs/04_networks.ipynb #d43e3f0b
 class Discriminator(nn.Module):
     "D(x, y) -> one unbounded score per image (section 3 and 5), high for real; with the auxiliary head the pair (score, -log P(y | x))"
     def __init__(self,
@@ -182,7 +182,7 @@ class Discriminator(nn.Module):
             x = block(x)                                                     # (B, C, size, size)
             if block.down and str(size) in self.attention: x = self.attention[str(size)](x)
         h = F.relu(x).float().sum((2, 3))                                    # (B, C), float32 from here on
-        with _exact(x): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
+        with no_autocast(x): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
 
 # %% ../nbs/04_networks.ipynb #d9ac592a
 @torch.no_grad()

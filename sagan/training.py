@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/training.html.md"""
 __all__ = ['presets', 'd_step', 'g_step', 'NonFinite', 'ema_update', 'Config', 'for_size', 'systems', 'preset', 'SAGAN',
            'fastest_dtype', 'compile_networks', 'TwoOptimizers', 'SAGANTrainer', 'check_images', 'sagan_learner']
 
-# %% ../nbs/06_training.ipynb #40da4d95
+# %% ../nbs/06_training.ipynb #bdd4c894
 import ctypes, math, time, torch, torch.nn as nn
 from contextlib import nullcontext
 from copy import deepcopy
@@ -22,13 +22,13 @@ from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastcore.foundation import L
 from torch import Tensor
-from .conditioning import check_labels, frozen_statistics, gather, processes, share, total
+from .conditioning import check_labels, everyones, frozen_statistics, gather, processes, share, total
 from .data import MemoryLoader, check_size
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
 from .networks import Discriminator, Generator
-from .spectral import normalised, spectral_step
+from .spectral import no_autocast, normalised, spectral_step
 
-# %% ../nbs/06_training.ipynb #2cd8df9f
+# %% ../nbs/06_training.ipynb #fa17560f
 def _parts(n, *tensors):
     "`n` tuples with equal parts of all tensors; None stays None"
     if odd := [len(t) for t in tensors if t is not None and len(t) % n]: raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate must divide the images of a process")
@@ -45,7 +45,9 @@ def _update(net, opt, losses, **given):
     "One step of `opt` on the sum of what `losses` yields; raises `NonFinite` before the step if loss or gradient is not finite"
     opt.zero_grad(); loss = 0.
     with normalised(given['G']), normalised(given['D']):
-        for part in losses(): part.backward(); loss = loss + part.detach()              # ()
+        for part in losses():
+            with no_autocast(part): part.backward()                                           # the dtypes of the forward pass, not chosen anew
+            loss = loss + part.detach()                                                 # ()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     _average([loss, *gradients])
     largest = torch.stack(torch._foreach_norm(gradients)).max()                         # ()
@@ -70,11 +72,12 @@ def d_step(
         means = []
         with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)                 # (B', 3, S, S)
         for r, f, yr, yf in _parts(accumulate, x, fake, y, y_fake):
-            out = D(torch.cat([r, f]), None if y is None else torch.cat([yr, yf]))      # (B + B',) of this part, auxiliary: two of them
-            real, fakes, *classes = [part for o in (out if isinstance(out, tuple) else (out,)) for part in o.split([len(r), len(f)])]  # (B,), (B',), auxiliary: twice
+            out = D(torch.cat([r, f]), None if y is None else torch.cat([yr, yf]))      # scores (B + B',) of this part; auxiliary: and losses of the class (B + B',)
+            (real, fakes), *classes = [o.split([len(r), len(f)]) for o in (out if isinstance(out, tuple) else (out,))]  # (B,) and (B',) each
             means.append(torch.stack([real.detach().mean(), fakes.detach().mean()]))    # (2,)
-            yield (d_acgan_loss(real, fakes, *classes) if classes else d_hinge_loss(real, fakes))/accumulate
-        if scores is not None: scores.update(zip(('d_real', 'd_fake'), torch.stack(means).mean(0)))
+            yield (d_acgan_loss(real, fakes, *classes[0]) if classes else d_hinge_loss(real, fakes))/accumulate
+        means = torch.stack(means).mean(0)                                              # (2,)
+        if scores is not None: _average([means]); scores.update(zip(('d_real', 'd_fake'), means))
     return _update(D, opt, losses, G=G, D=D, images=x)
 
 def g_step(
@@ -120,7 +123,7 @@ def _passed(losses, nets):
         for h in hooks: h.remove()
     return order, bad[0] if bad else None
 
-# %% ../nbs/06_training.ipynb #2dbd8155
+# %% ../nbs/06_training.ipynb #e88de6ae
 def _blame(net, opt, losses, loss, images=None, **nets):
     "The `NonFinite` that says where the numbers of a step went wrong"
     own = next(k for k, v in nets.items() if v is net)
@@ -132,6 +135,7 @@ def _blame(net, opt, losses, loss, images=None, **nets):
     elif bad: where, layer = 'forward', bad
     elif not math.isfinite(loss): where, layer = 'loss', 'the loss'
     else: where, layer = 'backward', wrong[-1]
+    where, layer = next((f for f in everyones((where, layer)) if f[0] in ('data', 'forward')), (where, layer))  # an average tells all processes, but only one of them has the cause
     said = {'data': 'of the real images', 'forward': f'first in the output of {layer}', 'loss': 'of the loss alone', 'backward': f'in the backward pass, from {layer} on'}[where]
     weights = {f'{k}.{n}'.replace('parametrizations.weight.original', 'weight'): p.detach().abs().max().item() for k, m in nets.items() for n, p in m.named_parameters()}
     return NonFinite(f"a number in {own}'s step is not finite: {said}", dict(network=own, where=where, layer=layer, loss=loss, learning_rates=[g['lr'] for g in opt.param_groups],
@@ -169,7 +173,7 @@ def _check_config(cfg):
     for name in ('beta1', 'beta2', 'ema'):
         if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
 
-# %% ../nbs/06_training.ipynb #11ac636c
+# %% ../nbs/06_training.ipynb #a4434621
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
@@ -184,7 +188,7 @@ class Config:
     g_sn:bool = True                  # spectral norm in G, too (D always has it)
     head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128                   # numbers in a latent vector (released code)
-    dtype:str = 'auto'                # of convolutions and products: 'float32', 'bfloat16', or 'auto' for what is fastest on the machine; all else is float32
+    dtype:str = 'auto'                # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions), 'bfloat16', or 'auto' for what is fastest on the machine; all else is float32
     batch:int = 256                   # images per step, of all processes together (BigGAN's reimplementation; the paper does not say)
     accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory
     steps:int = 1_000_000             # discriminator steps; `sagan_learner` sets it to the batches of an epoch
@@ -196,7 +200,7 @@ class Config:
     beta2:float = .9                  # Adam's decay of the square
     ema:float = .999                  # decay of the averaged generator (not in the paper), 0 for none
     ema_start:int = 2000              # G's steps before the average begins
-    compile:bool = False              # fuse each network by `torch.compile`: faster steps after a minute of compiling
+    compile:bool = False              # hand each network to `torch.compile`: a minute of compiling before the first step
     flip:bool = False                 # mirror half of the images
     skip_bad:bool = False             # leave out image files that cannot be read
     seed:int = 0                      # of weights, data order, latents
@@ -277,7 +281,7 @@ class SAGAN(nn.Module):
         super().train(mode); self.ema.eval()  # the average is only ever looked at
         return self
 
-# %% ../nbs/06_training.ipynb #6b936dc4
+# %% ../nbs/06_training.ipynb #8d748ad0
 def fastest_dtype(
     device:str|torch.device, # Where the training runs
 ) -> str: # 'bfloat16' where there are instructions for it, otherwise 'float32'
@@ -291,7 +295,7 @@ def compile_networks(
     model:nn.Module, # A `SAGAN`; its G and D are changed in place, the average is not
 ) -> None:
     "Compile both networks for the shapes that come in; on a GPU as CUDA graphs"
-    mode = 'reduce-overhead' if next(model.parameters()).is_cuda else None
+    mode = 'reduce-overhead' if next(model.parameters()).is_cuda and model.cfg.accumulate == 1 else None  # a graph's memory is its next pass's, too
     for net in (model.G, model.D): net.compile(dynamic=False, mode=mode)
 
 def _keep_freed_memory():
@@ -379,13 +383,13 @@ def check_images(
     low, high = x.min().item(), x.max().item()
     if not -1.01 <= low <= high <= 1.01 or low >= 0: raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; scale bytes with `to_unit`, or fastai batches with Normalize.from_stats([.5]*3, [.5]*3)")
 
-# %% ../nbs/06_training.ipynb #3f648033
+# %% ../nbs/06_training.ipynb #c469cab8
 def sagan_learner(
     dls:DataLoaders, # Batches of (images in [-1, 1], labels): from `image_dls`, or fastai's own
     cfg:Config|str='small', # Configuration or the name of a preset
     cbs=None, # One more fastai callback, or several
     **changes, # Fields of the configuration to change
-) -> Learner: # An ordinary fastai `Learner`: `learn.fit(epochs)`; `learn.model` is a `SAGAN`
+) -> Learner: # fastai's `Learner`: `learn.fit(epochs)`; `learn.model` is a `SAGAN`
     "A fastai `Learner` that trains a SAGAN on `dls`, whose image size, classes (`dls.vocab`, or give `n_classes`) and batch size it takes over; raises `ValueError` for what does not fit"
     if isinstance(cfg, str): cfg = preset(cfg)
     x, _ = dls.one_batch() if hasattr(dls.train, 'one_batch') else next(iter(dls.train))  # PyTorch's loaders have no one_batch

@@ -40,11 +40,21 @@ def measured():
     return [asdict(score(generate_batches(G, y, part=share(203)), y, train_evaluator(real, steps=30), real)),
             asdict(score(to_unit(drawn.x)[share(151)], drawn.y, train_evaluator(drawn, steps=30), drawn))]
 
+def blamed():
+    "What a step says when only the last process has an image that is not finite"
+    from sagan.conditioning import processes
+    from sagan.losses import ttur
+    from sagan.training import SAGAN, NonFinite, d_step, preset
+    m, (rank, world) = SAGAN(preset('tiny')).train(), processes()
+    x, y, z = torch.zeros(4, 3, 32, 32), torch.arange(4), torch.zeros(4, 128)
+    try: d_step(m.G, m.D, ttur(m.G, m.D)[1], x*torch.nan if rank == world - 1 else x, y, z, y)
+    except NonFinite as e: return str(e), e.report['where']
+
 def work(folder):
     "What the tests of equality compare, one file for each process"
     from sagan.conditioning import launched, processes
     with launched():
-        kept = dict(scores=measured(), single=trained(False))
+        kept = dict(scores=measured(), single=trained(False), blamed=blamed())
         torch.Tensor.float = torch.Tensor.double; torch.set_default_dtype(torch.float64)  # whatever the package computes in float32
         torch.save(kept | dict(double=trained(True)), f'{folder}/{processes()[0]}of{processes()[1]}')
 
@@ -76,6 +86,9 @@ def test_two_processes_measure_as_one(kept):
         for k, v in alone.items(): assert first[k] == (pytest.approx(v, rel=1e-4, abs=1e-5) if isinstance(v, float) else v), k
     assert kept[0]['scores'][1]['agreement'] == 1.
 
+def test_a_number_that_is_not_finite_is_found_by_all(kept):
+    for k in kept: assert k['blamed'] == ("a number in D's step is not finite: of the real images", 'data')
+
 def processes_of(launcher):
     "The process ids of the workers, by rank"
     pids = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(launcher.pid)], capture_output=True, text=True).stdout.split()
@@ -105,7 +118,7 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
     said, step = (run.parent/'said').read_text(), load_run(run).step
     assert 40 <= step < 400 and f'stopped by SIGTERM at step {step} of 400' in said and 'Traceback' not in said
     assert said.count('steps of 16 on 2 processes') == 1                      # only the first one speaks
-    assert [r['step'] for r in read_log(run)] == list(range(10, step + 1, 10))
+    assert [r['step'] for r in read_log(run)] == sorted({*range(10, step + 1, 10), step})
 
 def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(run):
     step = load_run(run).step
