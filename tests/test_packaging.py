@@ -30,7 +30,7 @@ def test_files(wheel):
     "Only the package and its metadata, and all of the package"
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split('/')[0].removesuffix('.dist-info') for n in names} == {'sagan', wheel.name.removesuffix('-py3-none-any.whl')}
-    assert {n for n in names if n.startswith('sagan/')} == {f'sagan/{p.name}' for p in (root/'sagan').glob('*.py')}
+    assert {n for n in names if n.startswith('sagan/')} == {p.relative_to(root).as_posix() for p in (root/'sagan').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
     assert any(n.endswith('/LICENSE') for n in names)
 
 
