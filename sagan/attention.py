@@ -7,10 +7,11 @@ Docs: https://sagan-gan.github.io/sagan/attention.html.md"""
 # %% auto #0
 __all__ = ['attention_weights', 'attend', 'SelfAttention', 'AttentionMap', 'attention_maps', 'altered']
 
-# %% ../nbs/02_attention.ipynb #478f4a73
+# %% ../nbs/02_attention.ipynb #742a2766
 import torch, torch.nn as nn, torch.nn.functional as F
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from torch import Tensor
 from .spectral import spectral_norm
 
@@ -112,27 +113,29 @@ class AttentionMap:
         i = self.cell(self.keys, row, col)
         return torch.cat([beta[:, :, i].clone() for beta in self.parts()], 1).unflatten(1, self.queries)  # a view would keep its whole part
 
-# %% ../nbs/02_attention.ipynb #901213e8
+# %% ../nbs/02_attention.ipynb #57c06a26
 @torch.no_grad()
 def attention_maps(
     net:nn.Module, # A network with `SelfAttention` layers; used in the mode (train or eval) that it is in
     *inputs:Tensor, # What the network takes: (z, y) for a generator, (x, y) for a discriminator
-    layers:list|None=None, # Names of attention layers in the network, None for all
+    layers:list|str|None=None, # Names of attention layers in the network, None for all
 ) -> tuple: # (output of the network, list of `AttentionMap` in the order of the forward pass)
     "Run `net` once and return its output with the map of attention layers (eq. 1); raises `ValueError` if it has none, or none of that name"
     seen, found = [], {name: m for name, m in net.named_modules() if isinstance(m, SelfAttention)}
+    layers = [layers] if isinstance(layers, str) else layers
     if not found: raise ValueError(f"{type(net).__name__} has no SelfAttention layer; build it with an attention placement")
     if unknown := [n for n in layers or () if n not in found]: raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; it has {', '.join(map(repr, found))}")
     def note(name): return lambda layer, args, out: seen.append((name, layer, args[0]))
     hooks = [m.register_forward_hook(note(name)) for name, m in found.items() if layers is None or name in layers]
-    try: out = net(*inputs)
+    try:
+        with torch.compiler.set_stance('force_eager'): out = net(*inputs)      # compiled code knows nothing of hooks
     finally:
         for h in hooks: h.remove()
-    image = tuple((out if out.ndim == 4 else inputs[0]).shape[-2:])  # a generator's image comes out, a discriminator's goes in
+    image = tuple((out if isinstance(out, Tensor) and out.ndim == 4 else inputs[0]).shape[-2:])  # a generator's image comes out, a discriminator's goes in
     def grids(layer, x): return tuple(x.shape[-2:]), tuple(s//(1 if layer.form == 'paper' else 2) for s in x.shape[-2:])
-    return out, [AttentionMap(name, *layer.qkv(x)[:2], *grids(layer, x), image) for name, layer, x in seen]
+    return out, [AttentionMap(name, *[t.float() for t in layer.qkv(x)[:2]], *grids(layer, x), image) for name, layer, x in seen]
 
-# %% ../nbs/02_attention.ipynb #d772a4db
+# %% ../nbs/02_attention.ipynb #1f261f1f
 def _inside(m, box):
     "Which keys have their centre in a box of pixels, (h*w,) of bool"
     top, left, bottom, right = box
@@ -146,17 +149,21 @@ def altered(
     gamma:float=1., # Factor on the layer's gamma
     cut:tuple|None=None, # (row, column) of a pixel: the query that covers it gets nothing from attention
     hide:tuple|None=None, # (top, left, bottom, right) in pixels: keys with their centre in this box are seen by no query
+    uniform:bool=False, # Give all keys the same weight?
 ):
-    "Within this context one attention layer works differently; raises `IndexError` for a pixel outside the image, `ValueError` if all keys would be hidden"
-    layer = net.get_submodule(m.name)
+    "Within this context one attention layer works differently; raises `IndexError` for a pixel outside the image, `ValueError` for a box that hides no key or all of them, or a map of another network"
+    layer = dict(net.named_modules()).get(m.name)
+    if not isinstance(layer, SelfAttention): raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; make the map with this network")
+    if 'forward' in vars(layer): raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
     seen = torch.ones(m.k.shape[1], dtype=torch.bool) if hide is None else ~_inside(m, hide)   # (h*w,)
-    if not seen.any(): raise ValueError(f"the box {hide} hides all keys; leave at least one of {m.keys[0]}x{m.keys[1]} to be looked at")
+    if hide is not None and seen.all() or not seen.any():
+        raise ValueError(f"the box {hide} hides {'no key' if seen.any() else 'all keys'}; a key is {m.image[0]//m.keys[0]}x{m.image[1]//m.keys[1]} of {m.image[0]}x{m.image[1]} pixels, and its centre counts")
     j = None if cut is None else m.cell(m.queries, *cut)
-    def forward(x):
+    def forward(layer, x):
         q, k, v = layer.qkv(x)
-        o = attend(q, k[:, seen], v[:, seen])                                  # (B, HW, Cv)
+        o = attend(q*(not uniform), k[:, seen], v[:, seen])                    # (B, HW, Cv); queries of 0 see all alike
         if j is not None: o = o.index_fill(1, torch.tensor([j], device=o.device), 0.)
         return gamma*layer.gamma*layer.out(o.mT.unflatten(2, x.shape[2:])) + x  # (B, C, H, W)
-    layer.forward = forward
+    layer.forward = MethodType(forward, layer)
     try: yield
     finally: del layer.forward

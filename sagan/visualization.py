@@ -42,7 +42,7 @@ def class_rows(
     ax.tick_params(length=0); ax.spines[:].set_visible(False)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #4a9280d2
+# %% ../nbs/08_visualization.ipynb #3541ac3e
 POINT_COLOURS = '#D55E00', '#009E73', '#0072B2', '#E69F00', '#CC79A7', '#56B4E9', '#F0E442'  # Okabe and Ito's, told apart by the colour-blind
 
 def spread_points(
@@ -54,15 +54,15 @@ def spread_points(
     rows, cols = torch.meshgrid(grid, grid, indexing='ij')                     # (S, S) each
     f = torch.cat([torch.stack([rows, cols]), x/2]).flatten(1).T               # (S*S, 5): position in [0,1], colour in [-.5,.5]
     inside = ((rows - .5).abs() < .45).logical_and((cols - .5).abs() < .45).flatten()
-    distance = (f[:, 2:] - f[:, 2:].mean(0)).norm(dim=1).masked_fill(~inside, -1)  # (S*S,)
-    points = [distance.argmax().item()]
-    distance = (f - f[points[0]]).norm(dim=1)
+    salience = (f[:, 2:] - f[:, 2:].median(0).values).norm(dim=1)              # (S*S,): how unlike the ground
+    salience = .3 + .7*salience/salience.max().clamp(min=1e-6)
+    points, distance = [], torch.ones_like(salience)
     while len(points) < n:
-        points.append(distance.masked_fill(~inside, -1).argmax().item())
+        points.append((distance*salience).masked_fill(~inside, -1).argmax().item())
         distance = torch.minimum(distance, (f - f[points[-1]]).norm(dim=1))
     return [divmod(p, S) for p in points]
 
-# %% ../nbs/08_visualization.ipynb #3f2dfca3
+# %% ../nbs/08_visualization.ipynb #30445182
 def most_attended(
     m:Tensor, # The map of one query, (h, w)
     image:tuple, # (height, width) of the image in pixels
@@ -76,11 +76,11 @@ def _check_belongs(x, m):
 
 def _draw_map(ax, x, beta, point, colour):
     "One image (3, S, S), greyed, under the map (h, w) of one query point"
-    size = tuple(x.shape[1:]); strongest = (beta.max()*beta.numel()).item()
+    size = tuple(x.shape[1:]); strongest = (beta.max()*beta.numel()).item()  # in multiples of the uniform weight
     ax.imshow(_picture((x.mean(0, keepdim=True).expand(3, -1, -1) - 1)/2))  # at half its brightness, so that the map's is seen
     ax.imshow(F.interpolate(beta[None, None], size=size, mode='bilinear', align_corners=False)[0, 0], cmap='magma', alpha=.65, vmin=0)
     (r, c), to = point, most_attended(beta, size)
-    if strongest >= 1.5: ax.annotate('', to[::-1], (c, r), arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0))
+    if round(strongest, 1) >= 1.5: ax.annotate('', to[::-1], (c, r), arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0))
     ax.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
     ax.set_xlabel(f'max {strongest:.1f}x uniform', fontsize=7, labelpad=2)
 
@@ -103,7 +103,7 @@ def attention_figure(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #f9b2105f
+# %% ../nbs/08_visualization.ipynb #168263cd
 def _ranks(t):
     "Ranks along the last dimension, equal values at their mean rank, centred to mean 0"
     ordered = t.sort(-1).values
@@ -111,65 +111,69 @@ def _ranks(t):
     return rank - rank.mean(-1, keepdim=True)
 
 def _correlation(a, b):
-    "Of centred ranks along the last dimension, 0 where one of them is constant"
-    return (a*b).sum(-1)/((a*a).sum(-1)*(b*b).sum(-1)).sqrt().clamp(min=1e-9)
+    "Of centred ranks along the last dimension, NaN where one of them is constant"
+    return (a*b).sum(-1)/((a*a).sum(-1)*(b*b).sum(-1)).sqrt()
 
-def _measures(beta, distance, colour):
-    "The six measures of weights (B, n, N): {name: (B, n)}; distance and colour are those from query to key, (n, N) and (B, n, N)"
-    weight, near, alike = _ranks(beta), _ranks(-distance), _ranks(-colour)
+def _measures(beta, distance, near, alike):
+    "The measures of weights (B, n, N): {name: (B, n)}; distance (n, N), and the ranks of nearness and of likeness in colour"
+    weight = _ranks(beta)
     wc, wn, cn = _correlation(weight, alike), _correlation(weight, near), _correlation(alike, near)
-    held = (wc - wn*cn)/((1 - wn**2)*(1 - cn**2)).clamp(min=1e-6).sqrt()
-    return {'distance': (beta*distance).sum(-1), 'entropy': -torch.xlogy(beta, beta).sum(-1)/math.log(beta.shape[-1]), 'near': (beta*(distance <= .25)).sum(-1),
-            'colour': wc, 'nearness': wn, 'colour, nearness held': torch.where((1 - wn**2)*(1 - cn**2) > 1e-6, held, 0.)}
+    rest = (1 - wn**2)*(1 - cn**2)                                             # 0 where nearness explains all
+    return {'distance': (beta*distance).sum(-1), 'entropy': -torch.xlogy(beta, beta).sum(-1)/math.log(beta.shape[-1]), 'within 1/4': (beta*(distance <= .25)).sum(-1),
+            'sharp': (beta.amax(-1)*beta.shape[-1] >= 3).float(), 'colour': wc, 'nearness': wn, 'colour, held': torch.where(rest > 1e-4, (wc - wn*cn)/rest.sqrt(), math.nan)}
 
-# %% ../nbs/08_visualization.ipynb #98ea285b
+# %% ../nbs/08_visualization.ipynb #91829576
 def map_statistics(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images
-) -> dict: # {'attention', 'uniform' or 'window': {measure: mean over queries and images}}
+) -> dict: # {'attention', 'uniform', 'window' or 'same': {measure: mean over queries and images, NaN where it is not defined}}
     "Figure 5's claim as numbers: what the weights of a layer go with; raises `ValueError` if images and maps do not belong together"
-    _check_belongs(x, m)
+    _check_belongs(x, m); x = x.to(m.q.device)
     def cells(grid): return F.adaptive_avg_pool2d(x, grid).flatten(2).mT       # (B, N, 3): mean colour of each cell
     def centres(grid): return torch.cartesian_prod(*[(torch.arange(n, device=x.device) + .5)/n for n in grid])   # (N, 2) in sides of the image
+    def apart(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
     at, keys, sums, first = centres(m.queries), centres(m.keys), {}, 0
     asking, asked = cells(m.queries), cells(m.keys)
+    same = sum(beta.sum(1, keepdim=True) for beta in m.parts())/len(at)        # (B, 1, N)
     for beta in m.parts():                                                     # (B, n, N)
         part = slice(first, first := first + beta.shape[1])
-        distance, colour = torch.cdist(at[part], keys), torch.cdist(asking[:, part], asked)   # (n, N), (B, n, N)
-        window = (-distance**2*32).softmax(-1).expand_as(beta)                 # a Gaussian of 1/8
-        for kind, weights in dict(attention=beta.float(), uniform=torch.full_like(window, 1/len(keys)), window=window).items():
-            for name, v in _measures(weights, distance, colour).items(): sums[kind, name] = sums.get((kind, name), 0.) + v.sum().item()
+        distance, alike = apart(at[part], keys), _ranks(-apart(asking[:, part], asked))   # (n, N), (B, n, N)
+        near, window = _ranks(-distance), (-distance**2*32).softmax(-1)        # a Gaussian of 1/8, (n, N) each
+        for kind, weights in dict(attention=beta, uniform=torch.full_like(beta, 1/len(keys)), window=window.expand_as(beta), same=same.expand_as(beta)).items():
+            for name, v in _measures(weights, distance, near, alike).items():
+                total, n = sums.get((kind, name), (0., 0)); sums[kind, name] = total + v.nansum().item(), n + v.isfinite().sum().item()
     kinds, names = [dict.fromkeys(k) for k in zip(*sums)]
-    return {kind: {name: sums[kind, name]/(len(x)*len(at)) for name in names} for kind in kinds}
+    return {kind: {name: sums[kind, name][0]/n if (n := sums[kind, name][1]) else math.nan for name in names} for kind in kinds}
 
 def statistics_figure(
     rows:dict, # {name, such as that of a layer: what `map_statistics` returned}
 ) -> Figure: # One panel per measure
-    "Each measure of several maps, beside those of a uniform map and of a window"
+    "Each measure of several maps, beside those of the three to compare with"
     measures = list(next(iter(rows.values()))['attention'])
-    fig, axes = plt.subplots(1, len(measures), figsize=(1.9*len(measures), .7 + .3*len(rows)), sharey=True)
+    fig, axes = plt.subplots(1, len(measures), figsize=(1.7*len(measures), .9 + .3*len(rows)), sharey=True)
     for ax, name in zip(axes, measures):
-        for (kind, marker), colour in zip(dict(uniform='|', window='D', attention='o').items(), ('#767676', POINT_COLOURS[2], POINT_COLOURS[0])):
-            ax.plot([r[kind][name] for r in rows.values()], range(len(rows)), marker, color=colour, ms=7, mew=2, label=kind)
-        ax.set_title(name, fontsize=9); ax.grid(axis='x', lw=.4); ax.tick_params(labelsize=8); ax.margins(y=.3)
+        for kind, marker, colour, size in (('attention', 'o', POINT_COLOURS[0], 8), ('same', 'x', 'black', 6), ('window', 'D', POINT_COLOURS[2], 5), ('uniform', '|', '#767676', 14)):
+            ax.plot([r[kind][name] for r in rows.values()], range(len(rows)), marker, color=colour, ms=size, mew=1.6, label=kind)
+        ax.set_title(name, fontsize=9); ax.grid(axis='x', lw=.4); ax.tick_params(labelsize=8); ax.margins(x=.15, y=.2)
     axes[0].set_yticks(range(len(rows)), rows); axes[0].invert_yaxis()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc='lower center', ncols=3, fontsize=8, frameon=False, bbox_to_anchor=(.5, -.12))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='lower center', ncols=4, fontsize=8, frameon=False, bbox_to_anchor=(.5, -.1))
     fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #37aa78cd
+# %% ../nbs/08_visualization.ipynb #c7963815
 def effect_figure(
     images:dict, # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
 ) -> Figure: # Two rows: the images, and their pixel-wise difference from the first
     "What a change did to an image"
     pictures = [x.cpu() for x in images.values()]
     apart = [(x - pictures[0]).abs().mean(0)/2 for x in pictures]              # (S, S) each: 0 to 1, black against white
-    fig, axes = plt.subplots(2, len(images), figsize=(1.45*len(images), 3.3), squeeze=False)
+    top = max(max(d.max().item() for d in apart), 1e-3)
+    fig, axes = plt.subplots(2, len(images), figsize=(1.45*len(images), 3.3), squeeze=False, layout='constrained')
     for (upper, lower), caption, x, d in zip(axes.T, images, pictures, apart):
         upper.imshow(_picture(x)); upper.set_title(caption, fontsize=8)
-        lower.imshow(d, cmap='magma', vmin=0, vmax=max(max(a.max().item() for a in apart), 1e-3)); lower.set_xlabel(f'{d.mean():.1%}', fontsize=8, labelpad=2)
+        shown = lower.imshow(d, cmap='cividis', vmin=0, vmax=top); lower.set_xlabel(f'mean {d.mean():.1%}', fontsize=8, labelpad=2)
     for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
-    fig.tight_layout(pad=.3)
+    fig.colorbar(shown, ax=axes[1], fraction=.02, format=lambda v, _: f'{v:.0%}').ax.tick_params(labelsize=7)
     return fig
 
 # %% ../nbs/08_visualization.ipynb #cf65d851
@@ -187,7 +191,7 @@ def training_figure(
     axes[0].axhline(2, color='grey', lw=.7, ls=':', label='D knows nothing'); axes[0].legend(fontsize=7); fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #6d6eae42
+# %% ../nbs/08_visualization.ipynb #0c77abe1
 def _png(figure):
     "A figure, picture or file as an HTML data address"
     if isinstance(figure, bytes): data = figure
@@ -203,10 +207,12 @@ def report_html(
     summary:str, # One paragraph of plain text under it
     pictures:list, # (caption, figure, PIL image or bytes of a PNG) in order
     table:dict, # Names and values, for the table at the end
+    explorer:str='', # A page of its own, such as the attention explorer's, to stand after the pictures
 ) -> str: # A complete HTML page
     "One self-contained page: heading, pictures with captions, a table"
     e = lambda s: html.escape(str(s))
     figures = ''.join(f'<figure><img alt="{e(c)}" src="{_png(p)}"><figcaption>{e(c)}</figcaption></figure>' for c, p in pictures)
+    frame = explorer and f'<iframe title="Attention explorer" style="width:100%;height:700px;border:0" srcdoc="{e(explorer)}"></iframe>'
     rows = ''.join(f'<tr><th>{e(k)}</th><td>{e(v)}</td></tr>' for k, v in table.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{e(title)}</title><style>
@@ -214,5 +220,5 @@ body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;paddin
 img{{max-width:100%;image-rendering:auto;background:#fff}} figure{{margin:1.5rem 0}} figcaption{{color:#555;font-size:.9rem}}
 th{{text-align:left;padding-right:2rem;font-weight:500}} td,th{{border-bottom:1px solid #ddd;overflow-wrap:anywhere}}
 @media(prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}figcaption{{color:#aaa}}td,th{{border-color:#444}}}}
-</style><h1>{e(title)}</h1><p>{e(summary)}</p>{figures}<h2>Configuration</h2><table>{rows}</table></html>
+</style><h1>{e(title)}</h1><p>{e(summary)}</p>{figures}{frame}<h2>Configuration</h2><table>{rows}</table></html>
 """

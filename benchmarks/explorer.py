@@ -1,0 +1,45 @@
+"""From a movement of the mouse to the painted canvas of the attention explorer, in headless Chromium: images of 128 pixels,
+32x32 queries, 16x16 keys, three kept points. Painted means that a pixel has been read back from the canvas after the frame's
+drawing, so that none of it is outstanding; what the screen adds is not in it. The first pair of times is from when the browser
+hands the event over; the second from the event's own time. Chromium keeps a movement until the next frame (of 16.7 ms), so that
+even a page that draws nothing needs most of a frame by the second.
+
+    python benchmarks/explorer.py"""
+import shutil, tempfile, torch
+from pathlib import Path
+from playwright.sync_api import sync_playwright
+from sagan.attention import AttentionMap
+from sagan.explorer import AttentionExplorer, view
+
+S, N = 128, 400
+PROBE = """() => {
+    const ctx = document.querySelector('canvas[role=application]').getContext('2d')
+    let event = null, handed = 0
+    window.times = []
+    window.addEventListener('pointermove', e => { if (event === null) [event, handed] = [e.timeStamp, performance.now()] }, true)   // before the explorer hears of it
+    window.addEventListener('pointermove', () => requestAnimationFrame(() => {                                                     // after it has asked for its frame
+        if (event === null) return
+        ctx.getImageData(0, 0, 1, 1)
+        times.push([performance.now() - handed, performance.now() - event])
+        event = null }))
+}"""
+
+def explorer():
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(1, 32*32, 16, generator=g), torch.randn(1, 16*16, 16, generator=g)
+    return AttentionExplorer(*view(torch.rand(1, 3, S, S, generator=g)*2 - 1, {'G 32x32': AttentionMap('', q, k, (32, 32), (16, 16), (S, S))}, [('', 0)]))
+
+if __name__ == '__main__':
+    e = explorer(); e.pins = [[20, 30], [90, 100], [64, 10]]
+    with tempfile.TemporaryDirectory() as d, sync_playwright() as p:
+        e.save(f'{d}/e.html')
+        browser = p.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox'])
+        print(f'Chromium {browser.version}, {N} movements\n\n| window | canvas | from handed over: p50, ms | p95, ms | from the event: p50, ms | p95, ms |\n|---|---|---|---|---|---|')
+        for width, dpr in ((1200, 1), (1200, 2), (390, 3)):
+            page = browser.new_page(viewport=dict(width=width, height=900), device_scale_factor=dpr)
+            page.goto(Path(f'{d}/e.html').as_uri()); page.wait_for_selector('canvas[role=application]'); page.evaluate(PROBE)
+            canvas = page.locator('canvas[role=application]'); box = canvas.bounding_box()
+            for i in range(N): page.mouse.move(box['x'] + box['width']*(i*37 % 101 + .5)/102, box['y'] + box['height']*(i*53 % 103 + .5)/104)
+            columns = [sorted(t) for t in zip(*page.evaluate('times')[10:])]
+            print(f"| {width} px, {dpr}x | {canvas.evaluate('c => c.width')} px |", ' | '.join(f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns), '|'); page.close()
+        browser.close()

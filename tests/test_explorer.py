@@ -1,0 +1,312 @@
+"The attention explorer in a browser: the stand-alone page opened from disk without a network, and the module as anywidget calls it"
+import base64, json, os, shutil, signal, socket, subprocess, sys, time
+from pathlib import Path
+import pytest, torch, torch.nn.functional as F
+from PIL import Image
+from playwright.sync_api import TimeoutError, sync_playwright
+from sagan.attention import AttentionMap, attention_maps
+from sagan.explorer import AttentionExplorer, latents, view
+
+chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+pytestmark = pytest.mark.skipif(chromium is None, reason='needs Chromium (apt-get install chromium) to open the explorer in')
+S, CELLS = 64, 'canvas[role=application]'
+
+def random_map(name, queries, keys, seed):
+    g = torch.Generator().manual_seed(seed)
+    q, k = [torch.randn(4, n*n, 8, generator=g) for n in (queries, keys)]
+    return AttentionMap(name, q, k, (queries, queries), (keys, keys), (S, S))
+
+@pytest.fixture(scope='module')
+def images(): return F.interpolate(torch.rand(4, 3, 7, 7, generator=torch.Generator().manual_seed(0))*2 - 1, S, mode='bicubic').clamp(-1, 1)
+
+@pytest.fixture(scope='module')
+def maps():
+    "Three layers; the last one is so flat that no cell gets 1.5 times the even share"
+    flat = random_map('c', 8, 8, 2); flat.q = flat.q*.01
+    return {'G 8x8': random_map('a', 8, 4, 0), 'G 32x32': random_map('b', 32, 16, 1), 'D 8x8': flat}
+
+@pytest.fixture(scope='module')
+def explorer(images, maps): return AttentionExplorer(*view(images, maps, [('cat', 3), ('cat', 4), ('<dog>', 3), ('<dog>', 4)]))
+
+@pytest.fixture(scope='module')
+def browser():
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        yield b
+        b.close()
+
+@pytest.fixture
+def opened(browser, explorer, tmp_path):
+    "Opens a file with a page, at some width, without a network; the test fails if anything is asked of it, or an error is thrown"
+    troubles, contexts = [], []
+    def open(path=None, width=1200, **how):
+        if path is None: path = tmp_path/'explorer.html'; explorer.save(path)
+        context = browser.new_context(viewport=dict(width=width, height=900), offline=True, accept_downloads=True, **how); contexts.append(context)
+        page = context.new_page()
+        page.on('pageerror', lambda e: troubles.append(str(e))); page.on('console', lambda m: troubles.append(m.text) if m.type == 'error' else None)
+        page.on('request', lambda r: None if r.url.startswith(('file:', 'blob:', 'data:')) else troubles.append(r.url))
+        page.goto(path.as_uri()); page.wait_for_selector(CELLS)
+        return page
+    yield open
+    for c in contexts: c.close()
+    assert not troubles
+
+def frame(page): page.evaluate('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
+
+def seen(page):
+    "The point, and its map as it is drawn: weights of the keys and values over the pixels, in [0, 1] of the maximum, and the maximum in multiples of uniform"
+    frame(page)
+    r = page.evaluate('''() => { const a = document.querySelector('.sagan:has(canvas)').attention()
+        return a && { ...a, weights: [...a.weights], values: [...a.values] } }''')
+    return r and r | dict(weights=torch.tensor(r['weights'])/255, values=torch.tensor(r['values']).reshape(S, S)/255)
+
+def move(page, row, col):
+    "The mouse to the middle of a pixel"
+    box = page.locator(CELLS).bounding_box()
+    page.mouse.move(box['x'] + (col + .5)*box['width']/S, box['y'] + (row + .5)*box['height']/S)
+
+def same_map(r, m, image, row, col, smooth=True):
+    "Does the page show what Python computes for this query?"
+    exact = m.at(row, col)[image]; top = exact.max()
+    assert r['point'] == [row, col]
+    assert (r['weights'].reshape(exact.shape) - exact/top).abs().max() <= 1/509
+    assert r['max'] == pytest.approx((top*exact.numel()).item(), rel=1e-5)
+    up = m.on_image(row, col)[image] if smooth else exact.repeat_interleave(S//m.keys[0], 0).repeat_interleave(S//m.keys[1], 1)
+    assert (r['values'] - up/top).abs().max() <= 1/500
+
+def drawn(page, row, col):
+    "Colour of the canvas in the middle of a pixel"
+    return torch.tensor(page.evaluate('''([row, col, S]) => { const c = document.querySelector('canvas[role=application]')
+        return [...c.getContext('2d').getImageData(Math.floor((col + .5)*c.width/S), Math.floor((row + .5)*c.height/S), 1, 1).data].slice(0, 3) }''', [row, col, S]))
+
+def status(page): return page.locator('[aria-live]').text_content()
+
+def test_moving_shows_the_map_that_python_computes(opened, maps):
+    page = opened()
+    assert seen(page) is None
+    for row, col in [(0, 0), (63, 63), (20, 41), (33, 2)]:
+        move(page, row, col); same_map(seen(page), maps['G 32x32'], 0, row, col)
+    exact = maps['G 32x32'].at(33, 2)[0]; i, j = divmod(exact.argmax().item(), 16)
+    assert status(page) == f'From row 33, column 2: max {exact.max()*256:.1f}x uniform at row {i*4+2}, column {j*4+2}'
+
+def test_canvas_holds_the_image_under_the_map(opened, explorer, images, maps):
+    page = opened(); frame(page)
+    rgb = torch.frombuffer(bytearray(explorer.data), dtype=torch.uint8, count=3*S*S).reshape(S, S, 3).float()
+    magma = torch.frombuffer(bytearray(explorer.data), dtype=torch.uint8, offset=explorer.header['magma'], count=768).reshape(256, 3).float()
+    cells = [(5, 5), (40, 60), (60, 30), (10, 50)]
+    for c in cells: assert (drawn(page, *c) - rgb[c]).abs().max() <= 1        # no point yet: the image itself
+    move(page, 30, 10); r = seen(page); a = explorer.overlay
+    (ty, tx), (y, x) = r['to'], (30, 10)
+    def far(c): return abs((tx - x)*(c[0] - y) - (ty - y)*(c[1] - x))/((tx - x)**2 + (ty - y)**2)**.5   # from the line of the arrow
+    clear = [(i, j) for i in range(0, S, 5) for j in range(0, S, 5) if far((i, j)) > 5 and max(abs(i - y), abs(j - x)) > 4]
+    assert len(clear) > 80
+    for c in clear:
+        grey = rgb[c].mean()/2
+        expected = (1 - a)*((1 - a)*rgb[c] + a*grey) + a*magma[round(r['values'][c].item()*255)]
+        assert (drawn(page, *c) - expected).abs().max() <= 1
+    assert tuple(drawn(page, 30, 10).tolist()) == (0xD5, 0x5E, 0x00)          # the point, in the first colour of the figures
+
+def middle(r): return [int((a + b)/2) for a, b in zip(r['point'], r['to'])]
+
+def coloured(page, row, col):
+    "Is the first colour anywhere on this pixel or beside it?"
+    return page.evaluate('''([row, col, S]) => { const c = document.querySelector('canvas[role=application]'), s = c.width/S
+        const d = c.getContext('2d').getImageData((col - 1)*s, (row - 1)*s, 3*s, 3*s).data
+        for (let i = 0; i < d.length; i += 4) if (d[i] === 0xD5 && d[i + 1] === 0x5E && d[i + 2] === 0) return true
+        return false }''', [row, col, S])
+
+def test_arrow_only_where_attention_is_not_alike(opened, maps):
+    page = opened(); drawn_arrows = {}
+    for layer in maps:
+        page.get_by_role('combobox', name='Layer').select_option(layer); move(page, 30, 10); r = seen(page)
+        i, j = divmod(maps[layer].at(30, 10)[0].argmax().item(), maps[layer].keys[1])
+        assert r['to'] == [(i + .5)*S/maps[layer].keys[0], (j + .5)*S/maps[layer].keys[1]]   # the centre of the most attended key, from the corner
+        assert sum((a - b)**2 for a, b in zip(r['point'], r['to'])) > 15**2      # far enough to tell the arrow from the point
+        drawn_arrows[layer] = coloured(page, *middle(r))
+    assert drawn_arrows == {'G 8x8': True, 'G 32x32': True, 'D 8x8': False}
+
+def test_layers_classes_and_seeds(opened, maps):
+    page = opened(); move(page, 50, 9)
+    for klass, seed, image in [('cat', '4', 1), ('<dog>', '4', 3), ('<dog>', '3', 2)]:
+        page.get_by_role('combobox', name='Class').select_option(klass); page.get_by_role('combobox', name='Seed').select_option(seed)
+        for layer in maps:
+            page.get_by_role('combobox', name='Layer').select_option(layer); same_map(seen(page), maps[layer], image, 50, 9)
+    assert 'Class <dog>, seed 3, 64 by 64 pixels, with attention of layer D 8x8' in page.locator(CELLS).get_attribute('aria-label')
+    assert status(page).endswith('x uniform, nearly everywhere alike')
+    assert [s.text_content() for s in page.get_by_role('combobox', name='Layer').locator('option').all()] == list(maps)
+
+def test_smooth_and_overlay(opened, maps):
+    page = opened(); move(page, 50, 9)
+    page.get_by_label('Smooth').uncheck(); same_map(seen(page), maps['G 32x32'], 0, 50, 9, smooth=False)
+    before = drawn(page, 5, 60)
+    page.get_by_label('Overlay').fill('0'); frame(page)
+    assert not torch.equal(drawn(page, 5, 60), before)
+    move(page, 51, 20); after = drawn(page, 5, 60); frame(page); assert torch.equal(drawn(page, 5, 60), after)   # at 0 no map is seen
+
+def test_keys_alone(opened, maps):
+    page = opened()
+    for _ in range(12):
+        page.keyboard.press('Tab')
+        if page.evaluate("document.activeElement.getAttribute('role')") == 'application': break
+    else: raise AssertionError('the image cannot be reached by Tab')
+    page.keyboard.press('ArrowRight'); same_map(seen(page), maps['G 32x32'], 0, 33, 33)   # begins in the middle: cell (16, 16) of 32x32
+    page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowUp'); same_map(seen(page), maps['G 32x32'], 0, 31, 35)
+    page.keyboard.press('Enter'); page.keyboard.press('ArrowDown'); page.keyboard.press(' '); assert pins(page) == 2
+    for _ in range(40): page.keyboard.press('ArrowLeft')
+    same_map(seen(page), maps['G 32x32'], 0, 33, 1)                            # stops at the border
+    page.keyboard.press('Escape'); assert pins(page) == 0
+    order = []
+    for _ in range(7): page.keyboard.press('Tab'); order.append(page.evaluate("(e => (e.closest('label')?.firstChild ?? e).textContent)(document.activeElement)"))
+    assert order == ['Class', 'Seed', 'Layer', 'Overlay', 'Smooth', 'Save PNG', 'Save HTML']   # and nothing to clear
+
+def pins(page): frame(page); return page.locator('.pins figure').count() - 1   # the first one is the image
+
+def test_pins_keep_their_colours(opened):
+    page = opened(); colours = []
+    for row, col in [(10, 10), (50, 50), (20, 50)]:
+        move(page, row, col); page.mouse.down(); page.mouse.up()
+    move(page, 60, 5); assert pins(page) == 3
+    assert [tuple(drawn(page, *p).tolist()) for p in [(10, 10), (50, 50), (20, 50)]] == [(0xD5, 0x5E, 0), (0, 0x9E, 0x73), (0, 0x72, 0xB2)]
+    assert tuple(drawn(page, 60, 5).tolist()) == (0xE6, 0x9F, 0)               # the point that moves has the next one
+    assert page.locator('.pins canvas').nth(2).evaluate('c => c.style.borderColor') == 'rgb(0, 158, 115)'
+    assert 'Point 2. From row 50, column 50: max ' in page.locator('.pins canvas').nth(2).get_attribute('aria-label')
+    page.get_by_role('button', name='Clear points').click(); assert pins(page) == 0
+
+def test_drag_shows_its_path_and_keeps_no_point(opened):
+    page = opened()
+    move(page, 10, 5); page.mouse.down()
+    for col in range(5, 60, 5): move(page, 10, col)
+    page.mouse.up(); move(page, 50, 30)
+    assert pins(page) == 0
+    on = torch.stack([drawn(page, 10, c) for c in (15, 30, 50)])
+    assert (on == torch.tensor([0xD5, 0x5E, 0])).all(1).sum() >= 2             # an arrow may lie over one
+    page.keyboard.press('Tab'); page.locator(CELLS).focus(); page.keyboard.press('Escape'); frame(page)
+    assert not (torch.stack([drawn(page, 10, c) for c in (15, 30, 50)]) == torch.tensor([0xD5, 0x5E, 0])).all(1).any()
+
+def test_touch(opened, maps):
+    page = opened(width=390, has_touch=True, is_mobile=True, device_scale_factor=3)
+    box = page.locator(CELLS).bounding_box()
+    assert box['width'] > 330 and page.evaluate('document.documentElement.scrollWidth') <= 390
+    assert page.locator(CELLS).evaluate('c => c.width') == round(box['width']*3)   # sharp
+    page.touchscreen.tap(box['x'] + 20.5/S*box['width'], box['y'] + 40.5/S*box['height'])
+    same_map(seen(page), maps['G 32x32'], 0, 40, 20); assert pins(page) == 1
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_contrast(opened, scheme):
+    page = opened(color_scheme=scheme)
+    def luminance(rgb): return sum(w*(v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), [c/255 for c in rgb]))
+    for selector in ('p[aria-live]', 'label span', 'select', 'button:enabled', 'figcaption'):
+        ink, paper = page.locator(f'.sagan {selector}').first.evaluate('''e => { const rgb = s => s.match(/[\\d.]+/g).map(Number)
+            let b = e; while (rgb(getComputedStyle(b).backgroundColor)[3] === 0) b = b.parentElement
+            return [getComputedStyle(e).color, getComputedStyle(b).backgroundColor].map(rgb) }''')
+        dark, light = sorted([luminance(ink[:3]), luminance(paper[:3])])
+        assert (light + .05)/(dark + .05) >= 4.5, selector
+
+def test_save_png(opened, tmp_path):
+    page = opened(); move(page, 30, 10); frame(page); colour = drawn(page, 5, 60)
+    with page.expect_download() as d: page.get_by_role('button', name='Save PNG').click()
+    assert d.value.suggested_filename == 'attention-cat-seed-3-G-32x32.png'
+    d.value.save_as(tmp_path/'a.png'); im = Image.open(tmp_path/'a.png')
+    assert im.size == tuple(page.locator(CELLS).evaluate('c => [c.width, c.height]'))
+    assert im.getpixel((int(60.5*im.width/S), int(5.5*im.height/S)))[:3] == tuple(colour.tolist())
+
+def test_save_html_and_open_what_was_saved(opened, maps, tmp_path):
+    page = opened(); page.get_by_role('combobox', name='Layer').select_option('G 8x8'); page.get_by_role('combobox', name='Seed').select_option('4')
+    move(page, 30, 10); page.mouse.down(); page.mouse.up(); move(page, 3, 60); frame(page)
+    for generation in range(2):                                               # what was saved can be saved again
+        with page.expect_download() as d: page.get_by_role('button', name='Save HTML').click()
+        d.value.save_as(tmp_path/f'{generation}.html')
+        page = opened(tmp_path/f'{generation}.html')
+        same_map(seen(page), maps['G 8x8'], 1, 3, 60); assert pins(page) == 1
+    assert (tmp_path/'0.html').read_text(encoding='utf-8') == (tmp_path/'1.html').read_text(encoding='utf-8')
+
+def test_saved_in_the_browser_and_in_python_is_the_same_page(opened, explorer, tmp_path):
+    page = opened()
+    with page.expect_download() as d: page.get_by_role('button', name='Save HTML').click()
+    d.value.save_as(tmp_path/'a.html')
+    ours, theirs = explorer.static(), (tmp_path/'a.html').read_text(encoding='utf-8')
+    def state(text): a, b = text.split('id="sagan-state">', 1); s, c = b.split('</script>', 1); return a, json.loads(s), c
+    assert state(ours) == state(theirs)
+
+def test_module_as_anywidget_calls_it(opened, explorer, maps, tmp_path):
+    "With a model like anywidget's: bytes as a DataView at some offset, what the browser changes is set and saved, what Python changes is shown"
+    state = json.dumps({k: v for k, v in explorer.get_state().items() if k not in ('data', 'layout')}).replace('</', '<\\/')
+    raw = base64.b64encode(bytes(12) + explorer.data).decode()
+    (tmp_path/'widget.html').write_text(f'''<!doctype html><meta charset="utf-8"><div id="here"></div><script type="module" id="js">{explorer._esm}
+const values = {state}, heard = {{}}, raw = Uint8Array.from(atob("{raw}"), c => c.charCodeAt(0))
+values.data = new DataView(raw.buffer, 12); window.saved = 0
+window.model = {{ get: k => values[k], set(k, v) {{ values[k] = v; (heard['change:' + k] ?? []).forEach(f => f()) }}, save_changes() {{ window.saved++ }}, on(e, f) {{ (heard[e] ??= []).push(f) }} }}
+window.leave = render({{ model, el: document.getElementById('here') }})</script>''', encoding='utf-8')
+    page = opened(tmp_path/'widget.html'); move(page, 30, 10); same_map(seen(page), maps['G 32x32'], 0, 30, 10)
+    assert page.evaluate("[model.get('point'), saved]") == [[30, 10], 1]
+    page.evaluate("model.set('point', [3, 60]); model.set('layer', 'D 8x8'); model.set('image', 3)"); same_map(seen(page), maps['D 8x8'], 3, 3, 60)
+    assert page.get_by_role('combobox', name='Class').input_value() == '<dog>' and page.get_by_role('combobox', name='Layer').input_value() == 'D 8x8'
+    page.evaluate("model.set('message', 'labels go from 0 to 3 <b>')"); assert page.get_by_role('alert').text_content() == 'labels go from 0 to 3 <b>'
+    page.evaluate("model.set('header', {})"); frame(page); assert not page.locator(CELLS).is_visible() and page.get_by_role('alert').is_visible()
+    page.evaluate('leave()')
+
+SETUP = f'''import torch
+from sagan.networks import Generator
+torch.manual_seed(0)
+G = Generator({S}, n_classes=3, width=4, attention=(16,), form='official', z_dim=16).eval()
+'''
+
+@pytest.fixture
+def notebook(tmp_path):
+    "A folder with one notebook that shows the explorer of an untrained generator, and in a further cell says where the point is"
+    cells = [SETUP + "from sagan.explorer import explore\nbox = explore(G, ['cat', 'dog', 'owl'])\nbox", "print('PYTHON', box.children[-1].point, box.children[-1].pins, box.children[-1].layer)"]
+    cells = [dict(cell_type='code', id=f'c{i}', execution_count=None, metadata={}, outputs=[], source=c) for i, c in enumerate(cells)]
+    kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
+    (tmp_path/'explorer.ipynb').write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
+    return tmp_path
+
+@pytest.fixture
+def served(notebook):
+    "Starts a server in the notebook's folder, in a process group of its own that ends with the test; gives its address"
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    at, started = f'http://127.0.0.1:{port}', []
+    env = os.environ | {k: str(notebook/k.lower()) for k in ('HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])
+    env['PYTHONWARNINGS'] = 'ignore'
+    def start(module, *args):
+        with open(notebook/'server.log', 'w') as log:
+            started.append(subprocess.Popen([sys.executable, '-m', module, *args, '--no-browser', f'--port={port}'], cwd=notebook, env=env, stdout=log, stderr=log, start_new_session=True))
+        for _ in range(240):
+            try: socket.create_connection(('127.0.0.1', port), 1).close(); return at
+            except OSError: assert started[0].poll() is None, (notebook/'server.log').read_text(); time.sleep(.25)
+        raise AssertionError('the server has not started: ' + (notebook/'server.log').read_text())
+    yield start
+    for p in started:
+        p.terminate()
+        try: p.wait(20)
+        except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL); p.wait()
+
+def explore_there(page, klass):
+    "Uses the explorer with a kernel behind it, and compares what it shows with maps made in this process"
+    space = {}; exec(SETUP, space); G = space['G']
+    def expected(seed, y): return attention_maps(G, latents(G, [seed]), torch.tensor([y]))[1][0]
+    page.wait_for_selector(CELLS, timeout=60_000); page.locator(CELLS).scroll_into_view_if_needed()
+    move(page, 20, 9); same_map(seen(page), expected(0, 0), 0, 20, 9)
+    page.mouse.down(); page.mouse.up(); assert pins(page) == 1
+    page.keyboard.press('ArrowDown'); same_map(seen(page), expected(0, 0), 0, 26, 10)   # the middle of the next cell of 4 pixels: 24 to 27, and of this column: 8 to 11
+    for name, act, seed, y in [('seed 1', lambda: page.get_by_role('button', name='Next').click(), 1, 0), ('Class owl', lambda: page.locator(klass).first.select_option('owl'), 1, 2)]:
+        act(); page.wait_for_function("name => document.querySelector('canvas[role=application]').ariaLabel.includes(name)", arg=name)
+        same_map(seen(page), expected(seed, y), 0, 26, 10)
+
+def test_voila(served, browser):
+    page = browser.new_page(viewport=dict(width=1200, height=900)); page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
+    explore_there(page, '.widget-dropdown select'); page.close()
+
+def test_jupyterlab(served, browser):
+    at = served('jupyterlab', '--allow-root', '--IdentityProvider.token=', '--ServerApp.password=')
+    page = browser.new_page(viewport=dict(width=1200, height=1000)); page.goto(f'{at}/doc/tree/explorer.ipynb', timeout=90_000)
+    for _ in range(12):                                                        # what is asked of it before there is a kernel is lost
+        page.locator('.jp-CodeCell .cm-content').first.click(); page.keyboard.press('Control+Enter')
+        try: page.wait_for_function("() => !document.querySelector('.jp-CodeCell .jp-InputPrompt').textContent.includes('[ ]')", timeout=5000); break
+        except TimeoutError: pass
+    else: raise AssertionError('JupyterLab has not run the cell')
+    explore_there(page, '.jp-OutputArea .widget-dropdown select')
+    page.locator('.jp-CodeCell .cm-content').nth(1).click(); page.keyboard.press('Control+Enter')
+    said = page.locator('.jp-OutputArea-output', has_text='PYTHON'); said.wait_for()
+    assert said.text_content().strip() == 'PYTHON [26, 10] [[20, 9]] G 16x16'      # Python knows what was done in the browser
+    page.close()
