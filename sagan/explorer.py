@@ -7,9 +7,9 @@ Docs: https://sagan-gan.github.io/sagan/explorer.html.md"""
 # %% auto #0
 __all__ = ['PAGE', 'latents', 'named_maps', 'generated_maps', 'view', 'class_view', 'image_view', 'AttentionExplorer', 'explore']
 
-# %% ../nbs/09_explorer.ipynb #2e75f6a7
-import base64, json, math, random, re, torch
-import anywidget, ipywidgets as W, matplotlib, traitlets as T
+# %% ../nbs/09_explorer.ipynb #0371acf3
+import base64, io, json, math, random, re, torch
+import anywidget, ipywidgets as W, matplotlib, matplotlib.pyplot as plt, traitlets as T
 from contextlib import ExitStack, contextmanager
 from fastcore.basics import patch
 from importlib.resources import files
@@ -19,7 +19,7 @@ from .attention import SelfAttention, altered, attention_maps
 from .data import to_bytes, whole_file
 from .networks import Discriminator, Generator
 from .training import SAGAN
-from .visualization import POINT_COLOURS, _check_belongs
+from .visualization import POINT_COLOURS, _check_belongs, effect_figure
 
 # %% ../nbs/09_explorer.ipynb #cc0ad966
 def _device(net): return next(net.parameters()).device
@@ -189,7 +189,7 @@ def save(self:AttentionExplorer,
     "Write `static` to a file, in one piece; raises `OSError` if it cannot be written"
     with whole_file(path) as f: f.write_text(self.static(), encoding='utf-8')
 
-# %% ../nbs/09_explorer.ipynb #95485830
+# %% ../nbs/09_explorer.ipynb #fcd1c94c
 @contextmanager
 def _said(out):
     "Say an error of the user in the widget"
@@ -213,7 +213,31 @@ def _controls(model, classes, out):
     if not classes: label.layout.display = 'none'
     for w in (label, seed, towards, far, gamma): w.observe(draw, 'value')
     draw()
-    return W.Box([label, seed, another, following, towards, far, gamma], layout=W.Layout(flex_flow='row wrap', margin='0 0 .5rem'))
+    def now(): return latents(G, [seed.value], [towards.value], far.value), torch.tensor([label.value], device=_device(G)) if classes else None
+    return W.VBox([W.Box([label, seed, another, following, towards, far, gamma], layout=W.Layout(flex_flow='row wrap')), _effects(G, out, now)])
+
+# %% ../nbs/09_explorer.ipynb #6d8bd83c
+def _effects(G, out, now):
+    "Two buttons that draw the image of `now()`, latent and label, with the layer in view altered, and show what that changes"
+    cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
+    said, picture = W.Label(), W.Image(format='png', layout=W.Layout(display='none', max_width='26rem'))
+    def show(caption, **how):
+        with _said(out):
+            x, maps = named_maps(G, *now())
+            if out.layer not in maps: raise ValueError(f"{out.layer} draws nothing; choose a layer of the generator: {', '.join(maps)}")
+            with torch.no_grad(), altered(G, maps[out.layer], **how): changed = named_maps(G, *now())[0]
+            figure = effect_figure({'as trained': x[0], caption: changed[0]}); buffer = io.BytesIO(); figure.savefig(buffer, dpi=90); plt.close(figure)
+            said.value = f'{caption}: pixels change by {(changed - x).abs().mean().item()/2:.1%} of the range from black to white in the mean'
+            picture.value, picture.layout.display, out.message = buffer.getvalue(), 'block', ''
+    def cut_point(_):
+        if out.point is None: out.message = 'move to a point of the image first'
+        else: show(f'({out.point[0]}, {out.point[1]}) cut', cut=out.point)
+    def hide_region(_):
+        if len(out.pins) < 2: out.message = 'keep two points first, at opposite corners of the region'; return
+        (top, bottom), (left, right) = [(min(v), max(v) + 1) for v in zip(*out.pins)]
+        show('region hidden', hide=(top, left, bottom, right))
+    cut.on_click(cut_point); hide.on_click(hide_region)
+    return W.VBox([W.Box([cut, hide, said], layout=W.Layout(flex_flow='row wrap')), picture])
 
 # %% ../nbs/09_explorer.ipynb #5684451d
 def explore(

@@ -295,7 +295,8 @@ def explore_there(page, klass):
 
 def test_voila(served, browser):
     page = browser.new_page(viewport=dict(width=1200, height=900)); page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
-    explore_there(page, '.widget-dropdown select'); page.close()
+    explore_there(page, '.widget-dropdown select')
+    page.get_by_role('button', name='Cut point').click(); page.get_by_text('(26, 10) cut: pixels change by').wait_for(timeout=20_000); page.close()
 
 def test_jupyterlab(served, browser):
     at = served('jupyterlab', '--allow-root', '--IdentityProvider.token=', '--ServerApp.password=')
