@@ -11,16 +11,17 @@ __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_o
 # %% ../nbs/12_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/12_cli.ipynb #9920328b
+# %% ../nbs/12_cli.ipynb #494b42e2
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
-    import json, shutil, signal, subprocess, tempfile, threading, torch
+    import json, signal, subprocess, tempfile, threading, torch
     import matplotlib.pyplot as plt
     from argparse import BooleanOptionalAction
     from contextlib import contextmanager, nullcontext
     from dataclasses import asdict, fields
     from difflib import get_close_matches
     from functools import partial, wraps
+    from importlib.util import find_spec
     from inspect import Parameter, signature
     from pathlib import Path
     from time import perf_counter
@@ -342,14 +343,16 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/12_cli.ipynb #7a88bf83
+# %% ../nbs/12_cli.ipynb #8061571a
 NOTEBOOK = """from sagan.checkpoints import load_run
 from sagan.explorer import explore
 r = load_run({run!r}, {device!r}); explore(r.model, r.classes)"""
 
-def _page(run, seeds=(0, 1)):
-    "The explorer of a run as a widget: some seeds of each of the first ten classes"
-    return AttentionExplorer(*class_view(run.model, run.classes, list(range(min(len(run.classes), 10))) if run.classes else None, seeds))
+def _page(run, most=8_000_000):
+    "The explorer of a run as a widget: two seeds of each of the first ten classes, or as many of these images as fit into `most` bytes, at least one"
+    labels = list(range(min(len(run.classes), 10))) if run.classes else None
+    n = max(1, most//len(class_view(run.model, run.classes, labels and labels[:1], [0])[1]))
+    return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], [0, 1][:max(1, n//len(labels or [0]))]))
 
 @call_parse
 def sagan_explore(
@@ -362,13 +365,14 @@ def sagan_explore(
         folder = run if Path(run).exists() else shipped(run); r = load_run(folder, _device(device))
         if out:
             _page(r).save(out); print(f'open {out}'); return
-        command = shutil.which('voila') or shutil.which('jupyter-lab')
-        if not command: raise ValueError("neither voila nor jupyter-lab is installed; install one of them (pip install voila), or write a page with --out FILE.html")
+        module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
+        if not module: raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install voila), or write a page with --out FILE.html")
         with tempfile.TemporaryDirectory() as tmp:
             file = Path(tmp)/'explorer.ipynb'
             cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=NOTEBOOK.format(run=str(Path(folder).resolve()), device=_device(device)))
             file.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
-            subprocess.run([command, file])
+            if module == 'jupyterlab': print('run the cell with Shift+Enter')
+            if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')
 
 # %% ../nbs/12_cli.ipynb #8d72f18a
 def _evaluator(name, weights, images, seed, device):

@@ -10,7 +10,7 @@ const CSS = `
 .sagan > div:first-child { flex: 2 1 20rem; max-width: min(36rem, 85vh) }
 .sagan > div:last-child { max-width: 36rem }
 .sagan canvas { display: block; width: 100%; border-radius: 3px; image-rendering: pixelated }
-.sagan canvas[tabindex] { touch-action: none; cursor: crosshair }
+.sagan canvas[tabindex] { touch-action: pinch-zoom; cursor: crosshair }
 .sagan :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px }
 .sagan p { margin: .5rem 0; min-height: 2.9em; font-variant-numeric: tabular-nums }
 .sagan p[role=alert] { flex-basis: 100%; min-height: 0; border: 2px solid #d55e00; border-radius: 3px; padding: .5rem .75rem; margin: 0 }
@@ -67,12 +67,12 @@ function base64(bytes) {
 function page(model, bytes) {
   const state = {}
   for (const k of ['header', 'point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'message', 'page']) state[k] = model.get(k)
-  const parts = { state: JSON.stringify(state).replaceAll('</', '<\\/'), data: base64(bytes), js: model.get('_esm') }
+  const parts = { state: JSON.stringify(state).replaceAll('<', '\\u003c'), data: base64(bytes), js: model.get('_esm') }
   return model.get('page').replace(/@@(\w+)@@/g, (_, k) => parts[k])
 }
 
 function render({ model, el }) {
-  let bytes, header, path = [], pressed = null, asked = false, current = null
+  let bytes, header, path = [], pressed = null, hovering = false, asked = false, current = null
   const set = values => { for (const k in values) model.set(k, values[k]); model.save_changes() }
 
   // What stands where
@@ -83,7 +83,7 @@ function render({ model, el }) {
   const button = (text, onclick) => make('button', { type: 'button', textContent: text, onclick })
   const buttons = [button('Clear points', () => clear()), button('Save PNG', () => canvas.toBlob(b => download(name('png'), b))),
     button('Save HTML', () => download(name('html'), new Blob([page(model, bytes)], { type: 'text/html' })))]
-  const help = make('p', { textContent: 'Move over the image, or use the arrow keys: the map of that point. Click, Enter or Space: keep the point. Drag: show the path. Escape: clear the points.' })
+  const help = make('p', { textContent: 'Move over the image, or use the arrow keys: the map of that point. Click, Enter or Space: keep the point. Drag: show the path. Leaving the image returns to the last kept point. Escape: clear the points. A map from 1.5x uniform on, that is 1.5 times the weight of an even spread, has an arrow to its strongest place.' })
   const stage = make('div', {}, canvas, status), panel = make('div', {}, ...rows, ...buttons, pins, help)
   const root = make('div', { className: 'sagan' }, stage, panel)
   canvas.setAttribute('role', 'application'); status.setAttribute('aria-live', 'polite'); alert.setAttribute('role', 'alert'); root.dataset.lmSuppressShortcuts = 'true'
@@ -133,7 +133,7 @@ function render({ model, el }) {
   function draw() {
     asked = false
     if (!header?.size) return
-    const point = model.get('point'), kept = model.get('pins'), own = colour(kept.length)
+    const point = model.get('point'), kept = model.get('pins'), i = kept.findIndex(p => String(p) === String(point)), own = colour(i < 0 ? kept.length : i)
     current = point && look(point)
     picture(small, current, model.get('overlay'))
     ctx.imageSmoothingEnabled = false
@@ -160,8 +160,8 @@ function render({ model, el }) {
       picture(c, seen, model.get('overlay'))
       return make('figure', {}, c, make('figcaption', { textContent: caption }))
     }
-    const kept = model.get('pins').map(look)
-    pins.replaceChildren(panel(null, 'transparent', 'The image without a map', 'image'),
+    const kept = model.get('pins').map(look), im = header.images[model.get('image')], which = [im.class, `${header.numbered} ${im.seed}`, chosen().name].filter(Boolean).join(', ')
+    pins.replaceChildren(panel(null, 'transparent', `The image without a map: ${which}`, which),
       ...kept.map((seen, i) => panel(seen, colour(i), `Point ${i + 1}. ${say(seen)}`, `max ${seen.max.toFixed(1)}x uniform`)))
     buttons[0].disabled = !kept.length
     paint()
@@ -199,22 +199,25 @@ function render({ model, el }) {
   smooth.onchange = () => set({ smooth: smooth.checked })
 
   // Pointer and keys
-  const pin = () => { if (model.get('point')) set({ pins: [...model.get('pins'), model.get('point')] }) }
+  const pin = () => { const p = model.get('point'), kept = model.get('pins'); if (p && !kept.some(k => String(k) === String(p))) set({ pins: [...kept, p] }) }
   const clear = () => { path = []; set({ pins: [] }); paint() }
   const at = e => {
     const box = canvas.getBoundingClientRect(), inside = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)))
     return [inside((e.clientY - box.top) / box.height, header.size[0]), inside((e.clientX - box.left) / box.width, header.size[1])]
   }
   canvas.onpointerdown = e => { if (e.button || !e.isPrimary) return; pressed = [e.clientX, e.clientY]; path = [at(e)]; canvas.setPointerCapture(e.pointerId); set({ point: at(e) }); paint() }
-  canvas.onpointermove = e => { const p = at(e); if (pressed) path.push(p); set({ point: p }) }
+  canvas.onpointermove = e => { if (!e.isPrimary) return; const p = at(e); hovering = !pressed; if (pressed) path.push(p); set({ point: p }) }
+  canvas.onpointerleave = () => { const kept = model.get('pins'); if (hovering && kept.length) set({ point: kept.at(-1) }); hovering = false }   // on the way to a button
   canvas.onpointerup = e => {
+    if (!e.isPrimary) return
     if (pressed && Math.hypot(e.clientX - pressed[0], e.clientY - pressed[1]) < 6) { path = []; pin() }
     pressed = null
   }
-  canvas.onpointercancel = () => { pressed = null }
+  canvas.onpointercancel = e => { if (e.isPrimary) pressed = null }
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }
   canvas.onkeydown = e => {
     if (e.ctrlKey || e.altKey || e.metaKey) return
+    hovering = false
     if (steps[e.key]) {
       const grid = chosen().queries, from = model.get('point')
       const to = i => {   // the centre of the next cell; the middle of the image at first
@@ -239,7 +242,8 @@ function render({ model, el }) {
   root.attention = () => current   // for tests, and for who looks into it
   model.on('change:point', paint)
   model.on('change:pins', drawPins)
-  for (const k of ['header', 'data', 'message', 'layer', 'image', 'overlay', 'smooth']) model.on(`change:${k}`, choices)
+  for (const k of ['header', 'data', 'message', 'layer', 'image']) model.on(`change:${k}`, choices)
+  for (const k of ['overlay', 'smooth']) model.on(`change:${k}`, () => { overlay.value = model.get('overlay'); smooth.checked = model.get('smooth'); drawPins() })
   choices()
   return () => observer.disconnect()
 }
