@@ -37,7 +37,7 @@ def attend(
     filled = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in (q, k, v)]  # (B, 1 head, N, widths that fused kernels take)
     return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]      # (B, Nq, Dv)
 
-# %% ../nbs/02_attention.ipynb #1fc24e98
+# %% ../nbs/02_attention.ipynb #69619364
 class SelfAttention(nn.Module):
     "The attention layer of section 3, equations 1 to 3, on (B, C, H, W); the identity until `gamma` has moved from 0"
     def __init__(self,
@@ -68,11 +68,6 @@ class SelfAttention(nn.Module):
         "Equation 3 on features `x` (B, C, H, W)"
         o = attend(*self.qkv(x)).mT.unflatten(2, x.shape[2:])  # (B, Cv, H, W)
         return self.gamma * self.out(o) + x                    # (B, C, H, W)
-
-    def weights(self, x):
-        "The attention map beta (B, HW, Nk) of the layer's input `x`"
-        q, k, _ = self.qkv(x)
-        return attention_weights(q, k)
 
 # %% ../nbs/02_attention.ipynb #f9a98ba0
 @dataclass

@@ -361,9 +361,11 @@ def check(self:RunWriter):
     for k, v in named.items():
         if v.is_floating_point() and not v.isfinite().all(): raise NonFinite(f"a weight, average or moment is not finite: {k}", dict(network=k.partition('.')[0], where='weights', layer=k))
 
-# %% ../nbs/11_checkpoints.ipynb #2c2e5538
+# %% ../nbs/11_checkpoints.ipynb #a3a6ef7a
 @patch
-def record(self:RunWriter, more):
+def record(self:RunWriter,
+    more:dict, # What else to put into the record
+):
     "One line of the log: what the trainer watches, dtype, learning rates, first and last spectral norm of each network, seconds, and `more`"
     s, t = {}, self.sagan_trainer
     for k in 'GD':
@@ -377,14 +379,18 @@ def record(self:RunWriter, more):
     self.recorded, self.warnings = t.step, []
 
 @patch
-def warn(self:RunWriter, text):
+def warn(self:RunWriter,
+    text:str, # One sentence
+):
     "Print a warning, and put it into the next record"
     self.warnings.append(text)
     if self.first: print(f'step {self.sagan_trainer.step}: {text}', flush=True)
 
 @patch
-def checkpoint(self:RunWriter, measure):
-    "Sample, measure if asked to, record, save"
+def checkpoint(self:RunWriter,
+    measure:bool, # Measure the averaged generator, too?
+):
+    "Sample, measure if asked to, record, save; raises `NonFinite` before anything is written"
     self.check()
     more = dict(diversity=self.sample())
     signs = {k: v for k, v in signs_of_collapse(more['diversity'], self.window).items() if k not in self.told}
@@ -399,7 +405,7 @@ def checkpoint(self:RunWriter, measure):
     self.save(); self.rollbacks = 0
     if self.echo: print(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''), flush=True)
 
-# %% ../nbs/11_checkpoints.ipynb #8143ee73
+# %% ../nbs/11_checkpoints.ipynb #10d38fa6
 @patch
 def asked(self:RunWriter):
     "Is any of the processes to stop? Then all of them are"
@@ -409,6 +415,7 @@ def asked(self:RunWriter):
 
 @patch
 def after_batch(self:RunWriter):
+    "Record, or checkpoint, where it is time; raises `CancelFitException` if it is asked to stop"
     t = self.sagan_trainer
     if t.step % self.log_every == 0: self.window.append({k: float(v) for k, v in t.scores.items()} | dict(d_loss=t.d_loss.item()))
     measure = self.measure_every and t.step % self.measure_every == 0
@@ -418,6 +425,7 @@ def after_batch(self:RunWriter):
 
 @patch
 def after_fit(self:RunWriter):
+    "Leave a checkpoint of the last step"
     t = self.sagan_trainer
     if self.saved == t.step: return
     if not self.asked():

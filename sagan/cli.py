@@ -229,7 +229,7 @@ def _train(out, learn, images, options, device, tell):
     run = load_run(out, device); _report(run, images)
     print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
 
-# %% ../nbs/12_cli.ipynb #eec71ef6
+# %% ../nbs/12_cli.ipynb #8e98d0cb
 @call_parse(nested=True)
 @config_options
 def sagan_train(
@@ -266,8 +266,7 @@ def sagan_train(
         if cfg.batch % (world*cfg.accumulate): raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that {world*cfg.accumulate} divides")
         learn = sagan_learner(image_dls(_held(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device, rank, world), cfg, data=cfg.data)
         learn.model.to(device)
-        def tell(text):
-            if rank == 0: print(text, flush=True)
+        tell = partial(print, flush=True) if rank == 0 else lambda text: None  # only the first process speaks
         if not resume and rank == 0: create_run(out, cfg, images.classes, options)
         total(torch.zeros(()))                                                 # if it is refused, the others end here
         with exclusive(out) if rank == 0 else nullcontext():

@@ -8,9 +8,9 @@ Docs: https://sagan-gan.github.io/sagan/explorer.html.md"""
 __all__ = ['PAGE', 'latents', 'named_maps', 'generated_maps', 'view', 'class_view', 'image_view', 'AttentionExplorer', 'Explorer',
            'explore']
 
-# %% ../nbs/09_explorer.ipynb #0371acf3
-import base64, io, json, math, random, re, torch
-import anywidget, ipywidgets as W, matplotlib, matplotlib.pyplot as plt, traitlets as T
+# %% ../nbs/09_explorer.ipynb #ba9fdc79
+import base64, json, math, random, re, torch
+import anywidget, ipywidgets as W, matplotlib, traitlets as T
 from contextlib import ExitStack, contextmanager
 from fastcore.basics import patch
 from importlib.resources import files
@@ -20,7 +20,7 @@ from .attention import SelfAttention, altered, attention_maps
 from .data import to_bytes, whole_file
 from .networks import Discriminator, Generator
 from .training import SAGAN
-from .visualization import POINT_COLOURS, _check_belongs, effect_figure
+from .visualization import POINT_COLOURS, _check_belongs, _png, effect_figure
 
 # %% ../nbs/09_explorer.ipynb #cc0ad966
 def _device(net): return next(net.parameters()).device
@@ -219,7 +219,7 @@ def _controls(model, classes, out):
     draw()
     return W.VBox([W.Box([label, seed, another, following, towards, far, gamma], layout=W.Layout(flex_flow='row wrap')), effects])
 
-# %% ../nbs/09_explorer.ipynb #d99d62d2
+# %% ../nbs/09_explorer.ipynb #78ed77a8
 def _effects(G, out, now):
     "Two buttons that draw the image of `now()`, latent and label, with the layer in view altered, and show what that changes"
     cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
@@ -230,10 +230,10 @@ def _effects(G, out, now):
             x, maps = named_maps(G, *now())
             if out.layer not in maps: raise ValueError(f"{out.layer} draws nothing; choose a layer of the generator: {', '.join(maps)}")
             with torch.no_grad(), altered(G, maps[out.layer], **how): changed = named_maps(G, *now())[0]
-            figure = effect_figure({'as trained': x[0], caption: changed[0]}); buffer = io.BytesIO(); figure.savefig(buffer, dpi=90); plt.close(figure)
+            figure = _png(effect_figure({'as trained': x[0], caption: changed[0]}))
             words = f'{caption}, gamma as trained: pixels change by {(changed - x).abs().mean().item()/2:.1%} of the range from black to white in the mean'
             said.value, out.message = f'<span role="status">{words}</span>', ''
-            picture.value = f'<img style="width:100%;max-width:26rem" alt="{words}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+            picture.value = f'<img style="width:100%;max-width:26rem" alt="{words}" src="{figure}">'
     def cut_point(_):
         if out.point is None: out.message = 'move to a point of the image first'
         else: show(f'({out.point[0]}, {out.point[1]}) cut', cut=out.point)

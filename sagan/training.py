@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/training.html.md"""
 __all__ = ['presets', 'd_step', 'g_step', 'NonFinite', 'ema_update', 'Config', 'for_size', 'systems', 'preset', 'SAGAN',
            'fastest_dtype', 'compile_networks', 'TwoOptimizers', 'SAGANTrainer', 'check_images', 'sagan_learner']
 
-# %% ../nbs/06_training.ipynb #bdd4c894
+# %% ../nbs/06_training.ipynb #2534a7ba
 import ctypes, math, time, torch, torch.nn as nn
 from contextlib import nullcontext
 from copy import deepcopy
@@ -20,6 +20,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import Tensor
 from .conditioning import check_labels, everyones, frozen_statistics, gather, processes, share, total
@@ -28,7 +29,7 @@ from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
 from .networks import Discriminator, Generator
 from .spectral import no_autocast, normalised, spectral_step
 
-# %% ../nbs/06_training.ipynb #fa17560f
+# %% ../nbs/06_training.ipynb #83d1e735
 def _parts(n, *tensors):
     "`n` tuples with equal parts of all tensors; None stays None"
     if odd := [len(t) for t in tensors if t is not None and len(t) % n]: raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate must divide the images of a process")
@@ -55,6 +56,7 @@ def _update(net, opt, losses, **given):
     opt.step()
     return loss
 
+# %% ../nbs/06_training.ipynb #61353000
 def d_step(
     G:Generator, # Generator, in training mode; left exactly as it is
     D:Discriminator, # Discriminator, in training mode
@@ -80,6 +82,7 @@ def d_step(
         if scores is not None: _average([means]); scores.update(zip(('d_real', 'd_fake'), means))
     return _update(D, opt, losses, G=G, D=D, images=x)
 
+# %% ../nbs/06_training.ipynb #9cb110ad
 def g_step(
     G:Generator, # Generator, in training mode
     D:Discriminator, # Discriminator, in training mode; left exactly as it is
@@ -318,7 +321,7 @@ class TwoOptimizers:
     def state_dict(self): return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
     def load_state_dict(self, state): self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
 
-# %% ../nbs/06_training.ipynb #a3e9e26c
+# %% ../nbs/06_training.ipynb #d63b3750
 class SAGANTrainer(Callback):
     "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
     order, run_valid = ProgressCallback.order + 1, False
@@ -363,16 +366,22 @@ class SAGANTrainer(Callback):
 
     def after_train(self): raise CancelEpochException
 
-    def gammas(self): return {f'gamma {k}{s}': a.gamma.item() for k in 'GD' for s, a in getattr(self.model, k).attention.items()}
+# %% ../nbs/06_training.ipynb #590d029c
+@patch
+def gammas(self:SAGANTrainer) -> dict: # {'gamma G16' or the like: number}
+    "The gamma of every attention layer of both networks"
+    return {f'gamma {k}{s}': a.gamma.item() for k in 'GD' for s, a in getattr(self.model, k).attention.items()}
 
-    def figures(self):
-        "The numbers to watch: step, both losses, D's mean scores of real and generated images, every gamma, images per second"
-        return dict(step=self.step, d_loss=self.d_loss.item(), g_loss=float(self.g_loss)) | {k: float(v) for k, v in self.scores.items()} | self.gammas() | dict(images_per_s=self.speed)
+@patch
+def figures(self:SAGANTrainer) -> dict: # {name: number}
+    "The numbers to watch: step, both losses, D's mean scores of real and generated images, every gamma, images per second"
+    return dict(step=self.step, d_loss=self.d_loss.item(), g_loss=float(self.g_loss)) | {k: float(v) for k, v in self.scores.items()} | self.gammas() | dict(images_per_s=self.speed)
 
-    def line(self):
-        "The same in one line, for the progress bar"
-        gammas = ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items())
-        return f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} {self.speed:.0f} img/s'
+@patch
+def line(self:SAGANTrainer) -> str: # Text
+    "The same in one line, for the progress bar"
+    gammas = ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items())
+    return f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} {self.speed:.0f} img/s'
 
 # %% ../nbs/06_training.ipynb #a23f97bd
 def check_images(
