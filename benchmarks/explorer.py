@@ -1,8 +1,7 @@
 """From a movement of the mouse to the painted canvas of the attention explorer, in headless Chromium: images of 128 pixels,
-32x32 queries, 16x16 keys, three kept points. Painted means that a pixel has been read back from the canvas after the frame's
-drawing, so that none of it is outstanding; what the screen adds is not in it. The first pair of times is from when the browser
-hands the event over; the second from the event's own time. Chromium keeps a movement until the next frame (of 16.7 ms), so that
-even a page that draws nothing needs most of a frame by the second.
+32x32 queries, 16x16 keys, three kept points. Painted means that the point's map has been drawn and a pixel been read back from the
+canvas, so that none of it is outstanding; what the screen adds is not in it. The first pair of times is from when the browser hands
+the event over; the second from the event's own time stamp.
 
     python benchmarks/explorer.py"""
 import shutil, tempfile, torch
@@ -13,15 +12,19 @@ from sagan.explorer import AttentionExplorer, view
 
 S, N = 128, 400
 PROBE = """() => {
-    const ctx = document.querySelector('canvas[role=application]').getContext('2d')
-    let event = null, handed = 0
+    const canvas = document.querySelector('canvas[role=application]'), root = canvas.closest('.sagan')
+    const shown = () => String(root.attention()?.point)
+    let event = null, handed = 0, before = '', where = ''
     window.times = []
-    window.addEventListener('pointermove', e => { if (event === null) [event, handed] = [e.timeStamp, performance.now()] }, true)   // before the explorer hears of it
-    window.addEventListener('pointermove', () => requestAnimationFrame(() => {                                                     // after it has asked for its frame
-        if (event === null) return
-        ctx.getImageData(0, 0, 1, 1)
+    const begin = e => { const at = `${e.clientX} ${e.clientY}`; if (at !== where) [event, handed, before, where] = [e.timeStamp, performance.now(), shown(), at] }
+    const end = () => {
+        if (event === null || shown() === before) return
+        canvas.getContext('2d').getImageData(0, 0, 1, 1)
         times.push([performance.now() - handed, performance.now() - event])
-        event = null }))
+        event = null }
+    for (const kind of ['pointerrawupdate', 'pointermove']) {
+        window.addEventListener(kind, begin, true)                                   // before the explorer hears of it
+        window.addEventListener(kind, () => { end(); requestAnimationFrame(end) }) } // after it has, and after the frame that it may have asked for
 }"""
 
 def explorer():

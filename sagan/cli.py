@@ -11,7 +11,7 @@ __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_o
 # %% ../nbs/14_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/14_cli.ipynb #494b42e2
+# %% ../nbs/14_cli.ipynb #878b89b9
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
     import json, signal, subprocess, tempfile, threading, torch
@@ -36,7 +36,7 @@ try:
     from sagan.data import ImageFiles, Images, exclusive, image_dls, load_images, to_unit, whole_file
     from sagan.evaluation import inception, reference as real_statistics, train_evaluator
     from sagan.experiments import lines, run_experiment
-    from sagan.explorer import AttentionExplorer, class_view
+    from sagan.explorer import AttentionExplorer, class_view, image_view, own_images
     from sagan.networks import generate, standing_statistics
     from sagan.training import Config, fastest_dtype, for_size, preset as named_preset, sagan_learner
     from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
@@ -342,13 +342,18 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/14_cli.ipynb #8061571a
+# %% ../nbs/14_cli.ipynb #afd18124
 NOTEBOOK = """from sagan.checkpoints import load_run
-from sagan.explorer import explore
-r = load_run({run!r}, {device!r}); explore(r.model, r.classes)"""
+from sagan.explorer import explore, own_images
+r, folder = load_run({run!r}, {device!r}), {images!r}
+explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder else ())"""
 
-def _page(run, most=8_000_000):
-    "The explorer of a run as a widget: two seeds of each of the first ten classes, or as many of these images as fit into `most` bytes, at least one"
+def _page(run, images=None, most=8_000_000):
+    "The explorer of a run as a widget: two seeds of each of the first ten classes, or images of a folder, or as many of them as fit into `most` bytes, at least one"
+    if images:
+        x, y = own_images(images, run.cfg.size, run.classes)
+        n = max(1, most//len(image_view(run.model, x[:1], y if y is None else y[:1])[1]))
+        return AttentionExplorer(*image_view(run.model, *own_images(images, run.cfg.size, run.classes, min(n, len(x))), run.classes))
     labels = list(range(min(len(run.classes), 10))) if run.classes else None
     n = max(1, most//len(class_view(run.model, run.classes, labels and labels[:1], [0])[1]))
     return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], [0, 1][:max(1, n//len(labels or [0]))]))
@@ -356,19 +361,21 @@ def _page(run, most=8_000_000):
 @call_parse
 def sagan_explore(
     run:str, # Run folder; or digits or twins, which come with the package
+    images:str=None, # One's own images, at which the discriminator looks: a folder, with one subfolder per class if the run has classes
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
-    "Move over generated images, and see where each point of them looks"
+    "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
         folder = run if Path(run).exists() else shipped(run); r = load_run(folder, _device(device))
+        if images: own_images(images, r.cfg.size, r.classes)                  # what is wrong with them is said here, not in the widget
         if out:
-            _page(r).save(out); print(f'open {out}'); return
+            _page(r, images).save(out); print(f'open {out}'); return
         module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
         if not module: raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install voila), or write a page with --out FILE.html")
         with tempfile.TemporaryDirectory() as tmp:
             file = Path(tmp)/'explorer.ipynb'
-            cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=NOTEBOOK.format(run=str(Path(folder).resolve()), device=_device(device)))
+            cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=NOTEBOOK.format(run=str(Path(folder).resolve()), device=_device(device), images=images and str(Path(images).resolve())))
             file.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
             if module == 'jupyterlab': print('run the cell with Shift+Enter')
             if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')

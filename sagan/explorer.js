@@ -72,7 +72,7 @@ function page(model, bytes) {
 }
 
 function render({ model, el }) {
-  let bytes, header, path = [], pressed = null, hovering = false, asked = false, current = null
+  let bytes, header, path = [], pressed = null, hovering = false, drawn = false, asked = false, current = null
   const set = values => { for (const k in values) model.set(k, values[k]); model.save_changes() }
 
   // What stands where
@@ -131,7 +131,6 @@ function render({ model, el }) {
   }
 
   function draw() {
-    asked = false
     if (!header?.size) return
     const point = model.get('point'), kept = model.get('pins'), i = kept.findIndex(p => String(p) === String(point)), own = colour(i < 0 ? kept.length : i)
     current = point && look(point)
@@ -147,7 +146,12 @@ function render({ model, el }) {
     if (current) mark(current, own)
     status.textContent = current ? say(current) : 'No point yet.'
   }
-  const paint = () => { if (!asked) { asked = true; requestAnimationFrame(draw) } }
+  // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
+  function paint() {
+    if (drawn) { asked = true; return }
+    drawn = true; draw()
+    requestAnimationFrame(() => { drawn = false; if (asked) { asked = false; paint() } })
+  }
   const place = ([row, col]) => `row ${Math.floor(row)}, column ${Math.floor(col)}`
   const say = ({ point, to, max }) => `From ${place(point)}: max ${max.toFixed(1)}x uniform` + (max < 1.5 ? ', nearly everywhere alike' : ` at ${place(to)}`)
 
@@ -206,7 +210,13 @@ function render({ model, el }) {
     return [inside((e.clientY - box.top) / box.height, header.size[0]), inside((e.clientX - box.left) / box.width, header.size[1])]
   }
   canvas.onpointerdown = e => { if (e.button || !e.isPrimary) return; pressed = [e.clientX, e.clientY]; path = [at(e)]; canvas.setPointerCapture(e.pointerId); set({ point: at(e) }); paint() }
-  canvas.onpointermove = e => { if (!e.isPrimary) return; const p = at(e); hovering = !pressed; if (pressed) path.push(p); set({ point: p }) }
+  function moved(e) {
+    const p = at(e)
+    if (!e.isPrimary || String(p) === String(model.get('point'))) return
+    hovering = !pressed; if (pressed) path.push(p); set({ point: p })
+  }
+  canvas.onpointermove = moved
+  canvas.onpointerrawupdate = e => { if (!drawn) moved(e) }   // comes before the frame in which the browser hands movements over
   canvas.onpointerleave = () => { const kept = model.get('pins'); if (hovering && kept.length) set({ point: kept.at(-1) }); hovering = false }   // on the way to a button
   canvas.onpointerup = e => {
     if (!e.isPrimary) return

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest, torch, torch.nn.functional as F
 from PIL import Image
 from playwright.sync_api import TimeoutError, sync_playwright
-from sagan.attention import AttentionMap, attention_maps
-from sagan.explorer import AttentionExplorer, latents, view
+from sagan.attention import AttentionMap
+from sagan.data import to_unit
+from sagan.explorer import AttentionExplorer, generated_maps, latents, named_maps, view
 
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 pytestmark = pytest.mark.skipif(chromium is None, reason='needs Chromium (apt-get install chromium) to open the explorer in')
@@ -62,7 +63,7 @@ def seen(page):
 
 def move(page, row, col):
     "The mouse to the middle of a pixel"
-    box = page.locator(CELLS).bounding_box()
+    page.locator(CELLS).scroll_into_view_if_needed(); box = page.locator(CELLS).bounding_box()
     page.mouse.move(box['x'] + (col + .5)*box['width']/S, box['y'] + (row + .5)*box['height']/S)
 
 def same_map(r, m, image, row, col, smooth=True):
@@ -193,16 +194,19 @@ def test_touch(opened, maps):
     page.touchscreen.tap(box['x'] + 20.5/S*box['width'], box['y'] + 40.5/S*box['height'])
     same_map(seen(page), maps['G 32x32'], 0, 40, 20); assert pins(page) == 1
 
+def contrast(place):
+    "Of the text of an element against what is behind it"
+    def luminance(rgb): return sum(w*(v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), [c/255 for c in rgb[:3]]))
+    dark, light = sorted(map(luminance, place.evaluate('''e => { const rgb = s => s.match(/[\\d.]+/g).map(Number)
+        let b = e; while (b.parentElement && rgb(getComputedStyle(b).backgroundColor)[3] === 0) b = b.parentElement
+        const paper = rgb(getComputedStyle(b).backgroundColor)
+        return [rgb(getComputedStyle(e).color), paper[3] === 0 ? [255, 255, 255] : paper] }''')))
+    return (light + .05)/(dark + .05)
+
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_contrast(opened, scheme):
     page = opened(color_scheme=scheme)
-    def luminance(rgb): return sum(w*(v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), [c/255 for c in rgb]))
-    for selector in ('p[aria-live]', 'label span', 'select', 'button:enabled', 'figcaption'):
-        ink, paper = page.locator(f'.sagan {selector}').first.evaluate('''e => { const rgb = s => s.match(/[\\d.]+/g).map(Number)
-            let b = e; while (rgb(getComputedStyle(b).backgroundColor)[3] === 0) b = b.parentElement
-            return [getComputedStyle(e).color, getComputedStyle(b).backgroundColor].map(rgb) }''')
-        dark, light = sorted([luminance(ink[:3]), luminance(paper[:3])])
-        assert (light + .05)/(dark + .05) >= 4.5, selector
+    for selector in ('p[aria-live]', 'label span', 'select', 'button:enabled', 'figcaption'): assert contrast(page.locator(f'.sagan {selector}').first) >= 4.5, selector
 
 def test_save_png(opened, tmp_path):
     page = opened(); move(page, 30, 10); frame(page); colour = drawn(page, 5, 60)
@@ -248,15 +252,17 @@ window.leave = render({{ model, el: document.getElementById('here') }})</script>
     page.evaluate('leave()')
 
 SETUP = f'''import torch
-from sagan.networks import Generator
+from sagan.training import Config, SAGAN
 torch.manual_seed(0)
-G = Generator({S}, n_classes=3, width=4, attention=(16,), form='official', z_dim=16).eval()
+model = SAGAN(Config(size={S}, n_classes=3, g_width=4, d_width=8, g_attention=(8, 16), d_attention=(16,), form='official', z_dim=16)).eval()
+with torch.no_grad():
+    for layer in model.ema.attention.values(): layer.gamma.fill_(1.)
 '''
 
 @pytest.fixture
 def notebook(tmp_path):
-    "A folder with one notebook that shows the explorer of an untrained generator, and in a further cell says where the point is"
-    cells = [SETUP + "from sagan.explorer import explore\nbox = explore(G, ['cat', 'dog', 'owl'])\nbox", "print('PYTHON', box.children[-1].point, box.children[-1].pins, box.children[-1].layer)"]
+    "A folder with one notebook that shows the explorer of an untrained model, and in a further cell says where the point is"
+    cells = [SETUP + "from sagan.explorer import explore\nbox = explore(model, ['cat', 'dog', 'owl'])\nbox", "print('PYTHON', box.view.point, box.view.pins, box.view.layer)"]
     cells = [dict(cell_type='code', id=f'c{i}', execution_count=None, metadata={}, outputs=[], source=c) for i, c in enumerate(cells)]
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
     (tmp_path/'explorer.ipynb').write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
@@ -283,24 +289,64 @@ def served(notebook):
         try: p.wait(20)
         except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL); p.wait()
 
-def explore_there(page, klass):
-    "Uses the explorer with a kernel behind it, and compares what it shows with maps made in this process"
-    space = {}; exec(SETUP, space); G = space['G']
-    def expected(seed, y): return attention_maps(G, latents(G, [seed]), torch.tensor([y]))[1][0]
+def labelled(page, name): page.wait_for_function("name => document.querySelector('canvas[role=application]').ariaLabel.includes(name)", arg=name)
+
+def choose(page, description, value):
+    "Set an ipywidget: a dropdown, or a slider by the number beside it"
+    row = page.locator('.jupyter-widgets.widget-inline-hbox', has=page.get_by_text(description, exact=True)).last
+    if row.locator('select').count(): return row.locator('select').select_option(value)
+    if row.locator('input').count(): box = row.locator('input'); box.fill(value)
+    else: box = row.locator('.widget-readout'); box.fill(value)
+    box.press('Enter')
+
+def explore_there(page, tmp_path):
+    "Uses all of the explorer with a kernel behind it, by its names, and compares what it shows with what is computed in this process"
+    space = {}; exec(SETUP, space); model = space['model']; G = model.ema
+    def expected(layer, y, *seeds, t=0., gamma=1.): return generated_maps(model, latents(G, seeds[:1], seeds[1:], t), torch.tensor([y]), gamma)[1][layer]
     page.wait_for_selector(CELLS, timeout=60_000); page.locator(CELLS).scroll_into_view_if_needed()
-    move(page, 20, 9); same_map(seen(page), expected(0, 0), 0, 20, 9)
+    move(page, 20, 9); same_map(seen(page), expected('G 16x16', 0, 0), 0, 20, 9)
     page.mouse.down(); page.mouse.up(); assert pins(page) == 1
-    page.keyboard.press('ArrowDown'); same_map(seen(page), expected(0, 0), 0, 26, 10)   # the middle of the next cell of 4 pixels: 24 to 27, and of this column: 8 to 11
-    for name, act, seed, y in [('seed 1', lambda: page.get_by_role('button', name='Next').click(), 1, 0), ('Class owl', lambda: page.locator(klass).first.select_option('owl'), 1, 2)]:
-        act(); page.wait_for_function("name => document.querySelector('canvas[role=application]').ariaLabel.includes(name)", arg=name)
-        same_map(seen(page), expected(seed, y), 0, 26, 10)
+    page.keyboard.press('ArrowDown'); same_map(seen(page), expected('G 16x16', 0, 0), 0, 26, 10)   # the middle of the next cell of 4 pixels: 24 to 27, and of this column: 8 to 11
+    page.get_by_role('button', name='Next').click(); labelled(page, 'Class cat, seed 1,'); same_map(seen(page), expected('G 16x16', 0, 1), 0, 26, 10)
+    choose(page, 'Class', 'owl'); labelled(page, 'Class owl, seed 1,'); same_map(seen(page), expected('G 16x16', 2, 1), 0, 26, 10)
+    choose(page, 'Seed', '5'); labelled(page, 'Class owl, seed 5,'); same_map(seen(page), expected('G 16x16', 2, 5), 0, 26, 10)
+    for layer in ('D 16x16', 'G 8x8'):
+        page.get_by_role('combobox', name='Layer').select_option(layer); labelled(page, f'layer {layer}'); same_map(seen(page), expected(layer, 2, 5), 0, 26, 10)
+    choose(page, 'Towards seed', '7'); choose(page, 'How far', '0.5'); labelled(page, 'seed 5 towards 7 at 0.5')
+    same_map(seen(page), expected('G 8x8', 2, 5, 7, t=.5), 0, 26, 10)
+    choose(page, 'Gamma times', '2'); labelled(page, 'at 0.5, gamma times 2'); same_map(seen(page), expected('G 8x8', 2, 5, 7, t=.5, gamma=2.), 0, 26, 10)
+    page.get_by_text('gamma times 2: pixels change by').wait_for()
+    for name, words in (('Cut point', '(26, 10) cut: pixels change by'), ('Hide region', 'keep two points first')):
+        page.get_by_role('button', name=name).click(); page.get_by_text(words).wait_for(timeout=20_000)
+    move(page, 50, 40); page.mouse.down(); page.mouse.up(); assert pins(page) == 2
+    page.get_by_role('button', name='Hide region').click(); page.get_by_text('region hidden: pixels change by').wait_for(timeout=20_000)
+    before = page.locator(CELLS).get_attribute('aria-label'); page.get_by_role('button', name='Generate').click()
+    page.wait_for_function("before => document.querySelector('canvas[role=application]').ariaLabel !== before", arg=before); assert ' seed 5 ' not in page.locator(CELLS).get_attribute('aria-label')
+    save_there(page, tmp_path)
+    x = torch.randint(0, 256, (1, 3, S, S), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)); Image.fromarray(x[0].permute(1, 2, 0).numpy()).save(tmp_path/'own.png')
+    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Own images').click()
+    chooser.value.set_files(tmp_path/'own.png'); labelled(page, 'Class owl, image 0,'); move(page, 33, 3)
+    same_map(seen(page), named_maps(model.D, to_unit(x), torch.tensor([2]))[1]['D 16x16'], 0, 33, 3)
+    choose(page, 'Seed', '6'); labelled(page, 'Class owl, seed 6 towards 7')
+    for c in ('.widget-label', '.jupyter-button'): assert contrast(page.locator(c).first) >= 4.5, c
 
-def test_voila(served, browser):
-    page = browser.new_page(viewport=dict(width=1200, height=900)); page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
-    explore_there(page, '.widget-dropdown select')
-    page.get_by_role('button', name='Cut point').click(); page.get_by_text('(26, 10) cut, gamma as trained: pixels change by').wait_for(timeout=20_000); page.close()
+def save_there(page, tmp_path):
+    "Both kinds of file, saved from a page with a kernel; the saved page opened shows the same map"
+    move(page, 40, 50); r = seen(page)
+    with page.expect_download() as d: page.get_by_role('button', name='Save PNG').click()
+    d.value.save_as(tmp_path/'a.png'); assert Image.open(tmp_path/'a.png').size == tuple(page.locator(CELLS).evaluate('c => [c.width, c.height]'))
+    with page.expect_download() as d: page.get_by_role('button', name='Save HTML').click()
+    d.value.save_as(tmp_path/'a.html'); saved = page.context.browser.new_page(); saved.goto((tmp_path/'a.html').as_uri()); saved.wait_for_selector(CELLS)
+    assert pins(saved) == 2; move(saved, 40, 50); again = seen(saved); saved.close()
+    assert again['point'] == r['point'] and torch.equal(again['weights'], r['weights']) and again['max'] == r['max']
 
-def test_jupyterlab(served, browser):
+@pytest.mark.parametrize('width', [1200, 390])
+def test_voila(served, browser, tmp_path, width):
+    page = browser.new_page(viewport=dict(width=width, height=900), color_scheme='dark' if width == 390 else 'light'); page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
+    explore_there(page, tmp_path); assert page.evaluate('document.documentElement.scrollWidth') <= width
+    page.close()
+
+def test_jupyterlab(served, browser, tmp_path):
     at = served('jupyterlab', '--allow-root', '--IdentityProvider.token=', '--ServerApp.password=')
     page = browser.new_page(viewport=dict(width=1200, height=1000)); page.goto(f'{at}/doc/tree/explorer.ipynb', timeout=90_000)
     for _ in range(12):                                                        # what is asked of it before there is a kernel is lost
@@ -308,8 +354,8 @@ def test_jupyterlab(served, browser):
         try: page.wait_for_function("() => !document.querySelector('.jp-CodeCell .jp-InputPrompt').textContent.includes('[ ]')", timeout=5000); break
         except TimeoutError: pass
     else: raise AssertionError('JupyterLab has not run the cell')
-    explore_there(page, '.jp-OutputArea .widget-dropdown select')
-    page.locator('.jp-CodeCell .cm-content').nth(1).click(); page.keyboard.press('Control+Enter')
+    explore_there(page, tmp_path)
+    move(page, 26, 10); page.mouse.down(); page.mouse.up(); frame(page); page.locator('.jp-CodeCell .cm-content').nth(1).click(); page.keyboard.press('Control+Enter')
     said = page.locator('.jp-OutputArea-output', has_text='PYTHON'); said.wait_for()
-    assert said.text_content().strip() == 'PYTHON [26, 10] [[20, 9]] G 16x16'      # Python knows what was done in the browser
+    assert said.text_content().strip() == 'PYTHON [26, 10] [[20, 9], [50, 40], [26, 10]] D 16x16'   # Python knows what was done in the browser
     page.close()
