@@ -3,11 +3,15 @@
 canvas, so that none of it is outstanding; what the screen adds is not in it. The first pair of times is from when the browser hands
 the event over; the second from the event's own time stamp.
 
+Then from a click on "Next" to the painted picture, in Voila, with the model that the package ships: to the kernel and back.
+
     python benchmarks/explorer.py"""
-import shutil, tempfile, torch
+import json, os, shutil, socket, subprocess, sys, tempfile, time, torch
 from pathlib import Path
 from playwright.sync_api import sync_playwright
 from sagan.attention import AttentionMap
+from sagan.checkpoints import shipped
+from sagan.cli import NOTEBOOK
 from sagan.explorer import AttentionExplorer, view
 
 S, N = 128, 400
@@ -32,6 +36,27 @@ def explorer():
     q, k = torch.randn(1, 32*32, 16, generator=g), torch.randn(1, 16*16, 16, generator=g)
     return AttentionExplorer(*view(torch.rand(1, 3, S, S, generator=g)*2 - 1, {'G 32x32': AttentionMap('', q, k, (32, 32), (16, 16), (S, S))}, [('', 0)]))
 
+CLICK = """() => new Promise(done => {
+    const canvas = document.querySelector('canvas[role=application]'), before = canvas.ariaLabel, start = performance.now()
+    new MutationObserver((_, o) => { if (canvas.ariaLabel === before) return
+        o.disconnect(); requestAnimationFrame(() => { canvas.getContext('2d').getImageData(0, 0, 1, 1); done(performance.now() - start) }) }
+    ).observe(canvas, { attributes: true })
+    ;[...document.querySelectorAll('button')].find(b => b.textContent === 'Next').click() })"""
+
+def generating(browser, folder):
+    "Milliseconds from each of 30 clicks to the picture"
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=NOTEBOOK.format(run=str(shipped('twins')), device='cpu', images=None))
+    Path(f'{folder}/e.ipynb').write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
+    voila = subprocess.Popen([sys.executable, '-m', 'voila', 'e.ipynb', '--no-browser', f'--port={port}'], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(240):
+            try: socket.create_connection(('127.0.0.1', port), 1).close(); break
+            except OSError: time.sleep(.25)
+        page = browser.new_page(); page.goto(f'http://127.0.0.1:{port}', timeout=90_000); page.wait_for_selector('canvas[role=application]', timeout=90_000)
+        return sorted(page.evaluate(CLICK) for _ in range(30))
+    finally: voila.terminate(); voila.wait()
+
 if __name__ == '__main__':
     e = explorer(); e.pins = [[20, 30], [90, 100], [64, 10]]
     with tempfile.TemporaryDirectory() as d, sync_playwright() as p:
@@ -45,4 +70,6 @@ if __name__ == '__main__':
             for i in range(N): page.mouse.move(box['x'] + box['width']*(i*37 % 101 + .5)/102, box['y'] + box['height']*(i*53 % 103 + .5)/104)
             columns = [sorted(t) for t in zip(*page.evaluate('times')[10:])]
             print(f"| {width} px, {dpr}x | {canvas.evaluate('c => c.width')} px |", ' | '.join(f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns), '|'); page.close()
+        times = generating(browser, d)
+        print(f'\nfrom a click on Next to the picture, {os.cpu_count()} cores: p50 {times[15]:.0f} ms, worst of 30 {times[-1]:.0f} ms')
         browser.close()

@@ -160,7 +160,7 @@ def statistics_figure(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #c7963815
+# %% ../nbs/08_visualization.ipynb #7780db4c
 def effect_figure(
     images:dict, # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
 ) -> Figure: # Two rows: the images, and their pixel-wise difference from the first
@@ -168,12 +168,12 @@ def effect_figure(
     pictures = [x.cpu() for x in images.values()]
     apart = [(x - pictures[0]).abs().mean(0)/2 for x in pictures]              # (S, S) each: 0 to 1, black against white
     top = max(max(d.max().item() for d in apart), 1e-3)
-    fig, axes = plt.subplots(2, len(images), figsize=(1.45*len(images), 3.3), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(2, len(images), figsize=(1.45*len(images), 3.3), squeeze=False, layout='compressed')
     for (upper, lower), caption, x, d in zip(axes.T, images, pictures, apart):
         upper.imshow(_picture(x)); upper.set_title(caption, fontsize=8)
         shown = lower.imshow(d, cmap='cividis', vmin=0, vmax=top); lower.set_xlabel(f'mean {d.mean():.1%}', fontsize=8, labelpad=2)
     for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
-    fig.colorbar(shown, ax=axes[1], fraction=.02, format=lambda v, _: f'{v:.0%}').ax.tick_params(labelsize=7)
+    fig.colorbar(shown, ax=axes[1], fraction=.02, format=lambda v, _: f'{v:.{0 if top > .05 else 2 if top < .005 else 1}%}').ax.tick_params(labelsize=7)
     return fig
 
 # %% ../nbs/08_visualization.ipynb #cf65d851
