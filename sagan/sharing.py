@@ -21,8 +21,10 @@ from .networks import Generator, generate
 from .training import Config, SAGAN, presets
 from .visualization import grid_image
 
-# %% ../nbs/13_sharing.ipynb #4cf1eea5
-try: from huggingface_hub import EvalResult, ModelCard, ModelHubMixin, snapshot_download
+# %% ../nbs/13_sharing.ipynb #b3a07c16
+try:
+    from huggingface_hub import EvalResult, ModelCard, ModelHubMixin, snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
 except ImportError as e: raise ImportError("sagan.sharing needs the package huggingface_hub, which is not installed; install it, or sagan with its extra [hub]") from e
 
 # %% ../nbs/13_sharing.ipynb #595258da
@@ -52,7 +54,7 @@ def _results(model):
     return [EvalResult(task_type='unconditional-image-generation', dataset_type=model.cfg.data, dataset_name=model.cfg.data, metric_type='fid', metric_value=round(s['fid'], 4),
                        metric_name=f"FID at step {s['step']} ({s['samples']} samples, {s['evaluator']}, {s['reference']})") for s in _measured(model).values()]
 
-# %% ../nbs/13_sharing.ipynb #95fa561d
+# %% ../nbs/13_sharing.ipynb #11656b51
 CARD = '''# SAGAN: {name}
 
 {picture}A [Self-Attention GAN]({paper}) for [sagan]({docs}).
@@ -83,26 +85,27 @@ The files are plain tensors and JSON; loading them runs no code. A copy of them 
 {licence}
 '''
 
+# %% ../nbs/13_sharing.ipynb #4093cebd
 def _columns(model):
     "How many columns its picture has: one for each of the first classes"
     return min(model.cfg.n_classes or 10, 10)
 
 def _facts(model):
     "The table of the card"
-    cfg, (preset, changes) = model.cfg, nearest_preset(model.cfg)
+    cfg, (preset, changes), nets = model.cfg, nearest_preset(model.cfg), {k: net for k, net in model.named_children() if k != 'ema'}
     def at(places): return ', '.join(f'{p}x{p}' if isinstance(p, int) else p for p in places) or 'none'
     def size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
     return _table([['', ''], ['data', cfg.data], ['images', f'{cfg.size}x{cfg.size} pixels'],
         ['classes', f"{cfg.n_classes}: {', '.join(model.classes[:20])}{', ...'*(cfg.n_classes > 20)}" if cfg.n_classes else 'none'],
         ['trained for', f'{model.step:,} steps of {cfg.batch} images'],
         ['preset', f"{preset}{', but ' if changes else ''}{', '.join(f'{k}={v!r}' for k, v in changes.items())}"],
-        ['attention', f'{cfg.form} form; G: {at(cfg.g_attention)}; D: {at(cfg.d_attention)}'],
-        ['parameters', '; '.join(f'{k}: {size(net)}' for k, net in model.named_children() if k != 'ema')]])
+        ['attention', '; '.join([f'{cfg.form} form', *[f'{k}: {at(places)}' for k, places in dict(G=cfg.g_attention, D=cfg.d_attention).items() if k in nets]])],
+        ['parameters', '; '.join(f'{k}: {size(net)}' for k, net in nets.items())]])
 
-# %% ../nbs/13_sharing.ipynb #66dd5569
+# %% ../nbs/13_sharing.ipynb #1d1058cb
 class PretrainedSAGAN(SAGAN, ModelHubMixin, library_name='sagan', tags=['gan', 'sagan', 'self-attention', 'image-generation'],
                       repo_url='https://github.com/sagan-gan/sagan', paper_url='https://arxiv.org/abs/1805.08318', docs_url='https://sagan-gan.github.io/sagan/'):
-    "A `SAGAN` that can be saved as a folder, pushed to the hub and loaded from either; of the path of its data only the last part is kept; raises `ValueError` if the class names are not those of its classes"
+    "A `SAGAN` that can be saved as a folder, pushed to the hub and loaded from either; of an absolute path of its data only the last part is kept; raises `ValueError` if the class names are not those of its classes"
     def __init__(self,
         model:SAGAN, # The model, whose tensors are shared
         classes:list=(), # Class names, empty if unconditional
@@ -111,10 +114,11 @@ class PretrainedSAGAN(SAGAN, ModelHubMixin, library_name='sagan', tags=['gan', '
         evals:dict|None=None, # {name: scores} as `sagan-eval` writes them
     ):
         if len(classes) != model.cfg.n_classes: raise ValueError(f"the model has {model.cfg.n_classes} classes, but there are {len(classes)} class names")
-        cfg = model.cfg.change(data=Path(model.cfg.data).name)
+        data = Path(model.cfg.data)
+        cfg = model.cfg.change(data=data.name) if data.is_absolute() else model.cfg
         vars(self).update(vars(model) | dict(cfg=cfg, classes=list(classes), step=step, records=list(records), evals=evals or {}))
 
-# %% ../nbs/13_sharing.ipynb #1f925401
+# %% ../nbs/13_sharing.ipynb #7f8a78bf
 @patch
 def _save_pretrained(self:PretrainedSAGAN, save_directory):
     k = _columns(self)
@@ -146,6 +150,7 @@ def push_to_hub(self:PretrainedSAGAN,
     "Save the model and upload it in one commit"
     return ModelHubMixin.push_to_hub(self, repo_id, **kw | dict(model_card_kwargs=dict(repo_id=repo_id) | (kw.get('model_card_kwargs') or {})))
 
+# %% ../nbs/13_sharing.ipynb #d44df58f
 @patch
 def generate_model_card(self:PretrainedSAGAN,
     repo_id:str='user/model', # Name to load it by: on the hub, or a folder
@@ -162,21 +167,20 @@ def generate_model_card(self:PretrainedSAGAN,
                        licence=f'{license}.' if license else 'The author of this model has named no licence.')
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
 
-# %% ../nbs/13_sharing.ipynb #2fe9831e
+# %% ../nbs/13_sharing.ipynb #c027107f
 def _folder(name, download):
     "The folder of that name, or one with the files of the hub's model of that name"
     if Path(name).is_dir(): return Path(name)
     try: return Path(snapshot_download(str(name), allow_patterns=['config.json', 'weights.safetensors', 'log.jsonl', 'eval*.json'], **download))
-    except (OSError, ValueError) as e:
-        why = (str(e).strip() or 'no message').splitlines()[0]
-        raise FileNotFoundError(f"there is no folder {name}, and the hub gave no model of that name ({type(e).__name__}: {why})") from e
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as e:
+        raise FileNotFoundError(f"there is no folder {name}, and the hub gave no model of that name ({type(e).__name__}: {' '.join(str(e).split())})") from e
 
 def _evals(folder):
     "{name: scores} that `sagan-eval` has left in a folder"
     evals = {}
     for f in sorted(folder.glob('eval*.json')):
-        try: evals[f.stem] = dict(json.loads(f.read_text()))
-        except (ValueError, TypeError) as e: raise ValueError(f"{f} is damaged: {type(e).__name__} {e}")
+        try: evals[f.stem] = s = json.loads(f.read_text()); [s[k] for k in ('fid', 'step', 'samples', 'evaluator', 'reference')]
+        except (ValueError, TypeError, KeyError) as e: raise ValueError(f"{f} is damaged: {type(e).__name__} {e}")
     return evals
 
 @patch(cls_method=True)

@@ -6,6 +6,7 @@ import onnx, onnxruntime, pytest, torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from sagan.attention import attention_maps
 from sagan.checkpoints import shipped
+from sagan.cli import sagan_attend, sagan_explore, sagan_sample
 from sagan.networks import Generator
 from sagan.sharing import PretrainedSAGAN, export_onnx
 
@@ -26,6 +27,12 @@ def test_a_fresh_process_without_a_network_and_without_onnx():
     out = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.splitlines()
     assert 'huggingface_hub' in out[0] and '[hub]' in out[0]
     assert out[1].split() == ['2400', *PretrainedSAGAN.from_pretrained(shipped('twins')).classes]
+
+
+def test_the_commands_work_on_a_shared_folder(tmp_path, capsys):
+    PretrainedSAGAN.from_pretrained(shipped('twins')).save_pretrained(tmp_path/'shared')
+    for command, kw in ((sagan_sample, dict(n=1)), (sagan_attend, dict(n=1)), (sagan_explore, dict(out=str(tmp_path/'page.html')))): command(str(tmp_path/'shared'), **kw)
+    assert {'samples-seed0-n1.png', 'attention-seed0-n1.png'} <= {f.name for f in (tmp_path/'shared').iterdir()} and (tmp_path/'page.html').stat().st_size > 10_000
 
 
 @pytest.fixture
@@ -83,7 +90,7 @@ def test_onnx_draws_and_attends_like_pytorch(tmp_path, size, n_classes, width, a
     found = export_onnx(G, tmp_path/'g.onnx', attention=maps)
     assert list(found) == ['image', *[f'attention_{s}' for s in at]*maps] and max(found.values()) < 1e-5
     onnx.checker.check_model(str(tmp_path/'g.onnx'), full_check=True)
-    assert [f.name for f in tmp_path.iterdir()] == ['g.onnx']
+    assert [f.name for f in tmp_path.iterdir()] == ['g.onnx'] and b'.py' not in (tmp_path/'g.onnx').read_bytes()   # no place of this machine
     session = onnxruntime.InferenceSession(tmp_path/'g.onnx')
     assert [i.name for i in session.get_inputs()] == ['z', 'y'][:1 + (n_classes > 0)] and session.get_outputs()[0].shape[0] == 'batch'
     for n in (1, 3):
