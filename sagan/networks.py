@@ -125,7 +125,7 @@ def _attention(net, placement, sizes, channels, form, sn=True):
         if s not in at: raise ValueError(f"the {net} has no {s}x{s} feature map for attention; it has {', '.join(map(str, sorted(at)))}")
     return nn.ModuleDict({str(s): ResidualBlock(at[s], sn) if form == 'residual' else SelfAttention(at[s], form, sn) for s in placement})
 
-# %% ../nbs/04_networks.ipynb #fc04e6d8
+# %% ../nbs/04_networks.ipynb #a2edd09e
 class Generator(nn.Module):
     "G(z, y) -> images in [-1, 1] (section 3 and 5); `attention` places the layer of equations 1-3 at any of its feature maps"
     def __init__(self,
