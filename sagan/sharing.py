@@ -85,7 +85,7 @@ The files are plain tensors and JSON; loading them runs no code. A copy of them 
 {licence}
 '''
 
-# %% ../nbs/13_sharing.ipynb #4093cebd
+# %% ../nbs/13_sharing.ipynb #5329da26
 def _columns(model):
     "How many columns its picture has: one for each of the first classes"
     return min(model.cfg.n_classes or 10, 10)
@@ -97,7 +97,7 @@ def _facts(model):
     def size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
     return _table([['', ''], ['data', cfg.data], ['images', f'{cfg.size}x{cfg.size} pixels'],
         ['classes', f"{cfg.n_classes}: {', '.join(model.classes[:20])}{', ...'*(cfg.n_classes > 20)}" if cfg.n_classes else 'none'],
-        ['trained for', f'{model.step:,} steps of {cfg.batch} images'],
+        ['trained for', f'{model.step:,} steps of {cfg.batch} images' if model.step else 'not known'],
         ['preset', f"{preset}{', but ' if changes else ''}{', '.join(f'{k}={v!r}' for k, v in changes.items())}"],
         ['attention', '; '.join([f'{cfg.form} form', *[f'{k}: {at(places)}' for k, places in dict(G=cfg.g_attention, D=cfg.d_attention).items() if k in nets]])],
         ['parameters', '; '.join(f'{k}: {size(net)}' for k, net in nets.items())]])
