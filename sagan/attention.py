@@ -15,7 +15,7 @@ from types import MethodType
 from torch import Tensor
 from .spectral import spectral_norm
 
-# %% ../nbs/02_attention.ipynb #eb22ca90
+# %% ../nbs/02_attention.ipynb #dd1db963
 def attention_weights(
     q:Tensor, # Queries g(x), (B, Nq, D)
     k:Tensor, # Keys f(x), (B, Nk, D)
@@ -30,7 +30,8 @@ def attend(
 ) -> Tensor: # o, (B, Nq, Dv)
     "Equations 1 and 2: mix the values by the attention weights, without storing a large map"
     if q.device.type == 'cpu':
-        if len(q)*q.shape[1]*k.shape[1] <= 2**23: return attention_weights(q, k) @ v  # (B, Nq, Dv)
+        n = q.shape[0]*q.shape[1]*k.shape[1]
+        if not isinstance(n, int) or n <= 2**23: return attention_weights(q, k) @ v   # (B, Nq, Dv); an export leaves B open
         wide = max(q.shape[2], v.shape[2])
         filled = [F.pad(t, (0, wide - t.shape[2]))[:, None] for t in (q, k, v)]       # (B, 1 head, N, wide)
         return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]  # (B, Nq, Dv)

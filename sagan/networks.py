@@ -27,10 +27,11 @@ def _conv(c_in, c_out, size, sn=True, bias=True): return _init(nn.Conv2d(c_in, c
 
 def _up(x): return F.interpolate(x, scale_factor=2, mode='nearest')  # (B, C, H, W) -> (B, C, 2H, 2W)
 
-# %% ../nbs/04_networks.ipynb #68543c00
+# %% ../nbs/04_networks.ipynb #513c53c0
 def _pays(x, dtype):
     "Is the 4x4 form the faster one for a small map (B, C, H, W)?"
-    return x.device.type == 'cpu' and x[:, 0].numel() >= (8192 if dtype == torch.bfloat16 else 1024)
+    n = x[:, 0].numel()                                                       # no int where an export leaves the number of images open
+    return x.device.type == 'cpu' and isinstance(n, int) and n >= (8192 if dtype == torch.bfloat16 else 1024)
 
 def up_conv(
     conv:nn.Conv2d, # 3x3 convolution with padding 1
@@ -147,7 +148,7 @@ class Generator(nn.Module):
 
     def forward(self, z, y=None):
         if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
-        check_labels(y, self.n_classes, len(z))
+        check_labels(y, self.n_classes, z.shape[0])
         x = self.linear(z).unflatten(1, (-1, 4, 4))                          # (B, C0, 4, 4)
         for size, block in zip(self.sizes, self.blocks):
             x = block(x, y)                                                  # (B, C, size, size)
