@@ -342,18 +342,17 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/14_cli.ipynb #afd18124
+# %% ../nbs/14_cli.ipynb #efa2b8b7
 NOTEBOOK = """from sagan.checkpoints import load_run
 from sagan.explorer import explore, own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
 explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder else ())"""
 
-def _page(run, images=None, most=8_000_000):
-    "The explorer of a run as a widget: two seeds of each of the first ten classes, or images of a folder, or as many of them as fit into `most` bytes, at least one"
-    if images:
-        x, y = own_images(images, run.cfg.size, run.classes)
-        n = max(1, most//len(image_view(run.model, x[:1], y if y is None else y[:1])[1]))
-        return AttentionExplorer(*image_view(run.model, *own_images(images, run.cfg.size, run.classes, min(n, len(x))), run.classes))
+def _page(run, own=None, most=8_000_000):
+    "The explorer of a run as a widget: two seeds of each of the first ten classes, or images and labels of one's own, or as many of them as fit into `most` bytes, at least one"
+    if own:
+        n = max(1, most//len(image_view(run.model, *(t if t is None else t[:1] for t in own))[1]))
+        return AttentionExplorer(*image_view(run.model, *(t if t is None else t[:n] for t in own), run.classes))
     labels = list(range(min(len(run.classes), 10))) if run.classes else None
     n = max(1, most//len(class_view(run.model, run.classes, labels and labels[:1], [0])[1]))
     return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], [0, 1][:max(1, n//len(labels or [0]))]))
@@ -367,10 +366,12 @@ def sagan_explore(
 ):
     "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
-        folder = run if Path(run).exists() else shipped(run); r = load_run(folder, _device(device))
-        if images: own_images(images, r.cfg.size, r.classes)                  # what is wrong with them is said here, not in the widget
+        try: folder = run if Path(run).exists() else shipped(run)
+        except ValueError as e: raise FileNotFoundError(f"there is no run folder {run}; {str(e).split('; ')[1]} in the package")
+        r = load_run(folder, _device(device))
+        own = own_images(images, r.cfg.size, r.classes) if images else None   # what is wrong with them is said here, not in the widget
         if out:
-            _page(r, images).save(out); print(f'open {out}'); return
+            _page(r, own).save(out); print(f'open {out}'); return
         module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
         if not module: raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install voila), or write a page with --out FILE.html")
         with tempfile.TemporaryDirectory() as tmp:

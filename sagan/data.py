@@ -218,7 +218,7 @@ def folder(
     if lost: raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or remove the subfolder")
     return Images(Mapped(file, size) if in_file else x[:len(y)], y, classes, str(path), FITTED)
 
-# %% ../nbs/00_data.ipynb #e1e5b12f
+# %% ../nbs/00_data.ipynb #bd621e9d
 def _sync(path, mode=os.O_RDONLY):
     "Force a file, or the names in a folder, to the disk"
     fd = os.open(path, mode)
@@ -229,8 +229,10 @@ def _sync(path, mode=os.O_RDONLY):
 def whole_file(
     path:str|Path, # The file to write or replace
 ):
-    "Yields a temporary path beside `path`; it replaces `path` when the block ends well, and is removed when it does not"
-    path = Path(path); new = path.with_name(f'.{path.name}.{os.getpid()}.new')
+    "Yields a temporary path beside `path`; it replaces `path` when the block ends well, and is removed when it does not; raises `OSError` if there is no such folder"
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir(): raise OSError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    new = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
         yield new
         _sync(new, os.O_RDWR); os.replace(new, path)

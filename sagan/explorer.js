@@ -65,14 +65,14 @@ function base64(bytes) {
 
 // The stand-alone page of a model: what the widget sends is put into the page's gaps, as `AttentionExplorer.static` does in Python
 function page(model, bytes) {
-  const state = {}
-  for (const k of ['header', 'point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'message', 'page']) state[k] = model.get(k)
+  const state = { message: '' }
+  for (const k of ['header', 'point', 'pins', 'path', 'layer', 'image', 'overlay', 'smooth', 'page']) state[k] = model.get(k)
   const parts = { state: JSON.stringify(state).replaceAll('<', '\\u003c'), data: base64(bytes), js: model.get('_esm') }
   return model.get('page').replace(/@@(\w+)@@/g, (_, k) => parts[k])
 }
 
 function render({ model, el }) {
-  let bytes, header, path = [], pressed = null, hovering = false, drawn = false, asked = false, current = null
+  let bytes, header, pressed = null, hovering = false, drawn = false, asked = false, current = null
   const set = values => { for (const k in values) model.set(k, values[k]); model.save_changes() }
 
   // What stands where
@@ -115,11 +115,12 @@ function render({ model, el }) {
     c.putImageData(out, 0, 0)
   }
 
+  const peaked = max => Math.round(10 * max) >= 15   // as the number beside it is rounded
   const colour = i => header.colours[i % header.colours.length]
   function mark(seen, colour) {
     const scale = canvas.width / header.size[1], unit = canvas.width / canvas.clientWidth   // canvas pixels in one of the image, and of the screen
     const [y, x] = seen.point.map(v => (v + .5) * scale), [ty, tx] = seen.to.map(v => v * scale), far = Math.hypot(tx - x, ty - y)
-    if (seen.max >= 1.5 && far > 1) {
+    if (peaked(seen.max) && far > 1) {
       const [dx, dy] = [(tx - x) / far, (ty - y) / far], head = Math.min(12 * unit, far)
       for (const [width, style] of [[5, '#fff'], [2.5, colour]]) {
         ctx.beginPath(); ctx.moveTo(x, y); ctx.lineTo(tx, ty)
@@ -132,7 +133,7 @@ function render({ model, el }) {
 
   function draw() {
     if (!header?.size) return
-    const point = model.get('point'), kept = model.get('pins'), i = kept.findIndex(p => String(p) === String(point)), own = colour(i < 0 ? kept.length : i)
+    const point = model.get('point'), kept = model.get('pins'), path = model.get('path'), i = kept.findIndex(p => String(p) === String(point)), own = colour(i < 0 ? kept.length : i)
     current = point && look(point)
     picture(small, current, model.get('overlay'))
     ctx.imageSmoothingEnabled = false
@@ -145,6 +146,7 @@ function render({ model, el }) {
     kept.forEach((p, i) => mark(look(p), colour(i)))
     if (current) mark(current, own)
     status.textContent = current ? say(current) : 'No point yet.'
+    buttons[0].disabled = !kept.length && path.length < 2
   }
   // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
   function paint() {
@@ -153,7 +155,7 @@ function render({ model, el }) {
     requestAnimationFrame(() => { drawn = false; if (asked) { asked = false; paint() } })
   }
   const place = ([row, col]) => `row ${Math.floor(row)}, column ${Math.floor(col)}`
-  const say = ({ point, to, max }) => `From ${place(point)}: max ${max.toFixed(1)}x uniform` + (max < 1.5 ? ', nearly everywhere alike' : ` at ${place(to)}`)
+  const say = ({ point, to, max }) => `From ${place(point)}: max ${max.toFixed(1)}x uniform` + (peaked(max) ? ` at ${place(to)}` : ', nearly everywhere alike')
 
   // The image alone, and the kept points' maps, as in the paper's figure 1
   function drawPins() {
@@ -167,7 +169,6 @@ function render({ model, el }) {
     const kept = model.get('pins').map(look), im = header.images[model.get('image')], which = [im.class, `${header.numbered} ${im.seed}`, chosen().name].filter(Boolean).join(', ')
     pins.replaceChildren(panel(null, 'transparent', `The image without a map: ${which}`, which),
       ...kept.map((seen, i) => panel(seen, colour(i), `Point ${i + 1}. ${say(seen)}`, `max ${seen.max.toFixed(1)}x uniform`)))
-    buttons[0].disabled = !kept.length
     paint()
   }
 
@@ -195,7 +196,7 @@ function render({ model, el }) {
   }
   function toImage(wanted) {
     const same = header.images.map((im, i) => [im, i]).filter(([im]) => im.class === wanted.class)
-    set({ image: (same.find(([im]) => im.seed === wanted.seed) ?? same[0])[1] })
+    set({ path: [], image: (same.find(([im]) => im.seed === wanted.seed) ?? same[0])[1] })
   }
   klass.onchange = seed.onchange = () => toImage({ class: klass.value, seed: seed.value })
   layer.onchange = () => set({ layer: layer.value })
@@ -204,23 +205,25 @@ function render({ model, el }) {
 
   // Pointer and keys
   const pin = () => { const p = model.get('point'), kept = model.get('pins'); if (p && !kept.some(k => String(k) === String(p))) set({ pins: [...kept, p] }) }
-  const clear = () => { path = []; set({ pins: [] }); paint() }
+  const clear = () => { if (document.activeElement === buttons[0]) canvas.focus(); set({ pins: [], path: [] }) }
   const at = e => {
     const box = canvas.getBoundingClientRect(), inside = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)))
     return [inside((e.clientY - box.top) / box.height, header.size[0]), inside((e.clientX - box.left) / box.width, header.size[1])]
   }
-  canvas.onpointerdown = e => { if (e.button || !e.isPrimary) return; pressed = [e.clientX, e.clientY]; path = [at(e)]; canvas.setPointerCapture(e.pointerId); set({ point: at(e) }); paint() }
+  canvas.onpointerdown = e => { if (e.button || !e.isPrimary) return; pressed = { x: e.clientX, y: e.clientY, far: 0 }; canvas.setPointerCapture(e.pointerId); set({ point: at(e), path: [at(e)] }) }
   function moved(e) {
     const p = at(e)
-    if (!e.isPrimary || String(p) === String(model.get('point'))) return
-    hovering = !pressed; if (pressed) path.push(p); set({ point: p })
+    if (!e.isPrimary) return
+    if (pressed) pressed.far = Math.max(pressed.far, Math.hypot(e.clientX - pressed.x, e.clientY - pressed.y))
+    if (String(p) === String(model.get('point'))) return
+    hovering = !pressed; set(pressed ? { point: p, path: [...model.get('path'), p] } : { point: p })
   }
   canvas.onpointermove = moved
   canvas.onpointerrawupdate = e => { if (!drawn) moved(e) }   // comes before the frame in which the browser hands movements over
   canvas.onpointerleave = () => { const kept = model.get('pins'); if (hovering && kept.length) set({ point: kept.at(-1) }); hovering = false }   // on the way to a button
   canvas.onpointerup = e => {
     if (!e.isPrimary) return
-    if (pressed && Math.hypot(e.clientX - pressed[0], e.clientY - pressed[1]) < 6) { path = []; pin() }
+    if (pressed?.far < 6) { set({ path: [] }); pin() }
     pressed = null
   }
   canvas.onpointercancel = e => { if (e.isPrimary) pressed = null }
@@ -234,7 +237,7 @@ function render({ model, el }) {
         const n = grid[i], S = header.size[i], c = from ? Math.floor(from[i] * n / S) + steps[e.key][i] : Math.floor(n / 2)
         return Math.floor((Math.min(n - 1, Math.max(0, c)) + .5) * S / n)
       }
-      path = []; set({ point: [to(0), to(1)] })
+      set({ point: [to(0), to(1)], path: [] })
     } else if (e.key === 'Enter' || e.key === ' ') pin()
     else if (e.key === 'Escape') clear()
     else return
@@ -250,7 +253,7 @@ function render({ model, el }) {
   observer.observe(canvas)
 
   root.attention = () => current   // for tests, and for who looks into it
-  model.on('change:point', paint)
+  for (const k of ['point', 'path']) model.on(`change:${k}`, paint)
   model.on('change:pins', drawPins)
   for (const k of ['header', 'data', 'message', 'layer', 'image']) model.on(`change:${k}`, choices)
   for (const k of ['overlay', 'smooth']) model.on(`change:${k}`, () => { overlay.value = model.get('overlay'); smooth.checked = model.get('smooth'); drawPins() })

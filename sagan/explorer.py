@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/explorer.html.md"""
 __all__ = ['PAGE', 'latents', 'named_maps', 'generated_maps', 'view', 'class_view', 'image_view', 'own_images',
            'AttentionExplorer', 'Explorer', 'explore']
 
-# %% ../nbs/09_explorer.ipynb #d2ab6de3
+# %% ../nbs/09_explorer.ipynb #deb0c337
 import base64, json, math, random, re, tempfile, torch
 import anywidget, ipywidgets as W, matplotlib, traitlets as T
 from contextlib import ExitStack, contextmanager
@@ -17,12 +17,12 @@ from importlib.resources import files
 from pathlib import Path
 from torch import Tensor
 from .attention import SelfAttention, altered, attention_maps
-from .data import folder, to_bytes, to_unit, whole_file
+from .data import _decode, _list_folder, _read, to_bytes, to_unit, whole_file
 from .networks import Discriminator, Generator
 from .training import SAGAN
 from .visualization import POINT_COLOURS, _check_belongs, _png, effect_figure
 
-# %% ../nbs/09_explorer.ipynb #cc0ad966
+# %% ../nbs/09_explorer.ipynb #1fb3b8c2
 def _device(net): return next(net.parameters()).device
 def _attends(net): return any(isinstance(m, SelfAttention) for m in net.modules())
 
@@ -33,9 +33,9 @@ def latents(
     t:float=0., # How far, from 0 to 1
 ) -> Tensor: # (len(seeds), z_dim), on the generator's device
     "Latents of seeds; those of a single image in `generate`, or on the arc between two of them"
-    def z(seeds): return torch.cat([torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(s)) for s in seeds])   # (n, z_dim)
-    mixed = z(seeds) if not t else math.cos(t*math.pi/2)*z(seeds) + math.sin(t*math.pi/2)*z(towards)
-    return mixed.to(_device(G))
+    def z(seed): return torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(seed))   # (1, z_dim)
+    def mixed(a, b): return z(a) if a == b or not t else math.cos(t*math.pi/2)*z(a) + math.sin(t*math.pi/2)*z(b)
+    return torch.cat([mixed(a, b) for a, b in zip(seeds, towards or seeds)]).to(_device(G))
 
 def named_maps(
     net:Generator|Discriminator, # Network, used in eval mode and left in its own
@@ -67,11 +67,12 @@ def generated_maps(
             x, maps = named_maps(G, z, y)
     return x, maps | (named_maps(D, x, y)[1] if sees else {})
 
-# %% ../nbs/09_explorer.ipynb #7abf68e4
+# %% ../nbs/09_explorer.ipynb #89ee118d
 def _rows(beta):
     "Part of a map (B, n, Nk) -> bytes of each row scaled to its maximum (B, n, Nk), maxima in multiples of uniform (B, n)"
-    top = beta.float().amax(-1, keepdim=True)                                  # (B, n, 1)
-    return (255*beta.float()/top).round().to(torch.uint8).cpu(), (top[..., 0]*beta.shape[-1]).cpu()
+    beta = beta.float(); top = beta.amax(-1, keepdim=True)                     # (B, n, 1)
+    rows = torch.where(beta < top, (255*beta/top).round().clamp(max=254), 255) # (B, n, Nk): only the strongest has 255
+    return rows.to(torch.uint8).cpu(), (top[..., 0]*beta.shape[-1]).cpu()
 
 def view(
     x:Tensor, # Images, (B, 3, H, W) in [-1, 1]
@@ -83,6 +84,7 @@ def view(
     if len(labels) != len(x): raise ValueError(f"{len(x)} images need as many pairs of class and seed, got {len(labels)}")
     if not maps: raise ValueError("there are no maps to show; name at least one attention layer")
     for m in maps.values(): _check_belongs(x, m)
+    if not all(t.isfinite().all() for t in (x, *(t for m in maps.values() for t in (m.q, m.k)))): raise ValueError("images or maps hold numbers that are not finite: the model has diverged; take an earlier state of it")
     data, layers = bytearray(to_bytes(x).permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes()), []
     def add(t): at = len(data); data.extend(t.contiguous().numpy().tobytes()); return at
     magma = add((torch.tensor(matplotlib.colormaps['magma'].colors)*255).round().to(torch.uint8))
@@ -92,7 +94,10 @@ def view(
     images = [{'class': str(c), 'seed': str(s)} for c, s in labels]
     return dict(size=list(x.shape[2:]), images=images, numbered=numbered, layers=layers, magma=magma, colours=list(POINT_COLOURS)), bytes(data)
 
-# %% ../nbs/09_explorer.ipynb #dabb5d5c
+# %% ../nbs/09_explorer.ipynb #51bcdc6f
+def _check_names(net, classes):
+    if len(classes) != net.n_classes: raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run folder has them (load_run(folder).classes)")
+
 def class_view(
     model:SAGAN|Generator, # Model, or a generator alone
     classes:list=(), # Class names, empty if unconditional
@@ -100,7 +105,7 @@ def class_view(
     seeds:list=(0, 1, 2), # Seeds, the same for each class
 ) -> tuple: # (header, bytes)
     "View of generated images; raises `ValueError` if there is no attention"
-    G = getattr(model, 'ema', model)
+    G = getattr(model, 'ema', model); _check_names(G, classes)
     labels = (list(range(len(classes))) if labels is None else labels) or [None]
     pairs = [(l, s) for l in labels for s in seeds]
     y = None if labels == [None] else torch.tensor([l for l, _ in pairs], device=_device(G))   # (B,)
@@ -112,27 +117,32 @@ def image_view(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     y:Tensor|None=None, # Labels, (B,) int64; None if unconditional
     classes:list=(), # Class names
+    names:list|None=None, # What to call the images, None to number them
 ) -> tuple: # (header, bytes)
-    "View of given images; raises `ValueError` for images of another size, labels that do not fit, or a network without attention"
-    if not x.is_floating_point() or not x.isfinite().all() or x.abs().max() > 1.01: raise ValueError("images must be finite floats in [-1, 1]; bytes become that by to_unit")
+    "View of given images; raises `ValueError` for images of another size, labels that do not fit, or a network without attention, `TypeError` for what is no tensor"
+    if not all(isinstance(t, Tensor|None) for t in (x, y)): raise TypeError(f"images and labels are tensors, got {type(x).__name__} and {type(y).__name__}")
+    if not x.numel() or not x.is_floating_point() or not x.isfinite().all() or x.abs().max() > 1.01: raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become that by to_unit")
     D, x = getattr(model, 'D', model), x.float()
+    if isinstance(D, Generator): raise ValueError("a generator cannot look at images; give a discriminator, or a model that has one")
+    if y is not None and classes: _check_names(D, classes)
     maps = named_maps(D, x.to(_device(D)), None if y is None else y.to(_device(D)))[1]
-    return view(x.to(_device(D)), maps, [(classes[c] if len(classes) else '', i) for i, c in enumerate([0]*len(x) if y is None else y)], 'image')
+    labels = ['']*len(x) if y is None or not classes else [classes[c] for c in y]
+    return view(x.to(_device(D)), maps, [*zip(labels, names or range(len(x)), strict=True)], 'image')
 
-# %% ../nbs/09_explorer.ipynb #8e26b052
+# %% ../nbs/09_explorer.ipynb #72388c0f
 def own_images(
     path:str|Path, # Folder of images, or of one subfolder per class if the model has classes
     size:int, # Pixels of a side of the model's images
     classes:list=(), # Its class names, empty if unconditional
     most:int=24, # Images to take
 ) -> tuple: # (images (B, 3, S, S) in [-1, 1], labels (B,) int64 or None)
-    "One's own images for `explore`; raises `ValueError` if the subfolders are not classes of the model, and the errors of `folder`"
-    images = folder(path, size)
-    images = images[torch.linspace(0, len(images) - 1, min(most, len(images))).long()]
-    if not classes: return to_unit(images.x), None
-    if not images.classes: raise ValueError(f"the model has classes, {path} has none; put the images into subfolders named after their classes: {', '.join(classes[:10])}")
-    if strange := [c for c in images.classes if c not in classes]: raise ValueError(f"{path} has a subfolder {strange[0]}, which is no class of the model; it has {', '.join(classes[:10])}")
-    return to_unit(images.x), torch.tensor([classes.index(c) for c in images.classes])[images.y]
+    "One's own images for `explore`; raises `ValueError` if the subfolders are not classes of the model or an image cannot be read, `FileNotFoundError` if there is no folder"
+    names, y, found = _list_folder(Path(path))
+    if classes and not found: raise ValueError(f"the model has classes, {path} has none; put the images into subfolders named after their classes: {', '.join(classes[:10])}")
+    if strange := [c for c in found if c not in classes] if classes else (): raise ValueError(f"{path} has a subfolder {strange[0]}, which is no class of the model; it has {', '.join(classes[:10])}")
+    pick, x = torch.linspace(0, len(names) - 1, min(most, len(names))).long(), []   # (B,)
+    if bad := _decode(Path(path), [names[i] for i in pick], size, x.append): raise ValueError(f"{path} has files that cannot be read: {'; '.join(f'{n} ({why})' for n, why in bad.items())}; repair or remove them")
+    return to_unit(torch.stack(x)), torch.tensor([classes.index(c) for c in found])[y[pick]] if classes else None
 
 # %% ../nbs/09_explorer.ipynb #a88fc607
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Attention explorer</title>
@@ -142,13 +152,13 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <script type="module" id="sagan-js">@@js@@</script></html>
 """
 
-# %% ../nbs/09_explorer.ipynb #7840f143
+# %% ../nbs/09_explorer.ipynb #17b78a7d
 class AttentionExplorer(anywidget.AnyWidget):
     "Images with the attention map of a point over them; a layer that does not exist raises `ValueError`, an image or point that does not `IndexError`"
     _esm = (files('sagan')/'explorer.js').read_text(encoding='utf-8')
     header, data = T.Dict(help='from `view`').tag(sync=True), T.Bytes(help='from `view`').tag(sync=True)
     point = T.List(T.Int(), None, allow_none=True, help='(row, column) in pixels, or None').tag(sync=True)
-    pins = T.List(T.List(T.Int()), help='Points that are kept').tag(sync=True)
+    pins, path = [T.List(T.List(T.Int()), help=h).tag(sync=True) for h in ('Points that are kept', 'Points of the last drag')]
     layer, image = T.Unicode(help='Name of the layer').tag(sync=True), T.Int(0, help='Number of the image').tag(sync=True)
     overlay, smooth = T.Float(.65, min=0, max=1, help='Opacity of the map').tag(sync=True), T.Bool(True, help='Interpolate between keys?').tag(sync=True)
     message, page = T.Unicode(help='Is shown above the image, such as an error').tag(sync=True), T.Unicode(PAGE).tag(sync=True)
@@ -171,14 +181,18 @@ class AttentionExplorer(anywidget.AnyWidget):
         if p.trait.name == 'image' and not 0 <= p.value < n: raise IndexError(f"there is no image {p.value}; they go from 0 to {n-1}")
         return p.value
 
-    @T.validate('point', 'pins')
+    @T.observe('point', 'pins', 'layer')
+    def _gone_on(self, _):
+        if self.header: self.message = ''                                      # what was said belongs to what was shown before
+
+    @T.validate('point', 'pins', 'path')
     def _inside(self, p):
         H, w = self.header.get('size', (0, 0))
-        for r, c in p.value if p.trait.name == 'pins' else [p.value] if p.value else ():
+        for r, c in p.value if p.trait.name != 'point' else [p.value] if p.value else ():
             if not (0 <= r < H and 0 <= c < w): raise IndexError(f"pixel ({r}, {c}) is outside the image; rows go from 0 to {H-1}, columns from 0 to {w-1}")
         return p.value
 
-# %% ../nbs/09_explorer.ipynb #8cc06414
+# %% ../nbs/09_explorer.ipynb #f6e61b93
 @patch
 def show(self:AttentionExplorer,
     header:dict, # From `view`
@@ -188,14 +202,15 @@ def show(self:AttentionExplorer,
     names = [l['name'] for l in header['layers']]
     with self.hold_sync():
         if self.header.get('size') != header['size']: self.point, self.pins = None, []
-        self.header, self.data, self.message = header, data, ''
+        self.header, self.data, self.message, self.path = header, data, '', []
         if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
         if self.image >= len(header['images']): self.image = 0
 
 @patch
 def static(self:AttentionExplorer) -> str: # HTML
     "The explorer as it stands, as a complete page that needs no kernel and no network; also good for `<iframe srcdoc>`"
-    state = {k: getattr(self, k) for k in ('header', 'point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'message', 'page')}
+    state = {k: getattr(self, k) for k in ('header', 'point', 'pins', 'path', 'layer', 'image', 'overlay', 'smooth', 'page')}
+    state['message'] = '' if self.header else self.message
     parts = dict(state=json.dumps(state).replace('<', '\\u003c'), data=base64.b64encode(self.data).decode(), js=self._esm)
     return re.sub(r'@@(\w+)@@', lambda gap: parts[gap[1]], self.page)
 
@@ -206,23 +221,25 @@ def save(self:AttentionExplorer,
     "Write `static` to a file, in one piece; raises `OSError` if it cannot be written"
     with whole_file(path) as f: f.write_text(self.static(), encoding='utf-8')
 
-# %% ../nbs/09_explorer.ipynb #6e71be33
+# %% ../nbs/09_explorer.ipynb #350ac8d8
 @contextmanager
 def _said(out):
     "Say an error of the user in the widget"
     try: yield
-    except (ValueError, IndexError, TypeError, RuntimeError) as e: out.message = str(e) or type(e).__name__
+    except (ValueError, IndexError, TypeError, RuntimeError, OSError) as e: out.message = str(e) or type(e).__name__
 
 def _uploaded(files, size):
-    "Images (B, 3, S, S) of a `FileUpload`"
+    "Images (B, 3, S, S) and names of a `FileUpload`"
+    if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
     with tempfile.TemporaryDirectory() as tmp:
-        for f in files: (Path(tmp)/Path(f['name']).name).write_bytes(f['content'])
-        try: return own_images(tmp, size)[0]
-        except ValueError as e: raise ValueError(str(e).replace(tmp, 'the upload').split('. Repair')[0])
+        for i, f in enumerate(files): Path(tmp, str(i)).write_bytes(f['content'])
+        x = [_read(Path(tmp, str(i)), size) for i in range(len(files))]           # (3, S, S) each, or why not
+    if bad := [f"{f['name']} ({why})" for f, why in zip(files, x) if isinstance(why, str)]: raise ValueError(f"no image that can be read: {'; '.join(bad)}")
+    return to_unit(torch.stack(x)), [f['name'] for f in files]
 
 def _controls(model, classes, out):
     "ipywidgets that generate what a widget shows, above and below it"
-    G, D = getattr(model, 'ema', model), getattr(model, 'D', None)
+    G, D = getattr(model, 'ema', model), getattr(model, 'D', None); _check_names(G, classes)
     wide = dict(style=dict(description_width='6rem'), layout=W.Layout(width='17rem', max_width='95%'))
     label = W.Dropdown(options=[(str(c), i) for i, c in enumerate(classes)] or [('', None)], description='Class', **wide)
     seed, towards = [W.BoundedIntText(i, min=0, max=10**6, description=d, **wide) for i, d in enumerate(('Seed', 'Towards seed'))]
@@ -230,50 +247,55 @@ def _controls(model, classes, out):
     another, following = W.Button(description='Generate', tooltip='Another seed'), W.Button(description='Next', tooltip='The next seed')
     own = W.FileUpload(accept='image/*', multiple=True, description='Own images', tooltip='Where the discriminator looks in images of your own')
     def chosen(n): return torch.full((n,), label.value, device=_device(G)) if classes else None   # (n,)
-    def now(): return latents(G, [seed.value], [towards.value], far.value), chosen(1)
     def draw(_=None):
         own.value = ()
         with _said(out):
-            x, maps = generated_maps(model, *now(), gamma.value)
+            drawn = latents(G, [seed.value], [towards.value], far.value), chosen(1)
+            x, maps = generated_maps(model, *drawn, gamma.value)
             changed = f'gamma times {gamma.value:g}' if gamma.value != 1 else ''
             words = [f'{seed.value}' + (f' towards {towards.value} at {far.value:g}' if far.value else ''), changed]
-            out.show(*view(x, maps, [(label.label if classes else '', ', '.join(filter(None, words)))])); compare()
-            if changed: compare(changed, G(*now())[0].detach(), x[0])
+            out.show(*view(x, maps, [(label.label if classes else '', ', '.join(filter(None, words)))])); compare(drawn)
+            if changed: compare(drawn, changed, G(*drawn)[0].detach(), x[0])
     def look(_=None):
-        if own.value:
-            with _said(out): x = _uploaded(own.value, D.size); out.show(*image_view(model, x, chosen(len(x)), classes)); compare()
+        if not own.value: return
+        with _said(out): x, names = _uploaded(own.value, D.size); out.show(*image_view(model, x, chosen(len(x)), classes, names)); compare(None); return
+        own.value = ()                                                         # what was shown before stays
     def go_to(value): seed.value = value
     another.on_click(lambda _: go_to(random.randrange(10**6))); following.on_click(lambda _: go_to(seed.value + 1))
-    effects, compare = _effects(G, out, now)
+    effects, compare = _effects(G, out)
     for w in (seed, towards, far, gamma): w.observe(draw, 'value')
     own.observe(look, 'value'); label.observe(lambda _: look() if own.value else draw(), 'value')
     if not classes: label.layout.display = 'none'
     if D is None or not _attends(D): own.layout.display = 'none'
+    if not _attends(G): gamma.layout.display = effects.layout.display = 'none'
     draw()
     return [W.Box([label, seed, another, following, towards, far, gamma, own], layout=W.Layout(flex_flow='row wrap')), out, effects]
 
-# %% ../nbs/09_explorer.ipynb #0ed8ded4
-def _effects(G, out, now):
-    "Two buttons that draw the image of `now()`, latent and label, with the layer in view altered; and what shows the change"
-    cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
-    said, picture = W.HTML(), W.HTML()
-    def compare(caption='', before=None, after=None):
-        "What changed an image (3, S, S), and how; nothing without a caption, as for a new image"
-        said.value = picture.value = ''
+# %% ../nbs/09_explorer.ipynb #8d5707f8
+def _effects(G, out):
+    "Two buttons that draw an image again with the layer in view altered; and what tells them of another image, and shows what changed it"
+    cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the last kept point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
+    said, picture, drawn = W.HTML(), W.HTML(), None
+    def compare(inputs, caption='', before=None, after=None):
+        "The inputs of the generator for the image in view; what changed it (3, S, S), and how, or nothing without a caption"
+        nonlocal drawn
+        drawn, said.value, picture.value = inputs, '', ''
         if not caption: return
-        words = f'{caption}: pixels change by {(after - before).abs().mean().item()/2:.1%} of the range from black to white in the mean'
+        change = (after - before).abs().mean(0)*50                             # (S, S) in percent of the range from black to white
+        words = f'{caption}: pixels change by {change.mean():.2g}% of the range from black to white in the mean, {change.max():.2g}% at most'
         said.value = f'<span role="status">{words}</span>'
         picture.value = f'<img style="width:100%;max-width:26rem" alt="{words}" src="{_png(effect_figure({"as trained": before, caption: after}))}">'
     def show(caption, **how):
+        compare(drawn)
         with _said(out):
-            if out.header['numbered'] == 'image': raise ValueError("the generator has not drawn this image; the next seed is one that it has")
-            x, maps = named_maps(G, *now())
+            if drawn is None: raise ValueError("the generator has not drawn this image; the next seed is one that it has")
+            x, maps = named_maps(G, *drawn)
             if out.layer not in maps: raise ValueError(f"{out.layer} draws nothing; choose a layer of the generator: {', '.join(maps)}")
-            with torch.no_grad(), altered(G, maps[out.layer], **how): changed = named_maps(G, *now())[0]
-            compare(caption, x[0], changed[0]); out.message = ''
+            with torch.no_grad(), altered(G, maps[out.layer], **how): changed = G(*drawn)                # (1, 3, S, S)
+            compare(drawn, f'{caption} in {out.layer}', x[0], changed[0]); out.message = ''
     def cut_point(_):
-        if out.point is None: out.message = 'move to a point of the image first'
-        else: show(f'({out.point[0]}, {out.point[1]}) cut', cut=out.point)
+        if not out.pins: out.message = 'keep the point first, by a click on it or by Enter'
+        else: show(f'({out.pins[-1][0]}, {out.pins[-1][1]}) cut', cut=out.pins[-1])
     def hide_region(_):
         if len(out.pins) < 2: out.message = 'keep two points first, at opposite corners of the region'; return
         (top, bottom), (left, right) = [(min(v), max(v) + 1) for v in zip(*out.pins)]
@@ -281,7 +303,7 @@ def _effects(G, out, now):
     cut.on_click(cut_point); hide.on_click(hide_region)
     return W.VBox([W.Box([cut, hide, said], layout=W.Layout(flex_flow='row wrap')), picture]), compare
 
-# %% ../nbs/09_explorer.ipynb #4c1dfd2a
+# %% ../nbs/09_explorer.ipynb #cef08568
 class Explorer(W.VBox):
     "What `explore` returns: the `AttentionExplorer`, between controls if it generates"
     @property
@@ -290,13 +312,15 @@ class Explorer(W.VBox):
     def save(self, path): self.view.save(path)
 
 def explore(
-    model:SAGAN|Generator|Discriminator, # Model, or one network
-    classes:list=(), # Class names, empty if unconditional
+    model, # `Run` from `load_run`, model, or one network
+    classes:list=(), # Class names, empty if unconditional or if those of the run
     images:Tensor|None=None, # Images of one's own for the discriminator, (B, 3, S, S) in [-1, 1], instead of generated ones
     labels:Tensor|None=None, # Their labels, (B,) int64
     layer:str|None=None, # Layer to begin with, such as 'D 16x16'
 ) -> Explorer: # The controls, if it generates, and an `AttentionExplorer`
-    "The explorer for Jupyter and Voila; what cannot be shown is said in the widget"
+    "The explorer for Jupyter and Voila; what cannot be shown is said in the widget; raises `TypeError` for what is no model"
+    if hasattr(model, 'model'): model, classes = model.model, classes or model.classes
+    if not isinstance(model, SAGAN|Generator|Discriminator): raise TypeError(f"explore takes a model, one of its networks, or a run from load_run, got {type(model).__name__}")
     out = AttentionExplorer(); shown = [out]
     with _said(out):
         if images is not None: out.show(*image_view(model, images, labels, classes))

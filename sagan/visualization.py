@@ -160,7 +160,7 @@ def statistics_figure(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #7780db4c
+# %% ../nbs/08_visualization.ipynb #306d56a7
 def effect_figure(
     images:dict, # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
 ) -> Figure: # Two rows: the images, and their pixel-wise difference from the first
@@ -171,7 +171,7 @@ def effect_figure(
     fig, axes = plt.subplots(2, len(images), figsize=(1.45*len(images), 3.3), squeeze=False, layout='compressed')
     for (upper, lower), caption, x, d in zip(axes.T, images, pictures, apart):
         upper.imshow(_picture(x)); upper.set_title(caption, fontsize=8)
-        shown = lower.imshow(d, cmap='cividis', vmin=0, vmax=top); lower.set_xlabel(f'mean {d.mean():.1%}', fontsize=8, labelpad=2)
+        shown = lower.imshow(d, cmap='cividis', vmin=0, vmax=top); lower.set_xlabel(f'mean {100*d.mean():.2g}%', fontsize=8, labelpad=2)
     for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
     fig.colorbar(shown, ax=axes[1], fraction=.02, format=lambda v, _: f'{v:.{0 if top > .05 else 2 if top < .005 else 1}%}').ax.tick_params(labelsize=7)
     return fig
