@@ -87,7 +87,7 @@ function render({ model, el }) {
   const stage = make('div', {}, canvas, status), panel = make('div', {}, ...rows, ...buttons, pins, help)
   const root = make('div', { className: 'sagan' }, stage, panel)
   canvas.setAttribute('role', 'application'); status.setAttribute('aria-live', 'polite'); alert.setAttribute('role', 'alert'); root.dataset.lmSuppressShortcuts = 'true'
-  el.append(make('style', { textContent: CSS }), make('div', { className: 'sagan' }, alert), root)
+  el.append(make('style', { textContent: CSS }), root, make('div', { className: 'sagan' }, alert))   // below, so that the image stays where it is
   const ctx = canvas.getContext('2d'), small = document.createElement('canvas')
 
   // The map of a point in the layer and image that are chosen

@@ -63,9 +63,12 @@ def seen(page):
 
 def move(page, row, col):
     "The mouse to the middle of a pixel"
-    page.locator(CELLS).scroll_into_view_if_needed(); box = None
-    while box != (box := page.locator(CELLS).bounding_box()): frame(page)      # a page with a kernel may still be moving
-    page.mouse.move(box['x'] + (col + .5)*box['width']/S, box['y'] + (row + .5)*box['height']/S)
+    canvas = page.locator(CELLS)
+    for _ in range(20):                                                        # a page with a kernel may move under the mouse
+        canvas.scroll_into_view_if_needed(); box = canvas.bounding_box()
+        page.mouse.move(box['x'] + (col + .5)*box['width']/S, box['y'] + (row + .5)*box['height']/S); frame(page)
+        if canvas.bounding_box() == box: return
+    raise AssertionError('the page does not come to rest')
 
 def same_map(r, m, image, row, col, smooth=True):
     "Does the page show what Python computes for this query?"
@@ -344,6 +347,11 @@ def served(notebook):
 
 def labelled(page, name): page.wait_for_function("name => document.querySelector('canvas[role=application]').ariaLabel.includes(name)", arg=name)
 
+def changed(page, words):
+    "Wait for what changed the image, in words and as a picture"
+    page.get_by_text(words).wait_for(timeout=20_000); picture = page.get_by_alt_text(words); picture.wait_for(timeout=20_000)
+    page.wait_for_function('e => e.complete', arg=picture.element_handle())
+
 def choose(page, description, value):
     "Set an ipywidget: a dropdown, or a slider by the number beside it"
     row = page.locator('.jupyter-widgets.widget-inline-hbox', has=page.get_by_text(description, exact=True)).last
@@ -368,11 +376,11 @@ def explore_there(page, tmp_path):
     choose(page, 'Towards seed', '7'); choose(page, 'How far', '0.5'); labelled(page, 'seed 5 towards 7 at 0.5')
     same_map(seen(page), expected('G 8x8', 2, 5, 7, t=.5), 0, 26, 10)
     choose(page, 'Gamma times', '2'); labelled(page, 'at 0.5, gamma times 2'); same_map(seen(page), expected('G 8x8', 2, 5, 7, t=.5, gamma=2.), 0, 26, 10)
-    page.get_by_text('gamma times 2: pixels change by').wait_for()
+    changed(page, 'gamma times 2: pixels change by')
     for name, words in (('Cut point', '(20, 9) cut in G 8x8: pixels change by'), ('Hide region', 'keep two points first')):
-        page.get_by_role('button', name=name).click(); page.get_by_text(words).wait_for(timeout=20_000)
+        page.get_by_role('button', name=name).click(); changed(page, words) if 'pixels' in words else page.get_by_text(words).wait_for(timeout=20_000)
     move(page, 50, 40); page.mouse.down(); page.mouse.up(); assert pins(page) == 2
-    page.get_by_role('button', name='Hide region').click(); page.get_by_text('region hidden in G 8x8: pixels change by').wait_for(timeout=20_000)
+    page.get_by_role('button', name='Hide region').click(); changed(page, 'region hidden in G 8x8: pixels change by')
     before = page.locator(CELLS).get_attribute('aria-label'); page.get_by_role('button', name='Generate').click()
     page.wait_for_function("before => document.querySelector('canvas[role=application]').ariaLabel !== before", arg=before); assert ' seed 5 ' not in page.locator(CELLS).get_attribute('aria-label')
     save_there(page, tmp_path)
@@ -380,7 +388,7 @@ def explore_there(page, tmp_path):
     with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Own images').click()
     chooser.value.set_files(tmp_path/'own.png'); labelled(page, 'Class owl, image own.png,'); move(page, 33, 3)
     same_map(seen(page), named_maps(model.D, to_unit(x), torch.tensor([2]))[1]['D 16x16'], 0, 33, 3)
-    choose(page, 'Seed', '6'); labelled(page, 'Class owl, seed 6 towards 7'); page.get_by_text('gamma times 2: pixels change by').wait_for()
+    choose(page, 'Seed', '6'); labelled(page, 'Class owl, seed 6 towards 7'); changed(page, 'gamma times 2: pixels change by')
     for c in ('.widget-label', '.jupyter-button'): assert contrast(page.locator(c).first) >= 4.5, c
 
 def save_there(page, tmp_path):
