@@ -11,10 +11,10 @@ __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_o
 # %% ../nbs/14_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/14_cli.ipynb #494b42e2
+# %% ../nbs/14_cli.ipynb #cbe141d8
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
-    import json, signal, subprocess, tempfile, threading, torch
+    import json, re, shutil, signal, subprocess, tempfile, threading, torch
     import matplotlib.pyplot as plt
     from argparse import BooleanOptionalAction
     from contextlib import contextmanager, nullcontext
@@ -42,7 +42,7 @@ try:
     from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
 except KeyboardInterrupt: raise SystemExit('interrupted')  # importing takes seconds, in which one may change one's mind
 
-# %% ../nbs/14_cli.ipynb #4b6a569f
+# %% ../nbs/14_cli.ipynb #1794bc12
 @contextmanager
 def plain_errors(
     command:str, # Name of the command, to begin the message with
@@ -69,8 +69,9 @@ def _at_least(n, low, name='n'):
 def _sizes(text):
     "Feature map sizes from text such as 16,32 or none"
     if text == 'none': return ()
-    if not all(s.strip().isdigit() for s in text.split(',')): raise ValueError(f"attention is placed by comma-separated feature map sizes such as 16,32, or none; got {text!r}")
-    return tuple(int(s) for s in text.split(','))
+    places = [s.strip() for s in text.split(',')]
+    if not all(re.fullmatch(r'\d+(-\d+)?', s) for s in places): raise ValueError(f"attention is placed by comma-separated feature map sizes such as 16,32, or none; got {text!r}")
+    return tuple(int(s) if s.isdigit() else s for s in places)
 
 def _labels(classes, wanted):
     "Indices of classes given by name or number, comma-separated; all without a wish"
@@ -129,14 +130,14 @@ def _report(run, images):
     warned = {f'Warning at step {r["step"]}': w for r in run.records for w in r.get('warnings', [])}
     with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', summary + said, pictures, warned | asdict(run.cfg), explorer))
 
-# %% ../nbs/14_cli.ipynb #29be8690
+# %% ../nbs/14_cli.ipynb #0b104af5
 def config_options(
     command, # A function with `**changes`
 ): # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make options of
     "Give a command an option for each field of `Config`, and refuse options that do not exist"
     docs, own = docments(Config), {k: p for k, p in signature(command).parameters.items() if p.kind != Parameter.VAR_KEYWORD}
     def option(f):
-        kind = Annotated[None, dict(action=BooleanOptionalAction, help=docs[f.name])] if f.type is bool else Annotated[str if f.type is tuple else f.type, dict(help=docs[f.name])]
+        kind = Annotated[None, dict(action=BooleanOptionalAction, help=docs[f.name])] if f.type is bool else Annotated[{tuple: str, int|tuple: int}.get(f.type, f.type), dict(help=docs[f.name])]
         return Parameter(f.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
     more = {f.name: option(f) for f in fields(Config) if f.name not in own}
     @wraps(command)
