@@ -6,12 +6,12 @@ Docs: https://sagan-gan.github.io/sagan/cli.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_options', 'sagan_train', 'sagan_sample',
-           'draw_attention', 'sagan_attend', 'sagan_explore', 'sagan_eval', 'sagan_experiment']
+           'draw_attention', 'sagan_attend', 'sagan_explore', 'sagan_eval', 'sagan_experiment', 'sagan_import']
 
 # %% ../nbs/14_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/14_cli.ipynb #cbe141d8
+# %% ../nbs/14_cli.ipynb #219e3d46
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
     import json, re, shutil, signal, subprocess, tempfile, threading, torch
@@ -31,12 +31,13 @@ try:
     from fastcore.script import call_parse
     from matplotlib.figure import Figure
     from sagan.attention import attention_maps
-    from sagan.checkpoints import Run, RunWriter, best_record, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, shipped, states, write_config
+    from sagan.checkpoints import Run, RunWriter, best_record, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, save_weights, shipped, states, write_config
     from sagan.conditioning import launched, processes, total
     from sagan.data import ImageFiles, Images, exclusive, image_dls, load_images, to_unit, whole_file
     from sagan.evaluation import inception, reference as real_statistics, train_evaluator
     from sagan.experiments import lines, run_experiment
     from sagan.explorer import AttentionExplorer, class_view
+    from sagan.importing import import_checkpoint
     from sagan.networks import generate, standing_statistics
     from sagan.training import Config, fastest_dtype, for_size, preset as named_preset, sagan_learner
     from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
@@ -276,7 +277,13 @@ def sagan_train(
             tell(f'{len(images)} images of {images.name}, {len(images.classes)} classes; {f"from step {learn.sagan_trainer.step} to" if resume else ""} {cfg.steps} steps of {cfg.batch} on {f"{world} processes, the first on " if world > 1 else ""}{device} in {fastest_dtype(device) if cfg.dtype == "auto" else cfg.dtype}; run folder {out}{moved}'.replace('  ', ' '))
             _train(out, learn, images, options, device, tell)
 
-# %% ../nbs/14_cli.ipynb #c90c7fc7
+# %% ../nbs/14_cli.ipynb #6e4b3d28
+def _with_generator(folder, device):
+    "A run that can draw; raises `ValueError` for an imported one that cannot"
+    run = load_run(folder, device)
+    if run.model.ema is None: raise ValueError(f"{folder} holds a discriminator without a generator, and cannot draw; import both files (sagan-import)")
+    return run
+
 def _named(stem, ending, **asked):
     "A file name with everything that was asked for beyond the default"
     return '-'.join([stem, *(f'{k}{v}' for k, v in asked.items() if v not in (None, 0, False))]).replace('/', '_') + ending
@@ -293,14 +300,14 @@ def sagan_sample(
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
         _at_least(n, 1)
-        r = load_run(run, _device(device)); labels = _labels(r.classes, classes)
+        r = _with_generator(run, _device(device)); labels = _labels(r.classes, classes)
         y = torch.tensor(labels).repeat_interleave(n) if labels else None
         x = generate(r.model.ema, y, None if labels else n, seed)
         out = Path(out or r.folder/_named(f'samples-seed{seed}', '.png', n=n if n != 8 else None, classes=classes))
         with whole_file(out) as f: grid_image(x, n if labels else 8).save(f, format='png')
         print(f'{len(x)} image{"s"[:len(x) != 1]}' + (f', one row for each of {", ".join(r.classes[i] for i in labels)}' if labels else '') + f': {out}')
 
-# %% ../nbs/14_cli.ipynb #1af35a66
+# %% ../nbs/14_cli.ipynb #73396bcc
 def draw_attention(
     run:Run, # The run
     label:int|None, # Class of all images, None for one of each of the first classes
@@ -333,7 +340,7 @@ def sagan_attend(
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
         _at_least(n, 1)
-        r = load_run(run, _device(device))
+        r = _with_generator(run, _device(device))
         try: at = points and [tuple(int(v) for v in p.split(',')) for p in points.split(';')]
         except ValueError: at = [()]
         if at and any(len(p) != 2 for p in at): raise ValueError(f"points are pairs of row,column with ; between them, such as 8,8;20,16; got {points!r}")
@@ -343,7 +350,7 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/14_cli.ipynb #8061571a
+# %% ../nbs/14_cli.ipynb #f04dfcf1
 NOTEBOOK = """from sagan.checkpoints import load_run
 from sagan.explorer import explore
 r = load_run({run!r}, {device!r}); explore(r.model, r.classes)"""
@@ -362,7 +369,7 @@ def sagan_explore(
 ):
     "Move over generated images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
-        folder = run if Path(run).exists() else shipped(run); r = load_run(folder, _device(device))
+        folder = run if Path(run).exists() else shipped(run); r = _with_generator(folder, _device(device))
         if out:
             _page(r).save(out); print(f'open {out}'); return
         module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
@@ -374,7 +381,7 @@ def sagan_explore(
             if module == 'jupyterlab': print('run the cell with Shift+Enter')
             if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')
 
-# %% ../nbs/14_cli.ipynb #8d72f18a
+# %% ../nbs/14_cli.ipynb #7345bde7
 def _evaluator(name, weights, images, seed, device):
     "The evaluator of that name"
     if name not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
@@ -399,7 +406,8 @@ def sagan_eval(
         file = _named('eval', '.json', inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name, split=split if split != 'all' else None, weights=weights and Path(weights).stem, standing=standing)
         if n is None: n = 50_000 if by_inception else 1000
         _at_least(n, 10); _at_least(standing, 0, 'standing')
-        r = load_run(run, device); G, data = r.model.ema, data or r.cfg.data
+        r = _with_generator(run, device); G, data = r.model.ema, data or r.cfg.data
+        if data == 'imported': raise ValueError(f"{run} was imported and does not know its images; name a folder of real ones with --data")
         images = ImageFiles(data, r.cfg.size) if by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(run)[2].get('cache'))
         if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
         if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})")
@@ -441,3 +449,30 @@ def sagan_experiment(
         base = base.change(data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
         run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None, jobs, _device(device), lambda text: print(text, flush=True))
         print(f'\n{(out/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {out/"report.html"}')
+
+# %% ../nbs/14_cli.ipynb #3390592e
+def _class_names(file, n):
+    "Names of n classes from a file with one in each line; without a file their numbers"
+    names = [str(i) for i in range(n)] if file is None else [name for line in Path(file).read_text(encoding='utf-8').splitlines() if (name := line.strip())]
+    if len(names) != n or len(set(names)) != n: raise ValueError(f"the model has {n} classes; {file} has {len(names)} lines, {len(set(names))} of them different")
+    return names
+
+@call_parse
+def sagan_import(
+    *files:str, # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one file that holds them all
+    out:str=None, # Run folder to make
+    classes:str=None, # File with the name of a class in each line (default: their numbers)
+    eps:float=None, # Epsilon of the generator's conditional batch norms (default: the project's)
+    bgr:Annotated[None, dict(action=BooleanOptionalAction)]=None, # Are the colours in the order blue, green, red? (default: as the project has them)
+    relu_skip:Annotated[None, dict(action=BooleanOptionalAction)]=None, # Do the discriminator's shortcuts start from rectified inputs? (default: as in the project)
+):
+    "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
+    with plain_errors('sagan-import'):
+        if not out: raise ValueError("name the run folder to make with --out")
+        model, step = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
+        c, names = model.cfg, _class_names(classes, model.cfg.n_classes)
+        folder = create_run(out, c, names)
+        try: save_weights(folder/'weights.safetensors', model, step)
+        except BaseException: shutil.rmtree(folder); raise
+        parts = [f'{k} with {f"attention at {chr(44).join(map(str, at))}" if at else "no attention"}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
+        print(f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} classes{f", step {step}" if step else ""}: {folder}')
