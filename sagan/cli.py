@@ -231,7 +231,7 @@ def _train(out, learn, images, options, device, tell):
     run = load_run(out, device); _report(run, images)
     print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
 
-# %% ../nbs/14_cli.ipynb #8e98d0cb
+# %% ../nbs/14_cli.ipynb #614bf13d
 @call_parse(nested=True)
 @config_options
 def sagan_train(
@@ -255,6 +255,7 @@ def sagan_train(
         given, moved = {k: v for k, v in dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights, samples=samples, on_nan=on_nan, cache=cache and str(Path(cache).resolve())).items() if v is not None}, ''
         if resume:
             out = Path(resume); was, _, options = read_config(out)
+            if was.data == 'imported': raise ValueError(f"{out} was imported and has no training states to go on from; train it on in Python (page 12, public weights)")
             cfg, data, n_classes = _as_it_began(out, was, preset, changes), data or was.data, was.n_classes
         else:
             (cfg, moved), options, n_classes = _configure(preset or 'small', changes), {}, changes.get('n_classes')

@@ -31,10 +31,11 @@ NAMES = {  # ours, and what these three call it
 ENTRIES = r'blocks\.\d+\.\d+', r'blocks\.\d+\.\d+', r'from_rgb|conv_blocks\.\d+'  # prefix of a block or an attention layer
 TABLES = ('gain', 'bias'), ('embed0', 'embed1'), ('weight_embedding', 'bias_embedding')  # gains and biases of the classes
 
-# %% ../nbs/12_importing.ipynb #6cd73571
+# %% ../nbs/12_importing.ipynb #c5ed8111
 _scalar = np.float64(0).__reduce__()[0]
 NUMBERS = [(_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')] + [np.dtype] + [type(np.dtype(t)) for t in ('float32', 'float64', 'int64')]
 
+# %% ../nbs/12_importing.ipynb #5bdd9ee1
 def read_file(
     path:str|Path, # File that `torch.save` wrote
 ) -> dict: # What is in it
@@ -80,28 +81,32 @@ class Foreign:
         self.used.add(name)
         return t.float()
 
-# %% ../nbs/12_importing.ipynb #cb4c7077
-def _first(tensors, *starts): return any(k.startswith(starts) for k in tensors)
+# %% ../nbs/12_importing.ipynb #c992eb1b
+def _starts(tensors, *starts): return any(k.startswith(starts) for k in tensors)
 
+def _by_prefix(path, tensors):
+    "The networks of mmgeneration's file"
+    found, kinds = {}, dict(generator='G', generator_ema='ema', discriminator='D')
+    for k, t in tensors.items():
+        m = re.match(r'(generator|generator_ema|discriminator)\.(module\.)?(.+)', k)
+        if not m: raise ValueError(f"{path}: {k} does not belong to a SAGAN of {PROJECTS[2]}")
+        if k != 'generator_ema.steps': found.setdefault(m[1], Foreign(path, kinds[m[1]], 2, {}, m[1] + '.' + (m[2] or ''))).tensors[m[3]] = t
+    return list(found.values())
+
+# %% ../nbs/12_importing.ipynb #720deb68
 def find_networks(
     path:str|Path, # File of one of the projects
 ) -> tuple: # (list of `Foreign`, step of the training or 0)
-    "The networks in a file; the list is empty for BigGAN-PyTorch's bookkeeping; raises `ValueError` for a file of something else"
-    saved = read_file(path)
-    step = saved.get('itr') or saved.get('step') or (saved.get('meta') or {}).get('iter') or 0
-    tensors = saved.get('state_dict', saved)
+    "The networks in a file, none in BigGAN-PyTorch's bookkeeping; raises `ValueError` for a file of something else"
+    saved = read_file(path); meta, tensors = saved.get('meta'), saved.get('state_dict', saved)
+    step = int(saved.get('itr') or saved.get('step') or (meta.get('iter') if isinstance(meta, dict) else 0) or 0)
     if 'itr' in saved and not any(isinstance(v, Tensor) for v in saved.values()): return [], step
-    if not _first(tensors, 'generator.', 'generator_ema.', 'discriminator.'):
-        studio = _first(tensors, 'blocks.0.0.conv2d')
-        if not studio and not _first(tensors, 'blocks.0.0.conv1.'): raise ValueError(f"{path} is no SAGAN of {', '.join(PROJECTS)}: {'it is the state of an optimizer' if 'param_groups' in tensors else f'the first thing in it is {next(iter(tensors), None)!r}'}")
-        kind = 'D' if not _first(tensors, 'blocks.0.0.bn1.') else 'ema' if 'ema' in Path(path).stem.lower() else 'G'
-        return [Foreign(path, kind, int(studio), tensors)], step
-    found = {}
-    for k, t in tensors.items():
-        m = re.match(r'(generator|discriminator|generator_ema)\.(module\.)?(.+)', k)
-        if not m: raise ValueError(f"{path}: {k} does not belong to a SAGAN of {PROJECTS[2]}")
-        if k != 'generator_ema.steps': found.setdefault(m[1], Foreign(path, dict(generator='G', discriminator='D').get(m[1], 'ema'), 2, {}, m[1] + '.' + (m[2] or ''))).tensors[m[3]] = t
-    return list(found.values()), step
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) for k in tensors): raise ValueError(f"{path} has no names of tensors in it")
+    if _starts(tensors, 'generator.', 'generator_ema.', 'discriminator.'): return _by_prefix(path, tensors), step
+    studio = _starts(tensors, 'blocks.0.0.conv2d')
+    if not studio and not _starts(tensors, 'blocks.0.0.conv1.'): raise ValueError(f"{path} is no SAGAN of {', '.join(PROJECTS)}: {'it is the state of an optimizer' if 'param_groups' in tensors else f'the first thing in it is {next(iter(tensors), None)!r}'}")
+    kind = 'D' if not _starts(tensors, 'blocks.0.0.bn1.') else 'ema' if 'ema' in Path(path).stem.lower() else 'G'
+    return [Foreign(path, kind, int(studio), tensors)], step
 
 # %% ../nbs/12_importing.ipynb #2daef95d
 def _form(f, p):
@@ -220,7 +225,7 @@ def layout(
     first, sn = _weight(f, f.name('linear'), 2)[1], any(_form(f, p) for p in [f.name('linear'), f.name('conv'), *(f'{b}.{f.name("conv1")}' for b in blocks)])
     return names, dict(size=size, n_classes=_n_classes(f, f'{blocks[0]}.{f.name("bn1")}'), g_width=(len(first)//16, *width), g_attention=attention, z_dim=first.shape[1], g_sn=sn)
 
-# %% ../nbs/12_importing.ipynb #e1221052
+# %% ../nbs/12_importing.ipynb #6f81bbef
 def _unit(W):
     "u, v with u.(M v) = 1, for a weight that is used as it is"
     M = W.flatten(1); i, j = divmod(M.abs().argmax().item(), M.shape[1])
@@ -228,6 +233,7 @@ def _unit(W):
     u[i], v[j] = 1/M[i, j], 1
     return u, v
 
+# %% ../nbs/12_importing.ipynb #66a6fad7
 def _layer(f, p, m, reverse):
     "Our tensors of a convolution, linear layer or embedding; `reverse` is the dimension of the colours if they are in the other order"
     W, u, v = factors(f, p, m.weight.shape)
@@ -273,7 +279,7 @@ def convert(
         if name not in f.used: raise f.strange(name)
     return ours
 
-# %% ../nbs/12_importing.ipynb #10d3dae7
+# %% ../nbs/12_importing.ipynb #e958da53
 def import_checkpoint(
     *files:str|Path, # Files of one training: G, D, the averaged G (told by 'ema' in its name), or one that holds them all
     eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's default
@@ -282,6 +288,7 @@ def import_checkpoint(
 ) -> tuple: # (`SAGAN` in eval mode, step of the training or 0); a network that no file holds is None
     "Read the SAGAN of another project; raises `ValueError` naming the first thing that does not fit, `FileNotFoundError`"
     found, fields, step = {}, {}, 0
+    if eps is not None and not eps >= 0: raise ValueError(f"eps must not be negative, got {eps}")
     for path in files:
         nets, s = find_networks(path); step = max(step, s)
         for f in nets:

@@ -157,9 +157,9 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #7c66d230
+# %% ../nbs/06_training.ipynb #970aad63
 def _check_config(cfg):
-    "Raise `ValueError` for the first value that cannot be, and make the placements tuples"
+    "Raise `ValueError` for the first value that cannot be, and make tuples of lists"
     check_size(cfg.size)
     for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16'), g_sn=(True, False), compile=(True, False), flip=(True, False), skip_bad=(True, False), d_relu_skip=(True, False)).items():
         if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
@@ -272,9 +272,9 @@ def preset(
     if name not in presets: raise ValueError(f"there is no preset {name!r}; did you mean {' or '.join(get_close_matches(name, presets, cutoff=.5)) or 'one of ' + ', '.join(presets)}?")
     return presets[name]
 
-# %% ../nbs/06_training.ipynb #5264d4e5
+# %% ../nbs/06_training.ipynb #4c7767b4
 class SAGAN(nn.Module):
-    "Both networks of a `Config` with the averaged generator `ema`, built from the configuration's seed"
+    "Both networks of a `Config` with the averaged generator `ema`, built from the configuration's seed; one whose width is () is None"
     def __init__(self,
         cfg:Config, # What to build
     ):
