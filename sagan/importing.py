@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/importing.html.md"""
 __all__ = ['PROJECTS', 'NAMES', 'ENTRIES', 'TABLES', 'NUMBERS', 'read_file', 'Foreign', 'find_networks', 'factors',
            'class_tables', 'averages', 'layout', 'convert', 'import_checkpoint']
 
-# %% ../nbs/12_importing.ipynb #db93c511
+# %% ../nbs/12_importing.ipynb #9d447ab7
 import numpy as np, re, torch, torch.nn as nn, torch.nn.functional as F, zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from .attention import SelfAttention
 from .conditioning import ConditionalBatchNorm2d
-from .networks import D_DOWN, Discriminator, Generator, _places
+from .networks import D_DOWN, _places
 from .training import SAGAN, presets
 
 # %% ../nbs/12_importing.ipynb #67afe2ec
@@ -93,13 +93,13 @@ def _by_prefix(path, tensors):
         if k != 'generator_ema.steps': found.setdefault(m[1], Foreign(path, kinds[m[1]], 2, {}, m[1] + '.' + (m[2] or ''))).tensors[m[3]] = t
     return list(found.values())
 
-# %% ../nbs/12_importing.ipynb #720deb68
+# %% ../nbs/12_importing.ipynb #ef370ebe
 def find_networks(
     path:str|Path, # File of one of the projects
 ) -> tuple: # (list of `Foreign`, step of the training or 0)
     "The networks in a file, none in BigGAN-PyTorch's bookkeeping; raises `ValueError` for a file of something else"
     saved = read_file(path); meta, tensors = saved.get('meta'), saved.get('state_dict', saved)
-    step = int(saved.get('itr') or saved.get('step') or (meta.get('iter') if isinstance(meta, dict) else 0) or 0)
+    step = next((s for s in (saved.get('itr'), saved.get('step'), meta.get('iter') if isinstance(meta, dict) else None) if isinstance(s, int)), 0)
     if 'itr' in saved and not any(isinstance(v, Tensor) for v in saved.values()): return [], step
     if not isinstance(tensors, dict) or not all(isinstance(k, str) for k in tensors): raise ValueError(f"{path} has no names of tensors in it")
     if _starts(tensors, 'generator.', 'generator_ema.', 'discriminator.'): return _by_prefix(path, tensors), step
@@ -174,7 +174,7 @@ def class_tables(
         else: tables.append(_divided(f, p, (classes, channels)))
     return tables
 
-# %% ../nbs/12_importing.ipynb #594ba132
+# %% ../nbs/12_importing.ipynb #3fa8b3ea
 def averages(
     f:Foreign, # The network
     p:str, # Name of the batch norm in the file
@@ -185,7 +185,7 @@ def averages(
     at = next((q for q in (f'{p}.bn', f'{p}.norm') if f.holds(q + '.')), p)
     kind = 'stored' if f.holds(f'{at}.stored_') else 'running'
     mean, var = [f.take(f'{at}.{kind}_{k}', (channels,)) for k in ('mean', 'var')]
-    n = f.take(f'{at}.num_batches_tracked') if kind == 'running' and any(k.endswith('num_batches_tracked') for k in f.tensors) else torch.zeros(())
+    n = f.take(f'{at}.num_batches_tracked', ()) if kind == 'running' and any(k.endswith('num_batches_tracked') for k in f.tensors) else torch.zeros(())
     if f.holds(f'{at}.accumulation_counter') and (sums := f.take(f'{at}.accumulation_counter').item()): mean, var = mean/sums, var/sums
     return at, dict(running_mean=mean, running_var=var + (eps - 1e-5), num_batches_tracked=n.long())
 

@@ -1,7 +1,7 @@
 "Checkpoints of other projects: the golden ones where they are at hand, and small ones made here by networks written from the description of the layouts alone"
 import os, pickle
 from pathlib import Path
-import pytest, torch, torch.nn.functional as F
+import numpy as np, pytest, torch, torch.nn.functional as F
 from safetensors.torch import load_file
 from sagan.attention import attention_maps
 from sagan.checkpoints import load_run, load_weights, save_weights
@@ -18,7 +18,7 @@ CASES = [p.name for p in sorted(GOLDEN.iterdir()) if (p/'expected.safetensors').
 def test_golden(case, tmp_path):
     files, e = sorted(map(str, (GOLDEN/case).glob('*.pth'))), load_file(GOLDEN/case/'expected.safetensors')
     sagan_import(*files, out=str(tmp_path/'run'))
-    model, conditional = load_run(tmp_path/'run').model, True
+    model = load_run(tmp_path/'run').model
     y = e['y'] if model.cfg.n_classes else None
     for images, scores, maps, G in (('images', 'scores', 'attn_g', model.G), ('images_ema', 'scores_ema', 'attn_g_ema', model.ema)):
         if images not in e: continue
@@ -219,7 +219,6 @@ def test_studiogan(tmp_path, seed, size, g, d, g_at, d_at, n, tables):
     G, D, z, y, *expected = pair(ST, seed, size, g, d, g_at, d_at, n, tables)
     files = [tmp_path/f'model={k}-best-weights-step=1000.pth' for k in 'GD']
     torch.save(dict(state_dict=G, optimizer=dict(state={}, param_groups=[])), files[0])
-    import numpy as np
     torch.save(dict(state_dict=D, optimizer=dict(state={}, param_groups=[]), step=1000, epoch=2, best_fid=np.float64(20.5), lecam_emas=None), files[1])
     model, step = import_checkpoint(*files)
     assert step == 1000 and model.cfg.n_classes == n
