@@ -172,7 +172,7 @@ def _with_classes(images, wanted):
     if wanted not in (None, 0, len(images.classes)): raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 to ignore them")
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation) if wanted == 0 else images
 
-# %% ../nbs/14_cli.ipynb #f05dace6
+# %% ../nbs/14_cli.ipynb #c09aac62
 OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)  # of `sagan_train`, with their defaults
 
 def _check_options(o):
@@ -183,7 +183,8 @@ def _check_options(o):
     if o['samples'] is not None: _at_least(o['samples'], 10, 'samples')
 
 def _as_it_began(folder, cfg, preset, changes):
-    "The configuration of a run that goes on; raises `ValueError` for what differs from its own"
+    "The configuration of a run that goes on; raises `ValueError` for what differs from its own, or an imported one"
+    if cfg.data == 'imported': raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in Python, as the page on public weights does")
     asked = _configure(preset, changes)[0] if preset else cfg.change(**_parsed(changes))
     for f in fields(Config):
         if f.name in changes or (preset and f.name not in ('data', 'n_classes')):
@@ -231,7 +232,7 @@ def _train(out, learn, images, options, device, tell):
     run = load_run(out, device); _report(run, images)
     print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
 
-# %% ../nbs/14_cli.ipynb #614bf13d
+# %% ../nbs/14_cli.ipynb #8e98d0cb
 @call_parse(nested=True)
 @config_options
 def sagan_train(
@@ -255,7 +256,6 @@ def sagan_train(
         given, moved = {k: v for k, v in dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights, samples=samples, on_nan=on_nan, cache=cache and str(Path(cache).resolve())).items() if v is not None}, ''
         if resume:
             out = Path(resume); was, _, options = read_config(out)
-            if was.data == 'imported': raise ValueError(f"{out} was imported and has no training states to go on from; train it on in Python (page 12, public weights)")
             cfg, data, n_classes = _as_it_began(out, was, preset, changes), data or was.data, was.n_classes
         else:
             (cfg, moved), options, n_classes = _configure(preset or 'small', changes), {}, changes.get('n_classes')
