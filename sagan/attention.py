@@ -38,16 +38,16 @@ def attend(
     filled = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in (q, k, v)]  # (B, 1 head, N, widths that fused kernels take)
     return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]      # (B, Nq, Dv)
 
-# %% ../nbs/02_attention.ipynb #69619364
+# %% ../nbs/02_attention.ipynb #a7acb2be
 class SelfAttention(nn.Module):
     "The attention layer of section 3, equations 1 to 3, on (B, C, H, W); the identity until `gamma` has moved from 0"
     def __init__(self,
-        channels:int, # C, divisible by 8
+        channels:int, # C, divisible by 8; in the official form, whose code rounds down, at least 8
         form:str='paper', # 'paper': equations 1-3 as printed; 'official': pooled keys and values, C/2 values, output convolution
         sn:bool=True, # Spectrally normalise the convolutions?
     ):
         super().__init__()
-        if channels < 8 or channels % 8: raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have C/8), got {channels}; use a width that gives such a feature map")
+        if channels < 8 or channels % 8 and form != 'official': raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have C/8), got {channels}; use a width that gives such a feature map")
         if form not in ('paper', 'official'): raise ValueError(f"form is 'paper' or 'official', got {form!r}")
         self.form = form
         def project(c_in, c_out):

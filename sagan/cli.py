@@ -6,15 +6,15 @@ Docs: https://sagan-gan.github.io/sagan/cli.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_options', 'sagan_train', 'sagan_sample',
-           'draw_attention', 'sagan_attend', 'sagan_explore', 'sagan_eval', 'sagan_experiment']
+           'draw_attention', 'sagan_attend', 'sagan_explore', 'sagan_eval', 'sagan_experiment', 'sagan_import']
 
 # %% ../nbs/14_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/14_cli.ipynb #878b89b9
+# %% ../nbs/14_cli.ipynb #b9a05b4e
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
-    import json, signal, subprocess, tempfile, threading, torch
+    import json, re, shutil, signal, subprocess, tempfile, threading, torch
     import matplotlib.pyplot as plt
     from argparse import BooleanOptionalAction
     from contextlib import contextmanager, nullcontext
@@ -31,18 +31,19 @@ try:
     from fastcore.script import call_parse
     from matplotlib.figure import Figure
     from sagan.attention import attention_maps
-    from sagan.checkpoints import Run, RunWriter, best_record, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, shipped, states, write_config
+    from sagan.checkpoints import Run, RunWriter, best_record, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, save_weights, shipped, states, write_config
     from sagan.conditioning import launched, processes, total
     from sagan.data import ImageFiles, Images, exclusive, image_dls, load_images, to_unit, whole_file
     from sagan.evaluation import inception, reference as real_statistics, train_evaluator
     from sagan.experiments import lines, run_experiment
     from sagan.explorer import AttentionExplorer, class_view, image_view, own_images
+    from sagan.importing import import_checkpoint
     from sagan.networks import generate, standing_statistics
     from sagan.training import Config, fastest_dtype, for_size, preset as named_preset, sagan_learner
     from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
 except KeyboardInterrupt: raise SystemExit('interrupted')  # importing takes seconds, in which one may change one's mind
 
-# %% ../nbs/14_cli.ipynb #4b6a569f
+# %% ../nbs/14_cli.ipynb #1794bc12
 @contextmanager
 def plain_errors(
     command:str, # Name of the command, to begin the message with
@@ -69,8 +70,9 @@ def _at_least(n, low, name='n'):
 def _sizes(text):
     "Feature map sizes from text such as 16,32 or none"
     if text == 'none': return ()
-    if not all(s.strip().isdigit() for s in text.split(',')): raise ValueError(f"attention is placed by comma-separated feature map sizes such as 16,32, or none; got {text!r}")
-    return tuple(int(s) for s in text.split(','))
+    places = [s.strip() for s in text.split(',')]
+    if not all(re.fullmatch(r'\d+(-\d+)?', s) for s in places): raise ValueError(f"attention is placed by comma-separated feature map sizes such as 16,32, or none; got {text!r}")
+    return tuple(int(s) if s.isdigit() else s for s in places)
 
 def _labels(classes, wanted):
     "Indices of classes given by name or number, comma-separated; all without a wish"
@@ -129,14 +131,14 @@ def _report(run, images):
     warned = {f'Warning at step {r["step"]}': w for r in run.records for w in r.get('warnings', [])}
     with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', summary + said, pictures, warned | asdict(run.cfg), explorer))
 
-# %% ../nbs/14_cli.ipynb #29be8690
+# %% ../nbs/14_cli.ipynb #0b104af5
 def config_options(
     command, # A function with `**changes`
 ): # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make options of
     "Give a command an option for each field of `Config`, and refuse options that do not exist"
     docs, own = docments(Config), {k: p for k, p in signature(command).parameters.items() if p.kind != Parameter.VAR_KEYWORD}
     def option(f):
-        kind = Annotated[None, dict(action=BooleanOptionalAction, help=docs[f.name])] if f.type is bool else Annotated[str if f.type is tuple else f.type, dict(help=docs[f.name])]
+        kind = Annotated[None, dict(action=BooleanOptionalAction, help=docs[f.name])] if f.type is bool else Annotated[{tuple: str, int|tuple: int}.get(f.type, f.type), dict(help=docs[f.name])]
         return Parameter(f.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
     more = {f.name: option(f) for f in fields(Config) if f.name not in own}
     @wraps(command)
@@ -170,7 +172,7 @@ def _with_classes(images, wanted):
     if wanted not in (None, 0, len(images.classes)): raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 to ignore them")
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation) if wanted == 0 else images
 
-# %% ../nbs/14_cli.ipynb #f05dace6
+# %% ../nbs/14_cli.ipynb #c09aac62
 OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)  # of `sagan_train`, with their defaults
 
 def _check_options(o):
@@ -181,7 +183,8 @@ def _check_options(o):
     if o['samples'] is not None: _at_least(o['samples'], 10, 'samples')
 
 def _as_it_began(folder, cfg, preset, changes):
-    "The configuration of a run that goes on; raises `ValueError` for what differs from its own"
+    "The configuration of a run that goes on; raises `ValueError` for what differs from its own, or an imported one"
+    if cfg.data == 'imported': raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in Python, as the page on public weights does")
     asked = _configure(preset, changes)[0] if preset else cfg.change(**_parsed(changes))
     for f in fields(Config):
         if f.name in changes or (preset and f.name not in ('data', 'n_classes')):
@@ -275,7 +278,13 @@ def sagan_train(
             tell(f'{len(images)} images of {images.name}, {len(images.classes)} classes; {f"from step {learn.sagan_trainer.step} to" if resume else ""} {cfg.steps} steps of {cfg.batch} on {f"{world} processes, the first on " if world > 1 else ""}{device} in {fastest_dtype(device) if cfg.dtype == "auto" else cfg.dtype}; run folder {out}{moved}'.replace('  ', ' '))
             _train(out, learn, images, options, device, tell)
 
-# %% ../nbs/14_cli.ipynb #c90c7fc7
+# %% ../nbs/14_cli.ipynb #6e4b3d28
+def _with_generator(folder, device):
+    "A run that can draw; raises `ValueError` for an imported one that cannot"
+    run = load_run(folder, device)
+    if run.model.ema is None: raise ValueError(f"{folder} holds a discriminator without a generator, and cannot draw; import both files (sagan-import)")
+    return run
+
 def _named(stem, ending, **asked):
     "A file name with everything that was asked for beyond the default"
     return '-'.join([stem, *(f'{k}{v}' for k, v in asked.items() if v not in (None, 0, False))]).replace('/', '_') + ending
@@ -292,14 +301,14 @@ def sagan_sample(
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
         _at_least(n, 1)
-        r = load_run(run, _device(device)); labels = _labels(r.classes, classes)
+        r = _with_generator(run, _device(device)); labels = _labels(r.classes, classes)
         y = torch.tensor(labels).repeat_interleave(n) if labels else None
         x = generate(r.model.ema, y, None if labels else n, seed)
         out = Path(out or r.folder/_named(f'samples-seed{seed}', '.png', n=n if n != 8 else None, classes=classes))
         with whole_file(out) as f: grid_image(x, n if labels else 8).save(f, format='png')
         print(f'{len(x)} image{"s"[:len(x) != 1]}' + (f', one row for each of {", ".join(r.classes[i] for i in labels)}' if labels else '') + f': {out}')
 
-# %% ../nbs/14_cli.ipynb #1af35a66
+# %% ../nbs/14_cli.ipynb #73396bcc
 def draw_attention(
     run:Run, # The run
     label:int|None, # Class of all images, None for one of each of the first classes
@@ -332,7 +341,7 @@ def sagan_attend(
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
         _at_least(n, 1)
-        r = load_run(run, _device(device))
+        r = _with_generator(run, _device(device))
         try: at = points and [tuple(int(v) for v in p.split(',')) for p in points.split(';')]
         except ValueError: at = [()]
         if at and any(len(p) != 2 for p in at): raise ValueError(f"points are pairs of row,column with ; between them, such as 8,8;20,16; got {points!r}")
@@ -342,7 +351,7 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/14_cli.ipynb #efa2b8b7
+# %% ../nbs/14_cli.ipynb #7c82540d
 NOTEBOOK = """from sagan.checkpoints import load_run
 from sagan.explorer import explore, own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
@@ -368,7 +377,7 @@ def sagan_explore(
     with plain_errors('sagan-explore'):
         try: folder = run if Path(run).exists() else shipped(run)
         except ValueError as e: raise FileNotFoundError(f"there is no run folder {run}; {str(e).split('; ')[1]} in the package")
-        r = load_run(folder, _device(device))
+        r = (load_run if images else _with_generator)(folder, _device(device))
         own = own_images(images, r.cfg.size, r.classes) if images else None   # what is wrong with them is said here, not in the widget
         if out:
             _page(r, own).save(out); print(f'open {out}'); return
@@ -381,7 +390,7 @@ def sagan_explore(
             if module == 'jupyterlab': print('run the cell with Shift+Enter')
             if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')
 
-# %% ../nbs/14_cli.ipynb #8d72f18a
+# %% ../nbs/14_cli.ipynb #7345bde7
 def _evaluator(name, weights, images, seed, device):
     "The evaluator of that name"
     if name not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
@@ -406,7 +415,8 @@ def sagan_eval(
         file = _named('eval', '.json', inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name, split=split if split != 'all' else None, weights=weights and Path(weights).stem, standing=standing)
         if n is None: n = 50_000 if by_inception else 1000
         _at_least(n, 10); _at_least(standing, 0, 'standing')
-        r = load_run(run, device); G, data = r.model.ema, data or r.cfg.data
+        r = _with_generator(run, device); G, data = r.model.ema, data or r.cfg.data
+        if data == 'imported': raise ValueError(f"{run} was imported and does not know its images; name a folder of real ones with --data")
         images = ImageFiles(data, r.cfg.size) if by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(run)[2].get('cache'))
         if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
         if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})")
@@ -448,3 +458,30 @@ def sagan_experiment(
         base = base.change(data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
         run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None, jobs, _device(device), lambda text: print(text, flush=True))
         print(f'\n{(out/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {out/"report.html"}')
+
+# %% ../nbs/14_cli.ipynb #3390592e
+def _class_names(file, n):
+    "Names of n classes from a file with one in each line; without a file their numbers"
+    names = [str(i) for i in range(n)] if file is None else [name for line in Path(file).read_text(encoding='utf-8').splitlines() if (name := line.strip())]
+    if len(names) != n or len(set(names)) != n: raise ValueError(f"the model has {n} classes; {file} has {len(names)} lines, {len(set(names))} of them different")
+    return names
+
+@call_parse
+def sagan_import(
+    *files:str, # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one file that holds them all
+    out:str=None, # Run folder to make
+    classes:str=None, # File with the name of a class in each line (default: their numbers)
+    eps:float=None, # Epsilon of the generator's conditional batch norms (default: the project's)
+    bgr:Annotated[None, dict(action=BooleanOptionalAction)]=None, # Are the colours in the order blue, green, red? (default: as the project has them)
+    relu_skip:Annotated[None, dict(action=BooleanOptionalAction)]=None, # Do the discriminator's shortcuts start from rectified inputs? (default: as in the project)
+):
+    "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
+    with plain_errors('sagan-import'):
+        if not out: raise ValueError("name the run folder to make with --out")
+        model, step = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
+        c, names = model.cfg, _class_names(classes, model.cfg.n_classes)
+        folder = create_run(out, c, names)
+        try: save_weights(folder/'weights.safetensors', model, step)
+        except BaseException: shutil.rmtree(folder); raise
+        parts = [f'{k} with {f"attention at {chr(44).join(map(str, at))}" if at else "no attention"}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
+        print(f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} classes{f", step {step}" if step else ""}: {folder}')

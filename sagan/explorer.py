@@ -22,9 +22,15 @@ from .networks import Discriminator, Generator
 from .training import SAGAN
 from .visualization import POINT_COLOURS, _check_belongs, _png, effect_figure
 
-# %% ../nbs/09_explorer.ipynb #1fb3b8c2
+# %% ../nbs/09_explorer.ipynb #ffda9f62
 def _device(net): return next(net.parameters()).device
 def _attends(net): return any(isinstance(m, SelfAttention) for m in net.modules())
+
+def _network(model, name):
+    "The network of that name in a model, or a network that stands alone; `ValueError` if the model lacks it"
+    net = getattr(model, name, model)
+    if net is None: raise ValueError(f"this model has no {'discriminator' if name == 'D' else 'generator'}: it was imported without one")
+    return net
 
 def latents(
     G:Generator, # Generator
@@ -40,15 +46,15 @@ def latents(
 def named_maps(
     net:Generator|Discriminator, # Network, used in eval mode and left in its own
     *inputs:Tensor, # (z, y) or (x, y)
-) -> tuple: # (output, {'G 16x16' or the like: AttentionMap})
+) -> tuple: # (output, {'G 16x16' or the like: AttentionMap}); 'D 8x8-2' is at D's second 8x8 map
     "Output and attention maps of a network, named for readers; raises `ValueError` as `attention_maps` does"
     mode, kind = net.training, 'G' if isinstance(net, Generator) else 'D'
     net.eval()
     try: out, maps = attention_maps(net, *inputs)
     finally: net.train(mode)
-    return out, {f'{kind} {m.queries[0]}x{m.queries[1]}': m for m in maps}
+    return out, {f'{kind} {m.queries[0]}x{m.queries[1]}' + ''.join(m.name.partition('-')[1:]): m for m in maps}
 
-# %% ../nbs/09_explorer.ipynb #afd79fb9
+# %% ../nbs/09_explorer.ipynb #6af6dde5
 @torch.no_grad()
 def generated_maps(
     model:SAGAN|Generator, # Model, of which the averaged generator draws, or a generator alone
@@ -57,7 +63,7 @@ def generated_maps(
     gamma:float=1., # Factor on the gamma of each attention layer of the generator
 ) -> tuple: # (images (B, 3, S, S), {name: AttentionMap}): the layers of G, then those of D for these images
     "Generate, and look at where both networks look; raises `ValueError` if neither has attention or labels do not fit"
-    G, D = getattr(model, 'ema', model), getattr(model, 'D', None)
+    G, D = _network(model, 'ema'), getattr(model, 'D', None)
     sees = D is not None and _attends(D)
     if sees and not _attends(G): x, maps = G(z, y), {}
     else: x, maps = named_maps(G, z, y)
@@ -94,7 +100,7 @@ def view(
     images = [{'class': str(c), 'seed': str(s)} for c, s in labels]
     return dict(size=list(x.shape[2:]), images=images, numbered=numbered, layers=layers, magma=magma, colours=list(POINT_COLOURS)), bytes(data)
 
-# %% ../nbs/09_explorer.ipynb #51bcdc6f
+# %% ../nbs/09_explorer.ipynb #d70552fe
 def _check_names(net, classes):
     if len(classes) != net.n_classes: raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run folder has them (load_run(folder).classes)")
 
@@ -105,7 +111,7 @@ def class_view(
     seeds:list=(0, 1, 2), # Seeds, the same for each class
 ) -> tuple: # (header, bytes)
     "View of generated images; raises `ValueError` if there is no attention"
-    G = getattr(model, 'ema', model); _check_names(G, classes)
+    G = _network(model, 'ema'); _check_names(G, classes)
     labels = (list(range(len(classes))) if labels is None else labels) or [None]
     pairs = [(l, s) for l in labels for s in seeds]
     y = None if labels == [None] else torch.tensor([l for l, _ in pairs], device=_device(G))   # (B,)
@@ -122,7 +128,7 @@ def image_view(
     "View of given images; raises `ValueError` for images of another size, labels that do not fit, or a network without attention, `TypeError` for what is no tensor"
     if not all(isinstance(t, Tensor|None) for t in (x, y)): raise TypeError(f"images and labels are tensors, got {type(x).__name__} and {type(y).__name__}")
     if not x.numel() or not x.is_floating_point() or not x.isfinite().all() or x.abs().max() > 1.01: raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become that by to_unit")
-    D, x = getattr(model, 'D', model), x.float()
+    D, x = _network(model, 'D'), x.float()
     if isinstance(D, Generator): raise ValueError("a generator cannot look at images; give a discriminator, or a model that has one")
     if y is not None and classes: _check_names(D, classes)
     maps = named_maps(D, x.to(_device(D)), None if y is None else y.to(_device(D)))[1]
@@ -221,7 +227,7 @@ def save(self:AttentionExplorer,
     "Write `static` to a file, in one piece; raises `OSError` if it cannot be written"
     with whole_file(path) as f: f.write_text(self.static(), encoding='utf-8')
 
-# %% ../nbs/09_explorer.ipynb #350ac8d8
+# %% ../nbs/09_explorer.ipynb #560eaf01
 @contextmanager
 def _said(out):
     "Say an error of the user in the widget"
@@ -239,7 +245,7 @@ def _uploaded(files, size):
 
 def _controls(model, classes, out):
     "ipywidgets that generate what a widget shows, above and below it"
-    G, D = getattr(model, 'ema', model), getattr(model, 'D', None); _check_names(G, classes)
+    G, D = _network(model, 'ema'), getattr(model, 'D', None); _check_names(G, classes)
     wide = dict(style=dict(description_width='6rem'), layout=W.Layout(width='17rem', max_width='95%'))
     label = W.Dropdown(options=[(str(c), i) for i, c in enumerate(classes)] or [('', None)], description='Class', **wide)
     seed, towards = [W.BoundedIntText(i, min=0, max=10**6, description=d, **wide) for i, d in enumerate(('Seed', 'Towards seed'))]

@@ -73,7 +73,7 @@ class GBlock(nn.Module):
         h = self.conv2(F.relu(self.bn2(h, y)))           # (B, c_out, 2H, 2W)
         return h + _up(self.skip(x))                     # (B, c_out, 2H, 2W)
 
-# %% ../nbs/04_networks.ipynb #91cd5189
+# %% ../nbs/04_networks.ipynb #706dc47c
 class DBlock(nn.Module):
     "Residual block of the discriminator; halves the size if `down`"
     def __init__(self,
@@ -81,14 +81,17 @@ class DBlock(nn.Module):
         c_out:int, # Channels of the output
         down:bool=True, # Halve the size by 2x2 average pooling?
         first:bool=False, # Does the input come from the image (then no ReLU before the first convolution)?
+        relu_skip:bool=False, # Does the shortcut, too, start from the rectified input?
     ):
         super().__init__()
-        self.down, self.first = down, first
+        self.down, self.first, self.relu_skip = down, first, relu_skip
         self.conv1, self.conv2 = _conv(c_in, c_out, 3), _conv(c_out, c_out, 3)
         self.skip = _conv(c_in, c_out, 1) if down or c_in != c_out else nn.Identity()
 
     def forward(self, x):
-        h = F.relu(self.conv1(x if self.first else F.relu(x)))           # (B, c_out, H, W)
+        a = x if self.first else F.relu(x)                               # (B, c_in, H, W)
+        h = F.relu(self.conv1(a))                                        # (B, c_out, H, W)
+        if self.relu_skip: x = a
         if not self.down: return self.conv2(h) + self.skip(x)            # (B, c_out, H, W)
         return conv_pool(self.conv2, h) + self.skip(F.avg_pool2d(x, 2))  # (B, c_out, H/2, W/2)
 
@@ -107,7 +110,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x):
         return self.gamma * self.conv2(F.relu(self.conv1(F.relu(x)))) + x  # (B, C, H, W)
 
-# %% ../nbs/04_networks.ipynb #fe884642
+# %% ../nbs/04_networks.ipynb #c7fcb29e
 # Channels in multiples of the width: G's input (4x4) and the output of each block / the output of each D block
 G_CHANNELS = {32: (4, 4, 4, 4), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1)}
 D_CHANNELS = {32: (2, 2, 2, 2), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 256: (1, 2, 4, 8, 8, 16, 16)}
@@ -115,23 +118,29 @@ D_DOWN = {32: 2, 64: 4, 128: 5, 256: 6}  # how many of D's blocks, from the firs
 
 def _channels(table, size, width):
     if size not in table: raise ValueError(f"size must be one of {', '.join(map(str, table))} pixels, got {size!r}")
-    if width < 1: raise ValueError(f"width must be at least 1, got {width}")
-    return [m*width for m in table[size]]
+    ch = [m*width for m in table[size]] if isinstance(width, int) else list(width)
+    if len(ch) != len(table[size]): raise ValueError(f"width is a number, or the {len(table[size])} numbers of channels of a network for {size} pixels, got {width!r}")
+    if min(ch) < 1: raise ValueError(f"width must be at least 1, got {width}")
+    return ch
 
-def _attention(net, placement, sizes, channels, form, sn=True):
-    "{size: layer} for each size in `placement`, or an error that says where attention can be"
-    at = dict(zip(sizes[::-1], channels[::-1]))  # the first feature map of each size wins
-    for s in placement:
-        if s not in at: raise ValueError(f"the {net} has no {s}x{s} feature map for attention; it has {', '.join(map(str, sorted(at)))}")
-    return nn.ModuleDict({str(s): ResidualBlock(at[s], sn) if form == 'residual' else SelfAttention(at[s], form, sn) for s in placement})
+def _places(sizes):
+    "Names of feature maps: '8' is the first 8x8 map, '8-2' the second"
+    return [f'{s}-{n}' if (n := sizes[:i+1].count(s)) > 1 else str(s) for i, s in enumerate(sizes)]
 
-# %% ../nbs/04_networks.ipynb #a2edd09e
+def _attention(net, placement, places, channels, form, sn=True):
+    "{place: layer} for each place, or an error that says where attention can be"
+    at, order = dict(zip(places, channels)), sorted(places, key=lambda p: ('-' in p, *map(int, p.split('-'))))
+    for p in map(str, placement):
+        if p not in at: raise ValueError(f"the {net} has no {p if '-' in p else f'{p}x{p}'} feature map for attention; it has {', '.join(order)}")
+    return nn.ModuleDict({p: ResidualBlock(at[p], sn) if form == 'residual' else SelfAttention(at[p], form, sn) for p in map(str, placement)})
+
+# %% ../nbs/04_networks.ipynb #8e466948
 class Generator(nn.Module):
     "G(z, y) -> images in [-1, 1] (section 3 and 5); `attention` places the layer of equations 1-3 at any of its feature maps"
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        width:int=64, # Channels are multiples of this
+        width:int|tuple=64, # Channels are multiples of this; or those of the 4x4 map and of each block's output
         attention:tuple=(32,), # Feature map sizes with attention, any of 8, 16, ..., size
         form:str='paper', # Form of the attention layers, 'paper' or 'official', or 'residual' for table 1's control in their place
         z_dim:int=128, # Numbers in a latent vector
@@ -141,47 +150,51 @@ class Generator(nn.Module):
         ch = _channels(G_CHANNELS, size, width)
         self.size, self.n_classes, self.z_dim = size, n_classes, z_dim
         self.sizes = [8 << i for i in range(len(ch)-1)]
+        self.places = _places(self.sizes)
         self.linear = _init(nn.Linear(z_dim, ch[0]*16), sn)
         self.blocks = nn.ModuleList([GBlock(a, b, n_classes, sn) for a, b in zip(ch, ch[1:])])
-        self.attention = _attention('generator', attention, self.sizes, ch[1:], form, sn)
+        self.attention = _attention('generator', attention, self.places, ch[1:], form, sn)
         self.bn, self.conv = BatchNorm2d(ch[-1]), _conv(ch[-1], 3, 3, sn)
 
     def forward(self, z, y=None):
         if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
         check_labels(y, self.n_classes, z.shape[0])
         x = self.linear(z).unflatten(1, (-1, 4, 4))                          # (B, C0, 4, 4)
-        for size, block in zip(self.sizes, self.blocks):
+        for place, block in zip(self.places, self.blocks):
             x = block(x, y)                                                  # (B, C, size, size)
-            if str(size) in self.attention: x = self.attention[str(size)](x)
+            if place in self.attention: x = self.attention[place](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
 
-# %% ../nbs/04_networks.ipynb #d43e3f0b
+# %% ../nbs/04_networks.ipynb #e77b675b
 class Discriminator(nn.Module):
     "D(x, y) -> one unbounded score per image (section 3 and 5), high for real; with the auxiliary head the pair (score, -log P(y | x))"
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        width:int=64, # Channels are multiples of this
-        attention:tuple=(32,), # Feature map sizes with attention, any of size/2, size/4, ..., 4 (8 at 32 px)
+        width:int|tuple=64, # Channels are multiples of this; or those of each block's output
+        attention:tuple=(32,), # Feature map sizes with attention, any of size/2, size/4, ..., 4 (8 at 32 px); '8-2' is the second 8x8 map
         form:str='paper', # Form of the attention layers, 'paper' or 'official', or 'residual' for table 1's control in their place
         head:str='projection', # What uses the label: 'projection' (section 5), or AC-GAN's 'auxiliary' classifier (table 2)
+        down:int=0, # How many blocks, from the first, halve the size; 0 for as many as `D_DOWN` says
+        relu_skip:bool=False, # Do the shortcuts, too, start from rectified inputs?
     ):
         super().__init__()
         if head not in ('projection', 'auxiliary'): raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
-        ch = _channels(D_CHANNELS, size, width)
-        down = [i < D_DOWN[size] for i in range(len(ch))]
+        ch, down = _channels(D_CHANNELS, size, width), down or D_DOWN[size]
+        if not down <= len(ch): raise ValueError(f"down is at most {len(ch)}, the number of blocks at {size} pixels, got {down}")
         self.size, self.n_classes = size, n_classes
-        self.sizes = [size >> min(i+1, D_DOWN[size]) for i in range(len(ch))]
-        self.blocks = nn.ModuleList([DBlock(a, b, d, first=i == 0) for i, (a, b, d) in enumerate(zip([3, *ch], ch, down))])
-        self.attention = _attention('discriminator', attention, self.sizes, ch, form)
+        self.sizes = [size >> min(i+1, down) for i in range(len(ch))]
+        self.places = _places(self.sizes)
+        self.blocks = nn.ModuleList([DBlock(a, b, i < down, i == 0, relu_skip) for i, (a, b) in enumerate(zip([3, *ch], ch))])
+        self.attention = _attention('discriminator', attention, self.places, ch, form)
         self.head = (ProjectionHead if head == 'projection' else AuxiliaryHead)(ch[-1], n_classes)
 
     def forward(self, x, y=None):
         if x.shape[1:] != (3, self.size, self.size): raise ValueError(f"x must have shape (B, 3, {self.size}, {self.size}), got {tuple(x.shape)}")
         check_labels(y, self.n_classes, len(x))
-        for size, block in zip(self.sizes, self.blocks):
+        for place, block in zip(self.places, self.blocks):
             x = block(x)                                                     # (B, C, size, size)
-            if block.down and str(size) in self.attention: x = self.attention[str(size)](x)
+            if place in self.attention: x = self.attention[place](x)
         h = F.relu(x).float().sum((2, 3))                                    # (B, C), float32 from here on
         with no_autocast(x): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
 

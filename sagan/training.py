@@ -157,17 +157,21 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #8533e3db
+# %% ../nbs/06_training.ipynb #970aad63
 def _check_config(cfg):
-    "Raise `ValueError` for the first value that cannot be, and make the placements tuples"
+    "Raise `ValueError` for the first value that cannot be, and make tuples of lists"
     check_size(cfg.size)
-    for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16'), g_sn=(True, False), compile=(True, False), flip=(True, False), skip_bad=(True, False)).items():
+    for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16'), g_sn=(True, False), compile=(True, False), flip=(True, False), skip_bad=(True, False), d_relu_skip=(True, False)).items():
         if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
     for name in ('g_attention', 'd_attention'):
         at = getattr(cfg, name)
-        if not isinstance(at, (tuple, list)) or not all(isinstance(s, int) for s in at): raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
+        if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at): raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
         object.__setattr__(cfg, name, tuple(at))
-    for name, low in dict(n_classes=0, g_width=1, d_width=1, z_dim=1, batch=2, accumulate=1, steps=1, n_d=1, ema_start=0).items():
+    for name in ('g_width', 'd_width'):
+        width = getattr(cfg, name)
+        if isinstance(width, (tuple, list)): object.__setattr__(cfg, name, tuple(width))
+        if not all(isinstance(c, int) and c >= 1 for c in (width if isinstance(width, (tuple, list)) else [width])): raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
+    for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, accumulate=1, steps=1, n_d=1, ema_start=0).items():
         if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(cfg, name)!r}")
     if cfg.batch % cfg.accumulate: raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
     for name in ('lr_g', 'lr_d'):
@@ -176,17 +180,19 @@ def _check_config(cfg):
     for name in ('beta1', 'beta2', 'ema'):
         if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
 
-# %% ../nbs/06_training.ipynb #a4434621
+# %% ../nbs/06_training.ipynb #eec77081
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
     data:str = 'imagenet'             # what it is trained on: 'digits', 'twins', a folder, or any name
     size:int = 128                    # pixels
     n_classes:int = 1000              # 0 for unconditional
-    g_width:int = 64                  # channels of G in multiples of this (released code)
-    d_width:int = 64                  # channels of D in multiples of this (released code)
+    g_width:int|tuple = 64            # channels of G in multiples of this (released code)
+    d_width:int|tuple = 64            # channels of D in multiples of this (released code)
     g_attention:tuple = (32,)         # feature maps of G with attention (table 1's best FID; its best IS is at 64)
-    d_attention:tuple = (32,)         # feature maps of D with attention
+    d_attention:tuple = (32,)         # feature maps of D with attention; 8-2 is the second 8x8 map
+    d_down:int = 0                    # blocks of D that halve the size, 0 for as many as `D_DOWN` says
+    d_relu_skip:bool = False          # D's shortcuts start from rectified inputs, as in some other projects' code
     form:str = 'paper'                # 'paper': equations 1-3 as printed, 'official': released code, 'residual': table 1's control
     g_sn:bool = True                  # spectral norm in G, too (D always has it)
     head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
@@ -227,14 +233,14 @@ presets = dict(
                  steps=1800, lr_g=1e-3, lr_d=2e-3, bias_lr=.1, beta2=.99, ema=.99, ema_start=100))
 presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 
-# %% ../nbs/06_training.ipynb #23906102
+# %% ../nbs/06_training.ipynb #a429646d
 def for_size(
     cfg:Config, # Any configuration
     size:int, # Pixels of a side: 32, 64, 128 or 256
 ) -> Config: # The same with this size; for smaller images with attention at the same position relative to the image, 8x8 at least
     "A configuration for images of another size; raises `ValueError` for a size that the networks do not have"
     if size >= cfg.size: return cfg.change(size=size)
-    def moved(at): return tuple(sorted({max(8, s*size//cfg.size) for s in at}))
+    def moved(at): return tuple(dict.fromkeys(s if isinstance(s, str) else max(8, s*size//cfg.size) for s in at))
     return cfg.change(size=size, g_attention=moved(cfg.g_attention), d_attention=moved(cfg.d_attention))
 
 # %% ../nbs/06_training.ipynb #44dd796b
@@ -266,22 +272,24 @@ def preset(
     if name not in presets: raise ValueError(f"there is no preset {name!r}; did you mean {' or '.join(get_close_matches(name, presets, cutoff=.5)) or 'one of ' + ', '.join(presets)}?")
     return presets[name]
 
-# %% ../nbs/06_training.ipynb #7c4204d0
+# %% ../nbs/06_training.ipynb #4c7767b4
 class SAGAN(nn.Module):
-    "Both networks of a `Config` with the averaged generator `ema`, built from the configuration's seed"
+    "Both networks of a `Config` with the averaged generator `ema`, built from the configuration's seed; one whose width is () is None"
     def __init__(self,
         cfg:Config, # What to build
     ):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
-            self.G = Generator(cfg.size, cfg.n_classes, cfg.g_width, cfg.g_attention, cfg.form, cfg.z_dim, cfg.g_sn)
-            self.D = Discriminator(cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention, cfg.form, cfg.head)
+            self.G = Generator(cfg.size, cfg.n_classes, cfg.g_width, cfg.g_attention, cfg.form, cfg.z_dim, cfg.g_sn) if cfg.g_width else None
+            self.D = Discriminator(cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention, cfg.form, cfg.head, cfg.d_down, cfg.d_relu_skip) if cfg.d_width else None
         self.to(memory_format=torch.channels_last)  # how convolutions like them: 1.2 times as fast on a CPU, the same numbers
-        self.cfg, self.ema = cfg, deepcopy(self.G).eval().requires_grad_(False)
+        self.cfg, self.ema = cfg, deepcopy(self.G)
+        if self.G is not None: self.ema.eval().requires_grad_(False)
 
     def train(self, mode=True):
-        super().train(mode); self.ema.eval()  # the average is only ever looked at
+        super().train(mode)
+        if self.ema is not None: self.ema.eval()  # the average is only ever looked at
         return self
 
 # %% ../nbs/06_training.ipynb #8d748ad0
@@ -392,7 +400,7 @@ def check_images(
     low, high = x.min().item(), x.max().item()
     if not -1.01 <= low <= high <= 1.01 or low >= 0: raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; scale bytes with `to_unit`, or fastai batches with Normalize.from_stats([.5]*3, [.5]*3)")
 
-# %% ../nbs/06_training.ipynb #c469cab8
+# %% ../nbs/06_training.ipynb #83c99feb
 def sagan_learner(
     dls:DataLoaders, # Batches of (images in [-1, 1], labels): from `image_dls`, or fastai's own
     cfg:Config|str='small', # Configuration or the name of a preset
@@ -401,6 +409,7 @@ def sagan_learner(
 ) -> Learner: # fastai's `Learner`: `learn.fit(epochs)`; `learn.model` is a `SAGAN`
     "A fastai `Learner` that trains a SAGAN on `dls`, whose image size, classes (`dls.vocab`, or give `n_classes`) and batch size it takes over; raises `ValueError` for what does not fit"
     if isinstance(cfg, str): cfg = preset(cfg)
+    if not (cfg.g_width and cfg.d_width): raise ValueError(f"training takes two networks, and this configuration has no {'discriminator' if cfg.g_width else 'generator'}; give it a width")
     x, _ = dls.one_batch() if hasattr(dls.train, 'one_batch') else next(iter(dls.train))  # PyTorch's loaders have no one_batch
     taken = dict(size=x.shape[-1], n_classes=len(getattr(dls, 'vocab', [])), batch=len(x)*processes()[1], steps=len(dls.train), data=type(dls.train.dataset).__name__)
     cfg = for_size(cfg, taken['size'])
