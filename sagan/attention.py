@@ -7,8 +7,9 @@ Docs: https://sagan-gan.github.io/sagan/attention.html.md"""
 # %% auto #0
 __all__ = ['attention_weights', 'attend', 'SelfAttention', 'AttentionMap', 'attention_maps', 'altered']
 
-# %% ../nbs/02_attention.ipynb #742a2766
+# %% ../nbs/02_attention.ipynb #b83bdb2c
 import torch, torch.nn as nn, torch.nn.functional as F
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
@@ -38,7 +39,7 @@ def attend(
     filled = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in (q, k, v)]  # (B, 1 head, N, widths that fused kernels take)
     return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]      # (B, Nq, Dv)
 
-# %% ../nbs/02_attention.ipynb #a7acb2be
+# %% ../nbs/02_attention.ipynb #1cc3a910
 class SelfAttention(nn.Module):
     "The attention layer of section 3, equations 1 to 3, on (B, C, H, W); the identity until `gamma` has moved from 0"
     def __init__(self,
@@ -60,8 +61,10 @@ class SelfAttention(nn.Module):
         self.out = nn.Identity() if form == 'paper' else project(values, channels)
         self.gamma = nn.Parameter(torch.zeros(()))
 
-    def qkv(self, x):
-        "(B, C, H, W) -> queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or HW/4 when pooled"
+    def qkv(self,
+        x:Tensor, # Features, (B, C, H, W)
+    ) -> list: # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or HW/4 when pooled
+        "What equation 1 and 2 are about"
         pool = (lambda t: F.max_pool2d(t, 2)) if self.form == 'official' else (lambda t: t)
         return [t.flatten(2).mT for t in (self.query(x), pool(self.key(x)), pool(self.value(x)))]
 
@@ -70,7 +73,7 @@ class SelfAttention(nn.Module):
         o = attend(*self.qkv(x)).mT.unflatten(2, x.shape[2:])  # (B, Cv, H, W)
         return self.gamma * self.out(o) + x                    # (B, C, H, W)
 
-# %% ../nbs/02_attention.ipynb #f9a98ba0
+# %% ../nbs/02_attention.ipynb #f149260e
 @dataclass
 class AttentionMap:
     "The map of one attention layer for B images, with what is needed to place it on them; raises `IndexError` for pixels outside"
@@ -94,18 +97,27 @@ class AttentionMap:
             raise IndexError(f"pixel ({row}, {col}) is outside the image; rows go from 0 to {self.image[0]-1}, columns from 0 to {self.image[1]-1}")
         return row*grid[0]//self.image[0]*grid[1] + col*grid[1]//self.image[1]
 
-    def at(self, row, col):
-        "Where the query of a pixel looks: (B, h, w), >= 0, summing to 1"
+    def at(self,
+        row:int, # Pixel row in the image, from 0 at the top
+        col:int, # Pixel column in the image, from 0 at the left
+    ) -> Tensor: # (B, h, w), >= 0, summing to 1
+        "Where the query of a pixel looks; raises `IndexError` outside the image"
         j = self.cell(self.queries, row, col)
         return attention_weights(self.q[:, j:j+1], self.k)[:, 0].unflatten(1, self.keys)
-    def on_image(self, row, col):
-        "`at`, interpolated between the centres of its cells to the image's resolution: (B, height, width), >= 0"
+    def on_image(self,
+        row:int, # Pixel row in the image, from 0 at the top
+        col:int, # Pixel column in the image, from 0 at the left
+    ) -> Tensor: # (B, height, width), >= 0
+        "`at`, interpolated between the centres of its cells to the image's resolution"
         return F.interpolate(self.at(row, col)[:, None], size=self.image, mode='bilinear', align_corners=False)[:, 0]
-    def parts(self):
-        "The map in parts of some queries, (B, n, h*w) each, of at most 67 MB or one query"
+    def parts(self) -> Iterator: # Of Tensor (B, n, h*w), of at most 67 MB or one query
+        "The map in parts of some queries, in order"
         return (attention_weights(q, self.k) for q in self.q.split(max(1, 2**24//(len(self)*self.k.shape[1])), 1))
-    def looked_at_from(self, row, col):
-        "From where a pixel is looked at: the weight that each query gives to its key, (B, H, W), each in [0, 1]"
+    def looked_at_from(self,
+        row:int, # Pixel row in the image, from 0 at the top
+        col:int, # Pixel column in the image, from 0 at the left
+    ) -> Tensor: # (B, H, W), each in [0, 1]
+        "From where a pixel is looked at: the weight that each query gives to its key; raises `IndexError` outside the image"
         i = self.cell(self.keys, row, col)
         return torch.cat([beta[:, :, i].clone() for beta in self.parts()], 1).unflatten(1, self.queries)  # a view would keep its whole part
 

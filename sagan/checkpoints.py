@@ -6,9 +6,9 @@ Docs: https://sagan-gan.github.io/sagan/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['SHIPPED', 'BOUNDS', 'ROLLBACKS', 'save_weights', 'load_weights', 'Damaged', 'save_state', 'load_state', 'Run',
-           'write_config', 'create_run', 'read_config', 'read_log', 'best_record', 'states', 'load_run', 'shipped',
-           'measure_generator', 'kept_evaluator', 'signs_of_collapse', 'real_spread', 'data_facts', 'RunWriter',
-           'cut_back', 'resume', 'fit_run']
+           'write_config', 'create_run', 'read_config', 'check_scores', 'read_log', 'best_record', 'states', 'load_run',
+           'shipped', 'measure_generator', 'kept_evaluator', 'signs_of_collapse', 'real_spread', 'data_facts',
+           'RunWriter', 'cut_back', 'resume', 'fit_run']
 
 # %% ../nbs/11_checkpoints.ipynb #9a4bfa67
 import hashlib, json, math, os, sagan, shutil, torch, zipfile
@@ -55,7 +55,19 @@ def _bytes(tree): return sum(t.nbytes for t in _tensors(tree))
 
 def _differs(mine, theirs): return next((k for k, v in asdict(mine).items() if k != 'steps' and theirs[k] != v), None)
 
-# %% ../nbs/11_checkpoints.ipynb #88e20030
+# %% ../nbs/11_checkpoints.ipynb #6ff958c5
+def _fill(model, tensors, path):
+    "Load tensors into a model, or raise `ValueError` for the first that does not fit"
+    expected = model.state_dict()
+    for k in [*expected, *(k for k in tensors if k not in expected)]:
+        if k not in tensors: raise ValueError(f"{path} lacks the tensor {k}")
+        if k not in expected: raise ValueError(f"{path} holds a tensor that the model does not have: {k}")
+        t, e = tensors[k], expected[k]
+        if t.shape != e.shape: raise ValueError(f"{path}: {k} has shape {tuple(t.shape)}, the configuration asks for {tuple(e.shape)}")
+        if t.dtype != e.dtype: raise ValueError(f"{path}: {k} holds {t.dtype}, expected {e.dtype}")
+        if not t.isfinite().all(): raise ValueError(f"{path}: {k} holds numbers that are not finite")
+    model.load_state_dict(tensors)
+
 def save_weights(
     path:str|Path, # File to write, usually `weights.safetensors`
     model:SAGAN, # Both networks and the average
@@ -74,20 +86,18 @@ def load_weights(
     "Rebuild a model from its file; raises `FileNotFoundError`, or `ValueError` naming the first thing that does not fit"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there are no weights at {path}")
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e: raise ValueError(f"the device {device!r} cannot be used here: {str(e).splitlines()[0]}")
     try:
-        with safe_open(path, 'pt', device=device) as f:
+        with safe_open(path, 'pt') as f:
             header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e: raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated")
     if not {'step', 'config'} <= header.keys(): raise ValueError(f"{path} was not written by this package: its header has no step and configuration")
-    own = Config().change(**json.loads(header['config']))
+    try: step, own = int(header['step']), Config().change(**json.loads(header['config']))
+    except (ValueError, TypeError) as e: raise ValueError(f"{path}: its header is damaged: {type(e).__name__} {e}")
     if cfg is not None and (k := _differs(cfg, asdict(own))): raise ValueError(f"{path} belongs to another configuration: {k} is {getattr(own, k)!r} there, {getattr(cfg, k)!r} here")
-    model = SAGAN(own); expected = model.state_dict()
-    for k in expected.keys() | tensors.keys():
-        if k not in tensors: raise ValueError(f"{path} lacks the tensor {k}")
-        if k not in expected: raise ValueError(f"{path} holds a tensor that the model does not have: {k}")
-        if tensors[k].shape != expected[k].shape: raise ValueError(f"{path}: {k} has shape {tuple(tensors[k].shape)}, the configuration asks for {tuple(expected[k].shape)}")
-    model.load_state_dict(tensors)
-    return model.to(device).eval(), int(header['step'])
+    model = SAGAN(own); _fill(model, tensors, path)
+    return model.to(device).eval(), step
 
 # %% ../nbs/11_checkpoints.ipynb #95a947a2
 class Damaged(ValueError): "A training state that is not whole"
@@ -175,25 +185,43 @@ def create_run(
         write_config(folder, cfg, classes, options or {})
     return folder
 
-# %% ../nbs/11_checkpoints.ipynb #c14a8026
+# %% ../nbs/11_checkpoints.ipynb #0e09a81a
 def read_config(
     folder:str|Path, # A run folder
 ) -> tuple: # (`Config`, class names, options)
-    "Read `config.json`; raises `FileNotFoundError` if there is none, `ValueError` for a damaged one"
+    "Read `config.json`; raises `FileNotFoundError` if there is none, `ValueError` for a damaged one, also if the class names are not those of its classes"
     file = Path(folder)/'config.json'
     if not file.is_file(): raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); make one with sagan-train")
-    try: saved = json.loads(file.read_text()); return Config().change(**saved['config']), saved['classes'], saved.get('options', {})
-    except (json.JSONDecodeError, KeyError, TypeError) as e: raise ValueError(f"{file} is damaged: {type(e).__name__} {e}")
+    try:
+        saved = json.loads(file.read_bytes()); cfg, classes = Config().change(**saved['config']), saved['classes']
+        if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes): raise ValueError(f"the class names must be a list of strings, got {classes!r}")
+        if len(classes) != cfg.n_classes: raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names")
+        return cfg, classes, dict(saved.get('options', {}))
+    except (ValueError, KeyError, TypeError, RecursionError) as e: raise ValueError(f"{file} is damaged: {type(e).__name__} {e}")
+
+def check_scores(
+    s:dict, # Scores, from a log or by `sagan-eval`
+) -> None:
+    "Raises `ValueError` if they lack a number, or a name that says what they are"
+    if not isinstance(s, dict): raise ValueError(f"scores are a dictionary, got {s!r}")
+    for k, kind in dict(fid=int|float, step=int, samples=int, evaluator=str, reference=str).items():
+        if not isinstance(s.get(k), kind) or kind != str and not math.isfinite(s[k]): raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
 
 def read_log(
     folder:str|Path, # A run folder
 ) -> list: # One dictionary per record, up to a line that a crash cut off or spoiled
-    "Read `log.jsonl`, which may not be there yet"
+    "Read `log.jsonl`, which may not be there yet; raises `ValueError` for a line that is JSON, but no record"
     log, records = Path(folder)/'log.jsonl', []
-    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
-        try: records.append(json.loads(line) if line.endswith('\n') else None)
-        except json.JSONDecodeError: break
-    return [r for r in records if r]
+    for i, line in enumerate(log.read_bytes().splitlines(keepends=True) if log.exists() else [], 1):
+        if not line.endswith(b'\n'): break
+        try: r = json.loads(line.decode())
+        except ValueError: break
+        try:
+            if not isinstance(r, dict) or not isinstance(r.get('step'), int): raise ValueError('it is no record of a step')
+            if r.get('fid') is not None: check_scores(r)
+        except ValueError as e: raise ValueError(f"{log} is damaged at line {i}: {e}")
+        records.append(r)
+    return records
 
 def best_record(
     records:list, # From `read_log`
@@ -209,7 +237,7 @@ def states(
     "The training states that a run folder holds"
     return sorted((Path(folder)/'states').glob('step-*.pt'))
 
-# %% ../nbs/11_checkpoints.ipynb #1f287d65
+# %% ../nbs/11_checkpoints.ipynb #d51d8af0
 def load_run(
     folder:str|Path, # A run folder
     device:str='cpu', # Where the model should be
@@ -223,8 +251,8 @@ def load_run(
     if not best: model, step = load_weights(folder/'weights.safetensors', cfg, device)
     else:
         if (r := best_record(records)) is None: raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went (sagan-train --measure-every)")
-        model, step = SAGAN(cfg).to(device).eval(), r['step']
-        model.load_state_dict(_read_state(folder/'states'/f'step-{step:07d}.pt', device)['model'])
+        model, step = SAGAN(cfg).to(device).eval(), r['step']; file = folder/'states'/f'step-{step:07d}.pt'
+        _fill(model, _read_state(file, device)['model'], file)
     return Run(folder, model, cfg, classes, step, records)
 
 # %% ../nbs/11_checkpoints.ipynb #9fd79d74

@@ -218,7 +218,7 @@ def folder(
     if lost: raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or remove the subfolder")
     return Images(Mapped(file, size) if in_file else x[:len(y)], y, classes, str(path), FITTED)
 
-# %% ../nbs/00_data.ipynb #bd621e9d
+# %% ../nbs/00_data.ipynb #f6426e62
 def _sync(path, mode=os.O_RDONLY):
     "Force a file, or the names in a folder, to the disk"
     fd = os.open(path, mode)
@@ -234,8 +234,9 @@ def whole_file(
     if path.is_dir() or not path.parent.is_dir(): raise OSError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
     new = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
+        new.touch(); mode = new.stat().st_mode                                # some libraries write files that nobody else may read
         yield new
-        _sync(new, os.O_RDWR); os.replace(new, path)
+        new.chmod(mode); _sync(new, os.O_RDWR); os.replace(new, path)
         if os.name != 'nt': _sync(path.parent)                                # the new name, too; Windows cannot sync a folder
     finally: new.unlink(missing_ok=True)
 
@@ -374,7 +375,7 @@ def from_dataset(
     classes = list(getattr(ds, 'classes', range(max(y)+1)))
     return Images(torch.stack(x), torch.tensor(y), [str(c) for c in classes], type(ds).__name__, FITTED)
 
-# %% ../nbs/00_data.ipynb #025d8f29
+# %% ../nbs/00_data.ipynb #3e46af81
 class MemoryLoader:
     "Batches of (x, y) from `Images`, by indexing; x (B, 3, S, S) float in [-1, 1], y (B,) int64"
     def __init__(self,
@@ -394,7 +395,11 @@ class MemoryLoader:
         self.rng, self.order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
 
     def __len__(self): return self.steps or len(self.dataset)//(self.bs*self.world)
-    def to(self, device): self.device = device
+    def to(self,
+        device:str|torch.device, # Where batches should go
+    ):
+        "fastai moves its loaders by this"
+        self.device = device
     def _mine(self, drawn): return drawn[self.rank*self.bs:(self.rank+1)*self.bs]
 
     def _draw(self, rng, order):

@@ -106,7 +106,7 @@ def precision_recall(
         return torch.cat([(torch.cdist(p, centres) <= radius).any(1) for p in points.split(1000)]).float().mean().item()
     return covered(f, g), covered(g, f)
 
-# %% ../nbs/07_evaluation.ipynb #859ec2e2
+# %% ../nbs/07_evaluation.ipynb #290af665
 @dataclass
 class Evaluator:
     "A network that measures, and what must be said with every number that it gives"
@@ -117,8 +117,10 @@ class Evaluator:
     def __post_init__(self): self.net.eval()                                  # batch norm must not see the company that an image is in
 
     @torch.no_grad()
-    def measure(self, x):
-        "Features (B, D) and class probabilities (B, K) or None of one batch, uint8 or float in [-1, 1], on the CPU"
+    def measure(self,
+        x:Tensor, # Images, (B, 3, S, S), uint8 or float in [-1, 1]
+    ) -> tuple: # (features (B, D), class probabilities (B, K) or None), on the CPU
+        "What the network says of one batch; raises `ValueError` for anything else than images"
         if x.ndim != 4 or x.shape[1] != 3: raise ValueError(f"images must have shape (B, 3, S, S), got {tuple(x.shape)}")
         if x.dtype == torch.uint8: x = to_unit(x)
         elif not x.is_floating_point(): raise ValueError(f"images must be uint8, or float in [-1, 1], got {x.dtype}")

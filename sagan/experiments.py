@@ -49,7 +49,7 @@ experiments = dict(
     figure3=[Row('figure3-sn-d', 'SN on D', '181.84 (10k)'), Row('figure3-sn-gd', 'SN on G/D', '33.39 (160k), 72.41 (260k)'),
              Row('figure3-sn-gd-ttur', 'SN on G/D + TTUR', '22.96 (1M)'), Row('figure3-sn-d-5to1', 'SN on D, 5:1')])
 
-# %% ../nbs/10_experiments.ipynb #de23a7f2
+# %% ../nbs/10_experiments.ipynb #aa9f4ce9
 @dataclass(frozen=True)
 class Line:
     "Rows of an experiment that are one and the same network at the size of the data"
@@ -59,7 +59,11 @@ class Line:
     def name(self): return self.rows[0].system
     @property
     def at(self): return ', '.join(f'{s}x{s}' for s in self.cfg.g_attention) or 'none'
-    def joined(self, field): return ' / '.join(getattr(r, field) for r in self.rows if getattr(r, field))
+    def joined(self,
+        field:str, # Of `Row`
+    ) -> str: # Its values in all rows
+        "What the rows of the line say"
+        return ' / '.join(getattr(r, field) for r in self.rows if getattr(r, field))
     @property
     def label(self):
         first, *more = [r.label for r in self.rows]

@@ -158,7 +158,7 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <script type="module" id="sagan-js">@@js@@</script></html>
 """
 
-# %% ../nbs/09_explorer.ipynb #17b78a7d
+# %% ../nbs/09_explorer.ipynb #b6c240f1
 class AttentionExplorer(anywidget.AnyWidget):
     "Images with the attention map of a point over them; a layer that does not exist raises `ValueError`, an image or point that does not `IndexError`"
     _esm = (files('sagan')/'explorer.js').read_text(encoding='utf-8')
@@ -167,7 +167,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     pins, path = [T.List(T.List(T.Int()), help=h).tag(sync=True) for h in ('Points that are kept', 'Points of the last drag')]
     layer, image = T.Unicode(help='Name of the layer').tag(sync=True), T.Int(0, help='Number of the image').tag(sync=True)
     overlay, smooth = T.Float(.65, min=0, max=1, help='Opacity of the map').tag(sync=True), T.Bool(True, help='Interpolate between keys?').tag(sync=True)
-    message, page = T.Unicode(help='Is shown above the image, such as an error').tag(sync=True), T.Unicode(PAGE).tag(sync=True)
+    message, page = T.Unicode(help='Is shown below the image, such as an error').tag(sync=True), T.Unicode(PAGE).tag(sync=True)
 
     def __init__(self,
         header:dict|None=None, # From `view`, None to show nothing yet
@@ -227,7 +227,7 @@ def save(self:AttentionExplorer,
     "Write `static` to a file, in one piece; raises `OSError` if it cannot be written"
     with whole_file(path) as f: f.write_text(self.static(), encoding='utf-8')
 
-# %% ../nbs/09_explorer.ipynb #560eaf01
+# %% ../nbs/09_explorer.ipynb #77ce0aa2
 @contextmanager
 def _said(out):
     "Say an error of the user in the widget"
@@ -243,6 +243,7 @@ def _uploaded(files, size):
     if bad := [f"{f['name']} ({why})" for f, why in zip(files, x) if isinstance(why, str)]: raise ValueError(f"no image that can be read: {'; '.join(bad)}")
     return to_unit(torch.stack(x)), [f['name'] for f in files]
 
+# %% ../nbs/09_explorer.ipynb #57a5b2be
 def _controls(model, classes, out):
     "ipywidgets that generate what a widget shows, above and below it"
     G, D = _network(model, 'ema'), getattr(model, 'D', None); _check_names(G, classes)
@@ -309,13 +310,19 @@ def _effects(G, out):
     cut.on_click(cut_point); hide.on_click(hide_region)
     return W.VBox([W.Box([cut, hide, said], layout=W.Layout(flex_flow='row wrap')), picture]), compare
 
-# %% ../nbs/09_explorer.ipynb #cef08568
+# %% ../nbs/09_explorer.ipynb #950cf2be
 class Explorer(W.VBox):
     "What `explore` returns: the `AttentionExplorer`, between controls if it generates"
     @property
     def view(self): return next(c for c in self.children if isinstance(c, AttentionExplorer))
-    def static(self): return self.view.static()
-    def save(self, path): self.view.save(path)
+    def static(self) -> str: # HTML
+        "As `AttentionExplorer.static`"
+        return self.view.static()
+    def save(self,
+        path:str|Path, # File to write, such as explorer.html
+    ):
+        "As `AttentionExplorer.save`"
+        self.view.save(path)
 
 def explore(
     model, # `Run` from `load_run`, model, or one network

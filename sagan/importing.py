@@ -53,7 +53,7 @@ def read_file(
     if not isinstance(saved, dict): raise ValueError(f"{path} holds a {type(saved).__name__}; expected a dictionary of tensors")
     return saved
 
-# %% ../nbs/12_importing.ipynb #f1409dee
+# %% ../nbs/12_importing.ipynb #940cbb09
 class Foreign:
     "The tensors of one network in a file of another project; remembers which of them have been used"
     def __init__(self,
@@ -64,10 +64,27 @@ class Foreign:
         prefix:str='', # Of the names in the file, for messages
     ): self.path, self.kind, self.project, self.tensors, self.prefix, self.used = path, kind, project, tensors, prefix, set()
 
-    def name(self, ours): return NAMES[ours][self.project]
-    def holds(self, start): return any(k.startswith(start) for k in self.tensors)
-    def error(self, name, what): return ValueError(f"{self.path}: {self.prefix}{name} {what}")
-    def strange(self, name): return self.error(name, f"does not belong to a SAGAN of {PROJECTS[self.project]}")
+    def name(self,
+        ours:str, # Key of `NAMES`
+    ) -> str: # What the project calls it
+        "Their name of a part"
+        return NAMES[ours][self.project]
+    def holds(self,
+        start:str, # Of a name
+    ) -> bool: # Is there a tensor whose name begins so?
+        "Is it in the file?"
+        return any(k.startswith(start) for k in self.tensors)
+    def error(self,
+        name:str, # Of a tensor
+        what:str, # What is wrong with it
+    ) -> ValueError: # To be raised
+        "What does not fit"
+        return ValueError(f"{self.path}: {self.prefix}{name} {what}")
+    def strange(self,
+        name:str, # Of a tensor that has no place in a SAGAN
+    ) -> ValueError: # To be raised
+        "A tensor too many"
+        return self.error(name, f"does not belong to a SAGAN of {PROJECTS[self.project]}")
 
     def take(self,
         name:str, # Of the tensor in the file

@@ -77,7 +77,7 @@ class _Quotient(torch.autograd.Function):
         g.addr_(u*-(c/sigma), v)
         return grad, None, None, None, None
 
-# %% ../nbs/01_spectral.ipynb #c607747b
+# %% ../nbs/01_spectral.ipynb #16930f3d
 class SpectralNorm(nn.Module):
     "Parametrization $W \\mapsto W/\\sigma(W)$ with kept vectors $u, v$ (section 4.1); one `step` is one power iteration"
     def __init__(self,
@@ -94,15 +94,26 @@ class SpectralNorm(nn.Module):
 
     def rows(self, weight): return weight.transpose(0, 1).contiguous() if self.dim else weight  # (out, ...)
     def matrix(self, weight): return self.rows(weight).flatten(1)                          # (out, in*kh*kw)
-    def sigma(self, weight):
+    def sigma(self,
+        weight:Tensor, # W, like that of the layer
+    ) -> Tensor: # (), > 0 once u and v have settled
+        "The estimate of the spectral norm by the kept vectors"
         with no_autocast(weight): return torch.dot(self.u, torch.mv(self.matrix(weight), self.v))  # ()
-    def quotient(self, weight, dtype, kept=None):
+    def quotient(self,
+        weight:Tensor, # W, like that of the layer
+        dtype:torch.dtype, # Of the result
+        kept:Tensor|None=None, # An earlier result, whose memory is used again
+    ) -> Tensor: # Like `weight`
+        "W divided by its spectral norm"
         memory = [kept.detach().transpose(0, self.dim)] if kept is not None and (kept.dtype, kept.device) == (dtype, weight.device) else []
         with no_autocast(weight): return _Quotient.apply(self.rows(weight), self.u, self.v, dtype, memory).transpose(0, self.dim)  # like `weight`
     def forward(self, weight): return self.quotient(weight, weight.dtype) if self.ready is None else self.ready
 
     @torch.no_grad()
-    def step(self, weight):
+    def step(self,
+        weight:Tensor, # W, like that of the layer
+    ):
+        "One power iteration of the kept vectors"
         W = self.rows(weight)
         with no_autocast(weight):
             M = _matrix(W, W)                                                              # (out, in')

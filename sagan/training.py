@@ -180,7 +180,7 @@ def _check_config(cfg):
     for name in ('beta1', 'beta2', 'ema'):
         if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
 
-# %% ../nbs/06_training.ipynb #eec77081
+# %% ../nbs/06_training.ipynb #4ee52b8c
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
@@ -216,7 +216,9 @@ class Config:
 
     def __post_init__(self): _check_config(self)
 
-    def change(self, **values):
+    def change(self,
+        **values, # Fields and their new values
+    ): # `Config`
         "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
         names = [f.name for f in fields(self)]
         for n in values:
@@ -272,7 +274,7 @@ def preset(
     if name not in presets: raise ValueError(f"there is no preset {name!r}; did you mean {' or '.join(get_close_matches(name, presets, cutoff=.5)) or 'one of ' + ', '.join(presets)}?")
     return presets[name]
 
-# %% ../nbs/06_training.ipynb #4c7767b4
+# %% ../nbs/06_training.ipynb #414673bb
 class SAGAN(nn.Module):
     "Both networks of a `Config` with the averaged generator `ema`, built from the configuration's seed; one whose width is () is None"
     def __init__(self,
@@ -287,7 +289,10 @@ class SAGAN(nn.Module):
         self.cfg, self.ema = cfg, deepcopy(self.G)
         if self.G is not None: self.ema.eval().requires_grad_(False)
 
-    def train(self, mode=True):
+    def train(self,
+        mode:bool=True, # Training, or evaluation?
+    ): # The model
+        "As `nn.Module.train`, but the average stays in evaluation"
         super().train(mode)
         if self.ema is not None: self.ema.eval()  # the average is only ever looked at
         return self
@@ -315,7 +320,7 @@ def _keep_freed_memory():
     except (OSError, AttributeError): return
     mallopt(-4, 0); mallopt(-1, -1)                                           # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: give nothing back
 
-# %% ../nbs/06_training.ipynb #4d6eaadd
+# %% ../nbs/06_training.ipynb #10079b2e
 class TwoOptimizers:
     "G's and D's optimiser behind the one interface that fastai expects"
     def __init__(self,
@@ -327,9 +332,13 @@ class TwoOptimizers:
     def zero_grad(self): self.opt_g.zero_grad(); self.opt_d.zero_grad()
     def step(self): self.opt_g.step(); self.opt_d.step()
     def state_dict(self): return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
-    def load_state_dict(self, state): self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
+    def load_state_dict(self,
+        state:dict, # From `state_dict`
+    ):
+        "Put both into the state"
+        self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
 
-# %% ../nbs/06_training.ipynb #d63b3750
+# %% ../nbs/06_training.ipynb #7b0b3084
 class SAGANTrainer(Callback):
     "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
     order, run_valid = ProgressCallback.order + 1, False
@@ -348,8 +357,10 @@ class SAGANTrainer(Callback):
         if processes()[1] > 1:
             for t in self.model.state_dict().values(): t.copy_(total(t if processes()[0] == 0 else torch.zeros_like(t)))  # all begin with the first one's
 
-    def draw(self, y):
-        "Latents (B, z_dim), and labels (B,) from those of the batch (None if unconditional): this process's share of what is drawn for all"
+    def draw(self,
+        y:Tensor, # Labels of the batch, (B,)
+    ) -> tuple: # (latents (B, z_dim), labels (B,) or None if unconditional)
+        "Inputs of the generator, with labels drawn from those of the batch: this process's share of what is drawn for all"
         n = len(y)*processes()[1]
         z = torch.randn(n, self.cfg.z_dim, generator=self.rng, device=y.device)[share(n)]
         return z, gather(y, n)[torch.randint(n, (n,), generator=self.rng, device=y.device)][share(n)] if self.cfg.n_classes else None
