@@ -55,7 +55,7 @@ def _bytes(tree): return sum(t.nbytes for t in _tensors(tree))
 
 def _differs(mine, theirs): return next((k for k, v in asdict(mine).items() if k != 'steps' and theirs[k] != v), None)
 
-# %% ../nbs/11_checkpoints.ipynb #6ff958c5
+# %% ../nbs/11_checkpoints.ipynb #6d5e698b
 def _fill(model, tensors, path):
     "Load tensors into a model, or raise `ValueError` for the first that does not fit"
     expected = model.state_dict()
@@ -68,6 +68,7 @@ def _fill(model, tensors, path):
         if not t.isfinite().all(): raise ValueError(f"{path}: {k} holds numbers that are not finite")
     model.load_state_dict(tensors)
 
+# %% ../nbs/11_checkpoints.ipynb #723d2ad8
 def save_weights(
     path:str|Path, # File to write, usually `weights.safetensors`
     model:SAGAN, # Both networks and the average
@@ -185,7 +186,7 @@ def create_run(
         write_config(folder, cfg, classes, options or {})
     return folder
 
-# %% ../nbs/11_checkpoints.ipynb #0e09a81a
+# %% ../nbs/11_checkpoints.ipynb #9e6cac4a
 def read_config(
     folder:str|Path, # A run folder
 ) -> tuple: # (`Config`, class names, options)
@@ -199,6 +200,7 @@ def read_config(
         return cfg, classes, dict(saved.get('options', {}))
     except (ValueError, KeyError, TypeError, RecursionError) as e: raise ValueError(f"{file} is damaged: {type(e).__name__} {e}")
 
+# %% ../nbs/11_checkpoints.ipynb #dd30e919
 def check_scores(
     s:dict, # Scores, from a log or by `sagan-eval`
 ) -> None:

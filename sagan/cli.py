@@ -278,11 +278,11 @@ def sagan_train(
             tell(f'{len(images)} images of {images.name}, {len(images.classes)} classes; {f"from step {learn.sagan_trainer.step} to" if resume else ""} {cfg.steps} steps of {cfg.batch} on {f"{world} processes, the first on " if world > 1 else ""}{device} in {fastest_dtype(device) if cfg.dtype == "auto" else cfg.dtype}; run folder {out}{moved}'.replace('  ', ' '))
             _train(out, learn, images, options, device, tell)
 
-# %% ../nbs/14_cli.ipynb #6e4b3d28
+# %% ../nbs/14_cli.ipynb #46c57fd2
 def _with_generator(folder, device):
     "A run that can draw; raises `ValueError` for an imported one that cannot"
     run = load_run(folder, device)
-    if run.model.ema is None: raise ValueError(f"{folder} holds a discriminator without a generator, and cannot draw; import both files (sagan-import)")
+    if run.model.ema is None: raise ValueError(f"{folder} holds a discriminator without a generator, and cannot draw; import both files (sagan-import), or let it look at images (sagan-explore --images FOLDER)")
     return run
 
 def _named(stem, ending, **asked):
@@ -390,7 +390,7 @@ def sagan_explore(
             if module == 'jupyterlab': print('run the cell with Shift+Enter')
             if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')
 
-# %% ../nbs/14_cli.ipynb #7345bde7
+# %% ../nbs/14_cli.ipynb #14350e6b
 def _evaluator(name, weights, images, seed, device):
     "The evaluator of that name"
     if name not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
@@ -419,7 +419,7 @@ def sagan_eval(
         if data == 'imported': raise ValueError(f"{run} was imported and does not know its images; name a folder of real ones with --data")
         images = ImageFiles(data, r.cfg.size) if by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(run)[2].get('cache'))
         if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
-        if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})")
+        if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})" + ('; sagan-import --classes names them' if r.cfg.data == 'imported' else ''))
         judge = _evaluator(evaluator, weights, images, seed, device)
         real = real_statistics(images, judge, split, reference or (r.folder/'reference-inception.safetensors' if by_inception else None))
         if standing:
@@ -459,9 +459,10 @@ def sagan_experiment(
         run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None, jobs, _device(device), lambda text: print(text, flush=True))
         print(f'\n{(out/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {out/"report.html"}')
 
-# %% ../nbs/14_cli.ipynb #3390592e
+# %% ../nbs/14_cli.ipynb #254c8507
 def _class_names(file, n):
     "Names of n classes from a file with one in each line; without a file their numbers"
+    if file is not None and not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with the names of classes")
     names = [str(i) for i in range(n)] if file is None else [name for line in Path(file).read_text(encoding='utf-8').splitlines() if (name := line.strip())]
     if len(names) != n or len(set(names)) != n: raise ValueError(f"the model has {n} classes; {file} has {len(names)} lines, {len(set(names))} of them different")
     return names
@@ -478,10 +479,12 @@ def sagan_import(
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
     with plain_errors('sagan-import'):
         if not out: raise ValueError("name the run folder to make with --out")
-        model, step = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
+        model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip); step = about['step']
         c, names = model.cfg, _class_names(classes, model.cfg.n_classes)
-        folder = create_run(out, c, names)
+        folder = create_run(out, c, names, dict(imported=about))
         try: save_weights(folder/'weights.safetensors', model, step)
         except BaseException: shutil.rmtree(folder); raise
         parts = [f'{k} with {f"attention at {chr(44).join(map(str, at))}" if at else "no attention"}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
         print(f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} classes{f", step {step}" if step else ""}: {folder}')
+        skip = f", the discriminator's shortcuts from {'rectified ' if about['relu_skip'] else ''}inputs" if model.D is not None else ''
+        print(f"read as {about['project']}'s, colours {'BGR, which are RGB now' if about['bgr'] else 'RGB'}{skip}")

@@ -86,7 +86,7 @@ The files are plain tensors and JSON; loading them runs no code.{commands}
 {licence}
 '''
 
-# %% ../nbs/13_sharing.ipynb #f2277034
+# %% ../nbs/13_sharing.ipynb #62774d82
 def _imported(model):
     "The project that an imported model comes from, '' for one that was trained here"
     return _plain(model.options.get('project', 'another project')) if model.cfg.data == 'imported' else ''
@@ -100,7 +100,7 @@ def _facts(model):
     cfg, (preset, changes), nets, project = model.cfg, nearest_preset(model.cfg), {k: net for k, net in model.named_children() if k != 'ema'}, _imported(model)
     def at(places): return ', '.join(f'{p}x{p}' if isinstance(p, int) else p for p in places) or 'none'
     def size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
-    training = [['data', 'not known'], ['trained for', f'{model.step:,} steps' if model.step else 'not known'], ['weights from', ': '.join([project, *filter(None, [', '.join(map(str, model.options.get('imported_from') or []))])])]] if project else [
+    training = [['data', 'not known'], ['trained for', f'{model.step:,} steps' if model.step else 'not known'], ['weights from', f"{project}: {', '.join(map(str, model.options.get('imported_from') or ['unknown files']))}"]] if project else [
         ['data', cfg.data], ['trained for', f'{model.step:,} steps of {cfg.batch} images' if model.step else 'not known'],
         ['preset', f"{preset}{', but ' if changes else ''}{', '.join(f'{k}={v!r}' for k, v in changes.items())}"]]
     return _table([['', ''], *training, ['images', f'{cfg.size}x{cfg.size} pixels'],

@@ -157,7 +157,7 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #970aad63
+# %% ../nbs/06_training.ipynb #c903b3d6
 def _check_config(cfg):
     "Raise `ValueError` for the first value that cannot be, and make tuples of lists"
     check_size(cfg.size)
@@ -170,7 +170,7 @@ def _check_config(cfg):
     for name in ('g_width', 'd_width'):
         width = getattr(cfg, name)
         if isinstance(width, (tuple, list)): object.__setattr__(cfg, name, tuple(width))
-        if not all(isinstance(c, int) and c >= 1 for c in (width if isinstance(width, (tuple, list)) else [width])): raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
+        if not all(type(c) is int and c >= 1 for c in (width if isinstance(width, (tuple, list)) else [width])): raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
     for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, accumulate=1, steps=1, n_d=1, ema_start=0).items():
         if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(cfg, name)!r}")
     if cfg.batch % cfg.accumulate: raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")

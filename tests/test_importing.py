@@ -178,9 +178,9 @@ SMALL = dict(size=32, g=(8, 6, 8, 5), d=(5, 8, 8, 8), g_at=(1,), d_at=(1,), n=3)
 
 def test_biggan_pytorch_average_bookkeeping_and_order_of_files(tmp_path):
     G, D, z, y, *expected = pair(BG, 10, **SMALL, tables='plain'); E, _, z2, _, x2, *_ = pair(BG, 20, **SMALL, tables='plain')
-    for name, t in dict(G=G, D=D, G_ema_best0=E, state_dict=dict(itr=1234, epoch=5, save_num=0, save_best_num=1, best_IS=7.5, best_FID=20.5, config=dict(G_ch=2))).items(): torch.save(t, tmp_path/f'{name}.pth')
-    model, step = import_checkpoint(*[tmp_path/f'{n}.pth' for n in ('state_dict', 'G_ema_best0', 'D', 'G')])
-    assert step == 1234
+    for name, t in dict(G=G, D=D, G_ema_best0=E, state_dict=dict(itr=1234, epoch=5, save_num=0, save_best_num=1, best_IS=7.5, best_FID=20.5, config=dict(G_ch=2, G_activation=torch.nn.ReLU()))).items(): torch.save(t, tmp_path/f'{name}.pth')
+    model, about = import_checkpoint(*[tmp_path/f'{n}.pth' for n in ('state_dict', 'G_ema_best0', 'D', 'G')])
+    assert about['step'] == 1234
     check(model, model.G, z, y, *expected); check(model, model.ema, z2, y, x2)
     model, _ = import_checkpoint(tmp_path/'G_ema_best0.pth')
     assert model.D is None; check(model, model.G, z2, y, x2); check(model, model.ema, z2, y, x2)
@@ -220,8 +220,8 @@ def test_studiogan(tmp_path, seed, size, g, d, g_at, d_at, n, tables):
     files = [tmp_path/f'model={k}-best-weights-step=1000.pth' for k in 'GD']
     torch.save(dict(state_dict=G, optimizer=dict(state={}, param_groups=[])), files[0])
     torch.save(dict(state_dict=D, optimizer=dict(state={}, param_groups=[]), step=1000, epoch=2, best_fid=np.float64(20.5), lecam_emas=None), files[1])
-    model, step = import_checkpoint(*files)
-    assert step == 1000 and model.cfg.n_classes == n
+    model, about = import_checkpoint(*files)
+    assert about['step'] == 1000 and model.cfg.n_classes == n
     check(model, model.G, z, y, *expected)
 
 @pytest.mark.parametrize('seed, size, g, d, g_at, d_at, n, tables, more', [
@@ -237,8 +237,8 @@ def test_mmgeneration(tmp_path, seed, size, g, d, g_at, d_at, n, tables, more):
     saved = {f'generator.{k}': t for k, t in G.items()} | {f'discriminator.{k}': t for k, t in D.items()}
     if seed != 54: saved |= {f'generator_ema.{"module."*(seed % 2)}{k}': t for k, t in E.items()} | ({'generator_ema.steps': torch.tensor(9)} if seed % 2 else {})
     torch.save(dict(state_dict=saved, meta=dict(iter=826000, mmgen_version='0.7.3')), tmp_path/'sagan.pth')
-    model, step = import_checkpoint(tmp_path/'sagan.pth', relu_skip=more.get('relu'), **({} if bgr else dict(bgr=False)))
-    assert step == 826000
+    model, about = import_checkpoint(tmp_path/'sagan.pth', relu_skip=more.get('relu'), **({} if bgr else dict(bgr=False)))
+    assert about['step'] == 826000
     if bgr:                                                                    # the file's networks put out and take blue, green, red
         expected[0], x2 = expected[0].flip(1), x2.flip(1)
     check(model, model.G, z, y, *expected)
@@ -276,7 +276,7 @@ def test_any_missing_extra_or_misshapen_tensor_is_refused_by_name(files, capsys)
     for name, own in dict(G=G, D=D).items():
         for k in own: refused(attempt, tmp, capsys, f'{name}.pth: {k} is missing', **{name: {j: t for j, t in own.items() if j != k}})
         for k in list(own)[::7]:
-            t = own[k]; wrong = torch.cat([t, t]) if t.ndim else t.expand(2)
+            t = own[k]; wrong = torch.cat([t, t]) if t.ndim else t.repeat(2)
             refused(attempt, tmp, capsys, f'{name}.pth', 'has shape', 'expected', **{name: own | {k: wrong}})
         for k in ('blocks.0.0.conv3.weight', 'linear.weight_u', 'blocks.9.0.conv1.weight', 'blocks.0.0.bn1.more', 'extra'): refused(attempt, tmp, capsys, f'{name}.pth', **{name: own | {k: torch.zeros(3)}})
     refused(attempt, tmp, capsys, 'blocks.1.0.conv2.bias is missing', G={k: t for k, t in G.items() if k != 'blocks.1.0.conv2.bias'})
@@ -298,6 +298,27 @@ def test_other_models_are_refused(files, capsys):
     refused(attempt, tmp, capsys, 'expected a dictionary', G=[torch.zeros(3)])
     refused(attempt, tmp, capsys, 'blocks make a generator for 16 pixels', G={k: t for k, t in G.items() if not k.startswith('blocks.2')})
 
+def test_what_classes_share_is_missing(tmp_path):
+    wide = SMALL | dict(g=(8, 8, 8, 8), d=(8, 8, 8, 8))
+    for project, tables in ((BG, 'shared'), (ST, 'shared')):
+        G, D, *_ = pair(project, 73, **wide, tables=tables, z_dim=6); del G['shared.weight']
+        torch.save(G, tmp_path/'G.pth'); torch.save(D, tmp_path/'D.pth')
+        for files in (['G'], ['G', 'D']):
+            with pytest.raises(ValueError, match='shared.weight is missing' if project is BG or len(files) == 1 else 'n_classes is'): import_checkpoint(*[tmp_path/f'{f}.pth' for f in files])
+
+def test_networks_of_two_projects_and_half_a_spectral_norm(files, capsys):
+    G, D, attempt, tmp = files
+    refused(attempt, tmp, capsys, "it is of PyTorch-StudioGAN, the other of BigGAN-PyTorch", D=pair(ST, 74, **SMALL, tables='columns')[1])
+    refused(attempt, tmp, capsys, 'blocks.1.0.conv1.u0 is missing', G={k: t for k, t in G.items() if k not in ('blocks.1.0.conv1.u0', 'blocks.1.0.conv1.sv0')})
+    refused(attempt, tmp, capsys, 'linear.u0 has shape', 'beside linear.weight of shape', G=G | {'linear.weight': G['linear.weight'].repeat(2, 1)})
+    refused(attempt, tmp, capsys, 'is 0 everywhere', D={k: t*0 if k == 'embed.weight' else t for k, t in D.items() if k not in ('embed.u0', 'embed.sv0')})
+
+def test_of_several_gpus(files):
+    G, D, attempt, tmp = files
+    torch.save(dict(model={f'module.{k}': t for k, t in G.items()}), tmp/'G.pth'); torch.save(D, tmp/'D.pth'); torch.save(G, tmp/'plain.pth')
+    a, b = [import_checkpoint(tmp/f, tmp/'D.pth')[0].state_dict() for f in ('G.pth', 'plain.pth')]
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
 class Code:
     def __init__(self, file): self.file = file
     def __reduce__(self): return os.system, (f'touch {self.file}',)
@@ -305,7 +326,7 @@ class Code:
 def test_files_that_are_not_whole_or_hold_code_are_refused(files, capsys):
     G, D, attempt, tmp = files
     refused(attempt, tmp, capsys, 'system', 'can execute code', G=G | {'meta': Code(tmp/'made')})
-    refused(attempt, tmp, capsys, 'torch.nn.modules.activation.ReLU', 'can execute code', G=dict(itr=3, config=torch.nn.ReLU()))
+    refused(attempt, tmp, capsys, 'torch.nn.modules.container.Sequential', 'can execute code', G=dict(itr=3, config=torch.nn.Sequential()))
     def damaged(data): return lambda: ((tmp/'G.pth').write_bytes(data), sagan_import(str(tmp/'G.pth'), out=str(tmp/'run')))
     refused(damaged(pickle.dumps(Code(tmp/'made'))), tmp, capsys, 'not a whole', 'nothing in it was executed')
     refused(damaged(pickle.dumps(Code(tmp/'made'), protocol=2)), tmp, capsys, 'G.pth', 'can execute code')

@@ -1,5 +1,5 @@
 "Sharing: in a fresh process without a network, with the hub's own library and a small server, and more generators in ONNX"
-import json, subprocess, sys, threading
+import json, shutil, subprocess, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import onnx, onnxruntime, pytest, torch
@@ -35,10 +35,16 @@ def test_the_commands_work_on_a_shared_folder(tmp_path, capsys):
     assert {'samples-seed0-n1.png', 'attention-seed0-n1.png'} <= {f.name for f in (tmp_path/'shared').iterdir()} and (tmp_path/'page.html').stat().st_size > 10_000
 
 
+NEEDLESS = 'README.md', 'pytorch_model.bin', 'samples.png', 'evaluation-notes.json'
+SCORES = dict(fid=1.5, step=1800, samples=20, evaluator='a judge', reference='all of it')
+
 @pytest.fixture
 def hub(tmp_path):
-    "Address of a server that answers like the hub for one repository, and the files that it was asked for"
-    folder, asked, commit = shipped('digits'), [], '0'*39 + '1'
+    "Address of a server that answers like the hub for one repository, which holds more than a model needs, and the files that it was asked for"
+    folder, asked, commit = tmp_path/'repository', [], '0'*39 + '1'
+    shutil.copytree(shipped('digits'), folder)
+    for name in NEEDLESS: (folder/name).write_text('not for us')
+    for name in ('eval.json', 'eval-n20.json'): (folder/name).write_text(json.dumps(SCORES))
     class Handler(BaseHTTPRequestHandler):
         def answer(self, body=b'', status=200, **headers):
             self.send_response(status)
@@ -48,8 +54,7 @@ def hub(tmp_path):
         def do_GET(self):
             path = self.path.partition('?')[0]
             if path in ('/api/models/user/digits/revision/main', '/api/models/user/digits/revision/v1'):
-                files = ['README.md', 'pytorch_model.bin', *[f.name for f in folder.iterdir()]]
-                return self.answer(json.dumps(dict(id='user/digits', sha=commit, siblings=[dict(rfilename=f) for f in files])).encode(), content_type='application/json')
+                return self.answer(json.dumps(dict(id='user/digits', sha=commit, siblings=[dict(rfilename=f.name) for f in folder.iterdir()])).encode(), content_type='application/json')
             if path == f'/api/models/user/digits/tree/{commit}':               # what newer versions ask for
                 return self.answer(json.dumps([dict(type='file', path=f.name, size=f.stat().st_size, oid='0'*40) for f in folder.iterdir()]).encode(), content_type='application/json')
             name = path.removeprefix(f'/user/digits/resolve/{commit}/')
@@ -70,8 +75,9 @@ def test_download_by_the_hubs_own_library(hub):
     for kw in (at, dict(at, revision='v1'), dict(cache_dir=at['cache_dir'], local_files_only=True)):   # the last without the server
         model = PretrainedSAGAN.from_pretrained('user/digits', **kw)
         assert (model.classes, model.step, model.records, model.cfg) == (here.classes, here.step, here.records, here.cfg)
+        assert model.evals == {'eval': SCORES, 'eval-n20': SCORES}
         for k, v in here.state_dict().items(): assert torch.equal(v, model.state_dict()[k]), k
-    assert set(asked) == {'config.json', 'weights.safetensors', 'log.jsonl'}   # and no other file
+    assert set(asked) == {'config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-n20.json'}   # and none of the needless ones
     with pytest.raises(FileNotFoundError, match='there is no folder user/other, and the hub gave no model') as e: PretrainedSAGAN.from_pretrained('user/other', **at)
     assert isinstance(e.value.__cause__, RepositoryNotFoundError)
 
