@@ -100,7 +100,7 @@ def load_weights(
     model = SAGAN(own); _fill(model, tensors, path)
     return model.to(device).eval(), step
 
-# %% ../nbs/11_checkpoints.ipynb #95a947a2
+# %% ../nbs/11_checkpoints.ipynb #0b3a990d
 class Damaged(ValueError): "A training state that is not whole"
 
 def _versions(): return dict(sagan=__version__, torch=str(torch.__version__))
@@ -127,6 +127,7 @@ def _read_state(path, device):
     except (zipfile.BadZipFile, RuntimeError, UnpicklingError, EOFError, ValueError, TypeError) as e:
         raise Damaged(f"{path} is not a whole training state, it may be truncated ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}); remove it to begin anew")
 
+# %% ../nbs/11_checkpoints.ipynb #84e99cea
 def load_state(
     path:str|Path, # File that `save_state` wrote
     learn:Learner, # A new learner of the same configuration and data

@@ -459,7 +459,7 @@ def sagan_experiment(
         run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None, jobs, _device(device), lambda text: print(text, flush=True))
         print(f'\n{(out/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {out/"report.html"}')
 
-# %% ../nbs/14_cli.ipynb #254c8507
+# %% ../nbs/14_cli.ipynb #84e12b9e
 def _class_names(file, n):
     "Names of n classes from a file with one in each line; without a file their numbers"
     if file is not None and not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with the names of classes")
@@ -481,7 +481,7 @@ def sagan_import(
         if not out: raise ValueError("name the run folder to make with --out")
         model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip); step = about['step']
         c, names = model.cfg, _class_names(classes, model.cfg.n_classes)
-        folder = create_run(out, c, names, dict(imported=about))
+        folder = create_run(out, c, names, dict(imported_from=about['files'], **{k: about[k] for k in ('project', 'eps', 'bgr', 'relu_skip')}))
         try: save_weights(folder/'weights.safetensors', model, step)
         except BaseException: shutil.rmtree(folder); raise
         parts = [f'{k} with {f"attention at {chr(44).join(map(str, at))}" if at else "no attention"}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]

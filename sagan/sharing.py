@@ -86,10 +86,10 @@ The files are plain tensors and JSON; loading them runs no code.{commands}
 {licence}
 '''
 
-# %% ../nbs/13_sharing.ipynb #62774d82
+# %% ../nbs/13_sharing.ipynb #743c5f85
 def _imported(model):
     "The project that an imported model comes from, '' for one that was trained here"
-    return _plain(model.options.get('project', 'another project')) if model.cfg.data == 'imported' else ''
+    return str(model.options.get('project', 'another project')) if model.cfg.data == 'imported' else ''
 
 def _columns(model):
     "How many columns its picture has: one for each of the first classes"
@@ -189,7 +189,7 @@ def push_to_hub(self:PretrainedSAGAN,
     self.generate_model_card(**card)
     return ModelHubMixin.push_to_hub(self, repo_id, model_card_kwargs=card, **kw)
 
-# %% ../nbs/13_sharing.ipynb #3c05fa3d
+# %% ../nbs/13_sharing.ipynb #b9c70b44
 @patch
 def generate_model_card(self:PretrainedSAGAN,
     repo_id:str='user/model', # Name to load it by: on the hub, or a folder
@@ -197,7 +197,7 @@ def generate_model_card(self:PretrainedSAGAN,
 ) -> ModelCard: # The card
     "The page about the model, from what is known about it"
     cfg, info, data, project = self.cfg, self._hub_mixin_info, deepcopy(self._hub_mixin_info.model_card_data), _imported(self)
-    name = f'weights of {project}' if project else _plain(cfg.data)
+    name = f'weights of {project}' if project else cfg.data
     data.license, data.model_name, data.eval_results = license, f'SAGAN {name} {cfg.size}px', _results(self) or None
     k, picture, imports, commands, use = _columns(self), '', '', '', 'model.D  # there is no generator here'
     if self.ema is not None:
@@ -207,8 +207,8 @@ def generate_model_card(self:PretrainedSAGAN,
         imports, commands = 'import torch\nfrom sagan.networks import generate\n', ' A copy of them is a run folder: `sagan-sample FOLDER`, `sagan-attend FOLDER` and `sagan-explore FOLDER` draw from it.'
         use = f"x = generate(model.ema, {f'torch.arange({k})' if self.classes else f'n={k}'})  # {(k, 3, cfg.size, cfg.size)} in [-1, 1]"
     licence = f'{_plain(license)}.' if license else 'The author of this model has named no licence.'
-    if project: licence = f'The weights were trained by others, with {project}, and come under the licence that they were given there.' + f' Named here: {licence}'*bool(license)
-    body = CARD.format(name=f'{name}, {cfg.size}x{cfg.size}', picture=picture, imports=imports, commands=commands, use=use, facts=_facts(self), scores=_scores(self), repo_id=json.dumps(repo_id),
+    if project: licence = f'The weights were trained by others, with {_plain(project)}, and come under the licence that they were given there.' + f' Named here: {licence}'*bool(license)
+    body = CARD.format(name=f'{_plain(name)}, {cfg.size}x{cfg.size}', picture=picture, imports=imports, commands=commands, use=use, facts=_facts(self), scores=_scores(self), repo_id=json.dumps(repo_id),
                        repo=info.repo_url, paper=info.paper_url, docs=info.docs_url, licence=licence)
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
 

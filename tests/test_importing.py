@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from safetensors.torch import load_file
 from sagan.attention import attention_maps
-from sagan.checkpoints import load_run, load_weights, save_weights
+from sagan.checkpoints import load_run, load_weights, read_config, save_weights
 from sagan.cli import sagan_import
 from sagan.importing import import_checkpoint
+from sagan.sharing import PretrainedSAGAN
 
 GOLDEN = Path(os.environ.get('SAGAN_GOLDEN') or Path(__file__).parent.parent.parent/'shared/golden')
 CASES = [p.name for p in sorted(GOLDEN.iterdir()) if (p/'expected.safetensors').exists()] if GOLDEN.is_dir() else []
@@ -261,6 +262,8 @@ def test_our_format_and_back_is_exact(files, capsys):
     sagan_import(str(tmp/'G.pth'), str(tmp/'D.pth'), out=str(tmp/'run'), classes=str(tmp/'names.txt'))
     model, _ = import_checkpoint(tmp/'G.pth', tmp/'D.pth'); run = load_run(tmp/'run')
     assert run.classes == ['cat', 'dog', 'horse'] and run.cfg == model.cfg and run.cfg.g_width == (8, 6, 8, 5)
+    assert read_config(tmp/'run')[2] == dict(imported_from=['G.pth', 'D.pth'], project='BigGAN-PyTorch', eps=None, bgr=False, relu_skip=False)
+    card = PretrainedSAGAN.from_pretrained(tmp/'run').generate_model_card(); assert 'BigGAN-PyTorch: G.pth, D.pth' in str(card), card
     for k, t in model.state_dict().items(): assert torch.equal(t, run.model.state_dict()[k]), k
     save_weights(tmp/'again.safetensors', run.model, 0)
     for k, t in load_weights(tmp/'again.safetensors')[0].state_dict().items(): assert torch.equal(t, model.state_dict()[k]), k
