@@ -24,8 +24,10 @@ def finished(out, *more):
     assert {p.name for p in out.iterdir() if p.is_file()} == {'.lock', 'curves.png', 'evaluator.pt', 'experiment.json', 'reference.safetensors', 'report.html', 'samples.png', 'table.csv', 'table.md'}
     return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in rows]
 
-def test_killed_and_started_again(tmp_path):
-    whole = finished(tmp_path/'whole')
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory): return finished(tmp_path_factory.mktemp('experiment')/'whole')
+
+def test_killed_and_started_again(tmp_path, whole):
     assert [r['row'] for r in whole] == ['no attention', 'SAGAN feat8, feat16, feat32', 'SAGAN feat64', 'Residual feat8, feat16, feat32', 'Residual feat64']
     assert all(float(r['fid']) > 0 and r['samples'] == '100' and 'small CNN' in r['evaluator'] and 'twins' in r['reference'] for r in whole)
     p = start(tmp_path/'cut')
@@ -36,7 +38,7 @@ def test_killed_and_started_again(tmp_path):
     assert not (tmp_path/'cut/table.md').exists() and (tmp_path/'cut/table1-none/seed0/records.json').exists()
     assert finished(tmp_path/'cut') == whole
 
-def test_two_at_once_give_the_table_of_one_by_one_and_stop_together(tmp_path):
+def test_two_at_once_give_the_table_of_one_by_one_and_stop_together(tmp_path, whole):
     p = start(tmp_path/'jobs', '--jobs', '2', '--steps', '100000', '--every', '50000')
     for _ in range(1200):
         if (tmp_path/'jobs/table1-none/seed0').exists(): break
@@ -44,7 +46,7 @@ def test_two_at_once_give_the_table_of_one_by_one_and_stop_together(tmp_path):
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=60)
     assert p.returncode == 1 and 'interrupted' in err and 'Traceback' not in err, err
-    assert finished(tmp_path/'two', '--jobs', '2') == finished(tmp_path/'one')
+    assert finished(tmp_path/'two', '--jobs', '2') == whole
 
 def test_a_killed_worker_ends_the_command_with_a_message(tmp_path):
     p = start(tmp_path/'jobs', '--jobs', '2', '--steps', '100000', '--every', '50000')
