@@ -11,7 +11,7 @@ __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_o
 # %% ../nbs/14_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/14_cli.ipynb #b9a05b4e
+# %% ../nbs/14_cli.ipynb #5e664d9e
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
     import json, re, shutil, signal, subprocess, tempfile, threading, torch
@@ -31,7 +31,7 @@ try:
     from fastcore.script import call_parse
     from matplotlib.figure import Figure
     from sagan.attention import attention_maps
-    from sagan.checkpoints import Run, RunWriter, best_record, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, save_weights, shipped, states, write_config
+    from sagan.checkpoints import Run, RunWriter, best_record, check_device, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, save_weights, shipped, states, write_config
     from sagan.conditioning import launched, processes, total
     from sagan.data import ImageFiles, Images, exclusive, image_dls, load_images, to_unit, whole_file
     from sagan.evaluation import inception, reference as real_statistics, train_evaluator
@@ -43,7 +43,7 @@ try:
     from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
 except KeyboardInterrupt: raise SystemExit('interrupted')  # importing takes seconds, in which one may change one's mind
 
-# %% ../nbs/14_cli.ipynb #1794bc12
+# %% ../nbs/14_cli.ipynb #6518bd4a
 @contextmanager
 def plain_errors(
     command:str, # Name of the command, to begin the message with
@@ -60,9 +60,7 @@ def _device(name):
     "The device of that name; without a name cuda if there is one"
     if name in (None, 'cuda') and torch.cuda.is_available(): return 'cuda'
     if name is None: return 'cpu'
-    try: torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"there is no device {name!r} here ({str(e).splitlines()[0]}); cpu always works")
-    return name
+    return check_device(name)
 
 def _at_least(n, low, name='n'):
     if n < low: raise ValueError(f"{name} must be at least {low}, got {n}")
@@ -351,7 +349,7 @@ def sagan_attend(
         _save(fig, out)
         print(f'attention in {n} image{"s"[:n != 1]}: {out}')
 
-# %% ../nbs/14_cli.ipynb #7c82540d
+# %% ../nbs/14_cli.ipynb #df21e056
 NOTEBOOK = """from sagan.checkpoints import load_run
 from sagan.explorer import explore, own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
@@ -375,8 +373,7 @@ def sagan_explore(
 ):
     "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
-        try: folder = run if Path(run).exists() else shipped(run)
-        except ValueError as e: raise FileNotFoundError(f"there is no run folder {run}; {str(e).split('; ')[1]} in the package")
+        folder = run if Path(run).exists() else shipped(run)
         r = (load_run if images else _with_generator)(folder, _device(device))
         own = own_images(images, r.cfg.size, r.classes) if images else None   # what is wrong with them is said here, not in the widget
         if out:
@@ -459,7 +456,7 @@ def sagan_experiment(
         run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None, jobs, _device(device), lambda text: print(text, flush=True))
         print(f'\n{(out/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {out/"report.html"}')
 
-# %% ../nbs/14_cli.ipynb #84e12b9e
+# %% ../nbs/14_cli.ipynb #0cc6c1eb
 def _class_names(file, n):
     "Names of n classes from a file with one in each line; without a file their numbers"
     if file is not None and not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with the names of classes")
@@ -484,7 +481,8 @@ def sagan_import(
         folder = create_run(out, c, names, dict(imported_from=about['files'], **{k: about[k] for k in ('project', 'eps', 'bgr', 'relu_skip')}))
         try: save_weights(folder/'weights.safetensors', model, step)
         except BaseException: shutil.rmtree(folder); raise
-        parts = [f'{k} with {f"attention at {chr(44).join(map(str, at))}" if at else "no attention"}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
+        def with_attention(at): return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
+        parts = [f'{k} {with_attention(at)}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
         print(f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} classes{f", step {step}" if step else ""}: {folder}')
         skip = f", the discriminator's shortcuts from {'rectified ' if about['relu_skip'] else ''}inputs" if model.D is not None else ''
         print(f"read as {about['project']}'s, colours {'BGR, which are RGB now' if about['bgr'] else 'RGB'}{skip}")
