@@ -1,0 +1,68 @@
+"The notebooks' form: where a page stands, its exercises, the size of its cells and of its file, words for every figure"
+import ast, json, re
+from pathlib import Path
+from statistics import median
+
+import pytest
+from readme import directives
+
+root = Path(__file__).resolve().parent.parent
+paths = sorted((root/'nbs').glob('[0-9]*.ipynb'))
+ids = [p.stem for p in paths]
+
+
+def cells(path):
+    "Kind, directives, source and outputs of each cell"
+    for c in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        names, source = directives(''.join(c['source'])) if c['cell_type'] == 'code' else ({}, ''.join(c['source']))
+        yield c['cell_type'], names, source, c.get('outputs', [])
+
+
+def exported(path): return [source.count('\n') + 1 for kind, names, source, _ in cells(path) if names.keys() & {'export', 'exports', 'exporti'}]
+
+
+@pytest.mark.parametrize('path', paths, ids=ids)
+def test_place(path):
+    "A page opens with its place in the data flow: what comes in, from which page, and what goes out"
+    opening = [source for kind, _, source, _ in list(cells(path))[:3] if kind == 'markdown']
+    assert re.search(r'^\*\*In the data flow\.\*\* .*\.ipynb', '\n'.join(opening), re.M)
+
+
+@pytest.mark.parametrize('path', paths, ids=ids)
+def test_exercises(path):
+    "Three, each with a folded solution, and after it a cell that fails without an answer"
+    page = list(cells(path))
+    start = next(i for i, c in enumerate(page) if c[0] == 'markdown' and c[2].startswith('## Exercises'))
+    found = 0
+    for (kind, _, text, _), solution, check in zip(page[start:], page[start+1:], page[start+2:]):
+        if kind != 'markdown' or not re.search(rf'^\*\*{found + 1}\. ', text, re.M): continue
+        found += 1
+        assert solution[1].get('code-fold') == 'true' and solution[1].get('code-summary') == '"Solution"'
+        assert re.search(r'\bassert\b|\btest_\w+\(|\bexpect_fail\(', check[2]) and not check[1].keys() & {'slow', 'cuda', 'hide'}
+        answer = {n.name for n in ast.walk(ast.parse(solution[2])) if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        answer |= {n.id for n in ast.walk(ast.parse(solution[2])) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assert answer & {n.id for n in ast.walk(ast.parse(check[2])) if isinstance(n, ast.Name)}
+    assert found == 3
+
+
+@pytest.mark.parametrize('path', paths + [root/'nbs/index.ipynb'], ids=ids + ['index'])
+def test_alt_text(path):
+    "Each figure says in words what it shows, for those who do not see it"
+    for kind, names, source, outputs in cells(path):
+        data = [o.get('data', {}) for o in outputs]
+        if any(k.startswith('image/') for d in data for k in d): assert len(names.get('fig-alt', '').strip('"')) > 30, source
+        html = source if kind == 'markdown' else ''.join(''.join(d.get('text/html', '')) for d in data)
+        for img in re.findall(r'<img\b[^>]*>', html): assert re.search(r'\balt="[^"]{30,}"', img), img[:200]
+        if kind == 'markdown': assert not re.search(r'!\[.{0,30}\]\(', source)
+
+
+@pytest.mark.parametrize('path', paths + [root/'nbs/index.ipynb'], ids=ids + ['index'])
+def test_size(path):
+    "A page is under 500 KB, and no exported cell longer than 45 lines"
+    assert path.stat().st_size < 500_000
+    assert max(exported(path), default=0) <= 45
+
+
+def test_median_cell():
+    "Half of the exported cells have at most 12 lines"
+    assert median(n for p in paths for n in exported(p)) <= 12
