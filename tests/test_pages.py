@@ -1,5 +1,8 @@
-"Every page of the docs, as nbdev prepares it for Quarto and pandoc renders it: directives, pictures and links"
-import json, re, shutil
+"""Every page of the docs: directives, pictures, links, and how it looks in a browser.
+
+Without Quarto, a page is rendered by pandoc from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the docs workflow,
+it is the page of the built site."""
+import json, os, posixpath, re, shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +11,12 @@ from urllib.parse import unquote, urldefrag
 import pypandoc, pytest
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
+from playwright.sync_api import sync_playwright
 from readme import directives, nb2md
 
 root = Path(__file__).resolve().parent.parent
+chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+built = os.environ.get('SAGAN_SITE')
 pages = sorted(p.name for p in (root/'nbs').glob('*.ipynb'))
 # Options of a code cell that Quarto takes, and nbdev's own that it hands on; flags of tests come from pyproject.toml
 options = ['code-fold', 'code-summary', 'echo', 'eval', 'exec_doc', 'exportd', 'exports', 'fig-alt', 'fig-cap', 'include',
@@ -32,28 +38,35 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope='session')
-def site(tmp_path_factory):
-    "Each notebook's name, and its page after nbdev and pandoc; `dir` is the folder that the pages stand in"
+def prepared(tmp_path_factory):
+    "Folder of the notebooks as nbdev prepares them for Quarto"
     tmp = tmp_path_factory.mktemp('site')
     shutil.copy(root/'pyproject.toml', tmp)
     shutil.copytree(root/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('.*', '_*'))
     with pytest.MonkeyPatch.context() as m:
         m.chdir(tmp)
-        dir = proc_nbs(tmp/'nbs', n_workers=2)
+        return proc_nbs(tmp/'nbs', n_workers=2)
+
+
+@pytest.fixture(scope='session')
+def site(prepared):
+    "Each notebook's page: its file, its folder, and its tags"
     res = {}
     for name in pages:
-        nb = json.loads((dir/name).read_text(encoding='utf-8'))
-        md = nb2md(nb, dir/f'{Path(name).stem}_files')
-        html = pypandoc.convert_text(md, 'html', 'markdown', extra_args=['--mathml'])
-        res[name] = SimpleNamespace(dir=dir, nb=nb, tags=Tags(html))
+        path = (Path(built).resolve() if built else prepared)/nbpath2html(name)
+        if not built:
+            nb = json.loads((prepared/name).read_text(encoding='utf-8'))
+            md = nb2md(nb, prepared/f'{Path(name).stem}_files')
+            pypandoc.convert_text(md, 'html', 'markdown', outputfile=str(path), extra_args=['--standalone', '--mathml', '--css=styles.css', f'--metadata=pagetitle:{name}'])
+        res[name] = SimpleNamespace(path=path, dir=path.parent, tags=Tags(path.read_text(encoding='utf-8')))
     return res
 
 
 @pytest.mark.parametrize('name', pages)
-def test_directives(site, name):
+def test_directives(prepared, name):
     "No `#|` line is misspelt, or stands where neither nbdev nor Quarto reads it"
     known = options + get_config(root).tst_flags.split()
-    for cell in site[name].nb['cells']:
+    for cell in json.loads((prepared/name).read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'code':
             names, source = directives(source)
@@ -65,7 +78,7 @@ def test_directives(site, name):
 def test_images(site, name):
     "Every picture of the page is a file beside it, or stands in the page"
     page = site[name]
-    assert not [s for s in page.tags.images if not s.startswith('data:') and not (page.dir/unquote(s)).is_file()]
+    assert not [s for s in page.tags.images if not re.match('data:|https?:', s) and not (page.dir/unquote(s)).is_file()]
 
 
 @pytest.mark.parametrize('name', pages)
@@ -78,7 +91,37 @@ def test_links(site, name):
         if href.startswith(in_repo): return (root/urldefrag(href.removeprefix(in_repo)).url).exists()
         path, anchor = urldefrag(href.removeprefix(cfg.doc_url))
         if re.match('[a-z]+:', path): return True
+        path = posixpath.normpath(path.lstrip('/')) if path else ''
         target = by_html.get(path, path or name)
         if target in site: return not anchor or unquote(anchor) in site[target].tags.ids
         return (site[name].dir/unquote(target)).is_file()
     assert not [h for h in site[name].tags.links if not resolves(h)]
+
+
+@pytest.fixture(scope='module')
+def phone():
+    "Opens a file at phone width without a network; pictures from elsewhere, such as badges, are replaced"
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True)
+        context.route(re.compile('^https?:'), lambda r: r.fulfill(content_type='image/svg+xml', body='<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"/>') if r.request.resource_type == 'image' else r.abort())
+        yield context
+        browser.close()
+
+
+@pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium (apt-get install chromium)')
+@pytest.mark.parametrize('name', pages)
+def test_browser(site, phone, name):
+    "No error in the console, every picture loaded, and no sideways scroll at 390 px"
+    page, errors = phone.new_page(), []
+    page.on('pageerror', lambda e: errors.append(str(e)))
+    page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
+    page.goto(site[name].path.as_uri(), wait_until='load')
+    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.outerHTML.slice(0, 200))")
+    wide = page.evaluate("""[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 391 && ![...parents(e)].some(scrolls)).map(e => e.outerHTML.slice(0, 200))
+        function* parents(e) { for (e = e.parentElement; e; e = e.parentElement) yield e }
+        function scrolls(e) { return e !== document.body && e !== document.documentElement && /auto|scroll|hidden/.test(getComputedStyle(e).overflowX) }""".join(['(() => { return ', ' })()']))
+    width = page.evaluate('document.documentElement.scrollWidth')
+    page.close()
+    assert not errors and not broken
+    assert width <= 390, wide[:3]
