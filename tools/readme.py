@@ -18,14 +18,15 @@ def fenced(text, lang=''):
     return f'```{lang}\n{text.rstrip()}\n```'
 
 
-def output2md(output, image):
-    "Markdown of one output; `image` is the file that its picture, if any, is written to"
+def output2md(output, image, alt):
+    "Markdown of one output; `image` is the file, less its ending, that its picture, if any, is written to"
     if 'text' in output: return fenced(''.join(output['text']))
     data = output.get('data', {})
-    if 'image/png' in data:
+    for kind in ('png', 'jpeg'):
+        if f'image/{kind}' not in data: continue
         image.parent.mkdir(parents=True, exist_ok=True)
-        image.write_bytes(base64.b64decode(''.join(data['image/png'])))
-        return f'![]({image.parent.name}/{image.name})'
+        image.with_suffix(f'.{kind}').write_bytes(base64.b64decode(''.join(data[f'image/{kind}'])))
+        return f'![{alt}]({image.parent.name}/{image.name}.{kind})'
     for kind in ('text/markdown', 'text/html'):
         if kind in data: return ''.join(data[kind]).strip()
     if 'text/plain' in data: return fenced(''.join(data['text/plain']))
@@ -39,7 +40,7 @@ def nb2md(nb, images):
         if cell['cell_type'] == 'markdown': parts.append(source)
         if cell['cell_type'] != 'code' or names.keys() & hidden: continue
         if source and names.get('echo') != 'false': parts.append(fenced(source, 'python'))
-        for i, o in enumerate(cell['outputs']): parts.append(output2md(o, images/f"{cell['id']}-{i}.png"))
+        for i, o in enumerate(cell['outputs']): parts.append(output2md(o, images/f"{cell['id']}-{i}", names.get('fig-alt', '').strip('"')))
     return '\n\n'.join(o for o in parts if o) + '\n'
 
 
