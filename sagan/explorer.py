@@ -112,7 +112,7 @@ def view(
 def _check_names(net, classes):
     if len(classes) != net.n_classes: raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run folder has them (load_run(folder).classes)")
 
-# %% ../nbs/09_explorer.ipynb #7acf3c56
+# %% ../nbs/09_explorer.ipynb #1eea82b7
 def class_view(
     model:SAGAN|Generator, # Model, or a generator alone
     classes:Sequence[str]=(), # Class names, empty if unconditional
@@ -121,7 +121,7 @@ def class_view(
 ) -> tuple: # (header, bytes)
     "View of generated images; raises `ValueError` if there is no attention"
     G = _network(model, 'ema'); _check_names(G, classes)
-    wanted = list(range(len(classes)) if labels is None else labels) or [None]
+    wanted:list = list(range(len(classes)) if labels is None else labels) or [None]
     pairs = [(l, s) for l in wanted for s in seeds]
     y = None if wanted == [None] else torch.tensor([l for l, _ in pairs], device=_device(G))   # (B,)
     x, maps = generated_maps(model, latents(G, [s for _, s in pairs]), y)
