@@ -8,19 +8,18 @@ Docs: https://sagan-gan.github.io/sagan/visualization.html.md"""
 __all__ = ['POINT_COLOURS', 'grid_image', 'class_rows', 'spread_points', 'most_attended', 'attention_figure', 'map_statistics',
            'statistics_figure', 'effect_figure', 'training_figure', 'report_html']
 
-# %% ../nbs/08_visualization.ipynb #99f7f2f4
-import base64, html, io, math, torch, torch.nn.functional as F
-import matplotlib.pyplot as plt
+# %% ../nbs/08_visualization.ipynb #d022f632
+import torch, matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
-from .attention import AttentionMap
 from .data import to_bytes
 
-# %% ../nbs/08_visualization.ipynb #aa14b35b
+# %% ../nbs/08_visualization.ipynb #50c95b65
 def _picture(x): return to_bytes(x).permute(1, 2, 0).numpy()  # (3, S, S) in [-1, 1] -> (S, S, 3) bytes
 
+# %% ../nbs/08_visualization.ipynb #829c46fc
 def grid_image(
     x:Tensor, # Images, (n, 3, S, S) in [-1, 1]
     columns:int=8, # Images in a row
@@ -28,6 +27,7 @@ def grid_image(
     "Images side by side as a picture that can be saved"
     return Image.fromarray(_picture(make_grid(x.cpu(), columns, padding=2, pad_value=1.)))
 
+# %% ../nbs/08_visualization.ipynb #80f5185e
 def class_rows(
     x:Tensor, # Images, (n, 3, S, S) in [-1, 1], all of the first class first, then all of the second, ...
     names:list, # Names of the classes, one per row; n must be a multiple of their number
@@ -42,9 +42,10 @@ def class_rows(
     ax.tick_params(length=0); ax.spines[:].set_visible(False)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #3541ac3e
+# %% ../nbs/08_visualization.ipynb #45ef59ed
 POINT_COLOURS = '#D55E00', '#009E73', '#0072B2', '#E69F00', '#CC79A7', '#56B4E9', '#F0E442'  # Okabe and Ito's, told apart by the colour-blind
 
+# %% ../nbs/08_visualization.ipynb #7b0e97b0
 def spread_points(
     x:Tensor, # One image, (3, S, S) in [-1, 1]
     n:int=3, # Points to pick
@@ -56,13 +57,18 @@ def spread_points(
     inside = ((rows - .5).abs() < .45).logical_and((cols - .5).abs() < .45).flatten()
     salience = (f[:, 2:] - f[:, 2:].median(0).values).norm(dim=1)              # (S*S,): how unlike the ground
     salience = .3 + .7*salience/salience.max().clamp(min=1e-6)
-    points, distance = [], torch.ones_like(salience)
+    points:list[int] = []
+    distance = torch.ones_like(salience)
     while len(points) < n:
         points.append((distance*salience).masked_fill(~inside, -1).argmax().item())
         distance = torch.minimum(distance, (f - f[points[-1]]).norm(dim=1))
     return [divmod(p, S) for p in points]
 
-# %% ../nbs/08_visualization.ipynb #30445182
+# %% ../nbs/08_visualization.ipynb #902fea27
+import torch.nn.functional as F
+from .attention import AttentionMap
+
+# %% ../nbs/08_visualization.ipynb #b533730c
 def most_attended(
     m:Tensor, # The map of one query, (h, w)
     image:tuple, # (height, width) of the image in pixels
@@ -71,9 +77,12 @@ def most_attended(
     i, j = divmod(m.argmax().item(), m.shape[1])
     return (i + .5)*image[0]/m.shape[0] - .5, (j + .5)*image[1]/m.shape[1] - .5
 
+# %% ../nbs/08_visualization.ipynb #01aef553
 def _check_belongs(x, m):
+    "Raises `ValueError` if the images (B, 3, S, S) cannot be those of an `AttentionMap`"
     if len(x) != len(m) or tuple(x.shape[2:]) != m.image: raise ValueError(f"images of shape {tuple(x.shape)} do not belong to a map of {len(m)} images of {m.image[0]}x{m.image[1]} pixels")
 
+# %% ../nbs/08_visualization.ipynb #9880cc66
 def _draw_map(ax, x, beta, point, colour):
     "One image (3, S, S), greyed, under the map (h, w) of one query point"
     size = tuple(x.shape[1:]); strongest = (beta.max()*beta.numel()).item()  # in multiples of the uniform weight
@@ -84,6 +93,7 @@ def _draw_map(ax, x, beta, point, colour):
     ax.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
     ax.set_xlabel(f'max {strongest:.1f}x uniform', fontsize=7, labelpad=2)
 
+# %% ../nbs/08_visualization.ipynb #d6c70dd0
 def attention_figure(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images, from `attention_maps`
@@ -103,9 +113,12 @@ def attention_figure(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #168263cd
+# %% ../nbs/08_visualization.ipynb #7a560457
+import math
+
+# %% ../nbs/08_visualization.ipynb #3225aec4
 def _ranks(t):
-    "Ranks along the last dimension, equal values at their mean rank, centred to mean 0"
+    "Twice the ranks along the last dimension, equal values at their mean rank, centred to mean 0"
     ordered = t.sort(-1).values
     rank = (torch.searchsorted(ordered, t.contiguous()) + torch.searchsorted(ordered, t.contiguous(), right=True)).float()
     return rank - rank.mean(-1, keepdim=True)
@@ -114,6 +127,7 @@ def _correlation(a, b):
     "Of centred ranks along the last dimension, NaN where one of them is constant"
     return (a*b).sum(-1)/((a*a).sum(-1)*(b*b).sum(-1)).sqrt()
 
+# %% ../nbs/08_visualization.ipynb #e74c1012
 def _measures(beta, distance, near, alike):
     "The measures of weights (B, n, N): {name: (B, n)}; distance (n, N), and the ranks of nearness and of likeness in colour"
     weight = _ranks(beta)
@@ -122,22 +136,25 @@ def _measures(beta, distance, near, alike):
     return {'distance': (beta*distance).sum(-1), 'entropy': -torch.xlogy(beta, beta).sum(-1)/math.log(beta.shape[-1]), 'within 1/4': (beta*(distance <= .25)).sum(-1),
             'sharp': (beta.amax(-1)*beta.shape[-1] >= 3).float(), 'colour': wc, 'nearness': wn, 'colour, held': torch.where(rest > 1e-4, (wc - wn*cn)/rest.sqrt(), math.nan)}
 
-# %% ../nbs/08_visualization.ipynb #91829576
+# %% ../nbs/08_visualization.ipynb #a037fffc
+def _centres(grid, device): return torch.cartesian_prod(*[(torch.arange(n, device=device) + .5)/n for n in grid])   # (N, 2) in sides of the image
+def _colours(x, grid): return F.adaptive_avg_pool2d(x, grid).flatten(2).mT     # (B, 3, S, S) -> (B, N, 3): mean colour of each cell
+def _apart(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')   # (..., N, D), (..., n, D) -> (..., N, n)
+
+# %% ../nbs/08_visualization.ipynb #6ff01b7b
 def map_statistics(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images
 ) -> dict: # {'attention', 'uniform', 'window' or 'same': {measure: mean over queries and images, NaN where it is not defined}}
     "Figure 5's claim as numbers: what the weights of a layer go with; raises `ValueError` if images and maps do not belong together"
     _check_belongs(x, m); x = x.to(m.q.device)
-    def cells(grid): return F.adaptive_avg_pool2d(x, grid).flatten(2).mT       # (B, N, 3): mean colour of each cell
-    def centres(grid): return torch.cartesian_prod(*[(torch.arange(n, device=x.device) + .5)/n for n in grid])   # (N, 2) in sides of the image
-    def apart(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
-    at, keys, sums, first = centres(m.queries), centres(m.keys), {}, 0
-    asking, asked = cells(m.queries), cells(m.keys)
+    at, keys = [_centres(grid, x.device) for grid in (m.queries, m.keys)]      # (Nq, 2), (N, 2)
+    asking, asked = [_colours(x, grid) for grid in (m.queries, m.keys)]        # (B, Nq, 3), (B, N, 3)
+    sums:dict[tuple, tuple] = {}; first = 0
     same = sum(beta.sum(1, keepdim=True) for beta in m.parts())/len(at)        # (B, 1, N)
     for beta in m.parts():                                                     # (B, n, N)
         part = slice(first, first := first + beta.shape[1])
-        distance, alike = apart(at[part], keys), _ranks(-apart(asking[:, part], asked))   # (n, N), (B, n, N)
+        distance, alike = _apart(at[part], keys), _ranks(-_apart(asking[:, part], asked))   # (n, N), (B, n, N)
         near, window = _ranks(-distance), (-distance**2*32).softmax(-1)        # a Gaussian of 1/8, (n, N) each
         for kind, weights in dict(attention=beta, uniform=torch.full_like(beta, 1/len(keys)), window=window.expand_as(beta), same=same.expand_as(beta)).items():
             for name, v in _measures(weights, distance, near, alike).items():
@@ -145,6 +162,7 @@ def map_statistics(
     kinds, names = [dict.fromkeys(k) for k in zip(*sums)]
     return {kind: {name: sums[kind, name][0]/n if (n := sums[kind, name][1]) else math.nan for name in names} for kind in kinds}
 
+# %% ../nbs/08_visualization.ipynb #b3750a1c
 def statistics_figure(
     rows:dict, # {name, such as that of a layer: what `map_statistics` returned}
 ) -> Figure: # One panel per measure
@@ -191,7 +209,10 @@ def training_figure(
     axes[0].axhline(2, color='grey', lw=.7, ls=':', label='D knows nothing'); axes[0].legend(fontsize=7); fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #0c77abe1
+# %% ../nbs/08_visualization.ipynb #5aaf43d5
+import base64, html, io
+
+# %% ../nbs/08_visualization.ipynb #c02e3690
 def _png(figure):
     "A figure, picture or file as an HTML data address"
     if isinstance(figure, bytes): data = figure
@@ -202,6 +223,15 @@ def _png(figure):
         data = out.getvalue()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()
 
+# %% ../nbs/08_visualization.ipynb #b4f15c77
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+img{max-width:100%;image-rendering:auto;background:#fff} figure{margin:1.5rem 0} figcaption{color:#555;font-size:.9rem}
+th{text-align:left;padding-right:2rem;font-weight:500} td,th{border-bottom:1px solid #ddd;overflow-wrap:anywhere}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}figcaption{color:#aaa}td,th{border-color:#444}}
+"""
+
+# %% ../nbs/08_visualization.ipynb #475b2f6a
 def report_html(
     title:str, # Heading
     summary:str, # One paragraph of plain text under it
@@ -215,10 +245,5 @@ def report_html(
     frame = explorer and f'<iframe title="Attention explorer" style="width:100%;height:700px;border:0" srcdoc="{e(explorer)}"></iframe>'
     rows = ''.join(f'<tr><th>{e(k)}</th><td>{e(v)}</td></tr>' for k, v in table.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{e(title)}</title><style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}}
-img{{max-width:100%;image-rendering:auto;background:#fff}} figure{{margin:1.5rem 0}} figcaption{{color:#555;font-size:.9rem}}
-th{{text-align:left;padding-right:2rem;font-weight:500}} td,th{{border-bottom:1px solid #ddd;overflow-wrap:anywhere}}
-@media(prefers-color-scheme:dark){{body{{color:#ddd;background:#181818}}figcaption{{color:#aaa}}td,th{{border-color:#444}}}}
-</style><h1>{e(title)}</h1><p>{e(summary)}</p>{figures}{frame}<h2>Configuration</h2><table>{rows}</table></html>
+<title>{e(title)}</title><style>{_STYLE}</style><h1>{e(title)}</h1><p>{e(summary)}</p>{figures}{frame}<h2>Configuration</h2><table>{rows}</table></html>
 """
