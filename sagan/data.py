@@ -370,14 +370,11 @@ def _unusable(at, wanted, path, row):
     healed = [n for n in bad if not isinstance(_read(path/n, wanted['size']), str)]
     return f'{healed[0]} can be read now' if healed else '', bad
 
-# %% ../nbs/00_data.ipynb #9b264b44
+# %% ../nbs/00_data.ipynb #f73fc437
 def _cache_folder(path, size, cache):
-    "Where the cache of a folder of images is, made where it is missing; raises `OSError` where it cannot be"
+    "Where the cache of a folder of images is, or would be"
     home = Path(cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'sagan')
-    at = home/f"{path.resolve().name}-{size}px-{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
-    try: at.mkdir(parents=True, exist_ok=True); (at/'.lock').touch()
-    except OSError as e: raise type(e)(f"the cache folder {home} cannot be written ({e.strerror}); name another one as cache") from None
-    return at
+    return home/f"{path.resolve().name}-{size}px-{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
 
 # %% ../nbs/00_data.ipynb #59ca03b2
 def _make_cache(at, path, names, wanted, row, why):
@@ -393,13 +390,15 @@ def _make_cache(at, path, names, wanted, row, why):
     with whole_file(at/'about.json') as new: new.write_text(json.dumps(about, indent=1))
     return bad
 
-# %% ../nbs/00_data.ipynb #a3b1c6ea
+# %% ../nbs/00_data.ipynb #d92d7c44
 def _cached(path, names, size, cache):
     "The file with the decoded images of a folder, made where it is missing, and the files that it leaves out, name -> reason"
     at, row = _cache_folder(path, size, cache), 3*size**2
     wanted = {'number of files': len(names), 'size': size, 'interpolation': FITTED, 'digest of names, sizes and times': _sources(path, names)}
     why, bad = _unusable(at, wanted, path, row)
     if why == '': return at/'images', bad
+    try: at.mkdir(parents=True, exist_ok=True); (at/'.lock').touch()
+    except OSError as e: raise type(e)(f"the cache folder {at.parent} cannot be written ({e.strerror}); name another one as cache") from None
     with exclusive(at, wait=True):
         why, bad = _unusable(at, wanted, path, row)                             # another process may have made it meanwhile
         if why != '': bad = _make_cache(at, path, names, wanted, row, why)
