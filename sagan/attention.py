@@ -7,16 +7,17 @@ Docs: https://sagan-gan.github.io/sagan/attention.html.md"""
 # %% auto #0
 __all__ = ['attention_weights', 'attend', 'SelfAttention', 'AttentionMap', 'attention_maps', 'altered']
 
-# %% ../nbs/02_attention.ipynb #b83bdb2c
+# %% ../nbs/02_attention.ipynb #5a494579
 import torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
+from typing import Any
 from torch import Tensor
 from .spectral import spectral_norm
 
-# %% ../nbs/02_attention.ipynb #dd1db963
+# %% ../nbs/02_attention.ipynb #aec52d08
 def attention_weights(
     q:Tensor, # Queries g(x), (B, Nq, D)
     k:Tensor, # Keys f(x), (B, Nk, D)
@@ -24,24 +25,31 @@ def attention_weights(
     "Equation 1: how much each query attends to each key"
     return (q @ k.mT).softmax(-1)  # (B, Nq, Nk)
 
+# %% ../nbs/02_attention.ipynb #f9f8a110
 def attend(
     q:Tensor, # Queries g(x), (B, Nq, D)
     k:Tensor, # Keys f(x), (B, Nk, D)
     v:Tensor, # Values h(x), (B, Nk, Dv)
 ) -> Tensor: # o, (B, Nq, Dv)
     "Equations 1 and 2: mix the values by the attention weights, without storing a large map"
+    width, qkv = v.shape[2], (q, k, v)
     if q.device.type == 'cpu':
         n = q.shape[0]*q.shape[1]*k.shape[1]
         if not isinstance(n, int) or n <= 2**23: return attention_weights(q, k) @ v   # (B, Nq, Dv); an export leaves B open
-        wide = max(q.shape[2], v.shape[2])
-        filled = [F.pad(t, (0, wide - t.shape[2]))[:, None] for t in (q, k, v)]       # (B, 1 head, N, wide)
-        return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]  # (B, Nq, Dv)
-    filled = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in (q, k, v)]  # (B, 1 head, N, widths that fused kernels take)
-    return F.scaled_dot_product_attention(*filled, scale=1.)[:, 0, :, :v.shape[2]]      # (B, Nq, Dv)
+        q, k, v = [F.pad(t, (0, max(q.shape[2], width) - t.shape[2]))[:, None] for t in qkv]   # (B, 1 head, N, one width)
+    else: q, k, v = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in qkv]        # (B, 1 head, N, widths that fused kernels take)
+    return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0, :, :width]                 # (B, Nq, Dv)
 
-# %% ../nbs/02_attention.ipynb #1cc3a910
+# %% ../nbs/02_attention.ipynb #517f3323
+def _project(c_in, c_out, sn):
+    "A 1x1 convolution, spectrally normalised or not"
+    conv = nn.Conv2d(c_in, c_out, 1, bias=False)
+    nn.init.xavier_uniform_(conv.weight)
+    return spectral_norm(conv) if sn else conv
+
+# %% ../nbs/02_attention.ipynb #1e819324
 class SelfAttention(nn.Module):
-    "The attention layer of section 3, equations 1 to 3, on (B, C, H, W); the identity until `gamma` has moved from 0"
+    "The attention layer of section 3, equations 1 to 3, on (B, C, H, W); the identity until `gamma` has moved from 0; raises `ValueError` for other channels and forms"
     def __init__(self,
         channels:int, # C, divisible by 8; in the official form, whose code rounds down, at least 8
         form:str='paper', # 'paper': equations 1-3 as printed; 'official': pooled keys and values, C/2 values, output convolution
@@ -51,20 +59,16 @@ class SelfAttention(nn.Module):
         if channels < 8 or channels % 8 and form != 'official': raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have C/8), got {channels}; use a width that gives such a feature map")
         if form not in ('paper', 'official'): raise ValueError(f"form is 'paper' or 'official', got {form!r}")
         self.form = form
-        def project(c_in, c_out):
-            conv = nn.Conv2d(c_in, c_out, 1, bias=False)
-            nn.init.xavier_uniform_(conv.weight)
-            return spectral_norm(conv) if sn else conv
         values = channels if form == 'paper' else channels//2
-        self.query, self.key = project(channels, channels//8), project(channels, channels//8)  # g, f
-        self.value = project(channels, values)                                                 # h
-        self.out = nn.Identity() if form == 'paper' else project(values, channels)
+        self.query, self.key = [_project(channels, channels//8, sn) for _ in range(2)]          # g, f
+        self.value = _project(channels, values, sn)                                            # h
+        self.out = nn.Identity() if form == 'paper' else _project(values, channels, sn)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def qkv(self,
         x:Tensor, # Features, (B, C, H, W)
-    ) -> list: # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or HW/4 when pooled
-        "What equation 1 and 2 are about"
+    ) -> list[Tensor]: # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or HW/4 when pooled
+        "What equations 1 and 2 are about"
         pool = (lambda t: F.max_pool2d(t, 2)) if self.form == 'official' else (lambda t: t)
         return [t.flatten(2).mT for t in (self.query(x), pool(self.key(x)), pool(self.value(x)))]
 
@@ -73,44 +77,43 @@ class SelfAttention(nn.Module):
         o = attend(*self.qkv(x)).mT.unflatten(2, x.shape[2:])  # (B, Cv, H, W)
         return self.gamma * self.out(o) + x                    # (B, C, H, W)
 
-# %% ../nbs/02_attention.ipynb #f149260e
+# %% ../nbs/02_attention.ipynb #7127b146
+def _cell(grid, image, row, col):
+    "Number of the cell of a grid (H, W) that covers a pixel of an image (height, width), counted row by row"
+    if not (0 <= row < image[0] and 0 <= col < image[1]):
+        raise IndexError(f"pixel ({row}, {col}) is outside the image; rows go from 0 to {image[0]-1}, columns from 0 to {image[1]-1}")
+    return row*grid[0]//image[0]*grid[1] + col*grid[1]//image[1]
+
+# %% ../nbs/02_attention.ipynb #b8b81411
 @dataclass
 class AttentionMap:
     "The map of one attention layer for B images, with what is needed to place it on them; raises `IndexError` for pixels outside"
-    name:str           # The layer's name in the network
-    q:Tensor           # Queries g(x), (B, H*W, D)
-    k:Tensor           # Keys f(x), (B, h*w, D)
-    queries:tuple      # (H, W), the grid of the queries
-    keys:tuple         # (h, w), the grid of the keys: (H, W), or half of it when pooled
-    image:tuple        # (height, width) of the image in pixels
+    name:str                 # The layer's name in the network
+    q:Tensor                 # Queries g(x), (B, H*W, D)
+    k:Tensor                 # Keys f(x), (B, h*w, D)
+    queries:tuple[int, ...]  # (H, W), the grid of the queries
+    keys:tuple[int, ...]     # (h, w), the grid of the keys: (H, W), or half of it when pooled
+    image:tuple[int, ...]    # (height, width) of the image in pixels
 
     def __len__(self): return len(self.q)
     @property
-    def beta(self): return attention_weights(self.q, self.k)  # the whole map, (B, H*W, h*w)
-    def cell(self,
-        grid:tuple, # `queries` or `keys`
-        row:int, # Pixel row in the image, from 0 at the top
-        col:int, # Pixel column in the image, from 0 at the left
-    ) -> int: # Number of the cell of the grid that covers the pixel
-        "Which query, or which key, a pixel belongs to"
-        if not (0 <= row < self.image[0] and 0 <= col < self.image[1]):
-            raise IndexError(f"pixel ({row}, {col}) is outside the image; rows go from 0 to {self.image[0]-1}, columns from 0 to {self.image[1]-1}")
-        return row*grid[0]//self.image[0]*grid[1] + col*grid[1]//self.image[1]
-
+    def beta(self) -> Tensor: # (B, H*W, h*w), each row summing to 1
+        "The whole map (eq. 1)"
+        return attention_weights(self.q, self.k)
     def at(self,
         row:int, # Pixel row in the image, from 0 at the top
         col:int, # Pixel column in the image, from 0 at the left
     ) -> Tensor: # (B, h, w), >= 0, summing to 1
         "Where the query of a pixel looks; raises `IndexError` outside the image"
-        j = self.cell(self.queries, row, col)
+        j = _cell(self.queries, self.image, row, col)
         return attention_weights(self.q[:, j:j+1], self.k)[:, 0].unflatten(1, self.keys)
     def on_image(self,
         row:int, # Pixel row in the image, from 0 at the top
         col:int, # Pixel column in the image, from 0 at the left
     ) -> Tensor: # (B, height, width), >= 0
-        "`at`, interpolated between the centres of its cells to the image's resolution"
+        "`at`, interpolated between the centres of its cells to the image's resolution; raises `IndexError` outside the image"
         return F.interpolate(self.at(row, col)[:, None], size=self.image, mode='bilinear', align_corners=False)[:, 0]
-    def parts(self) -> Iterator: # Of Tensor (B, n, h*w), of at most 67 MB or one query
+    def parts(self) -> Iterator[Tensor]: # (B, n, h*w) each, of at most 67 MB or one query
         "The map in parts of some queries, in order"
         return (attention_weights(q, self.k) for q in self.q.split(max(1, 2**24//(len(self)*self.k.shape[1])), 1))
     def looked_at_from(self,
@@ -118,38 +121,56 @@ class AttentionMap:
         col:int, # Pixel column in the image, from 0 at the left
     ) -> Tensor: # (B, H, W), each in [0, 1]
         "From where a pixel is looked at: the weight that each query gives to its key; raises `IndexError` outside the image"
-        i = self.cell(self.keys, row, col)
+        i = _cell(self.keys, self.image, row, col)
         return torch.cat([beta[:, :, i].clone() for beta in self.parts()], 1).unflatten(1, self.queries)  # a view would keep its whole part
 
-# %% ../nbs/02_attention.ipynb #57c06a26
+# %% ../nbs/02_attention.ipynb #9a6cb588
+@contextmanager
+def _inputs(net, names):
+    "Yields a list that fills with (name, layer, input) of the named layers, in the order in which they run within this context"
+    seen = []
+    def note(name): return lambda layer, args, out: seen.append((name, layer, args[0]))
+    hooks = [net.get_submodule(name).register_forward_hook(note(name)) for name in names]
+    try:
+        with torch.compiler.set_stance('force_eager'): yield seen              # compiled code knows nothing of hooks
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../nbs/02_attention.ipynb #95a3dc01
+def _map(name, layer, x, image):
+    "The `AttentionMap` of a layer that was given x (B, C, H, W)"
+    q, k, _ = layer.qkv(x)                                                     # (B, H*W, D), (B, h*w, D)
+    pooled = 1 if layer.form == 'paper' else 2
+    return AttentionMap(name, q.float(), k.float(), tuple(x.shape[-2:]), tuple(s//pooled for s in x.shape[-2:]), image)
+
+# %% ../nbs/02_attention.ipynb #0988e019
 @torch.no_grad()
 def attention_maps(
     net:nn.Module, # A network with `SelfAttention` layers; used in the mode (train or eval) that it is in
     *inputs:Tensor, # What the network takes: (z, y) for a generator, (x, y) for a discriminator
     layers:list|str|None=None, # Names of attention layers in the network, None for all
-) -> tuple: # (output of the network, list of `AttentionMap` in the order of the forward pass)
+) -> tuple[Any, list[AttentionMap]]: # (output of the network, its maps in the order of the forward pass)
     "Run `net` once and return its output with the map of attention layers (eq. 1); raises `ValueError` if it has none, or none of that name"
-    seen, found = [], {name: m for name, m in net.named_modules() if isinstance(m, SelfAttention)}
+    found = [name for name, m in net.named_modules() if isinstance(m, SelfAttention)]
     layers = [layers] if isinstance(layers, str) else layers
     if not found: raise ValueError(f"{type(net).__name__} has no SelfAttention layer; build it with an attention placement")
     if unknown := [n for n in layers or () if n not in found]: raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; it has {', '.join(map(repr, found))}")
-    def note(name): return lambda layer, args, out: seen.append((name, layer, args[0]))
-    hooks = [m.register_forward_hook(note(name)) for name, m in found.items() if layers is None or name in layers]
-    try:
-        with torch.compiler.set_stance('force_eager'): out = net(*inputs)      # compiled code knows nothing of hooks
-    finally:
-        for h in hooks: h.remove()
+    with _inputs(net, [n for n in found if layers is None or n in layers]) as seen: out = net(*inputs)
     image = tuple((out if isinstance(out, Tensor) and out.ndim == 4 else inputs[0]).shape[-2:])  # a generator's image comes out, a discriminator's goes in
-    def grids(layer, x): return tuple(x.shape[-2:]), tuple(s//(1 if layer.form == 'paper' else 2) for s in x.shape[-2:])
-    return out, [AttentionMap(name, *[t.float() for t in layer.qkv(x)[:2]], *grids(layer, x), image) for name, layer, x in seen]
+    return out, [_map(name, layer, x, image) for name, layer, x in seen]
 
-# %% ../nbs/02_attention.ipynb #1f261f1f
-def _inside(m, box):
-    "Which keys have their centre in a box of pixels, (h*w,) of bool"
-    top, left, bottom, right = box
+# %% ../nbs/02_attention.ipynb #96ae48cc
+def _seen(m, hide):
+    "Which keys are seen when those with their centre in a box of pixels are hidden, (h*w,) of bool; all if it is None"
+    if hide is None: return torch.ones(m.k.shape[1], dtype=torch.bool)
+    top, left, bottom, right = hide
     rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(m.keys, m.image)]   # (h,), (w,) in pixels
-    return torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
+    seen = ~torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()   # (h*w,)
+    if seen.all() or not seen.any():
+        raise ValueError(f"the box {hide} hides {'no key' if seen.any() else 'all keys'}; a key is {m.image[0]//m.keys[0]}x{m.image[1]//m.keys[1]} of {m.image[0]}x{m.image[1]} pixels, and its centre counts")
+    return seen
 
+# %% ../nbs/02_attention.ipynb #1114e801
 @contextmanager
 def altered(
     net:nn.Module, # The network
@@ -158,20 +179,17 @@ def altered(
     cut:tuple|None=None, # (row, column) of a pixel: the query that covers it gets nothing from attention
     hide:tuple|None=None, # (top, left, bottom, right) in pixels: keys with their centre in this box are seen by no query
     uniform:bool=False, # Give all keys the same weight?
-):
+) -> Iterator[None]:
     "Within this context one attention layer works differently; raises `IndexError` for a pixel outside the image, `ValueError` for a box that hides no key or all of them, or a map of another network"
     layer = dict(net.named_modules()).get(m.name)
     if not isinstance(layer, SelfAttention): raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; make the map with this network")
     if 'forward' in vars(layer): raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
-    seen = torch.ones(m.k.shape[1], dtype=torch.bool) if hide is None else ~_inside(m, hide)   # (h*w,)
-    if hide is not None and seen.all() or not seen.any():
-        raise ValueError(f"the box {hide} hides {'no key' if seen.any() else 'all keys'}; a key is {m.image[0]//m.keys[0]}x{m.image[1]//m.keys[1]} of {m.image[0]}x{m.image[1]} pixels, and its centre counts")
-    j = None if cut is None else m.cell(m.queries, *cut)
+    seen, j = _seen(m, hide), None if cut is None else _cell(m.queries, m.image, *cut)         # (h*w,)
     def forward(layer, x):
         q, k, v = layer.qkv(x)
         o = attend(q*(not uniform), k[:, seen], v[:, seen])                    # (B, HW, Cv); queries of 0 see all alike
         if j is not None: o = o.index_fill(1, torch.tensor([j], device=o.device), 0.)
         return gamma*layer.gamma*layer.out(o.mT.unflatten(2, x.shape[2:])) + x  # (B, C, H, W)
-    layer.forward = MethodType(forward, layer)
+    layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
     try: yield
     finally: del layer.forward

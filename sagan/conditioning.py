@@ -8,8 +8,9 @@ Docs: https://sagan-gan.github.io/sagan/conditioning.html.md"""
 __all__ = ['check_labels', 'launched', 'processes', 'share', 'total', 'gather', 'everyones', 'BatchNorm2d',
            'ConditionalBatchNorm2d', 'frozen_statistics', 'ProjectionHead', 'AuxiliaryHead']
 
-# %% ../nbs/03_conditioning.ipynb #8c582cb3
+# %% ../nbs/03_conditioning.ipynb #146257b0
 import os, torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
+from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import Tensor
 from .spectral import spectral_norm
@@ -29,11 +30,11 @@ def check_labels(
     if not torch.compiler.is_compiling() and y.device.type == 'cpu' and len(y) and not (0 <= y.min() and y.max() < n_classes):
         raise ValueError(f"labels go from 0 to {n_classes-1}, got values from {y.min()} to {y.max()}")
 
-# %% ../nbs/03_conditioning.ipynb #4722a172
+# %% ../nbs/03_conditioning.ipynb #23c1667f
 @contextmanager
 def launched(
     device:str='cpu', # 'cpu', or 'cuda' for the GPU that the launcher has in mind for this process
-): # Yields the device of this process
+) -> Iterator[str]: # Yields the device of this process
     "Within this context the processes that `torchrun` or `accelerate launch` has started belong together; does nothing in a process that was started alone"
     if int(os.environ.get('WORLD_SIZE', 1)) == 1: yield device; return
     if device == 'cuda': device = f"cuda:{os.environ['LOCAL_RANK']}"; torch.cuda.set_device(device)
@@ -41,10 +42,12 @@ def launched(
     try: yield device
     finally: dist.destroy_process_group()
 
-def processes() -> tuple: # (rank of this process from 0, number of processes)
+# %% ../nbs/03_conditioning.ipynb #a0484596
+def processes() -> tuple[int, int]: # (rank of this process from 0, number of processes)
     "Which of the processes that train together this one is; (0, 1) alone"
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
+# %% ../nbs/03_conditioning.ipynb #2b4cb7f2
 def share(
     n:int, # Number of things in a row
 ) -> slice: # Those of this process: all of them alone, otherwise as equal a part as can be
@@ -52,7 +55,7 @@ def share(
     rank, world = processes()
     return slice(n*rank//world, n*(rank + 1)//world)
 
-# %% ../nbs/03_conditioning.ipynb #7c560b2a
+# %% ../nbs/03_conditioning.ipynb #99ef5010
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx, t):
@@ -66,6 +69,7 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return _Total.apply(grad)  # the loss, too, is a sum over the processes
 
+# %% ../nbs/03_conditioning.ipynb #95940e4a
 @torch.compiler.disable
 def total(
     t:Tensor, # Of the same shape in every process
@@ -73,6 +77,7 @@ def total(
     "Sum over the processes, with gradient; the same bits in each of them; raises `ConnectionError` when one of them is gone"
     return t if processes()[1] == 1 else _Total.apply(t)
 
+# %% ../nbs/03_conditioning.ipynb #158705f4
 def gather(
     t:Tensor, # Rows of a tensor (n, ...)
     n:int, # All rows
@@ -84,6 +89,7 @@ def gather(
     whole[share(n) if rows is None else rows] = t
     return total(whole)                                                       # each row has one part that is not 0
 
+# %% ../nbs/03_conditioning.ipynb #a0ac9f19
 def everyones(
     fact, # Anything that can be pickled
 ) -> list: # One of each process, in the order of the ranks
@@ -113,7 +119,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         shift = (0 if self.bias is None else self.bias) - mean*scale                   # (C,)
         return torch.addcmul(shift.float()[:, None, None], h, scale.float()[:, None, None]).to(x.dtype)  # (B, C, H, W)
 
-# %% ../nbs/03_conditioning.ipynb #ba1aa9a1
+# %% ../nbs/03_conditioning.ipynb #67ef92eb
 class ConditionalBatchNorm2d(nn.Module):
     "Batch norm with one gain and bias per class (section 5, ref. [17]); plain affine batch norm when `n_classes` is 0"
     def __init__(self,
@@ -128,16 +134,17 @@ class ConditionalBatchNorm2d(nn.Module):
         self.n_classes = n_classes
 
     def forward(self, x, y=None):
+        "Features `x` (B, C, H, W) and labels `y` (B,) to (B, C, H, W)"
         h = self.bn(x)                                                        # (B, C, H, W)
         if not self.n_classes: return h
         gain, bias = [t.to(h.dtype)[..., None, None] for t in (1 + self.gain(y), self.bias(y))]  # (B, C, 1, 1)
         return gain*h + bias                                                  # (B, C, H, W)
 
-# %% ../nbs/03_conditioning.ipynb #fccc6cc7
+# %% ../nbs/03_conditioning.ipynb #52b2c302
 @contextmanager
 def frozen_statistics(
     net:nn.Module, # Network whose batch norms keep their running averages as they are
-):
+) -> Iterator[None]:
     "Within this context batch norm layers in training mode use the batch's statistics without recording them"
     bns = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for m in bns: m.track_running_stats = False
@@ -145,7 +152,14 @@ def frozen_statistics(
     finally:
         for m in bns: m.track_running_stats = True
 
-# %% ../nbs/03_conditioning.ipynb #f0d979df
+# %% ../nbs/03_conditioning.ipynb #cf17b758
+def _bounded(layer):
+    "The layer with Xavier weights, spectrally normalised, and a bias of 0 if it has one"
+    nn.init.xavier_uniform_(layer.weight)
+    if isinstance(layer, nn.Linear): nn.init.zeros_(layer.bias)
+    return spectral_norm(layer)
+
+# %% ../nbs/03_conditioning.ipynb #f911ecd6
 class ProjectionHead(nn.Module):
     "Score of pooled features, plus their inner product with the label's embedding (section 5, ref. [17])"
     def __init__(self,
@@ -155,16 +169,16 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(channels, 1)
         self.embed = nn.Embedding(n_classes, channels) if n_classes else None
-        for layer in filter(None, (self.linear, self.embed)): nn.init.xavier_uniform_(layer.weight); spectral_norm(layer)
-        nn.init.zeros_(self.linear.bias)
+        for layer in filter(None, (self.linear, self.embed)): _bounded(layer)
 
     def forward(self, h, y=None):
+        "Features `h` (B, C) and labels `y` (B,) to scores (B,)"
         score = self.linear(h).squeeze(1)                                     # (B,)
         return score if self.embed is None else score + (self.embed(y)*h).sum(1)  # (B,)
 
-# %% ../nbs/03_conditioning.ipynb #6d443660
+# %% ../nbs/03_conditioning.ipynb #1a8073fc
 class AuxiliaryHead(nn.Module):
-    "Score of pooled features, and -log P(C = y | x) by a classifier on the same features (AC-GAN, table 2)"
+    "Score of pooled features, and -log P(C = y | x) by a classifier on the same features (AC-GAN, table 2); raises `ValueError` for fewer than 2 classes"
     def __init__(self,
         channels:int, # C of the features h(x)
         n_classes:int, # Classes, at least 2; otherwise `ValueError`
@@ -172,8 +186,9 @@ class AuxiliaryHead(nn.Module):
         super().__init__()
         if n_classes < 2: raise ValueError(f"the auxiliary classifier of AC-GAN needs at least 2 classes, got {n_classes}; use the projection head")
         self.linear, self.classify = nn.Linear(channels, 1), nn.Linear(channels, n_classes)
-        for layer in (self.linear, self.classify): nn.init.xavier_uniform_(layer.weight); nn.init.zeros_(layer.bias); spectral_norm(layer)
+        for layer in (self.linear, self.classify): _bounded(layer)
 
     def forward(self, h, y):
+        "Features `h` (B, C) and labels `y` (B,) to scores (B,) and -log P(C = y | x) (B,)"
         score = self.linear(h).squeeze(1)                                     # (B,)
         return score, F.cross_entropy(self.classify(h), y, reduction='none')  # (B,), (B,) >= 0

@@ -1,4 +1,4 @@
-"""Images in [-1, 1] with their labels, from a folder, a data set or a line of code, fast enough that training never waits
+"""Images in [-1, 1] with their labels, from a folder, a data set or a line of code, fast enough that training hardly waits
 
 Docs: https://sagan-gan.github.io/sagan/data.html.md"""
 
@@ -9,7 +9,7 @@ __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'FITTED', 'to_unit', 'to
            'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'whole_file', 'exclusive', 'Mapped',
            'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls', 'load_images']
 
-# %% ../nbs/00_data.ipynb #75c139b1
+# %% ../nbs/00_data.ipynb #37a79b58
 import json, mmap, os, shutil, torch, torch.nn.functional as F
 from collections.abc import Iterator
 from typing import Any
@@ -22,13 +22,12 @@ from pathlib import Path
 from warnings import warn
 import numpy as np
 from fastai.data.core import DataLoaders
-from fastcore.basics import patch
 from fastprogress import progress_bar
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-# %% ../nbs/00_data.ipynb #cbfb1576
+# %% ../nbs/00_data.ipynb #907c01d5
 def to_unit(
     x:Tensor, # Images of bytes, any shape, uint8
 ) -> Tensor: # The same shape, float32 in [-1, 1]
@@ -36,47 +35,51 @@ def to_unit(
     if x.dtype != torch.uint8: raise TypeError(f"to_unit takes uint8 images with values from 0 to 255, got {x.dtype}")
     return x.float().mul_(2/255).sub_(1)
 
+# %% ../nbs/00_data.ipynb #f3b2832f
 def to_bytes(
     x:Tensor, # Images, any shape, float in [-1, 1]; values outside are clipped
 ) -> Tensor: # The same shape, uint8
     "The range of the networks to bytes, rounded"
     return ((x.float() + 1)*127.5).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/00_data.ipynb #0d49851f
+# %% ../nbs/00_data.ipynb #cd0a20bf
 def check_size(
     size:int, # Pixels of a side
 ) -> None:
     "Raise `ValueError` for a size that the networks do not have"
     if size not in (32, 64, 128, 256): raise ValueError(f"size must be 32, 64, 128 or 256 pixels (a power of two that the networks have), got {size!r}")
 
+# %% ../nbs/00_data.ipynb #c31faf46
 @dataclass
 class Images:
     "A labelled set of images, in memory or in a file"
     x:Any         # (n, 3, S, S) uint8: a `Tensor`, or a `Mapped` where they do not fit into memory
     y:Tensor      # (n,) int64, indices into `classes`; all 0 without classes
-    classes:list  # Class names; empty when there are none (unconditional)
+    classes:list[str]  # Class names; empty when there are none (unconditional)
     name:str      # Where they come from
     interpolation:str = 'none'  # How they were brought to their size
     def __len__(self): return len(self.x)
     def _with(self, x, y): return Images(x, y, self.classes, self.name, self.interpolation)
     def __getitem__(self, i): return self._with(self.x[i] if isinstance(self.x, Tensor) else self.x.rows(i), self.y[i])
     @property
-    def size(self): return self.x.shape[-1]
+    def size(self) -> int: # Pixels
+        "Of a side"
+        return self.x.shape[-1]
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
-    ) -> Iterator: # Of x (B, 3, S, S) uint8, in order
+    ) -> Iterator[Tensor]: # x (B, 3, S, S) uint8 each, in order
         "One pass over the images"
         return (self.x[i:i+n] for i in range(0, len(self), n))
     def split(self,
         share:float=.2, # Share of the images that is held out, between 0 and 1
         seed:int=0, # Seed of the shuffle
-    ) -> tuple: # (`Images` to train on, `Images` held out)
+    ) -> tuple['Images', 'Images']: # Those to train on, those held out
         "Shuffle and split; the same seed gives the same split"
         order, n = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)), round(len(self)*share)
         return self[order[n:]], self[order[:n]]
     def to(self,
         device:str|torch.device, # Where images and labels should be held
-    ): # `Images` there; images in a file stay in their file
+    ) -> 'Images': # There; images in a file stay in their file
         "Hold the data on a device, for one that has room for it: batches are then indexed there, and no image is copied during training"
         return self._with(self.x.to(device) if isinstance(self.x, Tensor) else self.x, self.y.to(device))
 
@@ -91,16 +94,26 @@ def digits(
     x = F.interpolate(x, size=size, mode='bicubic', align_corners=False)       # (n, 1, S, S)
     return Images(to_bytes(x).expand(-1, 3, -1, -1).contiguous(), torch.tensor(d.target), [str(c) for c in range(10)], 'digits', 'bicubic')
 
-# %% ../nbs/00_data.ipynb #b5ff27c8
+# %% ../nbs/00_data.ipynb #4a0d368e
 TWIN_SHAPES = dict(  # widths of the six rows of each shape, symmetric, so that its centroid is its centre
     square=(6, 6, 6, 6, 6, 6), disc=(4, 6, 6, 6, 6, 4), diamond=(2, 4, 6, 6, 4, 2), plus=(2, 2, 6, 6, 2, 2))
 TWIN_COLOURS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]).float()  # (6, 3): red yellow green cyan blue magenta
 
+# %% ../nbs/00_data.ipynb #812d98ed
 def _mask(widths, scale):
+    "A shape of 6x6 cells from the widths of its rows, each cell `scale` pixels wide: (6s, 6s) of bool"
     m = torch.tensor([[abs(c - 2.5) < w/2 for c in range(6)] for w in widths])  # (6, 6)
     return m.repeat_interleave(scale, 0).repeat_interleave(scale, 1)            # (6s, 6s)
 
-# %% ../nbs/00_data.ipynb #76bfa901
+# %% ../nbs/00_data.ipynb #b063d39d
+def _paint(x, mask, colours, top, left):
+    "Paint a twin into one image x (3, S, S) where `mask` (6s, 6s) is true, in the two colours with these numbers"
+    side = len(mask)
+    paint = TWIN_COLOURS[colours].repeat_interleave(side//2, 0).T[:, :, None]  # (3, 6s, 1): upper half, lower half
+    box = x[:, top:top+side, left:left+side]                                  # (3, 6s, 6s), a view
+    box.copy_(torch.where(mask, paint, box))
+
+# %% ../nbs/00_data.ipynb #6d110763
 def twins(
     n:int=4000, # Number of images
     size:int=32, # Pixels of a side: 32 or 64
@@ -115,51 +128,67 @@ def twins(
     top, edge = pick(26*s+1, n, 2), pick(2*s+1, n, 2)                       # of the left and the right twin
     masks = torch.stack([_mask(w, s) for w in TWIN_SHAPES.values()])        # (4, 6s, 6s)
     for i in range(n):
-        paint = TWIN_COLOURS[pair[i]].repeat_interleave(3*s, 0).T[:, :, None]  # (3, 6s, 1): upper half, lower half
-        for t, left in ((top[i, 0], edge[i, 0]), (top[i, 1], size - 6*s - edge[i, 1])):
-            box = x[i, :, t:t+6*s, left:left+6*s]                            # (3, 6s, 6s), a view
-            box.copy_(torch.where(masks[y[i]], paint, box))
+        _paint(x[i], masks[y[i]], pair[i], top[i, 0], edge[i, 0])
+        _paint(x[i], masks[y[i]], pair[i], top[i, 1], size - 6*s - edge[i, 1])
     return Images(to_bytes(x*2 - 1), y, list(TWIN_SHAPES), 'twins')
 
-# %% ../nbs/00_data.ipynb #d996c4f3
+# %% ../nbs/00_data.ipynb #d31c87de
+def _parts(halves):
+    "Where the two parts of a twin are in each half of the images (n, 2, 3, S, S/2) in [0, 1]: (n, 2 halves, 2 parts, S, S/2) of 0 and 1"
+    twin = (halves.amax(2) - halves.amin(2) > .5).float()                     # (n, 2, S, S/2)
+    rows = torch.arange(halves.shape[3], device=halves.device)[:, None]       # (S, 1)
+    centre = (twin*rows).sum((2, 3)) / twin.sum((2, 3)).clamp(min=1)          # (n, 2)
+    upper = (rows < centre[..., None, None]).float()                          # (n, 2, S, 1)
+    return torch.stack([twin*upper, twin*(1-upper)], 2)                       # (n, 2, 2, S, S/2)
+
+# %% ../nbs/00_data.ipynb #b5f1595e
 def twin_colours(
     x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64
 ) -> Tensor: # (n, 2, 2) int64: [left or right twin, upper or lower part] -> index into `TWIN_COLOURS`, -1 for no twin
     "Read the colours of both twins back from the pixels"
     x, size = x.float()*.5 + .5, x.shape[-1]                                  # [0, 1]
     halves = torch.stack([x[..., :size//2], x[..., size//2:]], 1)             # (n, 2, 3, S, S/2)
-    twin = (halves.amax(2) - halves.amin(2) > .5).float()                     # (n, 2, S, S/2)
-    area = twin.sum((2, 3))                                                   # (n, 2)
-    rows = torch.arange(size, device=x.device)[:, None]                       # (S, 1)
-    centre = (twin*rows).sum((2, 3)) / area.clamp(min=1)                      # (n, 2)
-    upper = (rows < centre[..., None, None]).float()                          # (n, 2, S, 1)
-    parts = torch.stack([twin*upper, twin*(1-upper)], 2)                      # (n, 2, 2, S, S/2)
+    parts = _parts(halves)                                                    # (n, 2, 2, S, S/2)
     colour = torch.einsum('nhpij,nhcij->nhpc', parts, halves)                 # (n, 2, 2, 3)
     palette = F.normalize(TWIN_COLOURS.to(x) - TWIN_COLOURS.to(x).mean(1, keepdim=True), dim=1)  # (6, 3), hue directions
     named = ((colour - colour.mean(3, keepdim=True)) @ palette.T).argmax(3)   # (n, 2, 2)
-    return torch.where(area[..., None] >= 8*(size//32)**2, named, -1)
+    return torch.where(parts.sum((2, 3, 4))[..., None] >= 8*(size//32)**2, named, -1)
 
+# %% ../nbs/00_data.ipynb #5af9bd31
+def _agreeing(x):
+    "Which images (or colours of images) have two twins of the same colours, (n,) of bool, and the colours of the left twins, (n, 2)"
+    left, right = (x if x.ndim == 3 else twin_colours(x)).unbind(1)           # (n, 2) each
+    return ((left == right) & (left >= 0)).all(1), left
+
+# %% ../nbs/00_data.ipynb #6c5f8de8
 def twin_agreement(
     x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n, 2, 2)
 ) -> float: # Share in [0, 1]: 1 for real images, about 1/36 for unrelated halves
     "Share of images with two twins whose upper and lower colours both agree"
-    left, right = (x if x.ndim == 3 else twin_colours(x)).unbind(1)           # (n, 2) each
-    return ((left == right) & (left >= 0)).all(1).float().mean().item()
+    return _agreeing(x)[0].float().mean().item()
 
-# %% ../nbs/00_data.ipynb #92c28a0e
+# %% ../nbs/00_data.ipynb #359d14b9
 def twin_pairs(
     x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n, 2, 2)
 ) -> int: # 0 to 36
     "Number of different (upper, lower) colour pairs among the images whose twins agree: 1 for a collapsed generator"
-    left, right = (x if x.ndim == 3 else twin_colours(x)).unbind(1)           # (n, 2) each
-    agree = ((left == right) & (left >= 0)).all(1)                            # (n,)
+    agree, left = _agreeing(x)                                                # (n,), (n, 2)
     return len(left[agree].unique(dim=0))
 
-# %% ../nbs/00_data.ipynb #e0c5c2f3
+# %% ../nbs/00_data.ipynb #461a10ba
 EXTENSIONS = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff'
-
 def _images_in(path): return sorted(n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in EXTENSIONS)
 
+# %% ../nbs/00_data.ipynb #ab507288
+def _per_class(path, sub):
+    "The images of each subfolder, class -> names; raises `ValueError` naming those without"
+    per_class = {p.name: _images_in(p) for p in sub}
+    empty = [c for c, names in per_class.items() if not names]
+    if empty: raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or remove the subfolder"
+                               + (f" (did you mean {path/empty[0]}?)" if any(p.is_dir() for p in (path/empty[0]).iterdir()) else ''))
+    return per_class
+
+# %% ../nbs/00_data.ipynb #865ccd93
 def _list_folder(path):
     "Names relative to the folder, labels and class names, or an error that says what is wrong with it"
     if not path.is_dir(): raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one subfolder of images per class")
@@ -167,34 +196,53 @@ def _list_folder(path):
     if here and sub: raise ValueError(f"{path} holds both images and subfolders; keep either images (no classes) or one subfolder per class")
     if not here and not sub: raise ValueError(f"{path} holds no images; they may end in {', '.join(EXTENSIONS)}")
     if here: return here, torch.zeros(len(here), dtype=torch.int64), []
-    per_class = {p.name: _images_in(p) for p in sub}
-    empty = [c for c, names in per_class.items() if not names]
-    if empty: raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or remove the subfolder"
-                               + (f" (did you mean {path/empty[0]}?)" if any(p.is_dir() for p in (path/empty[0]).iterdir()) else ''))
+    per_class = _per_class(path, sub)
     counts = torch.tensor([len(names) for names in per_class.values()])                   # (classes,)
     return [f'{c}/{n}' for c, names in per_class.items() for n in names], torch.arange(len(counts)).repeat_interleave(counts), list(per_class)
 
-# %% ../nbs/00_data.ipynb #ee56e642
+# %% ../nbs/00_data.ipynb #60500c76
 FITTED = 'central square, Pillow bicubic'  # what `ImageOps.fit` does
 
+def _fitted(im, size):
+    "A PIL image as (3, S, S) bytes"
+    square = ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+# %% ../nbs/00_data.ipynb #a05a7919
 def _read(file, size):
     "One image file as (3, S, S) bytes, or the reason why it cannot be read"
     try:
-        with Image.open(file) as im: im = ImageOps.fit(ImageOps.exif_transpose(im).convert('RGB'), (size, size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(im)).permute(2, 0, 1).contiguous()
+        with Image.open(file) as im: return _fitted(ImageOps.exif_transpose(im), size)
     except Exception as e: return 'zero bytes' if file.stat().st_size == 0 else f'{type(e).__name__}: {e}'.replace(str(file), file.name)
+
+# %% ../nbs/00_data.ipynb #f2be7d54
+def _bar(steps, n): return progress_bar(steps, leave=False) if n > 1000 else steps
 
 def _decode(path, names, size, put):
     "Hand every image that can be read to `put`, in order; returns the others, name -> reason"
-    bad, starts = {}, range(0, len(names), 256)                                           # 256 at a time, so that memory stays constant
+    bad = {}
     with ThreadPoolExecutor() as pool:
-        for i in progress_bar(starts, leave=False) if len(names) > 1000 else starts:
+        for i in _bar(range(0, len(names), 256), len(names)):
             for name, r in zip(names[i:i+256], pool.map(lambda n: _read(path/n, size), names[i:i+256])):
                 if isinstance(r, str): bad[name] = r
                 else: put(r)
     return bad
 
-# %% ../nbs/00_data.ipynb #c78a8b58
+# %% ../nbs/00_data.ipynb #63290610
+def _in_memory(path, names, size):
+    "The images of a folder that can be read, (n, 3, S, S), and the others, name -> reason"
+    x = torch.empty(len(names), 3, size, size, dtype=torch.uint8)                         # (n, 3, S, S)
+    rows = iter(x); bad = _decode(path, names, size, lambda r: next(rows).copy_(r))
+    return x[:len(names) - len(bad)], bad
+
+# %% ../nbs/00_data.ipynb #ed355582
+def _refuse(path, names, bad, skip_bad):
+    "Raise `ValueError` naming the bad files, or warn with their names if they may be left out"
+    message = f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(f'{n} ({r})' for n, r in list(bad.items())[:10])}" + ('; ...' if len(bad) > 10 else '')
+    if not skip_bad or len(bad) == len(names): raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
+    warn(message + '. They are left out')
+
+# %% ../nbs/00_data.ipynb #cb03ee54
 def folder(
     path:str|Path, # Folder of images, or of one subfolder per class
     size:int=128, # Pixels of a side after cropping and resizing
@@ -205,30 +253,26 @@ def folder(
     "Read a folder of images; raises `FileNotFoundError`, `ValueError` naming the files or folders that are in the way, or `OSError` if a cache is needed and cannot be written"
     check_size(size)
     path = Path(path); names, y, classes = _list_folder(path); in_file = len(names)*3*size**2 > max_gb*1e9
-    if in_file: file, bad = _cached(path, names, size, cache)
-    else:
-        x = torch.empty(len(names), 3, size, size, dtype=torch.uint8)                     # (n, 3, S, S)
-        rows = iter(x); bad = _decode(path, names, size, lambda r: next(rows).copy_(r))
+    x, bad = _cached(path, names, size, cache) if in_file else _in_memory(path, names, size)
     if bad:
-        message = f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(f'{n} ({r})' for n, r in list(bad.items())[:10])}" + ('; ...' if len(bad) > 10 else '')
-        if not skip_bad or len(bad) == len(names): raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
-        warn(message + '. They are left out')
+        _refuse(path, names, bad, skip_bad)
         y = y[[n not in bad for n in names]]
     lost = [c for c, n in zip(classes, torch.bincount(y, minlength=len(classes))) if not n]
     if lost: raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or remove the subfolder")
-    return Images(Mapped(file, size) if in_file else x[:len(y)], y, classes, str(path), FITTED)
+    return Images(Mapped(x, size) if in_file else x, y, classes, str(path), FITTED)
 
-# %% ../nbs/00_data.ipynb #f6426e62
+# %% ../nbs/00_data.ipynb #befffaab
 def _sync(path, mode=os.O_RDONLY):
     "Force a file, or the names in a folder, to the disk"
     fd = os.open(path, mode)
     try: os.fsync(fd)
     finally: os.close(fd)
 
+# %% ../nbs/00_data.ipynb #8ad61496
 @contextmanager
 def whole_file(
     path:str|Path, # The file to write or replace
-):
+) -> Iterator[Path]: # Yields the temporary path
     "Yields a temporary path beside `path`; it replaces `path` when the block ends well, and is removed when it does not; raises `OSError` if there is no such folder"
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir(): raise OSError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
@@ -240,24 +284,37 @@ def whole_file(
         if os.name != 'nt': _sync(path.parent)                                # the new name, too; Windows cannot sync a folder
     finally: new.unlink(missing_ok=True)
 
-# %% ../nbs/00_data.ipynb #8795b0f3
+# %% ../nbs/00_data.ipynb #9e3fcefe
 try: import fcntl
-except ImportError: fcntl = None
+except ImportError: fcntl = None  # type: ignore[assignment]
 
+def _lock(f, wait):
+    "Lock an open file; raises `BlockingIOError` if another process has it and we do not wait"
+    if fcntl: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+# %% ../nbs/00_data.ipynb #7e8acba5
 @contextmanager
 def exclusive(
     folder:str|Path, # An existing folder
     wait:bool=False, # Wait until it is free, and say so, instead of raising?
-):
+) -> Iterator[None]:
     "Within this context the folder belongs to this process; raises `BlockingIOError` if it belongs to another"
     with open(Path(folder)/'.lock', 'w') as f:
-        try: fcntl and fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try: _lock(f, False)
         except BlockingIOError:
             if not wait: raise BlockingIOError(f"{folder} is in use by another process; wait for it, or choose another folder")
-            print(f'waiting for another process that uses {folder}', flush=True); fcntl.flock(f, fcntl.LOCK_EX)
+            print(f'waiting for another process that uses {folder}', flush=True); _lock(f, True)
         yield
 
-# %% ../nbs/00_data.ipynb #0217baec
+# %% ../nbs/00_data.ipynb #0036bf17
+def _will_need(file, numbers, n):
+    "Tell the operating system which items of n bytes of a mapped file are read next"
+    if not hasattr(mmap, 'MADV_WILLNEED'): return                               # Windows
+    for k in numbers:
+        begin = k*n//mmap.PAGESIZE*mmap.PAGESIZE
+        file.madvise(mmap.MADV_WILLNEED, begin, (k+1)*n - begin)
+
+# %% ../nbs/00_data.ipynb #4a0c75b3
 class Mapped:
     "The bytes of images in a file, indexed like a tensor (n, 3, S, S): an index reads the images that it names"
     dtype = torch.uint8
@@ -270,28 +327,28 @@ class Mapped:
         self.index = torch.arange(len(self.bytes))                              # (n,)
     def __len__(self): return len(self.index)
     @property
-    def shape(self): return torch.Size([len(self), *self.bytes.shape[1:]])
+    def shape(self) -> torch.Size: # (n, 3, S, S)
+        "As of a tensor"
+        return torch.Size([len(self), *self.bytes.shape[1:]])
     def __getitem__(self, i):
-        rows, n = self.index[i], self.bytes[:1].nbytes
-        if hasattr(mmap, 'MADV_WILLNEED'):                                      # not on Windows
-            for k in rows.reshape(-1).tolist():
-                begin = k*n//mmap.PAGESIZE*mmap.PAGESIZE
-                self.map.madvise(mmap.MADV_WILLNEED, begin, (k+1)*n - begin)
+        rows = self.index[i]
+        _will_need(self.map, rows.reshape(-1).tolist(), self.bytes[:1].nbytes)
         return torch.from_numpy(np.take(self.bytes, rows.numpy(), 0))           # a copy in memory
     def rows(self,
-        i, # Any index: a slice, a tensor of numbers or of bools
-    ): # `Mapped`
+        i:slice|Tensor, # A slice, or a tensor (m,) of numbers or (n,) of bools
+    ) -> 'Mapped': # Its images
         "Only the images `i` of the same file, in this order; none of them is read"
         new = copy(self); new.index = self.index[i]
         return new
 
-# %% ../nbs/00_data.ipynb #b56e727d
+# %% ../nbs/00_data.ipynb #56f9a34a
 def _sources(path, names):
     "Digest of what the files are called, how large they are and when they were changed"
     h = sha256()
     for n in names: s = os.stat(f'{path}/{n}'); h.update(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode(errors='surrogateescape'))
     return h.hexdigest()[:16]
 
+# %% ../nbs/00_data.ipynb #373e94f2
 def _sample(file, row):
     "Digest of 64 images of `row` bytes, spread over the file from the first to the last"
     h, n = sha256(), file.stat().st_size//row
@@ -299,6 +356,7 @@ def _sample(file, row):
         for k in np.linspace(0, n - 1, 64).astype(int) if n else (): f.seek(int(k)*row); h.update(f.read(row))
     return h.hexdigest()[:16]
 
+# %% ../nbs/00_data.ipynb #1e8a5fae
 def _unusable(at, wanted, path, row):
     "Why the cache in the folder `at` is not what is wanted; '' if it is, None if there is none; and the files that it leaves out"
     try: about = dict(json.loads((at/'about.json').read_text())); bad = dict(about['bad']); stored = (at/'images').stat().st_size
@@ -312,31 +370,41 @@ def _unusable(at, wanted, path, row):
     healed = [n for n in bad if not isinstance(_read(path/n, wanted['size']), str)]
     return f'{healed[0]} can be read now' if healed else '', bad
 
-# %% ../nbs/00_data.ipynb #5891d11f
+# %% ../nbs/00_data.ipynb #f73fc437
+def _cache_folder(path, size, cache):
+    "Where the cache of a folder of images is, or would be"
+    home = Path(cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'sagan')
+    return home/f"{path.resolve().name}-{size}px-{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
+
+# %% ../nbs/00_data.ipynb #59ca03b2
+def _make_cache(at, path, names, wanted, row, why):
+    "Decode a folder into the cache `at`; returns the files that it leaves out, name -> reason; raises `OSError` where there is no room"
+    for f in (*at.glob('.*.new'), at/'about.json', at/'images'): f.unlink(missing_ok=True)
+    size, need, free = wanted['size'], len(names)*row, shutil.disk_usage(at).free
+    if free < need: raise OSError(f"{len(names):,} images at {size} px need {need/1e9:.1f} GB in {at}, where {free/1e9:.1f} GB are free; make room, name another folder as cache, or use a smaller size")
+    print(f"{path}: {len(names):,} images at {size} px take {need/1e9:.1f} GB and are decoded once into {at}" + (f", made anew because {why}" if why else ''), flush=True)
+    try:
+        with whole_file(at/'images') as new, open(new, 'wb') as f: bad = _decode(path, names, size, lambda r: f.write(r.numpy()))
+    except OSError as e: raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
+    about = wanted | dict(sample=_sample(at/'images', row), bad=bad)
+    with whole_file(at/'about.json') as new: new.write_text(json.dumps(about, indent=1))
+    return bad
+
+# %% ../nbs/00_data.ipynb #d92d7c44
 def _cached(path, names, size, cache):
     "The file with the decoded images of a folder, made where it is missing, and the files that it leaves out, name -> reason"
-    row, home = 3*size**2, Path(cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'sagan')
-    at, need = home/f"{path.resolve().name}-{size}px-{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}", len(names)*row
+    at, row = _cache_folder(path, size, cache), 3*size**2
     wanted = {'number of files': len(names), 'size': size, 'interpolation': FITTED, 'digest of names, sizes and times': _sources(path, names)}
     why, bad = _unusable(at, wanted, path, row)
     if why == '': return at/'images', bad
     try: at.mkdir(parents=True, exist_ok=True); (at/'.lock').touch()
-    except OSError as e: raise type(e)(f"the cache folder {home} cannot be written ({e.strerror}); name another one as cache") from None
+    except OSError as e: raise type(e)(f"the cache folder {at.parent} cannot be written ({e.strerror}); name another one as cache") from None
     with exclusive(at, wait=True):
         why, bad = _unusable(at, wanted, path, row)                             # another process may have made it meanwhile
-        if why == '': return at/'images', bad
-        for f in (*at.glob('.*.new'), at/'about.json', at/'images'): f.unlink(missing_ok=True)
-        free = shutil.disk_usage(at).free
-        if free < need: raise OSError(f"{len(names):,} images at {size} px need {need/1e9:.1f} GB in {at}, where {free/1e9:.1f} GB are free; make room, name another folder as cache, or use a smaller size")
-        print(f"{path}: {len(names):,} images at {size} px take {need/1e9:.1f} GB and are decoded once into {at}" + (f", made anew because {why}" if why else ''), flush=True)
-        try:
-            with whole_file(at/'images') as new, open(new, 'wb') as f: bad = _decode(path, names, size, lambda r: f.write(r.numpy()))
-        except OSError as e: raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
-        about = wanted | dict(sample=_sample(at/'images', row), bad=bad)
-        with whole_file(at/'about.json') as new: new.write_text(json.dumps(about, indent=1))
+        if why != '': bad = _make_cache(at, path, names, wanted, row, why)
     return at/'images', bad
 
-# %% ../nbs/00_data.ipynb #bc5e2159
+# %% ../nbs/00_data.ipynb #5d378d45
 class ImageFiles:
     "A folder of images that is read as it goes; like `Images`, but for passes in order, in constant memory"
     def __init__(self,
@@ -352,8 +420,8 @@ class ImageFiles:
         return new
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
-    ) -> Iterator: # Of x (B, 3, S, S) uint8, in the order of the files; raises `ValueError` naming a file that cannot be read
-        "One pass over the files"
+    ) -> Iterator[Tensor]: # x (B, 3, S, S) uint8 each, in the order of the files
+        "One pass over the files; raises `ValueError` naming those that cannot be read"
         with ThreadPoolExecutor() as pool:
             for i in range(0, len(self), n):
                 names = self.files[i:i+n]; read = list(pool.map(lambda n: _read(self.path/n, self.size), names))
@@ -361,23 +429,41 @@ class ImageFiles:
                 if bad: raise ValueError(f"files in {self.path} cannot be read: {'; '.join(bad[:10])}. Repair or remove them")
                 yield torch.stack(read)                                          # (B, 3, S, S)
 
-# %% ../nbs/00_data.ipynb #39e4582a
+# %% ../nbs/00_data.ipynb #9d5295f9
 def from_dataset(
-    ds, # A data set with `len` whose items are (PIL image, int label)
+    ds:Any, # A data set with `len` whose items are (PIL image, int label)
     size:int, # Pixels of a side after cropping and resizing
 ) -> Images: # The images; class names from `ds.classes` if it has them
     "Read a torchvision-style data set into memory"
     check_size(size)
     x, y = [], []
-    for i in progress_bar(range(len(ds)), leave=False) if len(ds) > 1000 else range(len(ds)):
+    for i in _bar(range(len(ds)), len(ds)):
         im, label = ds[i]
-        x.append(torch.from_numpy(np.array(ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC))).permute(2, 0, 1)); y.append(int(label))
+        x.append(_fitted(im, size)); y.append(int(label))
     classes = list(getattr(ds, 'classes', range(max(y)+1)))
     return Images(torch.stack(x), torch.tensor(y), [str(c) for c in classes], type(ds).__name__, FITTED)
 
-# %% ../nbs/00_data.ipynb #3e46af81
+# %% ../nbs/00_data.ipynb #4cbd6882
+def _draw(rng, order, n, images, flip):
+    "The next n indices of `order`, or of a new order of all `images` where it is too short; which of them are mirrored; the order that is left"
+    if len(order) < n: order = torch.randperm(images, generator=rng)
+    return order[:n], torch.rand(n, 1, 1, 1, generator=rng) < .5 if flip else None, order[n:]
+
+# %% ../nbs/00_data.ipynb #1f598906
+def _take(x, i):
+    "The images i (B,) of a tensor or a `Mapped` x, (B, 3, S, S) uint8"
+    return x.index_select(0, i.to(x.device)) if isinstance(x, Tensor) else x[i]
+
+# %% ../nbs/00_data.ipynb #8014e3ea
+def _check_batch(images, bs, rank, world):
+    "Raise `ValueError` for a rank that is none of the processes', or a batch size that the images do not give"
+    if not 0 <= rank < world: raise ValueError(f"rank must be from 0 to {world-1} for world={world}, got {rank}")
+    if not 1 <= bs <= len(images)//world:
+        raise ValueError(f"the batch size must be from 1 to {len(images)//world} (the number of images in {images.name}{f', shared by {world} processes' if world > 1 else ''}), got {bs}")
+
+# %% ../nbs/00_data.ipynb #4900c70c
 class MemoryLoader:
-    "Batches of (x, y) from `Images`, by indexing; x (B, 3, S, S) float in [-1, 1], y (B,) int64"
+    "Batches of (x, y) from `Images`, by indexing; x (B, 3, S, S) float in [-1, 1], y (B,) int64; raises `ValueError` for a batch size or a rank that cannot be"
     def __init__(self,
         images:Images, # What to draw from
         bs:int=64, # Images in a batch, at most `len(images)`
@@ -388,54 +474,39 @@ class MemoryLoader:
         rank:int=0, # Which of `world` processes this is, from 0
         world:int=1, # How many processes share each step, each with `bs` images of its own
     ):
-        if not 0 <= rank < world: raise ValueError(f"rank must be from 0 to {world-1} for world={world}, got {rank}")
-        if not 1 <= bs <= len(images)//world:
-            raise ValueError(f"the batch size must be from 1 to {len(images)//world} (the number of images in {images.name}{f', shared by {world} processes' if world > 1 else ''}), got {bs}")
+        _check_batch(images, bs, rank, world)
         self.dataset, self.bs, self.steps, self.flip, self.device, self.rank, self.world = images, bs, steps, flip, device, rank, world
         self.rng, self.order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
 
     def __len__(self): return self.steps or len(self.dataset)//(self.bs*self.world)
     def to(self,
         device:str|torch.device, # Where batches should go
-    ):
+    ) -> None:
         "fastai moves its loaders by this"
         self.device = device
     def _mine(self, drawn): return drawn[self.rank*self.bs:(self.rank+1)*self.bs]
-
-    def _draw(self, rng, order):
-        "Take one step's images from `order`: indices, which are mirrored (each of all processes), and the order that is left"
-        n = self.bs*self.world
-        if len(order) < n: order = torch.randperm(len(self.dataset), generator=rng)
-        return order[:n], torch.rand(n, 1, 1, 1, generator=rng) < .5 if self.flip else None, order[n:]
-
-    def _bytes(self, i):
-        x = self.dataset.x                                                    # (n, 3, S, S)
-        return x.index_select(0, i.to(x.device)) if isinstance(x, Tensor) else x[i]  # (B, 3, S, S); a tensor's x[i] would copy byte by byte
-
+    def _draw(self, rng): return _draw(rng, self.order, self.bs*self.world, len(self.dataset), self.flip)
     def _batch(self, x, i, mirrored):
         x = to_unit(x.to(self.device))                                        # (B, 3, S, S)
         if self.flip: x = torch.where(self._mine(mirrored).to(x.device), x.flip(3), x)
         return x, self.dataset.y[i].to(self.device)
 
-# %% ../nbs/00_data.ipynb #1f56b744
-@patch
-def __iter__(self:MemoryLoader) -> Iterator:
-    ahead, reading = torch.empty(0), None                                     # images that are being read in the background
-    with ThreadPoolExecutor(1) as pool:
-        for _ in range(len(self)):
-            i, mirrored, self.order = self._draw(self.rng, self.order)
-            i = self._mine(i); x = reading.result() if torch.equal(i, ahead) else self._bytes(i)
-            if isinstance(self.dataset.x, Mapped) and len(self.order) >= self.bs*self.world:
-                ahead = self._mine(self.order); reading = pool.submit(self._bytes, ahead)
-            yield self._batch(x, i, mirrored)
+    def __iter__(self):
+        ahead, reading = torch.empty(0), None                                 # images that are being read in the background
+        with ThreadPoolExecutor(1) as pool:
+            for _ in range(len(self)):
+                drawn, mirrored, self.order = self._draw(self.rng)
+                i = self._mine(drawn); x = reading.result() if torch.equal(i, ahead) else _take(self.dataset.x, i)
+                if isinstance(self.dataset.x, Mapped) and len(self.order) >= self.bs*self.world:
+                    ahead = self._mine(self.order); reading = pool.submit(_take, self.dataset.x, ahead)
+                yield self._batch(x, i, mirrored)
 
-@patch
-def one_batch(self:MemoryLoader):
-    "The batch that comes next, without taking it"
-    i, mirrored, _ = self._draw(self.rng.clone_state(), self.order); i = self._mine(i)
-    return self._batch(self._bytes(i), i, mirrored)
+    def one_batch(self) -> tuple[Tensor, Tensor]: # x (B, 3, S, S), y (B,)
+        "The batch that comes next, without taking it"
+        drawn, mirrored, _ = self._draw(self.rng.clone_state()); i = self._mine(drawn)
+        return self._batch(_take(self.dataset.x, i), i, mirrored)
 
-# %% ../nbs/00_data.ipynb #bf5212d7
+# %% ../nbs/00_data.ipynb #e0630852
 def image_dls(
     images:Images, # Training images
     bs:int=64, # Images in a batch
@@ -446,7 +517,7 @@ def image_dls(
     rank:int=0, # Which of `world` processes this is, from 0
     world:int=1, # How many processes share each step, each with `bs` images of its own
 ) -> DataLoaders: # fastai `DataLoaders` with `vocab` (class names), `c` (their number, 0 for none) and `size` (pixels)
-    "The `DataLoaders` that `sagan_learner` takes; a GAN has no validation set, so there is a training loader only"
+    "The `DataLoaders` that `sagan_learner` takes; raises `ValueError` as `MemoryLoader` does"
     dls = DataLoaders(MemoryLoader(images, bs, steps, flip, seed, device, rank, world), device=device)
     dls.vocab, dls.c, dls.size = images.classes, len(images.classes), images.x.shape[-1]
     return dls
