@@ -429,19 +429,32 @@ class ImageFiles:
                 if bad: raise ValueError(f"files in {self.path} cannot be read: {'; '.join(bad[:10])}. Repair or remove them")
                 yield torch.stack(read)                                          # (B, 3, S, S)
 
-# %% ../nbs/00_data.ipynb #9d5295f9
+# %% ../nbs/00_data.ipynb #efeeaa64
+def _columns(ds, columns):
+    "Item i of a Hugging Face data set as (image, label), and its class names; or an error that says what there is"
+    image, label = columns
+    if isinstance(ds, dict): raise ValueError(f"this data set has the splits {', '.join(ds)}; give one of them, such as ds[{next(iter(ds))!r}]")
+    if not hasattr(ds, '__len__'): raise ValueError("this data set is streamed and has no length; load it without streaming=True, or save its images to a folder")
+    for c in (image, label):
+        if c not in (*ds.features, None): raise ValueError(f"the data set has no column {c!r}; give columns=(image, label) out of {', '.join(ds.features)}")
+    def item(i): row = ds[i]; return row[image], row[label] if label else 0
+    return item, getattr(ds.features[label], 'names', None) if label else []
+
+# %% ../nbs/00_data.ipynb #b4248c33
 def from_dataset(
-    ds:Any, # A data set with `len` whose items are (PIL image, int label)
+    ds:Any, # A data set with `len` whose items are (PIL image, int label), or one split of Hugging Face's `datasets`
     size:int, # Pixels of a side after cropping and resizing
-) -> Images: # The images; class names from `ds.classes` if it has them
-    "Read a torchvision-style data set into memory"
+    columns:tuple=('image', 'label'), # Names of a Hugging Face data set's columns with images and labels; None for no labels
+) -> Images: # The images; class names from `ds.classes`, or from the label's column, if it has them
+    "Read a data set into memory; raises `ValueError` for a Hugging Face data set that is streamed, has splits, or lacks a column"
     check_size(size)
+    item, classes = _columns(ds, columns) if hasattr(ds, 'column_names') else (ds.__getitem__, getattr(ds, 'classes', None))
     x, y = [], []
     for i in _bar(range(len(ds)), len(ds)):
-        im, label = ds[i]
+        im, label = item(i)
         x.append(_fitted(im, size)); y.append(int(label))
-    classes = list(getattr(ds, 'classes', range(max(y)+1)))
-    return Images(torch.stack(x), torch.tensor(y), [str(c) for c in classes], type(ds).__name__, FITTED)
+    name = getattr(getattr(ds, 'info', None), 'dataset_name', None) or type(ds).__name__
+    return Images(torch.stack(x), torch.tensor(y), [str(c) for c in (range(max(y)+1) if classes is None else classes)], name, FITTED)
 
 # %% ../nbs/00_data.ipynb #4cbd6882
 def _draw(rng, order, n, images, flip):
@@ -461,7 +474,23 @@ def _check_batch(images, bs, rank, world):
     if not 1 <= bs <= len(images)//world:
         raise ValueError(f"the batch size must be from 1 to {len(images)//world} (the number of images in {images.name}{f', shared by {world} processes' if world > 1 else ''}), got {bs}")
 
-# %% ../nbs/00_data.ipynb #4900c70c
+# %% ../nbs/00_data.ipynb #9d886dad
+from fastai.torch_core import show_images
+
+# %% ../nbs/00_data.ipynb #3fa43e6c
+def _show_batch(
+    self, # The loader
+    max_n:int=9, # Images at most
+    nrows:int=1, # Rows to put them in
+    imsize:float=1., # Inches of an image's side
+    **kwargs, # Further arguments of fastai's `show_images`, such as `suptitle`
+) -> None:
+    "Draw images of the batch that comes next, without taking it, with the names of their classes"
+    x, y = self.one_batch()                                                   # (B, 3, S, S), (B,)
+    names = [self.dataset.classes[c] for c in y[:max_n]] if self.dataset.classes else None
+    show_images(to_bytes(x[:max_n]), nrows, titles=names, imsize=imsize, **kwargs)
+
+# %% ../nbs/00_data.ipynb #43870b88
 class MemoryLoader:
     "Batches of (x, y) from `Images`, by indexing; x (B, 3, S, S) float in [-1, 1], y (B,) int64; raises `ValueError` for a batch size or a rank that cannot be"
     def __init__(self,
@@ -501,6 +530,7 @@ class MemoryLoader:
                     ahead = self._mine(self.order); reading = pool.submit(_take, self.dataset.x, ahead)
                 yield self._batch(x, i, mirrored)
 
+    show_batch = _show_batch
     def one_batch(self) -> tuple[Tensor, Tensor]: # x (B, 3, S, S), y (B,)
         "The batch that comes next, without taking it"
         drawn, mirrored, _ = self._draw(self.rng.clone_state()); i = self._mine(drawn)
