@@ -183,24 +183,29 @@ def _check_choices(cfg):
     for name, values in (choices | yes_no).items():
         if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
 
-# %% ../nbs/06_training.ipynb #ca15e94a
+# %% ../nbs/06_training.ipynb #2ffc1066
 def _check_tuples(cfg):
     for name in ('g_attention', 'd_attention'):
         at = getattr(cfg, name)
-        if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at): raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
+        if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at):
+            raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
         object.__setattr__(cfg, name, tuple(at))
     for name in ('g_width', 'd_width'):
         width = getattr(cfg, name)
-        if isinstance(width, (tuple, list)): object.__setattr__(cfg, name, tuple(width))
-        if not all(type(c) is int and c >= 1 for c in (width if isinstance(width, (tuple, list)) else [width])): raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
+        several = isinstance(width, (tuple, list))
+        if several: object.__setattr__(cfg, name, tuple(width))
+        if not all(type(c) is int and c >= 1 for c in (width if several else [width])):
+            raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
 
-# %% ../nbs/06_training.ipynb #9a032faa
+# %% ../nbs/06_training.ipynb #8c88142d
 def _check_numbers(cfg):
     for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, accumulate=1, steps=1, n_d=1, ema_start=0).items():
-        if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(cfg, name)!r}")
+        n = getattr(cfg, name)
+        if not isinstance(n, int) or n < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {n!r}")
     if cfg.batch % cfg.accumulate: raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
     for name in ('lr_g', 'lr_d'):
-        if not isinstance(getattr(cfg, name), (int, float)) or not 0 < getattr(cfg, name) < math.inf: raise ValueError(f"{name} must be positive, got {getattr(cfg, name)!r}")
+        lr = getattr(cfg, name)
+        if not isinstance(lr, (int, float)) or not 0 < lr < math.inf: raise ValueError(f"{name} must be positive, got {lr!r}")
     if not isinstance(cfg.bias_lr, (int, float)) or not 0 <= cfg.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {cfg.bias_lr!r}")
     for name in ('beta1', 'beta2', 'ema'):
         if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
@@ -423,7 +428,7 @@ def draw_inputs(
     z = torch.randn(n, cfg.z_dim, generator=rng, device=y.device)[share(n)]                              # (B, z_dim)
     return z, gather(y, n)[torch.randint(n, (n,), generator=rng, device=y.device)][share(n)] if cfg.n_classes else None
 
-# %% ../nbs/06_training.ipynb #de8ed0b5
+# %% ../nbs/06_training.ipynb #9e3a47f1
 class SAGANTrainer(TrainingFigures):
     "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
     order, run_valid = ProgressCallback.order + 1, False
@@ -444,10 +449,11 @@ class SAGANTrainer(TrainingFigures):
         "One step of training on the batch at hand"
         (x,), (y,), m, opt = self.xb, self.yb, self.model, self.opt.opt
         x, y = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last), y.as_subclass(Tensor)  # fastai's tensor types are not needed here
+        labels = y if self.cfg.n_classes else None
         if self.step == 0:
             check_images(x)
             if self.cfg.n_classes: check_labels(y.cpu(), self.cfg.n_classes, len(x))
-        with self.autocast: self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, y if self.cfg.n_classes else None, *draw_inputs(y, self.cfg, self.rng), self.scores, self.cfg.accumulate)
+        with self.autocast: self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng), self.scores, self.cfg.accumulate)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
             with self.autocast: self.g_loss = g_step(m.G, m.D, opt.opt_g, *draw_inputs(y, self.cfg, self.rng), self.cfg.accumulate)
