@@ -11,7 +11,7 @@ __all__ = ['d_hinge_loss', 'g_hinge_loss', 'd_acgan_loss', 'g_acgan_loss', 'ttur
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/05_losses.ipynb #a9f332c5
+# %% ../nbs/05_losses.ipynb #cf516c45
 def d_hinge_loss(
     real:Tensor, # Scores D(x, y) of real images, (B,)
     fake:Tensor, # Scores D(G(z, y), y) of generated images, (B',)
@@ -19,13 +19,14 @@ def d_hinge_loss(
     "Equation 4, the discriminator's loss"
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
+# %% ../nbs/05_losses.ipynb #945af834
 def g_hinge_loss(
     fake:Tensor, # Scores D(G(z, y), y) of generated images, (B,)
 ) -> Tensor: # ()
     "Equation 4, the generator's loss"
     return -fake.mean()
 
-# %% ../nbs/05_losses.ipynb #479c7246
+# %% ../nbs/05_losses.ipynb #946755de
 def d_acgan_loss(
     real:Tensor, # Scores s of real images, (B,)
     fake:Tensor, # Scores s of generated images, (B',)
@@ -35,6 +36,7 @@ def d_acgan_loss(
     "AC-GAN's discriminator loss, -(L_S + L_C)"
     return F.softplus(-real).mean() + F.softplus(fake).mean() + surprise_real.mean() + surprise_fake.mean()
 
+# %% ../nbs/05_losses.ipynb #5543c2d2
 def g_acgan_loss(
     fake:Tensor, # Scores s of generated images, (B,)
     surprise_fake:Tensor, # -log P(C = y | G(z, y)), (B,)

@@ -17,41 +17,48 @@ from .spectral import _dtype, no_autocast, spectral_norm
 from .attention import SelfAttention
 from .conditioning import AuxiliaryHead, BatchNorm2d, ConditionalBatchNorm2d, ProjectionHead, check_labels
 
-# %% ../nbs/04_networks.ipynb #5d165d55
+# %% ../nbs/04_networks.ipynb #29285685
 def _init(layer, sn=True):
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None: nn.init.zeros_(layer.bias)
     return spectral_norm(layer) if sn else layer
 
+# %% ../nbs/04_networks.ipynb #9ea0cc0a
 def _conv(c_in, c_out, size, sn=True, bias=True): return _init(nn.Conv2d(c_in, c_out, size, padding=size//2, bias=bias), sn)
 
+# %% ../nbs/04_networks.ipynb #8cc756bf
 def _up(x): return F.interpolate(x, scale_factor=2, mode='nearest')  # (B, C, H, W) -> (B, C, 2H, 2W)
 
-# %% ../nbs/04_networks.ipynb #513c53c0
+# %% ../nbs/04_networks.ipynb #f2e453a4
 def _pays(x, dtype):
     "Is the 4x4 form the faster one for a small map (B, C, H, W)?"
     n = x[:, 0].numel()                                                       # no int where an export leaves the number of images open
     return x.device.type == 'cpu' and isinstance(n, int) and n >= (8192 if dtype == torch.bfloat16 else 1024)
 
+# %% ../nbs/04_networks.ipynb #f2e55435
+def _operands(conv, x, dtype): return x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype)  # (B, C, H, W), (C', C, 3, 3), (C',)
+
+# %% ../nbs/04_networks.ipynb #d54537c8
 def up_conv(
-    conv:nn.Conv2d, # 3x3 convolution with padding 1
+    conv:nn.Conv2d, # 3x3 convolution with padding 1 and a bias
     x:Tensor, # (B, C, H, W)
 ) -> Tensor: # (B, C', 2H, 2W), the convolution of the upsampled map
     "Nearest-neighbour upsampling and a 3x3 convolution in one"
     dtype = _dtype(x)
     if not _pays(x, dtype): return conv(_up(x))
-    x, w, b = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
+    x, w, b = _operands(conv, x, dtype)
     kernel = F.avg_pool2d(w.flip(2, 3).transpose(0, 1), 2, 1, 1, divisor_override=1)  # (C, C', 4, 4), sums over 2x2
     return F.conv_transpose2d(x, kernel, stride=2, padding=1) + b[:, None, None]       # its own bias would be slower in the backward pass
 
+# %% ../nbs/04_networks.ipynb #69276193
 def conv_pool(
-    conv:nn.Conv2d, # 3x3 convolution with padding 1
+    conv:nn.Conv2d, # 3x3 convolution with padding 1 and a bias
     x:Tensor, # (B, C, 2H, 2W)
 ) -> Tensor: # (B, C', H, W), the average over 2x2 of the convolution
     "A 3x3 convolution and 2x2 average pooling in one"
     dtype = _dtype(x)
     if not _pays(x[:, :, ::2, ::2], dtype): return F.avg_pool2d(conv(x), 2)
-    x, w, b = [t.to(dtype) for t in (x, conv.weight, conv.bias)]
+    x, w, b = _operands(conv, x, dtype)
     return F.conv2d(x, F.avg_pool2d(w, 2, 1, 1), b, stride=2, padding=1)  # kernel (C', C, 4, 4), means over 2x2
 
 # %% ../nbs/04_networks.ipynb #6798d77c
@@ -110,12 +117,13 @@ class ResidualBlock(nn.Module):
     def forward(self, x):
         return self.gamma * self.conv2(F.relu(self.conv1(F.relu(x)))) + x  # (B, C, H, W)
 
-# %% ../nbs/04_networks.ipynb #c7fcb29e
+# %% ../nbs/04_networks.ipynb #898fbd35
 # Channels in multiples of the width: G's input (4x4) and the output of each block / the output of each D block
 G_CHANNELS = {32: (4, 4, 4, 4), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1)}
 D_CHANNELS = {32: (2, 2, 2, 2), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 256: (1, 2, 4, 8, 8, 16, 16)}
 D_DOWN = {32: 2, 64: 4, 128: 5, 256: 6}  # how many of D's blocks, from the first, halve the size
 
+# %% ../nbs/04_networks.ipynb #9b7da779
 def _channels(table, size, width):
     if size not in table: raise ValueError(f"size must be one of {', '.join(map(str, table))} pixels, got {size!r}")
     ch = [m*width for m in table[size]] if isinstance(width, int) else list(width)
@@ -123,10 +131,12 @@ def _channels(table, size, width):
     if min(ch) < 1: raise ValueError(f"width must be at least 1, got {width}")
     return ch
 
+# %% ../nbs/04_networks.ipynb #972190fc
 def _places(sizes):
     "Names of feature maps: '8' is the first 8x8 map, '8-2' the second"
     return [f'{s}-{n}' if (n := sizes[:i+1].count(s)) > 1 else str(s) for i, s in enumerate(sizes)]
 
+# %% ../nbs/04_networks.ipynb #0955c1e6
 def _attention(net, placement, places, channels, form, sn=True):
     "{place: layer} for each place, or an error that says where attention can be"
     at, order = dict(zip(places, channels)), sorted(places, key=lambda p: ('-' in p, *map(int, p.split('-'))))
@@ -134,7 +144,7 @@ def _attention(net, placement, places, channels, form, sn=True):
         if p not in at: raise ValueError(f"the {net} has no {p if '-' in p else f'{p}x{p}'} feature map for attention; it has {', '.join(order)}")
     return nn.ModuleDict({p: ResidualBlock(at[p], sn) if form == 'residual' else SelfAttention(at[p], form, sn) for p in map(str, placement)})
 
-# %% ../nbs/04_networks.ipynb #8e466948
+# %% ../nbs/04_networks.ipynb #91da01dc
 class Generator(nn.Module):
     "G(z, y) -> images in [-1, 1] (section 3 and 5); `attention` places the layer of equations 1-3 at any of its feature maps"
     def __init__(self,
@@ -157,6 +167,7 @@ class Generator(nn.Module):
         self.bn, self.conv = BatchNorm2d(ch[-1]), _conv(ch[-1], 3, 3, sn)
 
     def forward(self, z, y=None):
+        "Images of the latents; raises `ValueError` for latents or labels that do not fit"
         if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
         check_labels(y, self.n_classes, z.shape[0])
         x = self.linear(z).unflatten(1, (-1, 4, 4))                          # (B, C0, 4, 4)
@@ -165,7 +176,7 @@ class Generator(nn.Module):
             if place in self.attention: x = self.attention[place](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
 
-# %% ../nbs/04_networks.ipynb #e77b675b
+# %% ../nbs/04_networks.ipynb #c1e7364e
 class Discriminator(nn.Module):
     "D(x, y) -> one unbounded score per image (section 3 and 5), high for real; with the auxiliary head the pair (score, -log P(y | x))"
     def __init__(self,
@@ -190,6 +201,7 @@ class Discriminator(nn.Module):
         self.head = (ProjectionHead if head == 'projection' else AuxiliaryHead)(ch[-1], n_classes)
 
     def forward(self, x, y=None):
+        "Scores of the images; raises `ValueError` for images or labels that do not fit"
         if x.shape[1:] != (3, self.size, self.size): raise ValueError(f"x must have shape (B, 3, {self.size}, {self.size}), got {tuple(x.shape)}")
         check_labels(y, self.n_classes, len(x))
         for place, block in zip(self.places, self.blocks):
@@ -198,7 +210,7 @@ class Discriminator(nn.Module):
         h = F.relu(x).float().sum((2, 3))                                    # (B, C), float32 from here on
         with no_autocast(x): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
 
-# %% ../nbs/04_networks.ipynb #d9ac592a
+# %% ../nbs/04_networks.ipynb #cc8a51f4
 @torch.no_grad()
 def _draw(G, y, n, seed, batch, part=slice(None)):
     "Batches of images (B, 3, S, S) in the mode in which G is"
@@ -207,6 +219,12 @@ def _draw(G, y, n, seed, batch, part=slice(None)):
     y = None if y is None else y[part]                                        # (n,)
     for i in range(0, len(z), batch): yield G(z[i:i+batch].to(device), None if y is None else y[i:i+batch].to(device))
 
+# %% ../nbs/04_networks.ipynb #bcf93577
+def _count(y, n):
+    if y is None and n is None: raise ValueError("how many images? Give labels y, or for an unconditional generator their number n")
+    return len(y) if n is None else n
+
+# %% ../nbs/04_networks.ipynb #e11c2dd1
 def generate_batches(
     G:Generator, # Generator, on any device
     y:Tensor|None=None, # Labels, (n,) int64; None if unconditional, then give `n`
@@ -216,13 +234,14 @@ def generate_batches(
     part:slice=slice(None), # Which of the n images to draw, such as the `share` of a process
 ) -> Iterator: # Of images, (B, 3, S, S) in [-1, 1], on the CPU; together n of them, or the part
     "Draw images batch by batch, for more of them than fit into memory; raises `ValueError` for labels that do not fit"
-    n, mode = len(y) if n is None else n, G.training
+    n, mode = _count(y, n), G.training
     check_labels(y, G.n_classes, n)
     G.eval()
     try:
         for x in _draw(G, y, n, seed, batch, part): yield x.cpu()
     finally: G.train(mode)
 
+# %% ../nbs/04_networks.ipynb #a25c5de3
 def generate(
     G:Generator, # Generator, on any device
     y:Tensor|None=None, # Labels, (n,) int64; None if unconditional, then give `n`
@@ -233,7 +252,7 @@ def generate(
     "Draw images from a generator; raises `ValueError` for labels that do not fit"
     return torch.cat(list(generate_batches(G, y, n, seed, batch)))
 
-# %% ../nbs/04_networks.ipynb #0e9cf244
+# %% ../nbs/04_networks.ipynb #1c8bdc65
 def standing_statistics(
     G:Generator, # Generator, on any device; left as it is
     y:Tensor|None=None, # Labels of the images to measure on, (n,) int64, mixed; None if unconditional, then give `n`
@@ -241,9 +260,9 @@ def standing_statistics(
     seed:int=0, # Seed of the latents
     batch:int=100, # Images in a batch at most, at least 2
 ) -> Generator: # A copy in eval mode whose batch norm averages are means over these batches
-    "Measure the batch norm averages anew; raises `ValueError` for labels that do not fit"
+    "Measure the batch norm averages anew; raises `ValueError` for labels or a batch that do not fit"
     if batch < 2: raise ValueError(f"batch norm is measured on batches of at least 2 images, got {batch}")
-    n, G = len(y) if n is None else n, deepcopy(G).train()
+    n, G = _count(y, n), deepcopy(G).train()
     batch = -(-n//-(-n//batch))                                               # batches as equal as can be, as all count the same
     check_labels(y, G.n_classes, n)
     for m in G.modules():

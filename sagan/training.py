@@ -6,35 +6,41 @@ Docs: https://sagan-gan.github.io/sagan/training.html.md"""
 
 # %% auto #0
 __all__ = ['presets', 'd_step', 'g_step', 'NonFinite', 'ema_update', 'Config', 'for_size', 'systems', 'preset', 'SAGAN',
-           'fastest_dtype', 'compile_networks', 'TwoOptimizers', 'SAGANTrainer', 'check_images', 'sagan_learner']
+           'fastest_dtype', 'compile_networks', 'TwoOptimizers', 'TrainingFigures', 'check_images', 'draw_inputs',
+           'SAGANTrainer', 'sagan_learner']
 
-# %% ../nbs/06_training.ipynb #2534a7ba
+# %% ../nbs/06_training.ipynb #d96c93a8
 import ctypes, math, time, torch, torch.nn as nn
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
+from torch import Tensor
+
+# %% ../nbs/06_training.ipynb #ad92c93b
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
-from fastcore.basics import patch
 from fastcore.foundation import L
-from torch import Tensor
+
+# %% ../nbs/06_training.ipynb #235e4b59
 from .conditioning import check_labels, everyones, frozen_statistics, gather, processes, share, total
 from .data import MemoryLoader, check_size
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
 from .networks import Discriminator, Generator
 from .spectral import no_autocast, normalised, spectral_step
 
-# %% ../nbs/06_training.ipynb #83d1e735
+# %% ../nbs/06_training.ipynb #43600741
 def _parts(n, *tensors):
     "`n` tuples with equal parts of all tensors; None stays None"
-    if odd := [len(t) for t in tensors if t is not None and len(t) % n]: raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate must divide the images of a process")
+    odd = [len(t) for t in tensors if t is not None and len(t) % n]
+    if odd: raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate must divide the images of a process")
     return zip(*[[None]*n if t is None else t.chunk(n) for t in tensors])
 
+# %% ../nbs/06_training.ipynb #8956d04c
 @torch.no_grad()
 def _average(tensors):
     "Replace float tensors by their means over all processes, in one exchange"
@@ -42,12 +48,13 @@ def _average(tensors):
     flat = total(torch.cat([t.flatten() for t in tensors]))/world
     torch._foreach_copy_(tensors, [m.view(t.shape) for m, t in zip(flat.split([t.numel() for t in tensors]), tensors)])
 
+# %% ../nbs/06_training.ipynb #0be94d95
 def _update(net, opt, losses, **given):
     "One step of `opt` on the sum of what `losses` yields; raises `NonFinite` before the step if loss or gradient is not finite"
     opt.zero_grad(); loss = 0.
     with normalised(given['G']), normalised(given['D']):
         for part in losses():
-            with no_autocast(part): part.backward()                                           # the dtypes of the forward pass, not chosen anew
+            with no_autocast(part): part.backward()                                     # the dtypes of the forward pass, not chosen anew
             loss = loss + part.detach()                                                 # ()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     _average([loss, *gradients])
@@ -101,7 +108,7 @@ def g_step(
     try: return _update(G, opt, losses, G=G, D=D)
     finally: D.requires_grad_(True)
 
-# %% ../nbs/06_training.ipynb #a92ea324
+# %% ../nbs/06_training.ipynb #db73a25d
 class NonFinite(FloatingPointError):
     "A loss, gradient or weight that is not a finite number"
     def __init__(self,
@@ -109,6 +116,7 @@ class NonFinite(FloatingPointError):
         report:dict, # With figures: network, where, layer, loss, norms of gradients, largest weights, learning rates
     ): super().__init__(message); self.report = dict(message=message) | report
 
+# %% ../nbs/06_training.ipynb #a7c22de0
 def _passed(losses, nets):
     "Run the forward passes again: the names of their modules as they finish, and the first whose output is not finite, or None"
     order, bad, hooks = [], [], []
@@ -126,23 +134,34 @@ def _passed(losses, nets):
         for h in hooks: h.remove()
     return order, bad[0] if bad else None
 
-# %% ../nbs/06_training.ipynb #e88de6ae
+# %% ../nbs/06_training.ipynb #b4ad7321
+def _where(images, bad, loss, gradients, order):
+    "Stage and layer at which the numbers of a step went wrong"
+    if images is not None and not images.isfinite().all(): return 'data', 'the batch of real images'
+    if bad: return 'forward', bad
+    if not math.isfinite(loss): return 'loss', 'the loss'
+    at = {name: i for i, name in enumerate(order)}
+    wrong = {n.rpartition('.')[0] for n, g in gradients.items() if not g.norm().isfinite()}
+    return 'backward', max(sorted(wrong), key=lambda n: at.get(n, -1))
+
+# %% ../nbs/06_training.ipynb #f9163392
+def _named(prefix, net):
+    "Parameters of a network by readable names"
+    return {f'{prefix}.{n}'.replace('parametrizations.weight.original', 'weight'): p for n, p in net.named_parameters()}
+
+# %% ../nbs/06_training.ipynb #91791ea0
 def _blame(net, opt, losses, loss, images=None, **nets):
     "The `NonFinite` that says where the numbers of a step went wrong"
     own = next(k for k, v in nets.items() if v is net)
     order, bad = _passed(losses, nets)
-    gradients = {f'{own}.{n}'.replace('parametrizations.weight.original', 'weight'): p.grad for n, p in net.named_parameters() if p.grad is not None}
-    at = {name: i for i, name in enumerate(order)}
-    wrong = sorted({n.rpartition('.')[0] for n, g in gradients.items() if not g.norm().isfinite()}, key=lambda n: at.get(n, -1))
-    if images is not None and not images.isfinite().all(): where, layer = 'data', 'the batch of real images'
-    elif bad: where, layer = 'forward', bad
-    elif not math.isfinite(loss): where, layer = 'loss', 'the loss'
-    else: where, layer = 'backward', wrong[-1]
-    where, layer = next((f for f in everyones((where, layer)) if f[0] in ('data', 'forward')), (where, layer))  # an average tells all processes, but only one of them has the cause
+    gradients = {n: p.grad for n, p in _named(own, net).items() if p.grad is not None}
+    found = _where(images, bad, loss, gradients, order)
+    where, layer = next((f for f in everyones(found) if f[0] in ('data', 'forward')), found)   # an average tells all processes, but only one of them has the cause
     said = {'data': 'of the real images', 'forward': f'first in the output of {layer}', 'loss': 'of the loss alone', 'backward': f'in the backward pass, from {layer} on'}[where]
-    weights = {f'{k}.{n}'.replace('parametrizations.weight.original', 'weight'): p.detach().abs().max().item() for k, m in nets.items() for n, p in m.named_parameters()}
-    return NonFinite(f"a number in {own}'s step is not finite: {said}", dict(network=own, where=where, layer=layer, loss=loss, learning_rates=[g['lr'] for g in opt.param_groups],
-        gradient_norms={n: g.norm().item() for n, g in gradients.items()}, largest_weights=dict(sorted(weights.items(), key=lambda w: -w[1] if w[1] == w[1] else -math.inf))))
+    weights = {n: p.detach().abs().max().item() for k, m in nets.items() for n, p in _named(k, m).items()}
+    return NonFinite(f"a number in {own}'s step is not finite: {said}", dict(network=own, where=where, layer=layer, loss=loss,
+        learning_rates=[g['lr'] for g in opt.param_groups], gradient_norms={n: g.norm().item() for n, g in gradients.items()},
+        largest_weights=dict(sorted(weights.items(), key=lambda w: -w[1] if w[1] == w[1] else -math.inf))))   # NaN first
 
 # %% ../nbs/06_training.ipynb #21847fdf
 @torch.no_grad()
@@ -157,30 +176,41 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #c903b3d6
-def _check_config(cfg):
-    "Raise `ValueError` for the first value that cannot be, and make tuples of lists"
-    check_size(cfg.size)
-    for name, values in dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16'), g_sn=(True, False), compile=(True, False), flip=(True, False), skip_bad=(True, False), d_relu_skip=(True, False)).items():
+# %% ../nbs/06_training.ipynb #f00f689f
+def _check_choices(cfg):
+    yes_no = dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False))
+    choices = dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16'))
+    for name, values in (choices | yes_no).items():
         if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
+
+# %% ../nbs/06_training.ipynb #2ffc1066
+def _check_tuples(cfg):
     for name in ('g_attention', 'd_attention'):
         at = getattr(cfg, name)
-        if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at): raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
+        if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at):
+            raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
         object.__setattr__(cfg, name, tuple(at))
     for name in ('g_width', 'd_width'):
         width = getattr(cfg, name)
-        if isinstance(width, (tuple, list)): object.__setattr__(cfg, name, tuple(width))
-        if not all(type(c) is int and c >= 1 for c in (width if isinstance(width, (tuple, list)) else [width])): raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
+        several = isinstance(width, (tuple, list))
+        if several: object.__setattr__(cfg, name, tuple(width))
+        if not all(type(c) is int and c >= 1 for c in (width if several else [width])):
+            raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
+
+# %% ../nbs/06_training.ipynb #8c88142d
+def _check_numbers(cfg):
     for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, accumulate=1, steps=1, n_d=1, ema_start=0).items():
-        if not isinstance(getattr(cfg, name), int) or getattr(cfg, name) < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {getattr(cfg, name)!r}")
+        n = getattr(cfg, name)
+        if not isinstance(n, int) or n < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {n!r}")
     if cfg.batch % cfg.accumulate: raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
     for name in ('lr_g', 'lr_d'):
-        if not isinstance(getattr(cfg, name), (int, float)) or not 0 < getattr(cfg, name) < math.inf: raise ValueError(f"{name} must be positive, got {getattr(cfg, name)!r}")
+        lr = getattr(cfg, name)
+        if not isinstance(lr, (int, float)) or not 0 < lr < math.inf: raise ValueError(f"{name} must be positive, got {lr!r}")
     if not isinstance(cfg.bias_lr, (int, float)) or not 0 <= cfg.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {cfg.bias_lr!r}")
     for name in ('beta1', 'beta2', 'ema'):
         if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
 
-# %% ../nbs/06_training.ipynb #4ee52b8c
+# %% ../nbs/06_training.ipynb #d9451603
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
@@ -214,11 +244,11 @@ class Config:
     skip_bad:bool = False             # leave out image files that cannot be read
     seed:int = 0                      # of weights, data order, latents
 
-    def __post_init__(self): _check_config(self)
+    def __post_init__(self): check_size(self.size); _check_choices(self); _check_tuples(self); _check_numbers(self)
 
     def change(self,
         **values, # Fields and their new values
-    ): # `Config`
+    ) -> 'Config': # Checked like any other
         "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
         names = [f.name for f in fields(self)]
         for n in values:
@@ -245,7 +275,7 @@ def for_size(
     def moved(at): return tuple(dict.fromkeys(s if isinstance(s, str) else max(8, s*size//cfg.size) for s in at))
     return cfg.change(size=size, g_attention=moved(cfg.g_attention), d_attention=moved(cfg.d_attention))
 
-# %% ../nbs/06_training.ipynb #44dd796b
+# %% ../nbs/06_training.ipynb #fd98e555
 def systems(
     base:Config, # What the systems have in common: widths, data, steps, rates
 ) -> dict: # {name: `Config`}
@@ -265,8 +295,10 @@ def systems(
             'table2-sngan-projection': none.change(**sn_d, n_d=5),
             'table2-sagan': at(64)}
 
+# %% ../nbs/06_training.ipynb #b4b423c3
 presets |= systems(presets['paper'])
 
+# %% ../nbs/06_training.ipynb #2fc98afe
 def preset(
     name:str, # Name of a preset
 ) -> Config: # It
@@ -274,7 +306,7 @@ def preset(
     if name not in presets: raise ValueError(f"there is no preset {name!r}; did you mean {' or '.join(get_close_matches(name, presets, cutoff=.5)) or 'one of ' + ', '.join(presets)}?")
     return presets[name]
 
-# %% ../nbs/06_training.ipynb #414673bb
+# %% ../nbs/06_training.ipynb #9c8ee777
 class SAGAN(nn.Module):
     "Both networks of a `Config` with the averaged generator `ema`, built from the configuration's seed; one whose width is () is None"
     def __init__(self,
@@ -287,17 +319,17 @@ class SAGAN(nn.Module):
             self.D = Discriminator(cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention, cfg.form, cfg.head, cfg.d_down, cfg.d_relu_skip) if cfg.d_width else None
         self.to(memory_format=torch.channels_last)  # how convolutions like them: 1.2 times as fast on a CPU, the same numbers
         self.cfg, self.ema = cfg, deepcopy(self.G)
-        if self.G is not None: self.ema.eval().requires_grad_(False)
+        if self.ema is not None: self.ema.eval().requires_grad_(False)
 
     def train(self,
         mode:bool=True, # Training, or evaluation?
-    ): # The model
+    ) -> 'SAGAN': # The model
         "As `nn.Module.train`, but the average stays in evaluation"
         super().train(mode)
         if self.ema is not None: self.ema.eval()  # the average is only ever looked at
         return self
 
-# %% ../nbs/06_training.ipynb #8d748ad0
+# %% ../nbs/06_training.ipynb #fd3d74cd
 def fastest_dtype(
     device:str|torch.device, # Where the training runs
 ) -> str: # 'bfloat16' where there are instructions for it, otherwise 'float32'
@@ -307,20 +339,22 @@ def fastest_dtype(
     else: native = device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') and any(torch.cpu.get_capabilities().get(k) for k in ('amx_bf16', 'avx512_bf16'))
     return 'bfloat16' if native else 'float32'
 
-def compile_networks(
-    model:nn.Module, # A `SAGAN`; its G and D are changed in place, the average is not
-) -> None:
-    "Compile both networks for the shapes that come in; on a GPU as CUDA graphs"
-    mode = 'reduce-overhead' if next(model.parameters()).is_cuda and model.cfg.accumulate == 1 else None  # a graph's memory is its next pass's, too
-    for net in (model.G, model.D): net.compile(dynamic=False, mode=mode)
-
+# %% ../nbs/06_training.ipynb #4c031e85
 def _keep_freed_memory():
     "Ask glibc, where there is one, to keep freed memory for the next step"
     try: mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return
     mallopt(-4, 0); mallopt(-1, -1)                                           # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: give nothing back
 
-# %% ../nbs/06_training.ipynb #10079b2e
+# %% ../nbs/06_training.ipynb #9eea0caa
+def compile_networks(
+    model:SAGAN, # Its G and D are changed in place, the average is not
+) -> None:
+    "Compile both networks for the shapes that come in; on a GPU as CUDA graphs"
+    mode = 'reduce-overhead' if next(model.parameters()).is_cuda and model.cfg.accumulate == 1 else None  # a graph's memory is its next pass's, too
+    for net in filter(None, (model.G, model.D)): net.compile(dynamic=False, mode=mode)
+
+# %% ../nbs/06_training.ipynb #d1d9b398
 class TwoOptimizers:
     "G's and D's optimiser behind the one interface that fastai expects"
     def __init__(self,
@@ -328,25 +362,80 @@ class TwoOptimizers:
         opt_d:torch.optim.Optimizer, # D's optimiser
     ): self.opt_g, self.opt_d = opt_g, opt_d
     @property
-    def param_groups(self): return self.opt_g.param_groups + self.opt_d.param_groups
-    def zero_grad(self): self.opt_g.zero_grad(); self.opt_d.zero_grad()
-    def step(self): self.opt_g.step(); self.opt_d.step()
-    def state_dict(self): return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
+    def param_groups(self) -> list: # Four dicts, as in `torch.optim.Optimizer`
+        "Weights of G, biases of G, weights of D, biases of D"
+        return self.opt_g.param_groups + self.opt_d.param_groups
+    def zero_grad(self):
+        "Forget the gradients of both networks"
+        self.opt_g.zero_grad(); self.opt_d.zero_grad()
+    def step(self):
+        "Move both networks"
+        self.opt_g.step(); self.opt_d.step()
+    def state_dict(self) -> dict: # {'g': state of G's optimiser, 'd': of D's}
+        "What Adam remembers"
+        return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
         "Put both into the state"
         self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
 
-# %% ../nbs/06_training.ipynb #7b0b3084
-class SAGANTrainer(Callback):
-    "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
-    order, run_valid = ProgressCallback.order + 1, False
+# %% ../nbs/06_training.ipynb #0a072afe
+class TrainingFigures(Callback):
+    "The numbers of a training: what `SAGANTrainer` knows about itself"
     def __init__(self,
         cfg:Config, # Of the model that is trained
-    ): self.cfg, self.compiled, self.step, self.rng, self.d_loss, self.g_loss, self.scores, self.speed, self.text = cfg, False, 0, None, torch.tensor(math.nan), math.nan, {}, 0., ''
+    ):
+        self.cfg, self.step, self.d_loss, self.g_loss, self.speed = cfg, 0, torch.tensor(math.nan), math.nan, 0.
+        self.scores:dict = {}
+
+    def gammas(self) -> dict: # {'gamma G16' or the like: number}
+        "The gamma of every attention layer of both networks"
+        return {f'gamma {k}{s}': a.gamma.item() for k in 'GD' for s, a in getattr(self.model, k).attention.items()}
+
+    def figures(self) -> dict: # {name: number}
+        "The numbers to watch: step, both losses, D's mean scores of real and generated images, every gamma, images per second"
+        return dict(step=self.step, d_loss=self.d_loss.item(), g_loss=float(self.g_loss)) | {k: float(v) for k, v in self.scores.items()} | self.gammas() | dict(images_per_s=self.speed)
+
+    def line(self) -> str: # Such as 'step 11 D 1.93 G 0.13 γG16 0.001 γD16 0.003 812 img/s'
+        "The same in one line, for the progress bar"
+        gammas = ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items())
+        return f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} {self.speed:.0f} img/s'
+
+# %% ../nbs/06_training.ipynb #51f8adfe
+def check_images(
+    x:Tensor, # A batch of training images, (B, 3, S, S)
+) -> None:
+    "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
+    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point(): raise ValueError(f"a batch must be float images of shape (B, 3, S, S), got {x.dtype} of shape {tuple(x.shape)}")
+    low, high = x.min().item(), x.max().item()
+    if not -1.01 <= low <= high <= 1.01 or low >= 0: raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; scale bytes with `to_unit`, or fastai batches with Normalize.from_stats([.5]*3, [.5]*3)")
+
+# %% ../nbs/06_training.ipynb #1af62726
+def _begin_alike(model):
+    "Give every process the weights and statistics of the first"
+    if processes()[1] == 1: return
+    for t in model.state_dict().values(): t.copy_(total(t if processes()[0] == 0 else torch.zeros_like(t)))
+
+# %% ../nbs/06_training.ipynb #dd8224d7
+def draw_inputs(
+    y:Tensor, # Labels of this process's batch, (B,)
+    cfg:Config, # Says how many numbers a latent has, and whether there are classes
+    rng:torch.Generator, # Source of chance, on the device of `y`; advances
+) -> tuple: # (latents (B, z_dim), labels (B,) or None if unconditional)
+    "Inputs of the generator, with labels drawn from those of the batch: this process's share of what is drawn for all"
+    n = len(y)*processes()[1]
+    z = torch.randn(n, cfg.z_dim, generator=rng, device=y.device)[share(n)]                              # (B, z_dim)
+    return z, gather(y, n)[torch.randint(n, (n,), generator=rng, device=y.device)][share(n)] if cfg.n_classes else None
+
+# %% ../nbs/06_training.ipynb #9e3a47f1
+class SAGANTrainer(TrainingFigures):
+    "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
+    order, run_valid = ProgressCallback.order + 1, False
+    compiled, rng, text = False, None, ''
 
     def before_fit(self):
+        "Make ready what the steps need"
         self.started, self.first = time.perf_counter(), self.step
         device = next(self.model.parameters()).device
         if device.type == 'cpu': _keep_freed_memory()
@@ -354,64 +443,44 @@ class SAGANTrainer(Callback):
         self.dtype = fastest_dtype(device) if self.cfg.dtype == 'auto' else self.cfg.dtype
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == 'bfloat16')
         if self.rng is None: self.rng = torch.Generator(device).manual_seed(self.cfg.seed)
-        if processes()[1] > 1:
-            for t in self.model.state_dict().values(): t.copy_(total(t if processes()[0] == 0 else torch.zeros_like(t)))  # all begin with the first one's
-
-    def draw(self,
-        y:Tensor, # Labels of the batch, (B,)
-    ) -> tuple: # (latents (B, z_dim), labels (B,) or None if unconditional)
-        "Inputs of the generator, with labels drawn from those of the batch: this process's share of what is drawn for all"
-        n = len(y)*processes()[1]
-        z = torch.randn(n, self.cfg.z_dim, generator=self.rng, device=y.device)[share(n)]
-        return z, gather(y, n)[torch.randint(n, (n,), generator=self.rng, device=y.device)][share(n)] if self.cfg.n_classes else None
+        _begin_alike(self.model)
 
     def before_batch(self):
+        "One step of training on the batch at hand"
         (x,), (y,), m, opt = self.xb, self.yb, self.model, self.opt.opt
         x, y = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last), y.as_subclass(Tensor)  # fastai's tensor types are not needed here
+        labels = y if self.cfg.n_classes else None
         if self.step == 0:
             check_images(x)
             if self.cfg.n_classes: check_labels(y.cpu(), self.cfg.n_classes, len(x))
-        with self.autocast: self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, y if self.cfg.n_classes else None, *self.draw(y), self.scores, self.cfg.accumulate)
+        with self.autocast: self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng), self.scores, self.cfg.accumulate)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
-            with self.autocast: self.g_loss = g_step(m.G, m.D, opt.opt_g, *self.draw(y), self.cfg.accumulate)
+            with self.autocast: self.g_loss = g_step(m.G, m.D, opt.opt_g, *draw_inputs(y, self.cfg, self.rng), self.cfg.accumulate)
             ema_update(m.ema, m.G, self.cfg.ema if self.step//self.cfg.n_d > self.cfg.ema_start else 0.)
         raise CancelBatchException
 
     def after_batch(self):
+        "Tell the progress bar"
         self.speed = (self.step - self.first)*self.cfg.batch/(time.perf_counter() - self.started)
         if self.step % 5 == 1: self.text = self.line()
         if hasattr(self.learn, 'progress'): self.progress.pbar.comment = self.text
 
-    def after_train(self): raise CancelEpochException
+    def after_train(self):
+        "End the epoch"
+        raise CancelEpochException
 
-# %% ../nbs/06_training.ipynb #590d029c
-@patch
-def gammas(self:SAGANTrainer) -> dict: # {'gamma G16' or the like: number}
-    "The gamma of every attention layer of both networks"
-    return {f'gamma {k}{s}': a.gamma.item() for k in 'GD' for s, a in getattr(self.model, k).attention.items()}
+# %% ../nbs/06_training.ipynb #1d2f75be
+def _facts(dls):
+    "{field: value} of what a configuration takes over from the data"
+    x, _ = dls.one_batch() if hasattr(dls.train, 'one_batch') else next(iter(dls.train))  # PyTorch's loaders have no one_batch
+    facts = dict(size=x.shape[-1], n_classes=len(getattr(dls, 'vocab', [])), batch=len(x)*processes()[1], steps=len(dls.train), data=type(dls.train.dataset).__name__)
+    if not isinstance(dls.train, MemoryLoader): return facts
+    given = dls.train.rank, dls.train.world
+    if given != processes(): raise ValueError(f"this is process {processes()[0]} of {processes()[1]}, but its loader is for process {given[0]} of {given[1]}; give image_dls rank and world")
+    return facts | dict(data=dls.train.dataset.name, flip=dls.train.flip)
 
-@patch
-def figures(self:SAGANTrainer) -> dict: # {name: number}
-    "The numbers to watch: step, both losses, D's mean scores of real and generated images, every gamma, images per second"
-    return dict(step=self.step, d_loss=self.d_loss.item(), g_loss=float(self.g_loss)) | {k: float(v) for k, v in self.scores.items()} | self.gammas() | dict(images_per_s=self.speed)
-
-@patch
-def line(self:SAGANTrainer) -> str: # Text
-    "The same in one line, for the progress bar"
-    gammas = ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items())
-    return f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} {self.speed:.0f} img/s'
-
-# %% ../nbs/06_training.ipynb #a23f97bd
-def check_images(
-    x:Tensor, # A batch of training images
-) -> None:
-    "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
-    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point(): raise ValueError(f"a batch must be float images of shape (B, 3, S, S), got {x.dtype} of shape {tuple(x.shape)}")
-    low, high = x.min().item(), x.max().item()
-    if not -1.01 <= low <= high <= 1.01 or low >= 0: raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; scale bytes with `to_unit`, or fastai batches with Normalize.from_stats([.5]*3, [.5]*3)")
-
-# %% ../nbs/06_training.ipynb #83c99feb
+# %% ../nbs/06_training.ipynb #b136898c
 def sagan_learner(
     dls:DataLoaders, # Batches of (images in [-1, 1], labels): from `image_dls`, or fastai's own
     cfg:Config|str='small', # Configuration or the name of a preset
@@ -419,20 +488,15 @@ def sagan_learner(
     **changes, # Fields of the configuration to change
 ) -> Learner: # fastai's `Learner`: `learn.fit(epochs)`; `learn.model` is a `SAGAN`
     "A fastai `Learner` that trains a SAGAN on `dls`, whose image size, classes (`dls.vocab`, or give `n_classes`) and batch size it takes over; raises `ValueError` for what does not fit"
-    if isinstance(cfg, str): cfg = preset(cfg)
-    if not (cfg.g_width and cfg.d_width): raise ValueError(f"training takes two networks, and this configuration has no {'discriminator' if cfg.g_width else 'generator'}; give it a width")
-    x, _ = dls.one_batch() if hasattr(dls.train, 'one_batch') else next(iter(dls.train))  # PyTorch's loaders have no one_batch
-    taken = dict(size=x.shape[-1], n_classes=len(getattr(dls, 'vocab', [])), batch=len(x)*processes()[1], steps=len(dls.train), data=type(dls.train.dataset).__name__)
-    cfg = for_size(cfg, taken['size'])
-    if isinstance(dls.train, MemoryLoader):
-        if (given := (dls.train.rank, dls.train.world)) != processes(): raise ValueError(f"this is process {processes()[0]} of {processes()[1]}, but its loader is for process {given[0]} of {given[1]}; give image_dls rank and world")
-        taken |= dict(data=dls.train.dataset.name, flip=dls.train.flip)
-    cfg = cfg.change(**taken | changes)
-    def opt_func(params, lr): return OptimWrapper(opt=TwoOptimizers(*ttur(model.G, model.D, cfg.lr_g, cfg.lr_d, (cfg.beta1, cfg.beta2), cfg.bias_lr)))
-    model, trainer = SAGAN(cfg), SAGANTrainer(cfg)
+    base = preset(cfg) if isinstance(cfg, str) else cfg
+    if not (base.g_width and base.d_width): raise ValueError(f"training takes two networks, and this configuration has no {'discriminator' if base.g_width else 'generator'}; give it a width")
+    facts = _facts(dls)
+    c = for_size(base, facts['size']).change(**facts | changes)
+    def opt_func(params, lr): return OptimWrapper(opt=TwoOptimizers(*ttur(model.G, model.D, c.lr_g, c.lr_d, (c.beta1, c.beta2), c.bias_lr)))
+    model, trainer = SAGAN(c), SAGANTrainer(c)
     metrics = [ValueMetric(lambda: trainer.figures()['g_loss'], 'g_loss'), ValueMetric(lambda: trainer.figures()['images_per_s'], 'images_per_s')]
-    learn = Learner(dls, model, d_hinge_loss, opt_func, lr=[lr*b for lr in (cfg.lr_g, cfg.lr_d) for b in (1, cfg.bias_lr)],
-                    moms=(cfg.beta1,)*3, cbs=L(trainer) + L(cbs), metrics=metrics)
+    learn = Learner(dls, model, d_hinge_loss, opt_func, lr=[lr*b for lr in (c.lr_g, c.lr_d) for b in (1, c.bias_lr)],
+                    moms=(c.beta1,)*3, cbs=L(trainer) + L(cbs), metrics=metrics)
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recorder.plot_loss = partial(learn.recorder.plot_loss, with_valid=False)
     return learn
