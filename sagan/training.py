@@ -6,8 +6,8 @@ Docs: https://sagan-gan.github.io/sagan/training.html.md"""
 
 # %% auto #0
 __all__ = ['presets', 'd_step', 'g_step', 'NonFinite', 'ema_update', 'Config', 'for_size', 'systems', 'preset', 'SAGAN',
-           'fastest_dtype', 'compile_networks', 'TwoOptimizers', 'TrainingFigures', 'check_images', 'draw_inputs',
-           'SAGANTrainer', 'sagan_learner']
+           'check_networks', 'fastest_dtype', 'compile_networks', 'TwoOptimizers', 'TrainingFigures', 'check_images',
+           'draw_inputs', 'SAGANTrainer', 'SAGANLearner', 'sagan_learner']
 
 # %% ../nbs/06_training.ipynb #d96c93a8
 import ctypes, math, time, torch, torch.nn as nn
@@ -18,19 +18,22 @@ from difflib import get_close_matches
 from functools import partial
 from torch import Tensor
 
-# %% ../nbs/06_training.ipynb #ad92c93b
+# %% ../nbs/06_training.ipynb #7c61e191
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
+from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import show_images
 from fastcore.foundation import L
 
-# %% ../nbs/06_training.ipynb #235e4b59
+# %% ../nbs/06_training.ipynb #14e2702e
 from .conditioning import check_labels, everyones, frozen_statistics, gather, processes, share, total
-from .data import MemoryLoader, check_size
+from .data import MemoryLoader, check_size, to_bytes
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
-from .networks import Discriminator, Generator
+from .networks import Discriminator, Generator, generate
 from .spectral import no_autocast, normalised, spectral_step
 
 # %% ../nbs/06_training.ipynb #43600741
@@ -63,7 +66,7 @@ def _update(net, opt, losses, **given):
     opt.step()
     return loss
 
-# %% ../nbs/06_training.ipynb #61353000
+# %% ../nbs/06_training.ipynb #bfb6e328
 def d_step(
     G:Generator, # Generator, in training mode; left exactly as it is
     D:Discriminator, # Discriminator, in training mode
@@ -82,14 +85,14 @@ def d_step(
         with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)                 # (B', 3, S, S)
         for r, f, yr, yf in _parts(accumulate, x, fake, y, y_fake):
             out = D(torch.cat([r, f]), None if y is None else torch.cat([yr, yf]))      # scores (B + B',) of this part; auxiliary: and losses of the class (B + B',)
-            (real, fakes), *classes = [o.split([len(r), len(f)]) for o in (out if isinstance(out, tuple) else (out,))]  # (B,) and (B',) each
+            (real, fakes), *classes = [o.float().split([len(r), len(f)]) for o in (out if isinstance(out, tuple) else (out,))]  # (B,) and (B',) each
             means.append(torch.stack([real.detach().mean(), fakes.detach().mean()]))    # (2,)
             yield (d_acgan_loss(real, fakes, *classes[0]) if classes else d_hinge_loss(real, fakes))/accumulate
         means = torch.stack(means).mean(0)                                              # (2,)
         if scores is not None: _average([means]); scores.update(zip(('d_real', 'd_fake'), means))
     return _update(D, opt, losses, G=G, D=D, images=x)
 
-# %% ../nbs/06_training.ipynb #9cb110ad
+# %% ../nbs/06_training.ipynb #17ce55ab
 def g_step(
     G:Generator, # Generator, in training mode
     D:Discriminator, # Discriminator, in training mode; left exactly as it is
@@ -103,10 +106,12 @@ def g_step(
     def losses():
         for i, (zi, yi) in enumerate(_parts(accumulate, z, y)):
             with frozen_statistics(G) if i else nullcontext(): out = D(G(zi, yi), yi)   # (B,) of this part, auxiliary: two of them
-            yield (g_acgan_loss(*out) if isinstance(out, tuple) else g_hinge_loss(out))/accumulate
-    D.requires_grad_(False)
+            yield (g_acgan_loss(*[o.float() for o in out]) if isinstance(out, tuple) else g_hinge_loss(out.float()))/accumulate
+    learning = [p for p in D.parameters() if p.requires_grad]
+    for p in learning: p.requires_grad_(False)
     try: return _update(G, opt, losses, G=G, D=D)
-    finally: D.requires_grad_(True)
+    finally:
+        for p in learning: p.requires_grad_(True)
 
 # %% ../nbs/06_training.ipynb #db73a25d
 class NonFinite(FloatingPointError):
@@ -329,6 +334,42 @@ class SAGAN(nn.Module):
         if self.ema is not None: self.ema.eval()  # the average is only ever looked at
         return self
 
+# %% ../nbs/06_training.ipynb #19070231
+def _called(net, what, *args):
+    "What a network makes of its arguments in evaluation, or `ValueError` if it takes others"
+    mode = net.training
+    try: return net.eval()(*args)
+    except Exception as e: raise ValueError(f"{type(net).__name__} must be called as {what}: {e}") from e
+    finally: net.train(mode)
+
+# %% ../nbs/06_training.ipynb #8da86439
+@torch.no_grad()
+def check_networks(
+    G:nn.Module, # Generator, called as G(z, y)
+    D:nn.Module, # Discriminator, called as D(x, y)
+    cfg:Config, # What they are for: `size`, `n_classes` and `z_dim`
+) -> None:
+    "Raise `ValueError` unless the networks take and give what those of this package do"
+    g, d, S, n = type(G).__name__, type(D).__name__, cfg.size, cfg.n_classes
+    for a in ('z_dim', 'n_classes'):
+        if getattr(G, a, None) != getattr(cfg, a): raise ValueError(f"the generator {g} must have the attribute {a} = {getattr(cfg, a)}, as the configuration and the data; it has {getattr(G, a, 'none')}")
+    device = next(G.parameters()).device
+    z, y = torch.randn(2, cfg.z_dim, generator=torch.Generator().manual_seed(0)).to(device), torch.arange(2, device=device) % n if n else None  # (2, z_dim), (2,)
+    x = _called(G, f"G(z, y), z (B, {cfg.z_dim}), y {'int64 (B,)' if n else 'None'}", z, y)                           # (2, 3, S, S)
+    if not isinstance(x, Tensor) or x.shape != (2, 3, S, S): raise ValueError(f"{g} must give images of shape (B, 3, {S}, {S}); for B = 2 it gave {tuple(x.shape) if isinstance(x, Tensor) else x!r}")
+    if x.abs().max() > 1: raise ValueError(f"{g} must give images in [-1, 1], it gave values from {x.min():.3g} to {x.max():.3g}; end it with a tanh")
+    s = _called(D, f"D(x, y), x (B, 3, {S}, {S}), y {'int64 (B,)' if n else 'None'}", x, y)                          # (2,)
+    if not all(isinstance(t, Tensor) and t.shape == (2,) for t in (s if isinstance(s, tuple) and len(s) == 2 else [s])):
+        raise ValueError(f"{d} must give one score per image, of shape (B,); for B = 2 it gave {tuple(s.shape) if isinstance(s, Tensor) else s!r}")
+
+# %% ../nbs/06_training.ipynb #f1726b65
+def _with(model, G=None, D=None):
+    "A `SAGAN` with another generator or discriminator in the place of its own, checked"
+    if G is not None: model.G, model.ema = G, deepcopy(G).eval().requires_grad_(False)
+    if D is not None: model.D = D
+    if not (G is D is None): check_networks(model.G, model.D, model.cfg)
+    return model
+
 # %% ../nbs/06_training.ipynb #fd3d74cd
 def fastest_dtype(
     device:str|torch.device, # Where the training runs
@@ -380,7 +421,7 @@ class TwoOptimizers:
         "Put both into the state"
         self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
 
-# %% ../nbs/06_training.ipynb #0a072afe
+# %% ../nbs/06_training.ipynb #bafe1334
 class TrainingFigures(Callback):
     "The numbers of a training: what `SAGANTrainer` knows about itself"
     def __init__(self,
@@ -390,8 +431,8 @@ class TrainingFigures(Callback):
         self.scores:dict = {}
 
     def gammas(self) -> dict: # {'gamma G16' or the like: number}
-        "The gamma of every attention layer of both networks"
-        return {f'gamma {k}{s}': a.gamma.item() for k in 'GD' for s, a in getattr(self.model, k).attention.items()}
+        "The gamma of every layer in the `attention` of both networks"
+        return {f'gamma {k}{s}': a.gamma.item() for k in 'GD' for s, a in getattr(getattr(self.model, k), 'attention', {}).items()}
 
     def figures(self) -> dict: # {name: number}
         "The numbers to watch: step, both losses, D's mean scores of real and generated images, every gamma, images per second"
@@ -417,6 +458,29 @@ def _begin_alike(model):
     if processes()[1] == 1: return
     for t in model.state_dict().values(): t.copy_(total(t if processes()[0] == 0 else torch.zeros_like(t)))
 
+# %% ../nbs/06_training.ipynb #beba33c3
+class _Numbers(OptimWrapper):
+    "fastai's wrapper of an optimiser, with no settings but numbers"
+    @property
+    def hypers(self): return [{k: v for k, v in h.items() if v is not None and not isinstance(v, bool)} for h in super().hypers]
+
+# %% ../nbs/06_training.ipynb #88831735
+def _asked_dtype(learn):
+    "'bfloat16' if `to_bf16` asks for it, otherwise None; raises `ValueError` for callbacks that would do nothing here"
+    mixed = [cb for cb in learn.cbs if isinstance(cb, MixedPrecision) and cb.amp_mode == AMPMode.BF16]
+    for cb in mixed: cb.run = False                                           # until the end of the fit; its autocast would never be left
+    idle = [cb for cb in learn.cbs if cb not in mixed and any(hasattr(cb, f'{when}_{what}') for when in ('before', 'after') for what in ('backward', 'step'))]
+    if idle: raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, which two networks in turn do not have; leave it out. For less memory there is `accumulate`, for speed to_bf16() or dtype='bfloat16' in place of to_fp16()")
+    return 'bfloat16' if mixed else None
+
+# %% ../nbs/06_training.ipynb #483e8743
+def _check_monitors(learn):
+    "Raise `ValueError` for callbacks that monitor what is not measured, or act on a copy"
+    names = list(learn.recorder.metric_names[1:-1])
+    for cb in learn.cbs:
+        if isinstance(cb, ReduceLROnPlateau): raise ValueError(f"{cb} changes a copy of the learning rates, when the optimiser is PyTorch's; give a schedule, such as ParamScheduler, instead")
+        if isinstance(cb, TrackerCallback) and cb.monitor not in names: raise ValueError(f"{cb} cannot monitor {cb.monitor!r}, as a GAN has no validation set; give monitor one of {', '.join(names)}, or add a metric to `learn.metrics`")
+
 # %% ../nbs/06_training.ipynb #dd8224d7
 def draw_inputs(
     y:Tensor, # Labels of this process's batch, (B,)
@@ -428,7 +492,7 @@ def draw_inputs(
     z = torch.randn(n, cfg.z_dim, generator=rng, device=y.device)[share(n)]                              # (B, z_dim)
     return z, gather(y, n)[torch.randint(n, (n,), generator=rng, device=y.device)][share(n)] if cfg.n_classes else None
 
-# %% ../nbs/06_training.ipynb #9e3a47f1
+# %% ../nbs/06_training.ipynb #67b8610b
 class SAGANTrainer(TrainingFigures):
     "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
     order, run_valid = ProgressCallback.order + 1, False
@@ -436,17 +500,19 @@ class SAGANTrainer(TrainingFigures):
 
     def before_fit(self):
         "Make ready what the steps need"
+        _check_monitors(self.learn)
         self.started, self.first = time.perf_counter(), self.step
         device = next(self.model.parameters()).device
         if device.type == 'cpu': _keep_freed_memory()
         if self.cfg.compile and not self.compiled: compile_networks(self.model); self.compiled = True
-        self.dtype = fastest_dtype(device) if self.cfg.dtype == 'auto' else self.cfg.dtype
+        self.dtype = _asked_dtype(self.learn) or (fastest_dtype(device) if self.cfg.dtype == 'auto' else self.cfg.dtype)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == 'bfloat16')
         if self.rng is None: self.rng = torch.Generator(device).manual_seed(self.cfg.seed)
         _begin_alike(self.model)
 
     def before_batch(self):
         "One step of training on the batch at hand"
+        if not len(self.yb): self.learn.yb = (self.xb[0].new_zeros(len(self.xb[0]), dtype=torch.int64),)  # images alone; fastai's recorder expects labels
         (x,), (y,), m, opt = self.xb, self.yb, self.model, self.opt.opt
         x, y = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last), y.as_subclass(Tensor)  # fastai's tensor types are not needed here
         labels = y if self.cfg.n_classes else None
@@ -470,33 +536,56 @@ class SAGANTrainer(TrainingFigures):
         "End the epoch"
         raise CancelEpochException
 
-# %% ../nbs/06_training.ipynb #1d2f75be
-def _facts(dls):
-    "{field: value} of what a configuration takes over from the data"
-    x, _ = dls.one_batch() if hasattr(dls.train, 'one_batch') else next(iter(dls.train))  # PyTorch's loaders have no one_batch
+# %% ../nbs/06_training.ipynb #591501c0
+def _first(dl): return dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))  # PyTorch's loaders have no one_batch
+
+def _facts(dls, x):
+    "{field: value} of what a configuration takes over from the data, whose first images are x"
     facts = dict(size=x.shape[-1], n_classes=len(getattr(dls, 'vocab', [])), batch=len(x)*processes()[1], steps=len(dls.train), data=type(dls.train.dataset).__name__)
     if not isinstance(dls.train, MemoryLoader): return facts
     given = dls.train.rank, dls.train.world
     if given != processes(): raise ValueError(f"this is process {processes()[0]} of {processes()[1]}, but its loader is for process {given[0]} of {given[1]}; give image_dls rank and world")
     return facts | dict(data=dls.train.dataset.name, flip=dls.train.flip)
 
-# %% ../nbs/06_training.ipynb #b136898c
+# %% ../nbs/06_training.ipynb #a7890956
+class SAGANLearner(Learner):
+    "fastai's `Learner` with a `show_results` for generators"
+    def show_results(self,
+        max_n:int=9, # Real images at most, and as many generated ones
+        seed:int=0, # Seed of the latents
+        imsize:float=1., # Inches of an image's side
+        **kwargs, # Further arguments of fastai's `show_images`
+    ) -> None:
+        "Draw real images, and below each what the averaged generator makes of the same class"
+        x, *labels = [t[:max_n].cpu().as_subclass(Tensor) for t in _first(self.dls.train)]   # (n, 3, S, S), [(n,)]
+        n_classes = self.model.cfg.n_classes; y = labels[0] if n_classes else None            # (n,)
+        names = None if y is None else [str(getattr(self.dls, 'vocab', range(n_classes))[c]) for c in y.tolist()]*2
+        both = torch.cat([x, generate(self.model.ema, y, len(x), seed)])                      # (2n, 3, S, S)
+        show_images(to_bytes(both), 2, titles=names, imsize=imsize, **dict(suptitle='real above, generated below', layout='constrained') | kwargs)
+
+# %% ../nbs/06_training.ipynb #83ee1f84
 def sagan_learner(
-    dls:DataLoaders, # Batches of (images in [-1, 1], labels): from `image_dls`, or fastai's own
+    dls:DataLoaders, # Batches of (images in [-1, 1], labels), or of images alone: from `image_dls`, or fastai's own
     cfg:Config|str='small', # Configuration or the name of a preset
     cbs=None, # One more fastai callback, or several
+    G:nn.Module|None=None, # A generator of your own; its latents have `G.z_dim` numbers
+    D:nn.Module|None=None, # A discriminator of your own
     **changes, # Fields of the configuration to change
-) -> Learner: # fastai's `Learner`: `learn.fit(epochs)`; `learn.model` is a `SAGAN`
+) -> SAGANLearner: # `learn.fit(epochs)`, as with any fastai `Learner`; `learn.model` is a `SAGAN`
     "A fastai `Learner` that trains a SAGAN on `dls`, whose image size, classes (`dls.vocab`, or give `n_classes`) and batch size it takes over; raises `ValueError` for what does not fit"
     base = preset(cfg) if isinstance(cfg, str) else cfg
     if not (base.g_width and base.d_width): raise ValueError(f"training takes two networks, and this configuration has no {'discriminator' if base.g_width else 'generator'}; give it a width")
-    facts = _facts(dls)
+    x, *y = _first(dls.train)
+    facts = _facts(dls, x)
+    if G is not None: facts |= dict(g_width=(), z_dim=getattr(G, 'z_dim', base.z_dim))
+    if D is not None: facts |= dict(d_width=())
     c = for_size(base, facts['size']).change(**facts | changes)
-    def opt_func(params, lr): return OptimWrapper(opt=TwoOptimizers(*ttur(model.G, model.D, c.lr_g, c.lr_d, (c.beta1, c.beta2), c.bias_lr)))
-    model, trainer = SAGAN(c), SAGANTrainer(c)
+    if not y: check_labels(None, c.n_classes, len(x))                         # images alone are for unconditional networks
+    model, trainer = _with(SAGAN(c), G, D), SAGANTrainer(c)
+    def opt_func(params, lr): return _Numbers(opt=TwoOptimizers(*ttur(model.G, model.D, c.lr_g, c.lr_d, (c.beta1, c.beta2), c.bias_lr)))
     metrics = [ValueMetric(lambda: trainer.figures()['g_loss'], 'g_loss'), ValueMetric(lambda: trainer.figures()['images_per_s'], 'images_per_s')]
-    learn = Learner(dls, model, d_hinge_loss, opt_func, lr=[lr*b for lr in (c.lr_g, c.lr_d) for b in (1, c.bias_lr)],
-                    moms=(c.beta1,)*3, cbs=L(trainer) + L(cbs), metrics=metrics)
+    learn = SAGANLearner(dls, model, d_hinge_loss, opt_func, lr=[lr*b for lr in (c.lr_g, c.lr_d) for b in (1, c.bias_lr)],
+                         moms=(c.beta1,)*3, cbs=L(trainer) + L(cbs), metrics=metrics)
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recorder.plot_loss = partial(learn.recorder.plot_loss, with_valid=False)
     return learn
