@@ -141,7 +141,7 @@ def _centres(grid, device): return torch.cartesian_prod(*[(torch.arange(n, devic
 def _colours(x, grid): return F.adaptive_avg_pool2d(x, grid).flatten(2).mT     # (B, 3, S, S) -> (B, N, 3): mean colour of each cell
 def _apart(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')   # (..., N, D), (..., n, D) -> (..., N, n)
 
-# %% ../nbs/08_visualization.ipynb #6ff01b7b
+# %% ../nbs/08_visualization.ipynb #47e9d9e2
 def map_statistics(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images
@@ -151,7 +151,7 @@ def map_statistics(
     at, keys = [_centres(grid, x.device) for grid in (m.queries, m.keys)]      # (Nq, 2), (N, 2)
     asking, asked = [_colours(x, grid) for grid in (m.queries, m.keys)]        # (B, Nq, 3), (B, N, 3)
     sums:dict[tuple, tuple] = {}; first = 0
-    same = sum(beta.sum(1, keepdim=True) for beta in m.parts())/len(at)        # (B, 1, N)
+    same = sum((beta.sum(1, keepdim=True) for beta in m.parts()), x.new_zeros(()))/len(at)      # (B, 1, N)
     for beta in m.parts():                                                     # (B, n, N)
         part = slice(first, first := first + beta.shape[1])
         distance, alike = _apart(at[part], keys), _ranks(-_apart(asking[:, part], asked))   # (n, N), (B, n, N)
