@@ -275,7 +275,7 @@ def _asking(G, n):
 @torch.no_grad()
 def _graph(net, names):
     "The ONNX model of a `_Drawing`"
-    given = _asking(net.G, 2); shapes = ({0: torch.export.Dim('batch')},)*len(given)
+    given = _asking(net.G, 2); shapes = ({0: torch.export.Dim('batch', max=2**31 - 1)},)*len(given)
     with catch_warnings():
         simplefilter('ignore')
         program = torch.export.export(net, tuple(given.values()), dynamic_shapes=shapes, strict=False)

@@ -1,53 +1,132 @@
-"The wheel, as built from the sdist: what is in it, and what importing it loads"
-import subprocess, sys, zipfile
+"The sdist, and the wheel that is built from it: what is in them, and that the wheel works with nothing but what it asks for"
+import email, fcntl, os, re, subprocess, sys, tarfile, venv, zipfile
 from configparser import ConfigParser
+from importlib.metadata import distribution
 from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
+import pytest, yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from release import quick_start, tiny
 
 root = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope='session')
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp('dist')
-    subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, root], check=True)
-    return next(out.glob('*.whl'))
+def dist(tmp_path_factory):
+    "Both archives, and the wheel's metadata; pytest's processes share them, as the build writes into the tree"
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'dist'
+    with open(out.with_suffix('.lock'), 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists(): subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, root], check=True)
+    wheel, = out.glob('*.whl')
+    sdist, = out.glob('*.tar.gz')
+    with zipfile.ZipFile(wheel) as z: files = {n: z.read(n).decode() for n in z.namelist() if '.dist-info/' in n}
+    info = {Path(n).name: text for n, text in files.items()}
+    return SimpleNamespace(wheel=wheel, sdist=sdist, info=info, metadata=email.message_from_string(info['METADATA']))
+
+
+def needed(lines, extras=(), seen=None):
+    "Names of the distributions that these requirements bring, as they are installed here"
+    seen = set() if seen is None else seen
+    for r in map(Requirement, lines):
+        key = canonicalize_name(r.name), frozenset(r.extras)
+        if key in seen or r.marker and not any(r.marker.evaluate({'extra': e}) for e in extras or ['']): continue
+        seen.add(key)
+        needed(distribution(r.name).requires or [], r.extras, seen)
+    return {name for name, _ in seen}
 
 
 @pytest.fixture(scope='session')
-def run(wheel, tmp_path_factory):
-    "Runs code where only the wheel's own `sagan` can be imported, and gives what it prints"
-    target = tmp_path_factory.mktemp('target')
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--target', target, wheel], check=True)
-    def run(code):
-        code = f'import sys; sys.path.insert(0, {str(target)!r}); import sagan; assert {str(target)!r} in sagan.__file__; {code}'
-        return subprocess.run([sys.executable, '-c', code], cwd=target, check=True, capture_output=True, text=True).stdout.split()
-    return run
+def alone(dist, tmp_path_factory):
+    "The folder of programs of an environment that holds the wheel and, as links to what is installed here, its requirements"
+    home = tmp_path_factory.mktemp('alone')
+    venv.create(home)
+    site, = home.glob('lib/python*/site-packages')
+    for name in needed(dist.metadata.get_all('Requires-Dist')):
+        d = distribution(name)
+        for top in {f.parts[0] for f in d.files} - {'..', '__pycache__'}:
+            if not (site/top).exists(): (site/top).symlink_to(d.locate_file(top))
+    subprocess.run([sys.executable, '-m', 'pip', '--python', home/'bin/python', 'install', '-q', '--no-deps', '--ignore-installed', dist.wheel], check=True)
+    return home/'bin'
 
 
-def test_files(wheel):
-    "Only the package and its metadata, and all of the package"
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {n.split('/')[0].removesuffix('.dist-info') for n in names} == {'sagan', wheel.name.removesuffix('-py3-none-any.whl')}
+def run(alone, code):
+    "What Python code prints in the wheel's environment"
+    return subprocess.run([alone/'python', '-Ic', code], check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_wheel(dist):
+    "Only the package and its metadata, and all of the package, with the mark that it is typed"
+    names = zipfile.ZipFile(dist.wheel).namelist()
+    assert {n.split('/')[0].removesuffix('.dist-info') for n in names} == {'sagan', dist.wheel.name.removesuffix('-py3-none-any.whl')}
     assert {n for n in names if n.startswith('sagan/')} == {p.relative_to(root).as_posix() for p in (root/'sagan').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
-    assert any(n.endswith('/LICENSE') for n in names)
+    assert 'sagan/py.typed' in names and 'LICENSE' in dist.info
 
 
-def test_entry_points(wheel, run):
+def test_sdist(dist):
+    "Every file of the repository, so that whoever unpacks it can run pages and tests"
+    if not (root/'.git').exists(): pytest.skip('this is an unpacked sdist')
+    tracked = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=root, check=True, capture_output=True, text=True).stdout.splitlines()
+    with tarfile.open(dist.sdist) as t: names = {m.name.split('/', 1)[1] for m in t.getmembers() if not m.isdir()}
+    made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith('sagan.egg-info/')}
+    assert names - made == set(tracked)
+
+
+def test_metadata(dist):
+    "The version is the package's, and the Pythons are those that the test workflow runs"
+    import sagan
+    m = dist.metadata
+    assert m['Version'] == sagan.__version__ and m['License-Expression'] == 'Apache-2.0' and m['Requires-Python'] == '>=3.10'
+    pythons = yaml.safe_load((root/'.github/workflows/test.yml').read_text())['jobs']['test']['strategy']['matrix']['python']
+    classifiers = m.get_all('Classifier')
+    assert [c.split(' :: ')[-1] for c in classifiers if re.search(r':: 3\.\d+$', c)] == pythons
+    assert 'Typing :: Typed' in classifiers
+    assert set(m.get_all('Provides-Extra')) == {'hub', 'onnx', 'dev'}
+    citation = yaml.safe_load((root/'CITATION.cff').read_text())
+    urls = dict(u.split(', ') for u in m.get_all('Project-URL'))
+    assert (citation['license'], citation['repository-code'], citation['url']) == (m['License-Expression'], urls['Repository'], urls['Documentation'])
+
+
+def test_readme_elsewhere(dist):
+    "On a package index README.md's links lead out of the page, to files that this version has and to pages of the docs"
+    import sagan
+    urls = dict(u.split(', ') for u in dist.metadata.get_all('Project-URL'))
+    html = {f"{re.sub(r'^[0-9]+_', '', p.stem)}.html" for p in (root/'nbs').glob('*.ipynb')}
+    text, readme = dist.metadata.get_payload(), (root/'README.md').read_text(encoding='utf-8')
+    links = re.findall(r'(!?)\[[^][]*\]\(([^)\s]+)\)', text)
+    assert len(links) == readme.count('](') == text.count('](')
+    for picture, link in links:
+        rest = link.removeprefix(f"{urls['Repository']}/{'raw' if picture else 'blob'}/v{sagan.__version__}/")
+        if rest != link: assert (root/rest).is_file(), link
+        elif link.startswith(urls['Documentation']): assert link.removeprefix(urls['Documentation']).split('#')[0] in html | {''}, link
+        else: assert link.startswith('https://') and not picture, link
+    assert quick_start(text) == quick_start(readme)
+
+
+def test_entry_points(dist, alone):
     "The commands of settings.ini, no alias of ours for someone else's, and each leads to a function"
     points, settings = ConfigParser(delimiters='='), ConfigParser(delimiters='=')
-    with zipfile.ZipFile(wheel) as z:
-        points.read_string(z.read(next(n for n in z.namelist() if n.endswith('entry_points.txt'))).decode())
+    points.read_string(dist.info['entry_points.txt'])
     settings.read(root/'settings.ini')
     wanted = dict(l.split('=') for l in settings['DEFAULT']['console_scripts'].split())
     assert dict(points['console_scripts']) == wanted
     targets = [t.split(':') for t in wanted.values()]
-    assert run(';'.join(f'from {m} import {f}; print(callable({f}))' for m, f in targets)) == ['True'] * len(targets)
+    assert run(alone, ';'.join(f'from {m} import {f}; print(callable({f}))' for m, f in targets)) == ['True'] * len(targets)
 
 
-def test_light_import(run):
+def test_light_import(alone):
     "Attention alone needs torch and nothing that takes seconds to load"
     heavy = {'fastai', 'fastcore', 'matplotlib', 'torchvision'}
-    loaded = set(run('import sagan.attention; print(*sys.modules)'))
+    loaded = set(run(alone, 'import sys, sagan.attention; print(*sys.modules)'))
     assert 'torch' in loaded and not heavy & loaded
+
+
+def test_alone(alone, tmp_path):
+    "README's quick start, of at most 20 lines, and a tiny run of the main job, with nothing of the developers' at hand"
+    assert not {'nbdev', 'pytest', 'huggingface_hub', 'onnx'} & set(run(alone, 'import pkgutil; print(*(m.name for m in pkgutil.iter_modules()))'))
+    assert 0 < len([l for l in quick_start((root/'README.md').read_text(encoding='utf-8')).splitlines() if l.strip()]) <= 20
+    tiny(alone, tmp_path)
+    assert (tmp_path/'runs/digits/report.html').exists()

@@ -1,0 +1,65 @@
+"What a release is checked for before anything is built, and the oldest versions that the tests run with"
+import subprocess, sys
+from pathlib import Path
+
+import pytest
+from oldest import oldest
+from release import check, sections
+
+root = Path(__file__).resolve().parent.parent
+changelog = """# Changelog
+
+About it.
+
+## 0.10.0 (2026-11-21)
+
+- New.
+- Newer.
+
+## 0.9.1 (2026-01-02)
+
+- Old.
+"""
+
+
+def test_check_accepts_what_fits():
+    check('v0.10.0', '0.10.0', changelog)
+
+
+@pytest.mark.parametrize('tag, version, text, message', [
+    ('0.10.0', '0.10.0', changelog, 'vMAJOR.MINOR.PATCH'),
+    ('v0.10', '0.10', changelog, 'vMAJOR.MINOR.PATCH'),
+    ('v0.010.0', '0.010.0', changelog, 'vMAJOR.MINOR.PATCH'),
+    ('v0.10.0', '0.9.1', changelog, "sagan.__version__ is '0.9.1'"),
+    ('v0.9.1', '0.9.1', changelog, 'begins with 0.10.0'),
+    ('v0.10.0', '0.10.0', '# Changelog\n', 'begins with nothing'),
+    ('v0.10.0', '0.10.0', changelog.replace('2026-11-21', 'unreleased'), 'write its date'),
+    ('v0.10.0', '0.10.0', changelog.replace('- New.\n- Newer.\n', ''), 'says nothing'),
+    ('v0.10.0', '0.10.0', changelog.replace('0.9.1', '0.11.0'), 'not newer than 0.11.0'),
+])
+def test_check_refuses(tag, version, text, message):
+    with pytest.raises(ValueError, match=message): check(tag, version, text)
+
+
+def test_changelog():
+    "Ours has a section for each version, the current one first, and `notes` prints it"
+    import sagan
+    text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+    assert next(iter(sections(text))) == sagan.__version__
+    def release(*args): return subprocess.run([sys.executable, root/'tools/release.py', *args], capture_output=True, text=True)
+    notes = release('notes', f'v{sagan.__version__}')
+    assert notes.returncode == 0 and notes.stdout.startswith('- ') and '## ' not in notes.stdout and notes.stdout.strip() in text
+    wrong = release('check', 'v999.0.0')
+    assert wrong.returncode == 1 and wrong.stderr.startswith('release.py: the tag is v999.0.0') and wrong.stderr.count('\n') == 1
+
+
+def test_oldest():
+    settings = '[DEFAULT]\nrequirements =\n    a>=1.2\n    b-c>=3\ndev_requirements =\n    d~=3\nx_requirements =\n    a>=1.2\n    e>=0.1\n'
+    assert oldest(settings) == ['a==1.2', 'b-c==3', 'e==0.1']
+    with pytest.raises(ValueError, match='a has two minimums: 1.2 and 1.3'): oldest(settings.replace('a>=1.2\n    e', 'a>=1.3\n    e'))
+    with pytest.raises(ValueError, match="write 'b-c' as name>=version"): oldest(settings.replace('b-c>=3', 'b-c'))
+
+
+def test_every_requirement_has_a_minimum():
+    found = oldest((root/'settings.ini').read_text(encoding='utf-8'))
+    assert {'torch', 'fastai', 'numpy', 'onnx'} <= {line.split('==')[0] for line in found}

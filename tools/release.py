@@ -1,0 +1,65 @@
+"""The steps of a release that need more than a line, as .github/workflows/release.yml takes them:
+
+    python tools/release.py check v0.1.0      # refuse a tag that version and changelog do not fit
+    python tools/release.py notes v0.1.0      # print what the changelog says about it
+    python tools/release.py try dist/*.whl    # the wheel alone, in an empty environment: README's quick start and a tiny run of the main job"""
+import os, re, subprocess, sys, tempfile, venv
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+
+
+def sections(changelog):
+    "Versions, with what stands behind them in their headings, and what is said about them, newest first"
+    parts = re.split(r'^## (\S+)(.*)\n', changelog, flags=re.M)[1:]
+    return {version: (rest.strip(), body.strip()) for version, rest, body in zip(parts[::3], parts[1::3], parts[2::3])}
+
+
+def check(tag, version, changelog):
+    "Raises ValueError unless `tag` names `version` and the changelog begins with it, with a date, and something to say"
+    if not re.fullmatch(r'v(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}', tag): raise ValueError(f"a release is tagged vMAJOR.MINOR.PATCH, such as v0.1.0; got {tag!r}")
+    if tag != f'v{version}': raise ValueError(f"the tag is {tag}, but sagan.__version__ is {version!r}: set it in sagan/__init__.py, or move the tag")
+    found = sections(changelog)
+    if next(iter(found), None) != version: raise ValueError(f"CHANGELOG.md begins with {next(iter(found), 'nothing')}, not with {version}: say there what changes")
+    date, body = found[version]
+    if not re.fullmatch(r'\(\d{4}-\d{2}-\d{2}\)', date): raise ValueError(f"CHANGELOG.md's heading is {version} {date}; write its date as {version} (YYYY-MM-DD)")
+    if not body: raise ValueError(f"CHANGELOG.md says nothing about {version}")
+    key = lambda v: [int(n) for n in v.split('.')]
+    older = [v for v in found if v != version]
+    if older and key(older[0]) >= key(version): raise ValueError(f"{version} is not newer than {older[0]}")
+
+
+def quick_start(readme):
+    "The Python code of README.md"
+    return '\n'.join(re.findall(r'^```python\n(.*?)^```', readme, re.S | re.M))
+
+
+def tiny(bin, where):
+    "Run README's quick start and the main job at its smallest with the programs in the folder `bin`, in the folder `where`"
+    (where/'quick.py').write_text(quick_start((root/'README.md').read_text(encoding='utf-8')), encoding='utf-8')
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'MPLBACKEND': 'agg'}
+    for command in ('python quick.py', 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'):
+        program, *args = command.split()
+        subprocess.run([bin/program, *args], cwd=where, env=env, check=True)
+
+
+def try_wheel(wheel):
+    "Install a wheel, and nothing else, into an empty environment and use it there"
+    with tempfile.TemporaryDirectory() as tmp:
+        home, where = Path(tmp, 'venv'), Path(tmp, 'work')
+        where.mkdir()
+        venv.create(home, with_pip=True)
+        subprocess.run([home/'bin/pip', 'install', '-q', wheel], check=True)
+        tiny(home/'bin', where)
+
+
+if __name__ == '__main__':
+    step, given = sys.argv[1:]
+    changelog = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+    version = re.search(r'__version__ = "(.*)"', (root/'sagan/__init__.py').read_text(encoding='utf-8'))[1]
+    try:
+        if step == 'check': check(given, version, changelog)
+        elif step == 'notes': print(sections(changelog)[given.removeprefix('v')][1])
+        elif step == 'try': try_wheel(given)
+        else: raise ValueError(f"check, notes or try; got {step!r}")
+    except ValueError as e: sys.exit(f'release.py: {e}')
