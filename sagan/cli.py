@@ -191,11 +191,11 @@ def _with_classes(images, wanted):
     if wanted not in (None, 0, len(images.classes)): raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 to ignore them")
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation) if wanted == 0 else images
 
-# %% ../nbs/14_cli.ipynb #42312ce0
+# %% ../nbs/14_cli.ipynb #0c896a7c
 OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)  # of `sagan_train`, with their defaults
 
 def _check_options(o):
-    "Raise `ValueError` for an option that cannot be, and fill in the number of samples"
+    "Raise `ValueError` for an option that cannot be"
     _at_least(o['keep'], 1, 'keep'); _at_least(o['measure_every'], 0, 'measure_every')
     if o['on_nan'] not in ('stop', 'rollback'): raise ValueError(f"on_nan is 'stop' or 'rollback', got {o['on_nan']!r}")
     if o['evaluator'] not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {o['evaluator']!r}")

@@ -226,7 +226,7 @@ def _card(model, info, repo_id, license):
                         repo=info.repo_url, paper=info.paper_url, docs=info.docs_url, licence=_licence(model, license), **_drawn(model))
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
 
-# %% ../nbs/13_sharing.ipynb #abfd07a8
+# %% ../nbs/13_sharing.ipynb #128ef4e2
 class _Giving(DescribedSAGAN, ModelHubMixin, library_name='sagan', tags=['gan', 'sagan', 'self-attention', 'image-generation'],
               repo_url='https://github.com/sagan-gan/sagan', paper_url='https://arxiv.org/abs/1805.08318', docs_url='https://sagan-gan.github.io/sagan/'):
     "A `DescribedSAGAN` that can be saved as a folder and pushed to the hub"
@@ -266,7 +266,7 @@ class _Giving(DescribedSAGAN, ModelHubMixin, library_name='sagan', tags=['gan', 
         self.generate_model_card(**card)
         return super().push_to_hub(repo_id, model_card_kwargs=card, **kw)
 
-# %% ../nbs/13_sharing.ipynb #b318596b
+# %% ../nbs/13_sharing.ipynb #29d583e3
 class PretrainedSAGAN(_Giving):
     "A `DescribedSAGAN` that can be saved as a folder, pushed to the hub and loaded from either"
     @classmethod
