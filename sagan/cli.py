@@ -11,12 +11,13 @@ __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_o
 # %% ../nbs/14_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/14_cli.ipynb #5e664d9e
+# %% ../nbs/14_cli.ipynb #70c25b69
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
 try:
     import json, re, shutil, signal, subprocess, tempfile, threading, torch
     import matplotlib.pyplot as plt
     from argparse import BooleanOptionalAction
+    from collections.abc import Callable
     from contextlib import contextmanager, nullcontext
     from dataclasses import asdict, fields
     from difflib import get_close_matches
@@ -43,12 +44,12 @@ try:
     from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
 except KeyboardInterrupt: raise SystemExit('interrupted')  # importing takes seconds, in which one may change one's mind
 
-# %% ../nbs/14_cli.ipynb #6518bd4a
+# %% ../nbs/14_cli.ipynb #71df0fb4
 @contextmanager
 def plain_errors(
     command:str, # Name of the command, to begin the message with
 ):
-    "Turn errors that the user can mend, and Ctrl-C, into one sentence and exit status 1"
+    "Turn errors that the user can mend, and Ctrl-C, into one sentence on standard error and exit status 1; raises `SystemExit`"
     try: yield
     except (ValueError, OSError, FloatingPointError) as e: message = str(e).rsplit('\n\t', 1)[-1]  # without fastai's line on where it came from
     except KeyboardInterrupt: message = 'interrupted'
@@ -56,15 +57,16 @@ def plain_errors(
     print(f'{command}: {message}', file=sys.stderr)
     raise SystemExit(1)
 
+# %% ../nbs/14_cli.ipynb #57adb076
 def _device(name):
     "The device of that name; without a name cuda if there is one"
     if name in (None, 'cuda') and torch.cuda.is_available(): return 'cuda'
-    if name is None: return 'cpu'
-    return check_device(name)
+    return 'cpu' if name is None else check_device(name)
 
 def _at_least(n, low, name='n'):
     if n < low: raise ValueError(f"{name} must be at least {low}, got {n}")
 
+# %% ../nbs/14_cli.ipynb #c0fdcb6b
 def _sizes(text):
     "Feature map sizes from text such as 16,32 or none"
     if text == 'none': return ()
@@ -81,7 +83,7 @@ def _labels(classes, wanted):
     if unknown: raise ValueError(f"there is no class {', '.join(unknown)}; there are {', '.join(f'{i} ({n})' if n != str(i) else n for i, n in enumerate(classes[:50]))}")
     return [names[w] for w in wanted.split(',')]
 
-# %% ../nbs/14_cli.ipynb #ae253d33
+# %% ../nbs/14_cli.ipynb #4c1ae0da
 @contextmanager
 def stop_on_interrupt(
     writer:RunWriter, # Is asked to stop by the first signal, whose name it keeps
@@ -99,6 +101,7 @@ def stop_on_interrupt(
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
+# %% ../nbs/14_cli.ipynb #7d74aac8
 def _save(fig, path):
     "Write a figure in one piece, and close it"
     with whole_file(path) as f: fig.savefig(f, format='png', dpi=130)
@@ -110,49 +113,62 @@ def _samples(run):
     x = generate(run.model.ema, labels.repeat_interleave(8) if run.classes else None, None if run.classes else 64, run.cfg.seed)
     return class_rows(x, [run.classes[i] for i in labels]) if run.classes else grid_image(x)
 
-def _report(run, images):
-    "The attention figure and the report of a finished run"
-    pictures, best, said = [('Samples of the averaged generator' + (', one row per class (the paper\'s figure 6)' if run.classes else ''), _samples(run))], best_record(run.records), ''
-    if best is not None:
-        said = f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; {best['evaluator']}; {best['reference']})."
-        if best['step'] != run.step: pictures.append((f"Samples at step {best['step']}, which measured best", _samples(load_run(run.folder, best=True))))
+# %% ../nbs/14_cli.ipynb #d3670456
+def _pictures(run):
+    "Captions and pictures of a finished run, one after the other; leaves the attention figure in its folder"
+    yield 'Samples of the averaged generator' + (', one row per class (the paper\'s figure 6)' if run.classes else ''), _samples(run)
+    if (best := best_record(run.records)) and best['step'] != run.step: yield f"Samples at step {best['step']}, which measured best", _samples(load_run(run.folder, best=True))
     if run.cfg.g_attention and run.cfg.form != 'residual':
         _save(draw_attention(run, None, 0, 4, None, None), run.folder/'attention.png')
-        pictures.append(('Query points, and where each of them looks in the last attention layer of the generator (figures 1 and 5)', (run.folder/'attention.png').read_bytes()))
-    pictures.append(('Training: losses, with the value 2 of a discriminator that knows nothing; gamma; spectral norms before division', training_figure(run.records)))
+        yield 'Query points, and where each of them looks in the last attention layer of the generator (figures 1 and 5)', (run.folder/'attention.png').read_bytes()
+    yield 'Training: losses, with the value 2 of a discriminator that knows nothing; gamma; spectral norms before division', training_figure(run.records)
     grids = sorted((run.folder/'samples').glob('step-*.png'))
-    for g in grids[::max(1, len(grids)//4)]: pictures.append((f'The same latents at step {int(g.stem[5:])}', g.read_bytes()))
-    explorer = '' if not (run.cfg.g_attention or run.cfg.d_attention) or run.cfg.form == 'residual' else _page(run).static()
-    last = run.records[-1]
-    summary = (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of {images.name} at {run.cfg.size}x{run.cfg.size} pixels, "
-               f"in {last['seconds']:.0f} seconds ({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, generator loss " + ('none yet.' if last['g_loss'] is None else f"{last['g_loss']:.2f}."))
-    warned = {f'Warning at step {r["step"]}': w for r in run.records for w in r.get('warnings', [])}
-    with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', summary + said, pictures, warned | asdict(run.cfg), explorer))
+    for g in grids[::max(1, len(grids)//4)]: yield f'The same latents at step {int(g.stem[5:])}', g.read_bytes()
 
-# %% ../nbs/14_cli.ipynb #0b104af5
+# %% ../nbs/14_cli.ipynb #02fd9709
+def _summary(run, images):
+    "A finished run in a few sentences"
+    last, best = run.records[-1], best_record(run.records)
+    return (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of {images.name} at {run.cfg.size}x{run.cfg.size} pixels, "
+            f"in {last['seconds']:.0f} seconds ({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, generator loss "
+            + ('none yet.' if last['g_loss'] is None else f"{last['g_loss']:.2f}.")
+            + (f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; {best['evaluator']}; {best['reference']})." if best else ''))
+
+def _report(run, images):
+    "The attention figure and the report of a finished run"
+    pictures, warned = list(_pictures(run)), {f'Warning at step {r["step"]}': w for r in run.records for w in r.get('warnings', [])}
+    explorer = '' if not (run.cfg.g_attention or run.cfg.d_attention) or run.cfg.form == 'residual' else _page(run).static()
+    with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', _summary(run, images), pictures, warned | asdict(run.cfg), explorer))
+
+# %% ../nbs/14_cli.ipynb #effc35ee
+def _option(f, said):
+    "The keyword that a field of `Config` becomes; None stands for what is not given"
+    kind = Annotated[None, dict(action=BooleanOptionalAction, help=said)] if f.type is bool else Annotated[{tuple: str, int|tuple: int}.get(f.type, f.type), dict(help=said)]
+    return Parameter(f.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+def _refuse_unknown(names):
+    "End with status 2 if `sys.argv` still holds something after all known options have been taken from it"
+    for a in sys.argv[1:]:
+        near = ' or '.join(get_close_matches(a, ['--' + k.replace('_', '-') for k in names], cutoff=.5))
+        what = f"there is no option {a}" if a.startswith('-') else f"{a} stands alone, but every value follows the name of its option, as in --data digits"
+        print(f"{Path(sys.argv[0]).name}: {what}{f'; did you mean {near}?' if near else '; --help lists them all'}", file=sys.stderr)
+        raise SystemExit(2)
+
+# %% ../nbs/14_cli.ipynb #e26f6c9c
 def config_options(
-    command, # A function with `**changes`
-): # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make options of
+    command:Callable, # A function with `**changes`
+) -> Callable: # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make options of
     "Give a command an option for each field of `Config`, and refuse options that do not exist"
-    docs, own = docments(Config), {k: p for k, p in signature(command).parameters.items() if p.kind != Parameter.VAR_KEYWORD}
-    def option(f):
-        kind = Annotated[None, dict(action=BooleanOptionalAction, help=docs[f.name])] if f.type is bool else Annotated[{tuple: str, int|tuple: int}.get(f.type, f.type), dict(help=docs[f.name])]
-        return Parameter(f.name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-    more = {f.name: option(f) for f in fields(Config) if f.name not in own}
+    said, own = docments(Config), {k: p for k, p in signature(command).parameters.items() if p.kind != Parameter.VAR_KEYWORD}
+    more = {f.name: _option(f, said[f.name]) for f in fields(Config) if f.name not in own}
     @wraps(command)
     def with_options(*args, **kw):
-        if kw.keys() >= more.keys():                                          # from the shell: everything is passed, and what is unknown is left in sys.argv
-            names = ['--' + k.replace('_', '-') for k in [*own, *more]]
-            for a in sys.argv[1:]:
-                near = ' or '.join(get_close_matches(a, names, cutoff=.5))
-                what = f"there is no option {a}" if a.startswith('-') else f"{a} stands alone, but every value follows the name of its option, as in --data digits"
-                print(f"{Path(sys.argv[0]).name}: {what}{f'; did you mean {near}?' if near else '; --help lists them all'}", file=sys.stderr)
-                raise SystemExit(2)
+        if kw.keys() >= more.keys(): _refuse_unknown([*own, *more])           # from the shell: everything is passed, and what is unknown is left in sys.argv
         return command(*args, **{k: v for k, v in kw.items() if v is not None})
-    with_options.__signature__ = signature(command).replace(parameters=[*own.values(), *more.values()])
+    setattr(with_options, '__signature__', signature(command).replace(parameters=[*own.values(), *more.values()]))
     return with_options
 
-# %% ../nbs/14_cli.ipynb #9edda5ba
+# %% ../nbs/14_cli.ipynb #a164bc55
 def _parsed(changes):
     "Changes from the command line with attention as sizes"
     return {k: _sizes(v) if k in ('g_attention', 'd_attention') and isinstance(v, str) else v for k, v in changes.items()}
@@ -165,21 +181,27 @@ def _configure(preset, changes):
     moved = [f'{a}={getattr(cfg, a)}' for a in ('g_attention', 'd_attention') if a not in changes and getattr(cfg, a) != getattr(base, a)]
     return cfg, f'; attention moved with the image size to {", ".join(moved)}' if moved else ''
 
+# %% ../nbs/14_cli.ipynb #5d1b9fbc
+def _remembered(data):
+    "The name of data as a configuration keeps it: where a folder is, from anywhere"
+    return data if data in ('digits', 'twins') else str(Path(data).resolve())
+
 def _with_classes(images, wanted):
     "Images with their classes, or without if `wanted` is 0"
     if wanted not in (None, 0, len(images.classes)): raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 to ignore them")
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation) if wanted == 0 else images
 
-# %% ../nbs/14_cli.ipynb #c09aac62
+# %% ../nbs/14_cli.ipynb #0c896a7c
 OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)  # of `sagan_train`, with their defaults
 
 def _check_options(o):
-    "Raise `ValueError` for an option that cannot be, and fill in the number of samples"
+    "Raise `ValueError` for an option that cannot be"
     _at_least(o['keep'], 1, 'keep'); _at_least(o['measure_every'], 0, 'measure_every')
     if o['on_nan'] not in ('stop', 'rollback'): raise ValueError(f"on_nan is 'stop' or 'rollback', got {o['on_nan']!r}")
     if o['evaluator'] not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {o['evaluator']!r}")
     if o['samples'] is not None: _at_least(o['samples'], 10, 'samples')
 
+# %% ../nbs/14_cli.ipynb #24ab99fe
 def _as_it_began(folder, cfg, preset, changes):
     "The configuration of a run that goes on; raises `ValueError` for what differs from its own, or an imported one"
     if cfg.data == 'imported': raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in Python, as the page on public weights does")
@@ -189,6 +211,7 @@ def _as_it_began(folder, cfg, preset, changes):
             if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name): raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, {getattr(asked, f.name)!r} was asked for; a run goes on as it began, only steps, {', '.join(OPTIONS)} may change")
     return cfg.change(steps=changes.get('steps', cfg.steps))
 
+# %% ../nbs/14_cli.ipynb #5dabcd82
 def _held(images, device):
     "The images on a GPU if they take less than a quarter of what is free there, so that none has to be copied during training"
     fits = str(device).startswith('cuda') and isinstance(images.x, torch.Tensor) and images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4
@@ -202,7 +225,7 @@ def _measuring(folder, images, o, device):
     real = real_statistics(images, judge, file=None if small else folder/'reference-inception.safetensors')
     return partial(measure_generator, images=images, evaluator=judge, real=real, n=o['samples'] or (1000 if small else 50_000))
 
-# %% ../nbs/14_cli.ipynb #c218d2c2
+# %% ../nbs/14_cli.ipynb #eea434b5
 def _begin_again(folder, learn, cfg, tell):
     "Put a learner into the newest state of a run; raises `ValueError` for a run that cannot go on, before anything is changed"
     if not (found := states(folder)):
@@ -213,16 +236,21 @@ def _begin_again(folder, learn, cfg, tell):
     go_on(folder, learn, tell)
     for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)  # they are made anew in the end
 
+# %% ../nbs/14_cli.ipynb #03f475cf
+def _fit(learn, writer, on_nan, bar):
+    "Train until the end or a signal"
+    with stop_on_interrupt(writer), plain_errors('sagan-train'), learn.no_logging(), nullcontext() if bar else learn.no_bar():
+        try: fit_run(learn, on_nan)
+        except ConnectionError as e: raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {learn.sagan_trainer.step}; the last checkpoint is in {writer.folder}, go on with sagan-train --resume {writer.folder}") from None
+
+# %% ../nbs/14_cli.ipynb #eaec5382
 def _train(out, learn, images, options, device, tell):
     "Fit, and tell how it ended; the run folder must belong to this process, or to the first one"
     cfg, first = learn.model.cfg, processes()[0] == 0
     bar = first and sys.stdout.isatty()                                        # a bar only where it can move
     if learn.sagan_trainer.step < cfg.steps:
         writer = RunWriter(out, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar, keep=options['keep'], measure_every=options['measure_every'], measure=_measuring(out, images, options, device))
-        learn.add_cb(writer)
-        with stop_on_interrupt(writer), plain_errors('sagan-train'), learn.no_logging(), nullcontext() if bar else learn.no_bar():
-            try: fit_run(learn, options['on_nan'])
-            except ConnectionError as e: raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {learn.sagan_trainer.step}; the last checkpoint is in {out}, go on with sagan-train --resume {out}") from None
+        learn.add_cb(writer); _fit(learn, writer, options['on_nan'], bar)
         said = f"at step {learn.sagan_trainer.step} of {cfg.steps}; its weights are in {out} and can be sampled; go on with sagan-train --resume {out}"
         if writer.stop == 'SIGINT': raise ValueError(f"interrupted {said}")
         if writer.stop: tell(f"stopped by {writer.stop} {said}"); return
@@ -230,7 +258,49 @@ def _train(out, learn, images, options, device, tell):
     run = load_run(out, device); _report(run, images)
     print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
 
-# %% ../nbs/14_cli.ipynb #8e98d0cb
+# %% ../nbs/14_cli.ipynb #62247cef
+def _new_run(out, preset, data, changes):
+    "What a run that begins is made of"
+    cfg, moved = _configure(preset or 'small', changes)
+    if not data and cfg.data != 'digits': raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, 'digits' or 'twins'")
+    data = data or 'digits'
+    return Path(out or Path('runs')/Path(data).resolve().name), cfg, data, changes.get('n_classes'), {}, moved
+
+def _old_run(resume, out, preset, data, changes):
+    "What a run that goes on is made of"
+    if out: raise ValueError('--resume names the run folder; leave out --out')
+    folder = Path(resume); was, _, options = read_config(folder)
+    return folder, _as_it_began(folder, was, preset, changes), data or was.data, was.n_classes, options, ''
+
+# %% ../nbs/14_cli.ipynb #1856a534
+def _learner(images, cfg, device):
+    "A learner for this process's share of the batches"
+    rank, world = processes()
+    if cfg.batch % (world*cfg.accumulate): raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that {world*cfg.accumulate} divides")
+    learn = sagan_learner(image_dls(_held(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device, rank, world), cfg, data=cfg.data)
+    learn.model.to(device)
+    return learn
+
+def _opening(learn, images, resume, device):
+    "The first line of a run: what is trained on what"
+    cfg, world = learn.model.cfg, processes()[1]
+    began, where = f'from step {learn.sagan_trainer.step} to ' if resume else '', f'{world} processes, the first on ' if world > 1 else ''
+    return f'{len(images)} images of {images.name}, {len(images.classes)} classes; {began}{cfg.steps} steps of {cfg.batch} on {where}{device} in {fastest_dtype(device) if cfg.dtype == "auto" else cfg.dtype}'
+
+# %% ../nbs/14_cli.ipynb #f9381e4e
+def _train_in(folder, learn, images, options, device, resume, moved):
+    "Make the run folder, or go on with it, and train"
+    cfg, rank = learn.model.cfg, processes()[0]
+    tell = partial(print, flush=True) if rank == 0 else lambda text: None
+    if not resume and rank == 0: create_run(folder, cfg, images.classes, options)
+    total(torch.zeros(()))                                                     # if it is refused, the others end here
+    with exclusive(folder) if rank == 0 else nullcontext():
+        if resume: _begin_again(folder, learn, cfg, tell)
+        if resume and rank == 0: write_config(folder, cfg, images.classes, options)
+        tell(f'{_opening(learn, images, resume, device)}; run folder {folder}{moved}')
+        _train(folder, learn, images, options, device, tell)
+
+# %% ../nbs/14_cli.ipynb #91e30c76
 @call_parse(nested=True)
 @config_options
 def sagan_train(
@@ -246,37 +316,18 @@ def sagan_train(
     on_nan:str=None, # What to do about a number that is not finite: 'stop', or 'rollback' to the last checkpoint and on with other data (default: stop)
     cache:str=None, # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache folder)
     device:str=None, # cpu or cuda (default: cuda if there is one)
-    **changes
+    **changes # Fields of `Config`, each an option of its own
 ):
     "Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html; or go on with one"
     with plain_errors('sagan-train'), launched(_device(device)) as device:
-        if resume and out: raise ValueError('--resume names the run folder; leave out --out')
-        given, moved = {k: v for k, v in dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights, samples=samples, on_nan=on_nan, cache=cache and str(Path(cache).resolve())).items() if v is not None}, ''
-        if resume:
-            out = Path(resume); was, _, options = read_config(out)
-            cfg, data, n_classes = _as_it_began(out, was, preset, changes), data or was.data, was.n_classes
-        else:
-            (cfg, moved), options, n_classes = _configure(preset or 'small', changes), {}, changes.get('n_classes')
-            if not data and cfg.data != 'digits': raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, 'digits' or 'twins'")
-            data = data or 'digits'
-            out = Path(out or Path('runs')/Path(data).resolve().name)
-        options = OPTIONS | options | given; _check_options(options)
-        rank, world = processes()
-        images = _with_classes(load_images(data, cfg.size, cfg.skip_bad, options['cache'], 8/world), n_classes)  # several processes share a mapped file rather than hold a copy each
-        if not resume: cfg = cfg.change(n_classes=len(images.classes), data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
-        if cfg.batch % (world*cfg.accumulate): raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that {world*cfg.accumulate} divides")
-        learn = sagan_learner(image_dls(_held(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device, rank, world), cfg, data=cfg.data)
-        learn.model.to(device)
-        tell = partial(print, flush=True) if rank == 0 else lambda text: None  # only the first process speaks
-        if not resume and rank == 0: create_run(out, cfg, images.classes, options)
-        total(torch.zeros(()))                                                 # if it is refused, the others end here
-        with exclusive(out) if rank == 0 else nullcontext():
-            if resume: _begin_again(out, learn, cfg, tell)
-            if resume and rank == 0: write_config(out, cfg, images.classes, options)
-            tell(f'{len(images)} images of {images.name}, {len(images.classes)} classes; {f"from step {learn.sagan_trainer.step} to" if resume else ""} {cfg.steps} steps of {cfg.batch} on {f"{world} processes, the first on " if world > 1 else ""}{device} in {fastest_dtype(device) if cfg.dtype == "auto" else cfg.dtype}; run folder {out}{moved}'.replace('  ', ' '))
-            _train(out, learn, images, options, device, tell)
+        given = dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights, samples=samples, on_nan=on_nan, cache=cache and str(Path(cache).resolve()))
+        folder, cfg, data, n_classes, options, moved = _old_run(resume, out, preset, data, changes) if resume else _new_run(out, preset, data, changes)
+        options = OPTIONS | options | {k: v for k, v in given.items() if v is not None}; _check_options(options)
+        images = _with_classes(load_images(data, cfg.size, cfg.skip_bad, options['cache'], 8/processes()[1]), n_classes)  # several processes share a mapped file rather than hold a copy each
+        if not resume: cfg = cfg.change(n_classes=len(images.classes), data=_remembered(data))
+        _train_in(folder, _learner(images, cfg, device), images, options, device, resume, moved)
 
-# %% ../nbs/14_cli.ipynb #46c57fd2
+# %% ../nbs/14_cli.ipynb #6c66b8a2
 def _with_generator(folder, device):
     "A run that can draw; raises `ValueError` for an imported one that cannot"
     run = load_run(folder, device)
@@ -287,6 +338,7 @@ def _named(stem, ending, **asked):
     "A file name with everything that was asked for beyond the default"
     return '-'.join([stem, *(f'{k}{v}' for k, v in asked.items() if v not in (None, 0, False))]).replace('/', '_') + ending
 
+# %% ../nbs/14_cli.ipynb #bf961822
 @call_parse
 def sagan_sample(
     run:str, # Run folder
@@ -302,11 +354,11 @@ def sagan_sample(
         r = _with_generator(run, _device(device)); labels = _labels(r.classes, classes)
         y = torch.tensor(labels).repeat_interleave(n) if labels else None
         x = generate(r.model.ema, y, None if labels else n, seed)
-        out = Path(out or r.folder/_named(f'samples-seed{seed}', '.png', n=n if n != 8 else None, classes=classes))
-        with whole_file(out) as f: grid_image(x, n if labels else 8).save(f, format='png')
-        print(f'{len(x)} image{"s"[:len(x) != 1]}' + (f', one row for each of {", ".join(r.classes[i] for i in labels)}' if labels else '') + f': {out}')
+        file = Path(out or r.folder/_named(f'samples-seed{seed}', '.png', n=n if n != 8 else None, classes=classes))
+        with whole_file(file) as f: grid_image(x, n if labels else 8).save(f, format='png')
+        print(f'{len(x)} image{"s"[:len(x) != 1]}' + (f', one row for each of {", ".join(r.classes[i] for i in labels)}' if labels else '') + f': {file}')
 
-# %% ../nbs/14_cli.ipynb #73396bcc
+# %% ../nbs/14_cli.ipynb #7af39063
 def draw_attention(
     run:Run, # The run
     label:int|None, # Class of all images, None for one of each of the first classes
@@ -315,16 +367,26 @@ def draw_attention(
     layer:int|None, # Size of the feature map, None for the last with attention
     points:list|None, # Query points (row, column), None to pick them for each image
 ) -> Figure: # One row per image
-    "The attention figure of images that a run draws; raises `ValueError` for a layer without attention"
-    G = run.model.ema
+    "The attention figure of images that a run draws (figure 1); raises `ValueError` for a layer without attention, or a point outside the image"
+    G = run.model.ema; assert G is not None
     y = (torch.arange(n) % len(run.classes) if label is None else torch.full((n,), label)) if run.classes else None
     z = torch.randn(n, run.cfg.z_dim, generator=torch.Generator().manual_seed(seed))  # (n, z_dim)
     device = next(G.parameters()).device
-    x, maps = attention_maps(G, z.to(device), None if y is None else y.to(device))
+    x, maps = attention_maps(G, *[t.to(device) for t in (z, y) if t is not None])  # x: (n, 3, S, S)
     sizes = [m.queries[0] for m in maps]
     if layer is not None and layer not in sizes: raise ValueError(f"there is no attention at {layer}x{layer} in this generator; there is at {', '.join(map(str, sizes))}")
-    return attention_figure(x, maps[-1] if layer is None else maps[sizes.index(layer)], points)
+    try: return attention_figure(x, maps[-1] if layer is None else maps[sizes.index(layer)], points)
+    except IndexError as e: raise ValueError(str(e))                           # a point outside the image
 
+# %% ../nbs/14_cli.ipynb #4d0d3951
+def _points(text):
+    "Pairs (row, column) from text such as 8,8;20,16; None without a wish"
+    try: at = [tuple(int(v) for v in p.split(',')) for p in text.split(';')] if text else None
+    except ValueError: at = [()]
+    if at and any(len(p) != 2 for p in at): raise ValueError(f"points are pairs of row,column with ; between them, such as 8,8;20,16; got {text!r}")
+    return at
+
+# %% ../nbs/14_cli.ipynb #beab22c7
 @call_parse
 def sagan_attend(
     run:str, # Run folder
@@ -339,22 +401,13 @@ def sagan_attend(
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
         _at_least(n, 1)
-        r = _with_generator(run, _device(device))
-        try: at = points and [tuple(int(v) for v in p.split(',')) for p in points.split(';')]
-        except ValueError: at = [()]
-        if at and any(len(p) != 2 for p in at): raise ValueError(f"points are pairs of row,column with ; between them, such as 8,8;20,16; got {points!r}")
-        try: fig = draw_attention(r, None if label is None else _labels(r.classes, label)[0], seed, n, layer, at)
-        except IndexError as e: raise ValueError(str(e))  # a point outside the image
-        out = Path(out or r.folder/_named(f'attention-seed{seed}', '.png', label=label, n=n if n != 4 else None, layer=layer, points=points))
-        _save(fig, out)
-        print(f'attention in {n} image{"s"[:n != 1]}: {out}')
+        r, at = _with_generator(run, _device(device)), _points(points)
+        fig = draw_attention(r, None if label is None else _labels(r.classes, label)[0], seed, n, layer, at)
+        file = Path(out or r.folder/_named(f'attention-seed{seed}', '.png', label=label, n=n if n != 4 else None, layer=layer, points=points))
+        _save(fig, file)
+        print(f'attention in {n} image{"s"[:n != 1]}: {file}')
 
-# %% ../nbs/14_cli.ipynb #df21e056
-NOTEBOOK = """from sagan.checkpoints import load_run
-from sagan.explorer import explore, own_images
-r, folder = load_run({run!r}, {device!r}), {images!r}
-explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder else ())"""
-
+# %% ../nbs/14_cli.ipynb #24cf078a
 def _page(run, own=None, most=8_000_000):
     "The explorer of a run as a widget: two seeds of each of the first ten classes, or images and labels of one's own, or as many of them as fit into `most` bytes, at least one"
     if own:
@@ -364,6 +417,24 @@ def _page(run, own=None, most=8_000_000):
     n = max(1, most//len(class_view(run.model, run.classes, labels and labels[:1], [0])[1]))
     return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], [0, 1][:max(1, n//len(labels or [0]))]))
 
+# %% ../nbs/14_cli.ipynb #2e8726db
+NOTEBOOK = """from sagan.checkpoints import load_run
+from sagan.explorer import explore, own_images
+r, folder = load_run({run!r}, {device!r}), {images!r}
+explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder else ())"""
+
+def _open(run, device, images):
+    "Open the explorer of a run folder in a notebook of its own, until it is closed"
+    module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
+    if not module: raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install voila), or write a page with --out FILE.html")
+    with tempfile.TemporaryDirectory() as tmp:
+        file = Path(tmp)/'explorer.ipynb'
+        code = NOTEBOOK.format(run=str(Path(run).resolve()), device=_device(device), images=images and str(Path(images).resolve()))
+        file.write_text(json.dumps(dict(cells=[dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=code)], metadata={}, nbformat=4, nbformat_minor=4)))
+        if module == 'jupyterlab': print('run the cell with Shift+Enter')
+        if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')
+
+# %% ../nbs/14_cli.ipynb #d214d136
 @call_parse
 def sagan_explore(
     run:str, # Run folder; or digits or twins, which come with the package
@@ -376,23 +447,32 @@ def sagan_explore(
         folder = run if Path(run).exists() else shipped(run)
         r = (load_run if images else _with_generator)(folder, _device(device))
         own = own_images(images, r.cfg.size, r.classes) if images else None   # what is wrong with them is said here, not in the widget
-        if out:
-            _page(r, own).save(out); print(f'open {out}'); return
-        module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
-        if not module: raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install voila), or write a page with --out FILE.html")
-        with tempfile.TemporaryDirectory() as tmp:
-            file = Path(tmp)/'explorer.ipynb'
-            cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=NOTEBOOK.format(run=str(Path(folder).resolve()), device=_device(device), images=images and str(Path(images).resolve())))
-            file.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
-            if module == 'jupyterlab': print('run the cell with Shift+Enter')
-            if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')
+        if not out: _open(folder, device, images); return
+        _page(r, own).save(out); print(f'open {out}')
 
-# %% ../nbs/14_cli.ipynb #14350e6b
+# %% ../nbs/14_cli.ipynb #fb646465
 def _evaluator(name, weights, images, seed, device):
     "The evaluator of that name"
     if name not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
     return inception(weights, device) if name == 'inception' or weights else train_evaluator(images, seed=seed)
 
+# %% ../nbs/14_cli.ipynb #9616b06c
+def _real_images(r, data, by_inception):
+    "The images that a run is measured against"
+    if data == 'imported': raise ValueError(f"{r.folder} was imported and does not know its images; name a folder of real ones with --data")
+    unread = by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad
+    images = ImageFiles(data, r.cfg.size) if unread else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(r.folder)[2].get('cache'))
+    if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
+    if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})" + ('; sagan-import --classes names them' if r.cfg.data == 'imported' else ''))
+    return images
+
+def _stood(r, images, n, seed):
+    "The averaged generator, its batch norm averages measured anew on n images if n is not 0, and what to tell of them"
+    if not n: return r.model.ema, 'averages of the training'
+    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # y ~ p_data, (n,)
+    return standing_statistics(r.model.ema, y if r.classes else None, n, seed + 1), f'standing statistics of {n} images'
+
+# %% ../nbs/14_cli.ipynb #d7679144
 @call_parse
 def sagan_eval(
     run:str, # Run folder
@@ -412,22 +492,22 @@ def sagan_eval(
         file = _named('eval', '.json', inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name, split=split if split != 'all' else None, weights=weights and Path(weights).stem, standing=standing)
         if n is None: n = 50_000 if by_inception else 1000
         _at_least(n, 10); _at_least(standing, 0, 'standing')
-        r = _with_generator(run, device); G, data = r.model.ema, data or r.cfg.data
-        if data == 'imported': raise ValueError(f"{run} was imported and does not know its images; name a folder of real ones with --data")
-        images = ImageFiles(data, r.cfg.size) if by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(run)[2].get('cache'))
-        if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
-        if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})" + ('; sagan-import --classes names them' if r.cfg.data == 'imported' else ''))
+        r = _with_generator(run, device); images = _real_images(r, data or r.cfg.data, by_inception)
         judge = _evaluator(evaluator, weights, images, seed, device)
         real = real_statistics(images, judge, split, reference or (r.folder/'reference-inception.safetensors' if by_inception else None))
-        if standing:
-            y = images.y[torch.randint(len(images), (standing,), generator=torch.Generator().manual_seed(seed))]  # y ~ p_data
-            G = standing_statistics(G, y if r.classes else None, standing, seed + 1)
-        scores = measure_generator(G, images, judge, real, n, seed) | dict(step=r.step, batch_norm=f'standing statistics of {standing} images' if standing else 'averages of the training')
+        G, averages = _stood(r, images, standing, seed)
+        scores = measure_generator(G, images, judge, real, n, seed) | dict(step=r.step, batch_norm=averages)
         if processes()[0]: return
         with whole_file(r.folder/file) as f: f.write_text(json.dumps(scores, indent=1))
         for k, v in scores.items(): print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
 
-# %% ../nbs/14_cli.ipynb #a944d219
+# %% ../nbs/14_cli.ipynb #d63f09ff
+def _shared_by_rows(preset, changes):
+    "The configuration that all rows have in common"
+    if changes.keys() & {'g_attention', 'd_attention'}: raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out --g-attention and --d-attention")
+    return _configure(preset, changes)[0]
+
+# %% ../nbs/14_cli.ipynb #c1431fab
 @call_parse(nested=True)
 @config_options
 def sagan_experiment(
@@ -442,21 +522,19 @@ def sagan_experiment(
     weights:str=None, # File of Inception weights (default: fetched at first use)
     jobs:int=1, # Networks that train at once, each with its share of the cores
     device:str=None, # cpu or cuda (default: cuda if there is one)
-    **changes
+    **changes # Fields of `Config`, each an option of its own
 ):
     "Train every row of one of the paper's tables, measure, and write table.md, table.csv, curves.png, samples.png and report.html"
     start = perf_counter()
     with plain_errors('sagan-experiment'):
         lines(experiment, named_preset('tiny'))                                # an unknown name is refused before data are read
-        out = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}')
-        if changes.keys() & {'g_attention', 'd_attention'}: raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out --g-attention and --d-attention")
-        base, _ = _configure(preset, changes)
+        folder, base = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}'), _shared_by_rows(preset, changes)
         images = _with_classes(load_images(data, base.size, base.skip_bad), changes.get('n_classes'))
-        base = base.change(data=data if data in ('digits', 'twins') else str(Path(data).resolve()))
-        run_experiment(experiment, images, base, out, seeds, every, samples, _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None, jobs, _device(device), lambda text: print(text, flush=True))
-        print(f'\n{(out/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {out/"report.html"}')
+        judge = _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None
+        run_experiment(experiment, images, base.change(data=_remembered(data)), folder, seeds, every, samples, judge, jobs, _device(device), lambda text: print(text, flush=True))
+        print(f'\n{(folder/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {folder/"report.html"}')
 
-# %% ../nbs/14_cli.ipynb #0cc6c1eb
+# %% ../nbs/14_cli.ipynb #95370e97
 def _class_names(file, n):
     "Names of n classes from a file with one in each line; without a file their numbers"
     if file is not None and not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with the names of classes")
@@ -464,6 +542,27 @@ def _class_names(file, n):
     if len(names) != n or len(set(names)) != n: raise ValueError(f"the model has {n} classes; {file} has {len(names)} lines, {len(set(names))} of them different")
     return names
 
+def _told_import(c, about, folder):
+    "What has been read, and as what"
+    def with_attention(at): return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
+    parts = [f'{k} {with_attention(at)}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
+    step, skip = about['step'], f", the discriminator's shortcuts from {'rectified ' if about['relu_skip'] else ''}inputs" if c.d_width else ''
+    return (f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} classes{f", step {step}" if step else ""}: {folder}\n'
+            f"read as {about['project']}'s, colours {'BGR, which are RGB now' if about['bgr'] else 'RGB'}{skip}")
+
+# %% ../nbs/14_cli.ipynb #f93037ff
+def _import_into(out, model, about, classes):
+    "Make a run folder of an imported model"
+    folder = create_run(out, model.cfg, _class_names(classes, model.cfg.n_classes), dict(imported_from=about['files'], **{k: about[k] for k in ('project', 'eps', 'bgr', 'relu_skip')}))
+    try: save_weights(folder/'weights.safetensors', model, about['step'])
+    except BaseException: shutil.rmtree(folder); raise
+    return folder
+
+def _named_folder(out):
+    if not out: raise ValueError("name the run folder to make with --out")
+    return out
+
+# %% ../nbs/14_cli.ipynb #b5117a66
 @call_parse
 def sagan_import(
     *files:str, # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one file that holds them all
@@ -475,14 +574,6 @@ def sagan_import(
 ):
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
     with plain_errors('sagan-import'):
-        if not out: raise ValueError("name the run folder to make with --out")
-        model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip); step = about['step']
-        c, names = model.cfg, _class_names(classes, model.cfg.n_classes)
-        folder = create_run(out, c, names, dict(imported_from=about['files'], **{k: about[k] for k in ('project', 'eps', 'bgr', 'relu_skip')}))
-        try: save_weights(folder/'weights.safetensors', model, step)
-        except BaseException: shutil.rmtree(folder); raise
-        def with_attention(at): return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
-        parts = [f'{k} {with_attention(at)}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
-        print(f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} classes{f", step {step}" if step else ""}: {folder}')
-        skip = f", the discriminator's shortcuts from {'rectified ' if about['relu_skip'] else ''}inputs" if model.D is not None else ''
-        print(f"read as {about['project']}'s, colours {'BGR, which are RGB now' if about['bgr'] else 'RGB'}{skip}")
+        folder = _named_folder(out)
+        model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
+        print(_told_import(model.cfg, about, _import_into(folder, model, about, classes)))
