@@ -87,7 +87,7 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.dim = dim
         W = self.matrix(weight.detach())
-        u, v = power_iteration(W, torch.randn(len(W), device=W.device, dtype=W.dtype), 15)  # a fair start, as in PyTorch
+        u, v = power_iteration(W, torch.randn(len(W), device=W.device, dtype=W.dtype), 1 if W.is_meta else 15)  # a fair start, as in PyTorch; only shapes on meta
         self.register_buffer('u', u)  # (out,)
         self.register_buffer('v', v)  # (in*kh*kw,)
         self.ready = self.kept = None # W/sigma within `normalised`, and the memory in which it lies at every step
