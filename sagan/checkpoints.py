@@ -454,7 +454,7 @@ def _norms(model):
         found |= {f'sigma {k}.{n}': v for n, v in norms[:1] + norms[-1:]}
     return found
 
-# %% ../nbs/11_checkpoints.ipynb #1c841690
+# %% ../nbs/11_checkpoints.ipynb #4322cab9
 class _Checkpoints(_Files):
     "Records, warnings and checkpoints"
     def record(self, more):
@@ -491,12 +491,18 @@ class _Checkpoints(_Files):
         self.save(); self.rollbacks = 0
         if self.echo: print(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''), flush=True)
 
+    def hurry(self):
+        "Record and save, without a grid or a measurement; raises `NonFinite` before anything is written"
+        _check_numbers(self.model, self.opt.opt)
+        if self.recorded != self.sagan_trainer.step: self.record({})
+        self.save()
+
 # %% ../nbs/11_checkpoints.ipynb #b003abef
 def _shared(stop):
     "What this process was asked to stop by; 'SIGTERM' if only another one was"
     return stop or 'SIGTERM' if total(torch.tensor(int(bool(stop)))) > 0 else stop
 
-# %% ../nbs/11_checkpoints.ipynb #018a796f
+# %% ../nbs/11_checkpoints.ipynb #71dfcc47
 class RunWriter(_Checkpoints):
     "Writes log, sample grids and checkpoints of a fit into a run folder; a fit that ends, or is stopped, leaves a checkpoint"
     order, run_valid = SAGANTrainer.order + 1, False
@@ -536,12 +542,10 @@ class RunWriter(_Checkpoints):
         "Leave a checkpoint of the last step"
         if self.saved == self.sagan_trainer.step: return
         self.stop = _shared(self.stop)
-        if not self.stop:
-            try: return self.checkpoint(bool(self.measure_every))
-            except CancelFitException: pass                                   # stopped while it measured
-        _check_numbers(self.model, self.opt.opt)                              # in a hurry: no grid, no measurement
-        if self.recorded != self.sagan_trainer.step: self.record({})
-        self.save()
+        try:
+            if not self.stop: self.checkpoint(bool(self.measure_every))
+        except CancelFitException: pass                                       # stopped while it measured
+        if self.saved != self.sagan_trainer.step: self.hurry()
 
 # %% ../nbs/11_checkpoints.ipynb #4be9a41a
 def cut_back(
