@@ -354,12 +354,12 @@ def _measured(r):
 
 _PANELS = dict(fid='FID (lower is better)', inception_score='Inception score', agreement='agreement of twins')
 
-# %% ../nbs/10_experiments.ipynb #6ace5be1
+# %% ../nbs/10_experiments.ipynb #34926e47
 def curves_figure(
     results:list, # What `run_experiment` returned
 ) -> Figure: # One panel per measure, one colour per line
     "Figure 3: FID and Inception score over training (and agreement on twins)"
-    some = next((r for _, seeds in results for s in seeds for r in s if not r['diverged']), dict())
+    some:dict = next((r for _, seeds in results for s in seeds for r in s if not r['diverged']), {})
     panels = [(k, t) for k, t in _PANELS.items() if some.get(k) is not None]
     fig, axes = plt.subplots(1, max(1, len(panels)), figsize=(4.2*max(1, len(panels)), 3.1), squeeze=False)
     for ax, (key, title) in zip(axes[0], panels):
