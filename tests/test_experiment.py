@@ -1,58 +1,95 @@
 "An experiment as a process: killed in the middle and started again, it ends with the same table"
-import csv, os, signal, subprocess, sys, time
+import os
+os.environ['OMP_NUM_THREADS'] = '1'
+import csv, json, shutil, signal, subprocess, sys, time
+from multiprocessing import get_context
 from pathlib import Path
 import pytest
 
-BIN = Path(sys.executable).parent
-ARGS = ['table1', '--data', 'twins', '--preset', 'tiny', '--steps', '12', '--batch', '8', '--seeds', '1', '--every', '4', '--samples', '100']
-
+ASKED = dict(data='twins', preset='tiny', steps=8, batch=8, seeds=1, every=4, samples=100)
+FILES = {'.lock', 'curves.png', 'evaluator.pt', 'experiment.json', 'reference.safetensors', 'report.html', 'samples.png', 'table.csv', 'table.md'}
+PROCESSES = get_context('forkserver')                                         # one process imports everything once, and each command but the first is a fork of it
+PROCESSES.set_forkserver_preload(['sagan.cli'])
 STARTED = []
 
 @pytest.fixture(autouse=True)
 def leave_nothing_running():
     yield
-    for p in STARTED: p.kill(); p.wait()
+    for p in STARTED: p.kill(); p.join()
 
-def start(out, *more):
-    STARTED.append(subprocess.Popen([BIN/'sagan-experiment', *ARGS, '--out', str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1')))
-    return STARTED[-1]
+def _command(said, options):
+    fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(fd, 1); os.dup2(fd, 2)
+    from sagan.cli import sagan_experiment
+    sagan_experiment('table1', **options)
 
-def finished(out, *more):
-    p = start(out, *more); _, err = p.communicate(timeout=500)
-    assert p.returncode == 0, err
-    rows = list(csv.DictReader((out/'table.csv').open()))
-    assert {p.name for p in out.iterdir() if p.is_file()} == {'.lock', 'curves.png', 'evaluator.pt', 'experiment.json', 'reference.safetensors', 'report.html', 'samples.png', 'table.csv', 'table.md'}
-    return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in rows]
+def start(out, **more):
+    "sagan-experiment as a process of its own, whose output goes to a file beside its folder"
+    p = PROCESSES.Process(target=_command, args=(out.with_suffix('.said'), ASKED | dict(device='cpu', out=str(out)) | more))
+    p.said = out.with_suffix('.said'); STARTED.append(p); p.start()
+    return p
+
+def until(p, condition):
+    for _ in range(6000):
+        if condition(): return
+        assert p.is_alive(), p.said.read_text()
+        time.sleep(.05)
+    raise AssertionError('it did not happen')
+
+def rows(out):
+    assert {p.name for p in out.iterdir() if p.is_file()} == FILES
+    return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in csv.DictReader((out/'table.csv').open())]
+
+def finished(out, **more):
+    p = start(out, **more); p.join(500)
+    assert p.exitcode == 0, p.said.read_text()
+    return rows(out)
+
+def failed(p):
+    p.join(60); said = p.said.read_text()
+    assert p.exitcode == 1 and 'Traceback' not in said, said
+    return said
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory): return finished(tmp_path_factory.mktemp('experiment')/'whole')
+def whole(tmp_path_factory):
+    "The command in a shell, in one go"
+    out = tmp_path_factory.mktemp('experiment')/'whole'
+    args = [a for k, v in ASKED.items() for a in (f'--{k}', str(v))]
+    done = subprocess.run([Path(sys.executable).parent/'sagan-experiment', 'table1', *args, '--device', 'cpu', '--out', out], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return out
+
+def begun(out, whole, **changes):
+    "The folder of an experiment that was stopped before its first step: the judge is there, and nothing is trained"
+    out.mkdir()
+    for f in ('evaluator.pt', 'reference.safetensors'): shutil.copy(whole/f, out)
+    asked = json.loads((whole/'experiment.json').read_text())
+    asked['base'] |= {k: v for k, v in changes.items() if k in asked['base']}
+    (out/'experiment.json').write_text(json.dumps(asked | {k: v for k, v in changes.items() if k in asked}))
+    return out
 
 def test_killed_and_started_again(tmp_path, whole):
-    assert [r['row'] for r in whole] == ['no attention', 'SAGAN feat8, feat16, feat32', 'SAGAN feat64', 'Residual feat8, feat16, feat32', 'Residual feat64']
-    assert all(float(r['fid']) > 0 and r['samples'] == '100' and 'small CNN' in r['evaluator'] and 'twins' in r['reference'] for r in whole)
-    p = start(tmp_path/'cut')
-    for _ in range(3000):                                                     # until the second network has been measured once
-        if (tmp_path/'cut/table1-feat8/seed0/state.pt').exists(): break
-        time.sleep(.1)
-    p.send_signal(signal.SIGKILL); p.wait()
-    assert not (tmp_path/'cut/table.md').exists() and (tmp_path/'cut/table1-none/seed0/records.json').exists()
-    assert finished(tmp_path/'cut') == whole
+    table = rows(whole)
+    assert [r['row'] for r in table] == ['no attention', 'SAGAN feat8, feat16, feat32', 'SAGAN feat64', 'Residual feat8, feat16, feat32', 'Residual feat64']
+    assert all(float(r['fid']) > 0 and r['samples'] == '100' and 'small CNN' in r['evaluator'] and 'twins' in r['reference'] for r in table)
+    cut = tmp_path/'cut'; p = start(cut)
+    until(p, (cut/'table1-feat8/seed0/state.pt').exists)                      # the second network has been measured once
+    p.kill(); p.join()
+    assert not (cut/'table.md').exists() and (cut/'table1-none/seed0/records.json').exists()
+    assert finished(cut) == table
 
-def test_two_at_once_give_the_table_of_one_by_one_and_stop_together(tmp_path, whole):
-    p = start(tmp_path/'jobs', '--jobs', '2', '--steps', '100000', '--every', '50000')
-    for _ in range(1200):
-        if (tmp_path/'jobs/table1-none/seed0').exists(): break
-        time.sleep(.1)
-    p.send_signal(signal.SIGINT)
-    _, err = p.communicate(timeout=60)
-    assert p.returncode == 1 and 'interrupted' in err and 'Traceback' not in err, err
-    assert finished(tmp_path/'two', '--jobs', '2') == whole
+def test_two_at_once_give_the_table_of_one_by_one(tmp_path, whole):
+    assert finished(begun(tmp_path/'two', whole), jobs=2) == rows(whole)
 
-def test_a_killed_worker_ends_the_command_with_a_message(tmp_path):
-    p = start(tmp_path/'jobs', '--jobs', '2', '--steps', '100000', '--every', '50000')
-    for _ in range(1200):
-        if (tmp_path/'jobs/table1-none/seed0').exists(): break
-        time.sleep(.1)
+LONG = dict(steps=100_000, every=50_000)
+
+def test_two_at_once_stop_together(tmp_path, whole):
+    out = begun(tmp_path/'jobs', whole, **LONG); p = start(out, jobs=2, **LONG)
+    until(p, (out/'table1-none/seed0').exists)
+    os.kill(p.pid, signal.SIGINT); assert 'interrupted' in failed(p)
+
+def test_a_killed_worker_ends_the_command_with_a_message(tmp_path, whole):
+    out = begun(tmp_path/'jobs', whole, **LONG); p = start(out, jobs=2, **LONG)
+    until(p, (out/'table1-none/seed0').exists)
     for child in subprocess.run(['pgrep', '-f', '-P', str(p.pid), 'spawn_main'], capture_output=True, text=True).stdout.split(): os.kill(int(child), signal.SIGKILL)
-    _, err = p.communicate(timeout=60)
-    assert p.returncode == 1 and 'was killed' in err and 'Traceback' not in err, err
+    assert 'was killed' in failed(p)
