@@ -96,13 +96,15 @@ def test_readme_elsewhere(dist):
     urls = dict(u.split(', ') for u in dist.metadata.get_all('Project-URL'))
     html = {f"{re.sub(r'^[0-9]+_', '', p.stem)}.html" for p in (root/'nbs').glob('*.ipynb')}
     text, readme = dist.metadata.get_payload(), (root/'README.md').read_text(encoding='utf-8')
-    links = re.findall(r'(!?)\[[^][]*\]\(([^)\s]+)\)', text)
+    links = [(bool(re.search(r'!\[[^][]*$', text[:m.start()])), m[1]) for m in re.finditer(r'\]\(([^)\s]+)\)', text)]
     assert len(links) == readme.count('](') == text.count('](')
+    headings = {re.sub(r'\W+', '-', h.lower()) for h in re.findall('^#+ (.*)', text, re.M)}
     for picture, link in links:
         rest = link.removeprefix(f"{urls['Repository']}/{'raw' if picture else 'blob'}/v{sagan.__version__}/")
         if rest != link: assert (root/rest).is_file(), link
         elif link.startswith(urls['Documentation']): assert link.removeprefix(urls['Documentation']).split('#')[0] in html | {''}, link
-        else: assert link.startswith('https://') and not picture, link
+        elif link[0] == '#': assert link[1:] in headings
+        else: assert link.startswith('https://') and (not picture or link.endswith('.svg')), link  # badges
     assert quick_start(text) == quick_start(readme)
 
 
