@@ -215,7 +215,7 @@ def _check_numbers(cfg):
     for name in ('beta1', 'beta2', 'ema'):
         if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
 
-# %% ../nbs/06_training.ipynb #d9451603
+# %% ../nbs/06_training.ipynb #ab66e9ff
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
@@ -233,7 +233,7 @@ class Config:
     head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128                   # numbers in a latent vector (released code)
     dtype:str = 'auto'                # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions), 'bfloat16', or 'auto' for what is fastest on the machine; all else is float32
-    batch:int = 256                   # images per step, of all processes together (BigGAN's reimplementation; the paper does not say)
+    batch:int = 256                   # images per step, of all processes together (released code; the paper does not say)
     accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory
     steps:int = 1_000_000             # discriminator steps; `sagan_learner` sets it to the batches of an epoch
     n_d:int = 1                       # discriminator steps per generator step
