@@ -97,7 +97,7 @@ def processes_of(launcher):
 
 def train_until(tmp, step, *options):
     "sagan-train in two processes; the launcher, once the run has a state of that step or a later one"
-    p = subprocess.Popen([*TORCHRUN, '--no-python', Path(sys.executable).parent/'sagan-train', '--steps', '400', *options], cwd=tmp, stdout=open(tmp/'said', 'w'), stderr=subprocess.STDOUT)
+    p = subprocess.Popen([*TORCHRUN, '--no-python', Path(sys.executable).parent/'sagan-train', '--steps', '2000', *options], cwd=tmp, stdout=open(tmp/'said', 'w'), stderr=subprocess.STDOUT)
     STARTED.append(p)
     for _ in range(1200):
         if any(int(f.stem[5:]) >= step for f in states(tmp/'run')): return p
@@ -109,25 +109,25 @@ def train_until(tmp, step, *options):
 def run(tmp_path_factory):
     "A run whose second process got SIGTERM, and what the commands said"
     tmp = tmp_path_factory.mktemp('run')
-    p = train_until(tmp, 40, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
+    p = train_until(tmp, 200, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGTERM)
     assert p.wait(60) == 0, (tmp/'said').read_text()
     return tmp/'run'
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
     said, step = (run.parent/'said').read_text(), load_run(run).step
-    assert 40 <= step < 400 and f'stopped by SIGTERM at step {step} of 400' in said and 'Traceback' not in said
+    assert 200 <= step < 2000 and f'stopped by SIGTERM at step {step} of 2000' in said and 'Traceback' not in said
     assert said.count('steps of 16 on 2 processes') == 1                      # only the first one speaks
     assert [r['step'] for r in read_log(run)] == sorted({*range(10, step + 1, 10), step})
 
 def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(run):
     step = load_run(run).step
-    p = train_until(run.parent, step + 40, '--resume', 'run', '--device', 'cpu')
+    p = train_until(run.parent, step + 200, '--resume', 'run', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGKILL)
     assert p.wait(60) != 0
     said = (run.parent/'said').read_text()
-    assert f'from step {step} to 400 steps' in said and 'sagan-train: one of the 2 processes is gone' in said and 'go on with sagan-train --resume run' in said
-    assert load_run(run).step >= step + 40
+    assert f'from step {step} to 2000 steps' in said and 'sagan-train: one of the 2 processes is gone' in said and 'go on with sagan-train --resume run' in said
+    assert load_run(run).step >= step + 200
     with open(run/'config.json') as f: assert '"batch": 16' in f.read()
     done = subprocess.run([Path(sys.executable).parent/'sagan-train', '--resume', 'run', '--steps', str(load_run(run).step + 10), '--device', 'cpu'], cwd=run.parent, capture_output=True, text=True)
     assert done.returncode == 0 and (run/'report.html').exists(), done.stderr  # one process goes on where two were
