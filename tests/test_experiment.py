@@ -1,33 +1,15 @@
 "An experiment as a process: killed in the middle and started again, it ends with the same table"
-import os
-os.environ['OMP_NUM_THREADS'] = '1'
-import csv, json, shutil, signal, subprocess, sys, time
-from multiprocessing import get_context
+import csv, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from forked import forked, leave_nothing_running
 
 ASKED = dict(data='twins', preset='tiny', steps=8, batch=8, seeds=1, every=4, samples=100)
 FILES = {'.lock', 'curves.png', 'evaluator.pt', 'experiment.json', 'reference.safetensors', 'report.html', 'samples.png', 'table.csv', 'table.md'}
-PROCESSES = get_context('forkserver')                                         # one process imports everything once, and each command but the first is a fork of it
-PROCESSES.set_forkserver_preload(['sagan.cli'])
-STARTED = []
-
-@pytest.fixture(autouse=True)
-def leave_nothing_running():
-    yield
-    for p in STARTED: p.kill(); p.join()
-
-def _command(said, options):
-    fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(fd, 1); os.dup2(fd, 2)
-    from sagan.cli import sagan_experiment
-    sagan_experiment('table1', **options)
 
 def start(out, **more):
     "sagan-experiment as a process of its own, whose output goes to a file beside its folder"
-    p = PROCESSES.Process(target=_command, args=(out.with_suffix('.said'), ASKED | dict(device='cpu', out=str(out)) | more))
-    p.said = out.with_suffix('.said'); STARTED.append(p); p.start()
-    return p
+    return forked(out.with_suffix('.said'), 'sagan_experiment', 'table1', **ASKED | dict(device='cpu', out=str(out)) | more)
 
 def until(p, condition):
     for _ in range(6000):

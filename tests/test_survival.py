@@ -1,34 +1,15 @@
 "What may happen to a training, as processes: kill -9 at any moment, a full disk, signals, NaN, two at once; and that it goes on as if nothing had happened"
-import os
-os.environ['OMP_NUM_THREADS'] = '1'
-import random, resource, shutil, signal, subprocess, sys, time
-from multiprocessing import get_context
+import os, random, resource, shutil, signal, subprocess, sys, time
 import pytest
+from forked import STARTED, forked, leave_nothing_running
 from safetensors.torch import load_file
 from sagan.checkpoints import load_run, read_log, states
 
 TINY = dict(preset='tiny', batch=8, z_dim=8, d_attention='none', device='cpu')
-PROCESSES = get_context('forkserver')                                         # one process imports everything once, and each command is a fork of it
-PROCESSES.set_forkserver_preload(['sagan.cli'])
-STARTED = []
-
-@pytest.fixture(autouse=True)
-def leave_nothing_running():
-    yield
-    for p in STARTED: p.kill(); p.join()
-
-def _command(said, options):
-    fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(fd, 1); os.dup2(fd, 2)
-    from sagan.cli import sagan_train
-    sagan_train(**options)
 
 def start(tmp, **options):
     "sagan-train as a process of its own, whose output goes to a file"
-    said = tmp/f'said{len(STARTED)}'
-    p = PROCESSES.Process(target=_command, args=(said, {k: str(v) if k in ('out', 'resume') else v for k, v in options.items()}))
-    p.said = said; STARTED.append(p); p.start()
-    return p
+    return forked(tmp/f'said{len(STARTED)}', 'sagan_train', **{k: str(v) if k in ('out', 'resume') else v for k, v in options.items()})
 
 def ended(p, status=0):
     p.join(100); said = p.said.read_text()
