@@ -98,12 +98,13 @@ def everyones(
     if len(facts) > 1: dist.all_gather_object(facts, fact)
     return facts
 
-# %% ../nbs/03_conditioning.ipynb #11c3ae11
+# %% ../nbs/03_conditioning.ipynb #694bf3f7
 class BatchNorm2d(nn.BatchNorm2d):
     "`nn.BatchNorm2d` whose batch is that of all processes, if there are several and `together` is true"
     together = True
 
     def forward(self, x):
+        "Features `x` (B, C, H, W) to the same shape, normalised over the batches of all processes"
         if not (self.training and self.together and processes()[1] > 1): return super().forward(x)
         h = x.float()                                                         # (B, C, H, W)
         v, m = [s.double() for s in torch.var_mean(h, (0, 2, 3), correction=0)]  # (C,) each, of this process

@@ -144,7 +144,7 @@ def _half(c_in, c_out):
     "(B, c_in, S, S) -> (B, c_out, S/2, S/2)"
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1), nn.BatchNorm2d(c_out), nn.ReLU())
 
-# %% ../nbs/07_evaluation.ipynb #3d5d84d6
+# %% ../nbs/07_evaluation.ipynb #d395586a
 class Classifier(nn.Module):
     "A small convolutional network with 64 pooled features, and logits if there are classes; larger images are averaged down to 32x32 first"
     def __init__(self,
@@ -154,6 +154,7 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(_half(3, 16), _half(16, 32), _half(32, 64))
         self.head = nn.Linear(64, n_classes) if n_classes else None
     def forward(self, x):
+        "Images `x` (B, 3, S, S) in [-1, 1] to features (B, 64), with classes also to logits (B, n_classes)"
         f = self.body(F.adaptive_avg_pool2d(x, 32)).mean((2, 3))              # (B, 64)
         return f if self.head is None else (f, self.head(f))                  # (B, 64), (B, n_classes)
 

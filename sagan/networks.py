@@ -61,7 +61,7 @@ def conv_pool(
     x, w, b = _operands(conv, x, dtype)
     return F.conv2d(x, F.avg_pool2d(w, 2, 1, 1), b, stride=2, padding=1)  # kernel (C', C, 4, 4), means over 2x2
 
-# %% ../nbs/04_networks.ipynb #6798d77c
+# %% ../nbs/04_networks.ipynb #855442f3
 class GBlock(nn.Module):
     "Residual block of the generator; doubles the size"
     def __init__(self,
@@ -76,11 +76,12 @@ class GBlock(nn.Module):
         self.skip = _conv(c_in, c_out, 1, sn)
 
     def forward(self, x, y=None):
+        "Features `x` (B, c_in, H, W) and labels `y` (B,) to (B, c_out, 2H, 2W)"
         h = up_conv(self.conv1, F.relu(self.bn1(x, y)))  # (B, c_out, 2H, 2W)
         h = self.conv2(F.relu(self.bn2(h, y)))           # (B, c_out, 2H, 2W)
         return h + _up(self.skip(x))                     # (B, c_out, 2H, 2W)
 
-# %% ../nbs/04_networks.ipynb #706dc47c
+# %% ../nbs/04_networks.ipynb #e927b972
 class DBlock(nn.Module):
     "Residual block of the discriminator; halves the size if `down`"
     def __init__(self,
@@ -96,13 +97,14 @@ class DBlock(nn.Module):
         self.skip = _conv(c_in, c_out, 1) if down or c_in != c_out else nn.Identity()
 
     def forward(self, x):
+        "Features `x` (B, c_in, H, W) to (B, c_out, H/2, W/2), or to (B, c_out, H, W) without `down`"
         a = x if self.first else F.relu(x)                               # (B, c_in, H, W)
         h = F.relu(self.conv1(a))                                        # (B, c_out, H, W)
         if self.relu_skip: x = a
         if not self.down: return self.conv2(h) + self.skip(x)            # (B, c_out, H, W)
         return conv_pool(self.conv2, h) + self.skip(F.avg_pool2d(x, 2))  # (B, c_out, H/2, W/2)
 
-# %% ../nbs/04_networks.ipynb #52164519
+# %% ../nbs/04_networks.ipynb #31d63c1b
 class ResidualBlock(nn.Module):
     "Table 1's control: two convolutions with as many parameters as `SelfAttention`, on (B, C, H, W); the identity until `gamma` has moved from 0"
     def __init__(self,
@@ -115,6 +117,7 @@ class ResidualBlock(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):
+        "Features `x` (B, C, H, W) to the same shape"
         return self.gamma * self.conv2(F.relu(self.conv1(F.relu(x)))) + x  # (B, C, H, W)
 
 # %% ../nbs/04_networks.ipynb #898fbd35
@@ -144,7 +147,7 @@ def _attention(net, placement, places, channels, form, sn=True):
         if p not in at: raise ValueError(f"the {net} has no {p if '-' in p else f'{p}x{p}'} feature map for attention; it has {', '.join(order)}")
     return nn.ModuleDict({p: ResidualBlock(at[p], sn) if form == 'residual' else SelfAttention(at[p], form, sn) for p in map(str, placement)})
 
-# %% ../nbs/04_networks.ipynb #91da01dc
+# %% ../nbs/04_networks.ipynb #e1141302
 class Generator(nn.Module):
     "G(z, y) -> images in [-1, 1] (section 3 and 5); `attention` places the layer of equations 1-3 at any of its feature maps"
     def __init__(self,
@@ -167,7 +170,7 @@ class Generator(nn.Module):
         self.bn, self.conv = BatchNorm2d(ch[-1]), _conv(ch[-1], 3, 3, sn)
 
     def forward(self, z, y=None):
-        "Images of the latents; raises `ValueError` for latents or labels that do not fit"
+        "Latents `z` (B, z_dim) and labels `y` (B,) to images (B, 3, S, S) in [-1, 1]; raises `ValueError` for latents or labels that do not fit"
         if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
         check_labels(y, self.n_classes, z.shape[0])
         x = self.linear(z).unflatten(1, (-1, 4, 4))                          # (B, C0, 4, 4)
@@ -176,7 +179,7 @@ class Generator(nn.Module):
             if place in self.attention: x = self.attention[place](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
 
-# %% ../nbs/04_networks.ipynb #c1e7364e
+# %% ../nbs/04_networks.ipynb #6d063e35
 class Discriminator(nn.Module):
     "D(x, y) -> one unbounded score per image (section 3 and 5), high for real; with the auxiliary head the pair (score, -log P(y | x))"
     def __init__(self,
@@ -201,7 +204,7 @@ class Discriminator(nn.Module):
         self.head = (ProjectionHead if head == 'projection' else AuxiliaryHead)(ch[-1], n_classes)
 
     def forward(self, x, y=None):
-        "Scores of the images; raises `ValueError` for images or labels that do not fit"
+        "Images `x` (B, 3, S, S) in [-1, 1] and labels `y` (B,) to scores (B,), or what the auxiliary head gives; raises `ValueError` for images or labels that do not fit"
         if x.shape[1:] != (3, self.size, self.size): raise ValueError(f"x must have shape (B, 3, {self.size}, {self.size}), got {tuple(x.shape)}")
         check_labels(y, self.n_classes, len(x))
         for place, block in zip(self.places, self.blocks):

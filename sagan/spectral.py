@@ -82,7 +82,7 @@ class _Quotient(torch.autograd.Function):
         g.addr_(u*-(c/sigma), v)
         return grad, None, None, None, None
 
-# %% ../nbs/01_spectral.ipynb #0bd0ac85
+# %% ../nbs/01_spectral.ipynb #da78ef33
 class SpectralNorm(nn.Module):
     "Parametrization $W \\mapsto W/\\sigma(W)$ with kept vectors $u, v$ (section 4.1); one `step` is one power iteration"
     u: Tensor # (out,)
@@ -94,7 +94,7 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.dim = dim
         W = self._turned(weight.detach()).flatten(1)                                       # (out, in*kh*kw)
-        u, v = power_iteration(W, torch.randn(len(W), device=W.device, dtype=W.dtype), 1 if W.is_meta else 15)  # a fair start, as in PyTorch
+        u, v = power_iteration(W, torch.randn(len(W), device=W.device, dtype=W.dtype), 1 if W.is_meta else 15)  # a fair start, as in PyTorch; on meta there are only shapes
         self.register_buffer('u', u); self.register_buffer('v', v)
         self.ready: Tensor|None = None                                                     # W/sigma within `normalised` ...
         self.kept: Tensor|None = None                                                      # ... and the memory in which it lies at every step
@@ -113,7 +113,9 @@ class SpectralNorm(nn.Module):
         "W divided by its spectral norm"
         memory = [kept.detach().transpose(0, self.dim)] if kept is not None and (kept.dtype, kept.device) == (dtype, weight.device) else []
         with no_autocast(weight): return _Quotient.apply(self._turned(weight), self.u, self.v, dtype, memory).transpose(0, self.dim)  # like `weight`
-    def forward(self, weight): return self.quotient(weight, weight.dtype) if self.ready is None else self.ready
+    def forward(self, weight):
+        "W/sigma(W), (out, ...), like `weight`"
+        return self.quotient(weight, weight.dtype) if self.ready is None else self.ready
 
     @torch.no_grad()
     def step(self,
