@@ -17,7 +17,7 @@ def start(images, cache): return subprocess.Popen([sys.executable, '-c', CODE, s
 
 def being_made(cache):
     "Wait until a cache is being written; the temporary file"
-    end = time.monotonic() + 50
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         for f in cache.glob('*/.images.*.new'):
             if f.stat().st_size: return f
@@ -33,7 +33,7 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
     maker = start(images, tmp_path)
-    try: left = being_made(tmp_path); maker.send_signal(how); out, _ = maker.communicate(timeout=30)
+    try: left = being_made(tmp_path); maker.send_signal(how); out, _ = maker.communicate(timeout=300)
     finally: maker.kill()
     assert maker.returncode != 0 and 'OPEN' not in out
     assert left.exists() == (how == signal.SIGKILL) and sorted(p.name for p in left.parent.iterdir() if p != left) == ['.lock']
@@ -48,7 +48,7 @@ def test_the_second_process_waits_for_the_first(images, tmp_path):
         second = start(images, tmp_path)
         try:
             assert second.stdout.readline().startswith('waiting for another process'); os.kill(first.pid, signal.SIGCONT)
-            outs = first.communicate(timeout=30)[0], second.communicate(timeout=30)[0]
+            outs = first.communicate(timeout=300)[0], second.communicate(timeout=300)[0]
         finally: second.kill()
     finally: first.kill()
     assert [f'OPEN {N}' in o for o in outs] == [True, True] and ['decoded once' in o for o in outs] == [True, False]

@@ -63,7 +63,7 @@ def kept(tmp_path_factory):
     "The files of one process alone, and of the first and the second of two"
     tmp = tmp_path_factory.mktemp('work')
     for launcher in ((sys.executable,), TORCHRUN):
-        done = subprocess.run([*launcher, __file__, tmp], capture_output=True, text=True, timeout=150)
+        done = subprocess.run([*launcher, __file__, tmp], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
     return [torch.load(tmp/name) for name in ('0of1', '0of2', '1of2')]
 
@@ -97,9 +97,9 @@ def processes_of(launcher):
 
 def train_until(tmp, step, *options):
     "sagan-train in two processes; the launcher, once the run has a state of that step or a later one"
-    p = subprocess.Popen([*TORCHRUN, '--no-python', Path(sys.executable).parent/'sagan-train', '--steps', '2000', *options], cwd=tmp, stdout=open(tmp/'said', 'w'), stderr=subprocess.STDOUT)
+    p = subprocess.Popen([*TORCHRUN, '--no-python', Path(sys.executable).parent/'sagan-train', '--steps', '1000', *options], cwd=tmp, stdout=open(tmp/'said', 'w'), stderr=subprocess.STDOUT)
     STARTED.append(p)
-    for _ in range(1200):
+    for _ in range(6000):
         if any(int(f.stem[5:]) >= step for f in states(tmp/'run')): return p
         assert p.poll() is None, (tmp/'said').read_text()
         time.sleep(.05)
@@ -109,25 +109,25 @@ def train_until(tmp, step, *options):
 def run(tmp_path_factory):
     "A run whose second process got SIGTERM, and what the commands said"
     tmp = tmp_path_factory.mktemp('run')
-    p = train_until(tmp, 200, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
+    p = train_until(tmp, 100, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGTERM)
-    assert p.wait(60) == 0, (tmp/'said').read_text()
+    assert p.wait(300) == 0, (tmp/'said').read_text()
     return tmp/'run'
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
     said, step = (run.parent/'said').read_text(), load_run(run).step
-    assert 200 <= step < 2000 and f'stopped by SIGTERM at step {step} of 2000' in said and 'Traceback' not in said
+    assert 100 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1000' in said and 'Traceback' not in said
     assert said.count('steps of 16 on 2 processes') == 1                      # only the first one speaks
     assert [r['step'] for r in read_log(run)] == sorted({*range(10, step + 1, 10), step})
 
 def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(run):
     step = load_run(run).step
-    p = train_until(run.parent, step + 200, '--resume', 'run', '--device', 'cpu')
+    p = train_until(run.parent, step + 1, '--resume', 'run', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGKILL)
-    assert p.wait(60) != 0
+    assert p.wait(300) != 0
     said = (run.parent/'said').read_text()
-    assert f'from step {step} to 2000 steps' in said and 'sagan-train: one of the 2 processes is gone' in said and 'go on with sagan-train --resume run' in said
-    assert load_run(run).step >= step + 200
+    assert f'from step {step} to 1000 steps' in said and 'sagan-train: one of the 2 processes is gone' in said and 'go on with sagan-train --resume run' in said
+    assert load_run(run).step > step
     with open(run/'config.json') as f: assert '"batch": 16' in f.read()
     done = subprocess.run([Path(sys.executable).parent/'sagan-train', '--resume', 'run', '--steps', str(load_run(run).step + 10), '--device', 'cpu'], cwd=run.parent, capture_output=True, text=True)
     assert done.returncode == 0 and (run/'report.html').exists(), done.stderr  # one process goes on where two were

@@ -335,7 +335,7 @@ def served(notebook):
     def start(module, *args):
         with open(notebook/'server.log', 'w') as log:
             started.append(subprocess.Popen([sys.executable, '-m', module, *args, '--no-browser', f'--port={port}'], cwd=notebook, env=env, stdout=log, stderr=log, start_new_session=True))
-        for _ in range(240):
+        for _ in range(1200):
             try: socket.create_connection(('127.0.0.1', port), 1).close(); return at
             except OSError: assert started[0].poll() is None, (notebook/'server.log').read_text(); time.sleep(.25)
         raise AssertionError('the server has not started: ' + (notebook/'server.log').read_text())

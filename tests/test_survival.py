@@ -12,7 +12,7 @@ def start(tmp, **options):
     return forked(tmp/f'said{len(STARTED)}', 'sagan_train', **{k: str(v) if k in ('out', 'resume') else v for k, v in options.items()})
 
 def ended(p, status=0):
-    p.join(100); said = p.said.read_text()
+    p.join(300); said = p.said.read_text()
     assert p.exitcode == status and 'Traceback' not in said, (p.exitcode, said)
     return said
 
@@ -20,7 +20,7 @@ def train(tmp, status=0, **options): return ended(start(tmp, **options), status)
 
 def until(p, condition):
     "Wait for something while a process runs"
-    for _ in range(6000):
+    for _ in range(30_000):
         if condition(): return
         assert p.is_alive(), p.said.read_text()
         time.sleep(.01)
