@@ -56,6 +56,8 @@ def two_passes(m, x):
 CHOICES = dict(channels_last=nchw, one_4x4_convolution=plain_convolutions, fused_attention=explicit_attention, one_quotient=quotient_by_autograd,
                no_gradient_for_D_in_G=gradients_for_d, one_pass_of_D=two_passes, fused_Adam=None, kept_memory=None)
 
+HALF = dict(bfloat16=torch.bfloat16, float16=torch.float16)
+
 def measure(px, dtype, device, without, compiled, steps):
     "One row: a dictionary of numbers"
     cfg, g = config(px), torch.Generator().manual_seed(0)
@@ -78,10 +80,11 @@ def measure(px, dtype, device, without, compiled, steps):
         if without == 'fused_Adam': opt_g, opt_d = [torch.optim.Adam(o.param_groups[0]['params'] + o.param_groups[1]['params'], o.defaults['lr'], o.defaults['betas'], foreach=False, fused=False) for o in (opt_g, opt_d)]
         elif without not in (None, 'kept_memory'): x = CHOICES[without](model, x)
         if compiled: training.compile_networks(model)
-        def autocast(): return torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+        half, scaler = HALF.get(dtype), torch.amp.GradScaler(device, enabled=dtype == 'float16')
+        def autocast(): return torch.autocast(device, half, enabled=half is not None)
         def step():
-            with autocast(): d_step(model.G, model.D, opt_d, x, y, z, yf)
-            with autocast(): g_step(model.G, model.D, opt_g, z2, y2)
+            with autocast(): d_step(model.G, model.D, opt_d, x, y, z, yf, scaler=scaler)
+            with autocast(): g_step(model.G, model.D, opt_g, z2, y2, scaler=scaler)
             ema_update(model.ema, model.G, cfg.ema)
     if not compiled:
         with FlopCounterMode(display=False) as f: step()
@@ -103,7 +106,7 @@ def measure(px, dtype, device, without, compiled, steps):
         loader = iter(MemoryLoader(Images(torch.zeros(4000, 3, px, px, dtype=torch.uint8), torch.zeros(4000, dtype=torch.int64), [], 'zeros'), cfg.batch, device=device))
         row['data'] = median(lambda: next(loader), 20, device)/t
     row['memory_gb'] = torch.cuda.max_memory_allocated()/1e9 if device == 'cuda' else int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])/1e6
-    if not without: row['peak_product'], row['peak_convolution'] = peaks(torch.bfloat16 if dtype == 'bfloat16' else torch.float32, device)
+    if not without: row['peak_product'], row['peak_convolution'] = peaks(HALF.get(dtype, torch.float32), device)
     return row
 
 def table(rows):
@@ -128,7 +131,7 @@ if __name__ == '__main__':
     if a.row: print(json.dumps(measure(**json.loads(a.row)))); sys.exit()
     rows, fast = [], fastest_dtype(a.device)
     for px in a.px:
-        asked = [('plain', None, False), ('float32', None, False)] + [('tf32', None, False)]*(a.device == 'cuda') + [('bfloat16', None, False)]*(fast == 'bfloat16') + [(d, None, True) for d in dict.fromkeys(('float32', fast))]*a.compile
+        asked = [('plain', None, False), ('float32', None, False)] + [('tf32', None, False), ('float16', None, False)]*(a.device == 'cuda') + [('bfloat16', None, False)]*(fast == 'bfloat16') + [(d, None, True) for d in dict.fromkeys(('float32', fast))]*a.compile
         if a.choices == 'all': asked += [(fast, c, False) for c in CHOICES]
         for dtype, without, compiled in asked:
             job = json.dumps(dict(px=px, dtype=dtype, device=a.device, without=without, compiled=compiled, steps=a.steps))

@@ -9,7 +9,7 @@ __all__ = ['presets', 'd_step', 'g_step', 'NonFinite', 'ema_update', 'Config', '
            'check_networks', 'fastest_dtype', 'compile_networks', 'TwoOptimizers', 'TrainingFigures', 'check_images',
            'draw_inputs', 'SAGANTrainer', 'SAGANLearner', 'sagan_learner']
 
-# %% ../nbs/06_training.ipynb #d96c93a8
+# %% ../nbs/06_training.ipynb #8fdaed60
 import ctypes, math, time, torch, torch.nn as nn
 from contextlib import nullcontext
 from copy import deepcopy
@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from torch import Tensor
+from torch.amp import GradScaler
 
 # %% ../nbs/06_training.ipynb #7c61e191
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
@@ -51,22 +52,24 @@ def _average(tensors):
     flat = total(torch.cat([t.flatten() for t in tensors]))/world
     torch._foreach_copy_(tensors, [m.view(t.shape) for m, t in zip(flat.split([t.numel() for t in tensors]), tensors)])
 
-# %% ../nbs/06_training.ipynb #0be94d95
-def _update(net, opt, losses, **given):
+# %% ../nbs/06_training.ipynb #c4f1a956
+def _update(net, opt, losses, scaler, **given):
     "One step of `opt` on the sum of what `losses` yields; raises `NonFinite` before the step if loss or gradient is not finite"
+    scaler = scaler or GradScaler(enabled=False)                                        # which scales by 1
     opt.zero_grad(); loss = 0.
     with normalised(given['G']), normalised(given['D']):
         for part in losses():
-            with no_autocast(part): part.backward()                                     # the dtypes of the forward pass, not chosen anew
+            with no_autocast(part): scaler.scale(part).backward()                       # the dtypes of the forward pass, not chosen anew
             loss = loss + part.detach()                                                 # ()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     _average([loss, *gradients])
+    scaler.unscale_(opt)
     largest = torch.stack(torch._foreach_norm(gradients)).max()                         # ()
-    if not (loss + largest).isfinite(): raise _blame(net, opt, losses, loss.item(), **given)
-    opt.step()
+    if not (loss + largest).isfinite() and (scaler.get_scale() <= 1 or not loss.isfinite()): raise _blame(net, opt, losses, loss.item(), **given)
+    scaler.step(opt); scaler.update()
     return loss
 
-# %% ../nbs/06_training.ipynb #bfb6e328
+# %% ../nbs/06_training.ipynb #f7d564ce
 def d_step(
     G:Generator, # Generator, in training mode; left exactly as it is
     D:Discriminator, # Discriminator, in training mode
@@ -77,6 +80,7 @@ def d_step(
     y_fake:Tensor|None, # Labels for the fakes, (B',), None if unconditional
     scores:dict|None=None, # Takes the mean scores of both parts as 'd_real' and 'd_fake', each ()
     accumulate:int=1, # Parts to go through D one after the other; must divide B and B'
+    scaler:GradScaler|None=None, # Of the loss, for float16
 ) -> Tensor: # (), the loss before the step
     "One update of D by equation 4, or by AC-GAN's loss if its head is the auxiliary classifier; raises `NonFinite` before the step if loss or gradient is not finite"
     spectral_step(D)
@@ -90,9 +94,9 @@ def d_step(
             yield (d_acgan_loss(real, fakes, *classes[0]) if classes else d_hinge_loss(real, fakes))/accumulate
         means = torch.stack(means).mean(0)                                              # (2,)
         if scores is not None: _average([means]); scores.update(zip(('d_real', 'd_fake'), means))
-    return _update(D, opt, losses, G=G, D=D, images=x)
+    return _update(D, opt, losses, scaler, G=G, D=D, images=x)
 
-# %% ../nbs/06_training.ipynb #17ce55ab
+# %% ../nbs/06_training.ipynb #9e5df92c
 def g_step(
     G:Generator, # Generator, in training mode
     D:Discriminator, # Discriminator, in training mode; left exactly as it is
@@ -100,6 +104,7 @@ def g_step(
     z:Tensor, # Latents, (B, z_dim)
     y:Tensor|None, # Labels, (B,), None if unconditional
     accumulate:int=1, # Parts to go through both networks one after the other; must divide B
+    scaler:GradScaler|None=None, # Of the loss, for float16
 ) -> Tensor: # (), the loss before the step
     "One update of G by equation 4, or by AC-GAN's loss if D's head is the auxiliary classifier; raises `NonFinite` before the step if loss or gradient is not finite"
     spectral_step(G)
@@ -109,7 +114,7 @@ def g_step(
             yield (g_acgan_loss(*[o.float() for o in out]) if isinstance(out, tuple) else g_hinge_loss(out.float()))/accumulate
     learning = [p for p in D.parameters() if p.requires_grad]
     for p in learning: p.requires_grad_(False)
-    try: return _update(G, opt, losses, G=G, D=D)
+    try: return _update(G, opt, losses, scaler, G=G, D=D)
     finally:
         for p in learning: p.requires_grad_(True)
 
@@ -181,10 +186,10 @@ def ema_update(
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
-# %% ../nbs/06_training.ipynb #f00f689f
+# %% ../nbs/06_training.ipynb #939d4268
 def _check_choices(cfg):
     yes_no = dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False))
-    choices = dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16'))
+    choices = dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16', 'float16'))
     for name, values in (choices | yes_no).items():
         if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
 
@@ -215,7 +220,7 @@ def _check_numbers(cfg):
     for name in ('beta1', 'beta2', 'ema'):
         if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
 
-# %% ../nbs/06_training.ipynb #ab66e9ff
+# %% ../nbs/06_training.ipynb #be32148e
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
@@ -232,7 +237,7 @@ class Config:
     g_sn:bool = True                  # spectral norm in G, too (D always has it)
     head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128                   # numbers in a latent vector (released code)
-    dtype:str = 'auto'                # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions), 'bfloat16', or 'auto' for what is fastest on the machine; all else is float32
+    dtype:str = 'auto'                # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions), 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else is float32
     batch:int = 256                   # images per step, of all processes together (released code; the paper does not say)
     accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory
     steps:int = 1_000_000             # discriminator steps; `sagan_learner` sets it to the batches of an epoch
@@ -464,14 +469,14 @@ class _Numbers(OptimWrapper):
     @property
     def hypers(self): return [{k: v for k, v in h.items() if v is not None and not isinstance(v, bool)} for h in super().hypers]
 
-# %% ../nbs/06_training.ipynb #88831735
+# %% ../nbs/06_training.ipynb #355199cb
 def _asked_dtype(learn):
-    "'bfloat16' if `to_bf16` asks for it, otherwise None; raises `ValueError` for callbacks that would do nothing here"
-    mixed = [cb for cb in learn.cbs if isinstance(cb, MixedPrecision) and cb.amp_mode == AMPMode.BF16]
+    "What `to_bf16` or `to_fp16` asks for, otherwise None, and settings of the latter's scaler; raises `ValueError` for callbacks that would do nothing here"
+    mixed = [cb for cb in learn.cbs if isinstance(cb, MixedPrecision)]
     for cb in mixed: cb.run = False                                           # until the end of the fit; its autocast would never be left
     idle = [cb for cb in learn.cbs if cb not in mixed and any(hasattr(cb, f'{when}_{what}') for when in ('before', 'after') for what in ('backward', 'step'))]
-    if idle: raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, which two networks in turn do not have; leave it out. For less memory there is `accumulate`, for speed to_bf16() or dtype='bfloat16' in place of to_fp16()")
-    return 'bfloat16' if mixed else None
+    if idle: raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, which two networks in turn do not have; leave it out. For less memory there is `accumulate`")
+    return ('bfloat16' if mixed[0].amp_mode == AMPMode.BF16 else 'float16', mixed[0].kwargs) if mixed else (None, {})
 
 # %% ../nbs/06_training.ipynb #483e8743
 def _check_monitors(learn):
@@ -492,11 +497,11 @@ def draw_inputs(
     z = torch.randn(n, cfg.z_dim, generator=rng, device=y.device)[share(n)]                              # (B, z_dim)
     return z, gather(y, n)[torch.randint(n, (n,), generator=rng, device=y.device)][share(n)] if cfg.n_classes else None
 
-# %% ../nbs/06_training.ipynb #67b8610b
+# %% ../nbs/06_training.ipynb #7db15b7e
 class SAGANTrainer(TrainingFigures):
     "Runs `d_step` on every batch and `g_step` on every `n_d`-th, in place of fastai's own step; then the rest of the epoch is skipped, as there is nothing to validate"
     order, run_valid = ProgressCallback.order + 1, False
-    compiled, rng, text = False, None, ''
+    compiled, rng, text, scaler = False, None, '', GradScaler(enabled=False)
 
     def before_fit(self):
         "Make ready what the steps need"
@@ -505,8 +510,10 @@ class SAGANTrainer(TrainingFigures):
         device = next(self.model.parameters()).device
         if device.type == 'cpu': _keep_freed_memory()
         if self.cfg.compile and not self.compiled: compile_networks(self.model); self.compiled = True
-        self.dtype = _asked_dtype(self.learn) or (fastest_dtype(device) if self.cfg.dtype == 'auto' else self.cfg.dtype)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.dtype == 'bfloat16')
+        asked, settings = _asked_dtype(self.learn)
+        self.dtype = asked or (fastest_dtype(device) if self.cfg.dtype == 'auto' else self.cfg.dtype)
+        self.autocast = torch.autocast(device.type, getattr(torch, self.dtype), enabled=self.dtype != 'float32')
+        if self.scaler.is_enabled() != (self.dtype == 'float16'): self.scaler = GradScaler(device.type, **settings | dict(enabled=self.dtype == 'float16'))
         if self.rng is None: self.rng = torch.Generator(device).manual_seed(self.cfg.seed)
         _begin_alike(self.model)
 
@@ -519,10 +526,10 @@ class SAGANTrainer(TrainingFigures):
         if self.step == 0:
             check_images(x)
             if self.cfg.n_classes: check_labels(y.cpu(), self.cfg.n_classes, len(x))
-        with self.autocast: self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng), self.scores, self.cfg.accumulate)
+        with self.autocast: self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng), self.scores, self.cfg.accumulate, self.scaler)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
-            with self.autocast: self.g_loss = g_step(m.G, m.D, opt.opt_g, *draw_inputs(y, self.cfg, self.rng), self.cfg.accumulate)
+            with self.autocast: self.g_loss = g_step(m.G, m.D, opt.opt_g, *draw_inputs(y, self.cfg, self.rng), self.cfg.accumulate, self.scaler)
             ema_update(m.ema, m.G, self.cfg.ema if self.step//self.cfg.n_d > self.cfg.ema_start else 0.)
         raise CancelBatchException
 
