@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sagan.attention as attention, sagan.networks as networks, sagan.spectral as spectral, sagan.training as training
 from sagan.data import Images, MemoryLoader
 from sagan.losses import ttur
-from sagan.training import SAGAN, d_step, ema_update, fastest_dtype, g_step, preset
+from sagan.training import LossScale, SAGAN, d_step, ema_update, fastest_dtype, g_step, preset
 from plain import Plain
 
 def config(px):
@@ -80,17 +80,18 @@ def measure(px, dtype, device, without, compiled, steps):
         if without == 'fused_Adam': opt_g, opt_d = [torch.optim.Adam(o.param_groups[0]['params'] + o.param_groups[1]['params'], o.defaults['lr'], o.defaults['betas'], foreach=False, fused=False) for o in (opt_g, opt_d)]
         elif without not in (None, 'kept_memory'): x = CHOICES[without](model, x)
         if compiled: training.compile_networks(model)
-        half, scaler = HALF.get(dtype), torch.amp.GradScaler(device, enabled=dtype == 'float16')
+        half, scale = HALF.get(dtype), LossScale(2.**8) if dtype == 'float16' else None
         def autocast(): return torch.autocast(device, half, enabled=half is not None)
         def step():
-            with autocast(): d_step(model.G, model.D, opt_d, x, y, z, yf, scaler=scaler)
-            with autocast(): g_step(model.G, model.D, opt_g, z2, y2, scaler=scaler)
+            with autocast(): d_step(model.G, model.D, opt_d, x, y, z, yf, scale=scale)
+            with autocast(): g_step(model.G, model.D, opt_g, z2, y2, scale=scale)
             ema_update(model.ema, model.G, cfg.ema)
     if not compiled:
         with FlopCounterMode(display=False) as f: step()
         row['gflop'] = f.get_total_flops()/1e9
     else: step(); step()
     row['seconds'] = t = median(step, steps, device)
+    assert not scale or scale.good >= 2*steps, 'steps that overflowed were timed'
     if dtype != 'plain' and not without and not compiled:
         def norm():                                                           # all that a step does for it
             with autocast():

@@ -10,7 +10,7 @@ __all__ = ['SHIPPED', 'BOUNDS', 'ROLLBACKS', 'save_weights', 'check_device', 'lo
            'states', 'load_run', 'shipped', 'measure_generator', 'kept_evaluator', 'signs_of_collapse', 'real_spread',
            'data_facts', 'RunWriter', 'cut_back', 'resume', 'fit_run']
 
-# %% ../nbs/10_checkpoints.ipynb #fcea49c3
+# %% ../nbs/10_checkpoints.ipynb #616f71b2
 import json, math, os, shutil, torch
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from torch import Tensor
 from .data import Images, exclusive, to_unit, whole_file
-from .training import Config, NonFinite, SAGAN, SAGANTrainer
+from .training import Config, LossScale, NonFinite, SAGAN, SAGANTrainer
 
 # %% ../nbs/10_checkpoints.ipynb #36d95c2d
 def _tensors(tree):
@@ -108,18 +108,17 @@ def load_weights(
     model = SAGAN(own); _fill(model, tensors, path)
     return model.to(device).eval(), step
 
-# %% ../nbs/10_checkpoints.ipynb #969fc8d2
+# %% ../nbs/10_checkpoints.ipynb #8ed6367d
 import zipfile
 from pickle import UnpicklingError
 from warnings import warn
 from fastai.learner import Learner
-from torch.amp import GradScaler
 from . import __version__
 
 # %% ../nbs/10_checkpoints.ipynb #b57b4308
 def _versions(): return dict(sagan=__version__, torch=str(torch.__version__))
 
-# %% ../nbs/10_checkpoints.ipynb #97dcdf36
+# %% ../nbs/10_checkpoints.ipynb #af1e0e57
 def save_state(
     path:str|Path, # File to write, such as `state.pt`
     learn:Learner, # From `sagan_learner` on `image_dls`, in a fit or after one
@@ -129,7 +128,7 @@ def save_state(
     t, loader = learn.sagan_trainer, learn.dls.train
     if t.rng is None: raise ValueError('there is no training state before the first fit; fit first')
     state = dict(versions=_versions(), config=asdict(learn.model.cfg), model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(),
-                 step=t.step, scaler=t.scaler.state_dict(), device=t.rng.device.type, draws=t.rng.get_state(), losses=(t.d_loss.item(), float(t.g_loss)), scores={k: float(v) for k, v in t.scores.items()},
+                 step=t.step, loss_scale=t.loss_scale and asdict(t.loss_scale), device=t.rng.device.type, draws=t.rng.get_state(), losses=(t.d_loss.item(), float(t.g_loss)), scores={k: float(v) for k, v in t.scores.items()},
                  data=dict(draws=loader.rng.get_state(), order=loader.order.clone()), notes=notes)
     with _writing(path, _bytes(state)), whole_file(path) as new: torch.save(state, new)
 
@@ -152,7 +151,7 @@ def _check_state(path, state, cfg, device):
     if state['device'] != device.type: raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose random numbers are others; use the device that it began on")
     if state['versions'] != (here := _versions()): warn(f"{path} was written by {state['versions']}, this is {here}: the training goes on, but may differ in the last digits from one that was never stopped")
 
-# %% ../nbs/10_checkpoints.ipynb #9f970855
+# %% ../nbs/10_checkpoints.ipynb #7200669e
 def load_state(
     path:str|Path, # File that `save_state` wrote
     learn:Learner, # A new learner of the same configuration and data
@@ -165,7 +164,7 @@ def load_state(
     learn.model.load_state_dict(state['model'])
     learn.create_opt(); learn.opt.opt.load_state_dict(state['optimisers'])
     t.step, t.d_loss, t.g_loss, t.scores = state['step'], torch.tensor(state['losses'][0]), state['losses'][1], state.get('scores', {})
-    if state.get('scaler'): t.scaler = GradScaler(device.type); t.scaler.load_state_dict(state['scaler'])
+    t.loss_scale = LossScale(**scale) if (scale := state.get('loss_scale')) else None
     if draws:
         t.rng = torch.Generator(device); t.rng.set_state(state['draws'].cpu())
         loader.rng.set_state(state['data']['draws'].cpu()); loader.order = state['data']['order'].cpu()
