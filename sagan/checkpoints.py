@@ -498,12 +498,14 @@ class _Checkpoints(_Files):
         if self.recorded != self.sagan_trainer.step: self.record({})
         self.save()
 
-# %% ../nbs/10_checkpoints.ipynb #b003abef
-def _shared(stop):
-    "What this process was asked to stop by; 'SIGTERM' if only another one was"
-    return stop or 'SIGTERM' if total(torch.tensor(int(bool(stop)))) > 0 else stop
+# %% ../nbs/10_checkpoints.ipynb #91ea43a1
+def _asked(writer):
+    "Was this process asked to stop, or another one? Then `stop` says by what; 'SIGTERM' if only another one was"
+    asked = bool(total(torch.tensor(int(bool(writer.stop)))) > 0)
+    if asked: writer.stop = writer.stop or 'SIGTERM'
+    return asked
 
-# %% ../nbs/10_checkpoints.ipynb #71dfcc47
+# %% ../nbs/10_checkpoints.ipynb #0b70801d
 class RunWriter(_Checkpoints):
     "Writes log, sample grids and checkpoints of a fit into a run folder; a fit that ends, or is stopped, leaves a checkpoint"
     order, run_valid = SAGANTrainer.order + 1, False
@@ -536,15 +538,14 @@ class RunWriter(_Checkpoints):
         measure = bool(self.measure_every) and t.step % self.measure_every == 0
         if measure or t.step % self.save_every == 0: self.checkpoint(measure)
         elif t.step % self.log_every == 0: self.record({})
-        self.stop = _shared(self.stop)
-        if self.stop: raise CancelFitException
+        if _asked(self): raise CancelFitException
 
     def after_fit(self):
         "Leave a checkpoint of the last step"
         if self.saved == self.sagan_trainer.step: return
-        self.stop = _shared(self.stop)
+        asked = _asked(self)
         try:
-            if not self.stop: self.checkpoint(bool(self.measure_every))
+            if not asked: self.checkpoint(bool(self.measure_every))
         except CancelFitException: pass                                       # stopped while it measured
         if self.saved != self.sagan_trainer.step: self.hurry()
 
