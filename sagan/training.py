@@ -67,7 +67,7 @@ class LossScale:
         if not fine: self.scale /= 2
         elif self.good == self.growth_interval: self.scale, self.good = 2*self.scale, 0
 
-# %% ../nbs/06_training.ipynb #c8f2c176
+# %% ../nbs/06_training.ipynb #6b91706d
 def _update(net, opt, losses, scale, **given):
     "One step of `opt` on the sum of what `losses` yields; raises `NonFinite` before the step if loss or gradient is not finite, unless a smaller `scale` may help"
     opt.zero_grad(); loss, s = 0., scale.scale if scale else 1.
@@ -77,7 +77,7 @@ def _update(net, opt, losses, scale, **given):
             loss = loss + part.detach()                                                 # ()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     _average([loss, *gradients])
-    torch._foreach_div_(gradients, s)
+    if s != 1: torch._foreach_div_(gradients, s)                                        # a pass over all of them
     largest = torch.stack(torch._foreach_norm(gradients)).max()                         # ()
     fine = bool((loss + largest).isfinite())
     if not fine and (s <= 1 or not loss.isfinite()): raise _blame(net, opt, losses, loss.item(), **given)
