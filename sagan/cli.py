@@ -34,7 +34,7 @@ try:
     from sagan.attention import attention_maps
     from sagan.checkpoints import Run, RunWriter, best_record, check_device, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, save_weights, shipped, states, write_config
     from sagan.conditioning import launched, processes, total
-    from sagan.data import ImageFiles, Images, exclusive, image_dls, load_images, to_unit, whole_file
+    from sagan.data import ImageFiles, Images, comes_along, exclusive, image_dls, load_images, to_unit, whole_file
     from sagan.evaluation import inception, reference as real_statistics, train_evaluator
     from sagan.experiments import lines, run_experiment
     from sagan.explorer import AttentionExplorer, class_view, image_view, own_images
