@@ -11,6 +11,7 @@ __all__ = ['experiments', 'Row', 'Line', 'lines', 'Plan', 'train_line', 'load_ex
 # %% ../nbs/11_experiments.ipynb #7a80068d
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from .attention import FORMS
 from .data import Images, exclusive, image_dls, whole_file
 from .training import Config, NonFinite, SAGAN, fastest_dtype, sagan_learner, systems
 
@@ -71,7 +72,7 @@ def _check_base(base):
     "Raise `ValueError` if the base sets what the rows differ in"
     for k, v in dict(g_sn=True, head='projection', n_d=1).items():
         if getattr(base, k) != v: raise ValueError(f"{k} is what the rows of the experiments differ in; leave it at {v!r}")
-    if base.form == 'residual': raise ValueError("form 'residual' is what rows of table 1 differ in; choose 'paper' or 'official' for the others")
+    if base.form == 'residual': raise ValueError(f"form 'residual' is what rows of table 1 differ in; choose {' or '.join(map(repr, FORMS))} for the others")
 
 # %% ../nbs/11_experiments.ipynb #19cdd9d0
 def lines(
@@ -238,7 +239,7 @@ def _check(experiment, todo, images, base, **counts):
 # %% ../nbs/11_experiments.ipynb #5993752d
 def _difference(there, here):
     "The first thing in which two plans differ, None if they agree; more or fewer seeds are no difference"
-    there, here = [{k: v for k, v in d.items() if k not in ('base', 'seeds')} | json.loads(json.dumps(d['base'])) for d in (there, here)]
+    there, here = [{k: v for k, v in d.items() if k not in ('base', 'seeds')} | json.loads(json.dumps(asdict(Config().change(**d['base'])))) for d in (there, here)]
     return next((f'{k} is {there.get(k)!r} there, {here.get(k)!r} here' for k in there | here if there.get(k) != here.get(k)), None)
 
 # %% ../nbs/11_experiments.ipynb #26057a40
