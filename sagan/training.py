@@ -269,7 +269,7 @@ class Config:
     z_dim:int = 128                   # numbers in a latent vector (released code)
     dtype:str = 'auto'                # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions), 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else is float32
     batch:int = 256                   # images per step, of all processes together (released code; the paper does not say)
-    accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory (G's step normalizes each alone, D's step does not, unless bn_group divides it)
+    accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory; G's step normalizes each part alone, D's the whole batch (unless bn_group is set)
     steps:int = 1_000_000             # discriminator steps; `sagan_learner` sets it to the batches of an epoch
     n_d:int = 1                       # discriminator steps per generator step
     lr_g:float = 1e-4                 # G's learning rate
