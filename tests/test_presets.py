@@ -166,3 +166,8 @@ def test_a_training_with_groups_moves_and_keeps_its_averages_finite():
     learn = sagan_learner(image_dls(digits(), 16, steps=6), 'tiny', bn_group=4, accumulate=2, class_tables='xavier', dtype='float32')
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert learn.model.G.bn.num_batches_tracked == 6 and all(v.isfinite().all() for v in learn.model.state_dict().values())
+
+
+def test_groups_compile_without_a_graph_break():
+    G, z, y = Generator(32, 10, 2, (16,), z_dim=8, bn_group=4).train(), torch.randn(8, 8), torch.arange(8)
+    assert torch._dynamo.explain(G)(z, y).graph_break_count == 0
