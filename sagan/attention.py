@@ -59,10 +59,12 @@ def resolve_form(
 
 # %% ../nbs/02_attention.ipynb #6a57748b
 def _checked_form(form):
-    "`resolve_form` for new code: warns of an old name, and raises `ValueError` for one that is no form"
+    "`resolve_form` for new code: warns of an old name, and raises `ValueError` for an unknown one"
     today = resolve_form(form)
-    if today not in FORMS: raise ValueError(f"form is {' or '.join(map(repr, FORMS))}, got {form!r}")
-    if today != form: warn(f"form={form!r} is called {today!r} now", DeprecationWarning, stacklevel=3)
+    if today not in FORMS:
+        raise ValueError(f"form is {' or '.join(map(repr, FORMS))}, got {form!r}")
+    if today != form:
+        warn(f"form={form!r} is an old name; use form={today!r}", DeprecationWarning, stacklevel=3)
     return today
 
 # %% ../nbs/02_attention.ipynb #1e819324
@@ -185,8 +187,8 @@ def attention_maps(
 
 # %% ../nbs/02_attention.ipynb #96ae48cc
 def _seen(m, hide):
-    "Which keys are seen when those with their centre in a box of pixels are hidden, (h*w,) of bool; all if it is None"
-    if hide is None: return torch.ones(m.k.shape[1], dtype=torch.bool)
+    "Which keys are seen when those with their centre in a box of pixels are hidden, (h*w,) of bool; a slice of all if it is None"
+    if hide is None: return slice(None)                                                # a view: the same numbers in the same places
     top, left, bottom, right = hide
     rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(m.keys, m.image)]   # (h,), (w,) in pixels
     seen = ~torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()   # (h*w,)
@@ -208,7 +210,7 @@ def altered(
     layer = dict(net.named_modules()).get(m.name)
     if not isinstance(layer, SelfAttention): raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; make the map with this network")
     if 'forward' in vars(layer): raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
-    seen, j = _seen(m, hide), None if cut is None else _cell(m.queries, m.image, *cut)         # (h*w,)
+    seen, j = _seen(m, hide), None if cut is None else _cell(m.queries, m.image, *cut)
     def forward(layer, x):
         q, k, v = layer.qkv(x)
         o = attend(q*(not uniform), k[:, seen], v[:, seen])                    # (B, HW, Cv); queries of 0 see all alike
