@@ -93,7 +93,7 @@ def _measured(model):
 
 def _scores(model):
     "The table of scores, with a sentence on what it compares"
-    keys = dict(step='step', fid='FID', inception_score='IS', kid='KID', diversity='diversity', samples='samples', evaluator='evaluator', reference='reference')
+    keys = dict(step='step', fid='FID', intra_fid='intra-FID', inception_score='IS', kid='KID', diversity='diversity', samples='samples', evaluator='evaluator', reference='reference')
     rows = [['', *keys.values()], *[[name, *map(s.get, keys)] for name, s in _measured(model).items()]]
     return _table(rows) + f"\n\nThe weights here are those of step {model.step:,}. Scores by different evaluators, or on different numbers of samples, cannot be compared." if rows[1:] else 'This model has not been measured.'
 
