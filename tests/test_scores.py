@@ -152,6 +152,16 @@ def test_images_in_files(tmp_path):
     assert number[:, 0].tolist() == list(range(6)) and distance.max() < 1e-4
 
 
+def test_rows_of_real_images(tmp_path):
+    "The same from memory, from files, and from a mapped file"
+    from sagan.cli import _image_rows
+    from sagan.data import folder
+    for i, x in enumerate(digits().x[:6]): Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
+    numbers = torch.tensor([[5, 0], [2, 2]])
+    for images in (digits()[:6], ImageFiles(tmp_path, 32), folder(tmp_path, 32, max_gb=0, cache=tmp_path/'cache')):
+        assert torch.equal(_image_rows(images, numbers), to_unit(digits().x[numbers]))
+
+
 def test_what_cannot_be_compared():
     real = digits()[:20]
     with pytest.raises(ValueError, match='images of 64 px cannot be compared with images of 32 px'):
