@@ -312,7 +312,7 @@ def shipped(
 # %% ../nbs/10_checkpoints.ipynb #27f6bb04
 from .conditioning import processes, share, total
 from .evaluation import Classifier, Evaluator, Reference, class_spread, score, train_evaluator
-from .networks import Generator, generate, generate_batches
+from .networks import Discriminator, Generator, generate, generate_batches
 
 # %% ../nbs/10_checkpoints.ipynb #8be7c78d
 def measure_generator(
@@ -322,10 +322,11 @@ def measure_generator(
     real:Reference, # Statistics of the real images by the same evaluator
     n:int, # Images to draw
     seed:int=0, # Of classes and latents
+    D:Discriminator|None=None, # On twins: the discriminator that is asked which images agree
 ) -> dict: # The `Scores`
     "Scores of a generator on classes as frequent as in the data"
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # (n,), y ~ p_data
-    return asdict(score(generate_batches(G, y if images.classes else None, n, seed, part=share(n)), y, evaluator, real))
+    return asdict(score(generate_batches(G, y if images.classes else None, n, seed, part=share(n)), y, evaluator, real, D))
 
 # %% ../nbs/10_checkpoints.ipynb #3f081a1d
 def kept_evaluator(
@@ -476,7 +477,7 @@ class _Checkpoints(_Files):
     def measured(self):
         "What the judge says of the averaged generator"
         self.measuring = True
-        try: return self.measure(self.model.ema)
+        try: return self.measure(self.model.ema, D=self.model.D)
         finally: self.measuring = False
 
     def checkpoint(self, measure):
@@ -516,7 +517,7 @@ class RunWriter(_Checkpoints):
         echo:bool=False, # Print a line at each checkpoint? For where no progress bar can be drawn
         keep:int=2, # Training states to keep, at least 1
         measure_every:int=0, # Steps between two measurements, 0 for none
-        measure=None, # Function of a generator that measures it: returns a dictionary like `measure_generator`'s
+        measure=None, # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
     ):
         self.folder, self.log_every, self.save_every, self.echo, self.keep, self.measure_every, self.measure = Path(folder), log_every, save_every, echo, keep, measure_every, measure
         self.stop:bool|str = False                                            # or the name of the signal

@@ -34,7 +34,7 @@ try:
     from sagan.attention import attention_maps
     from sagan.checkpoints import Run, RunWriter, best_record, check_device, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, save_weights, shipped, states, write_config
     from sagan.conditioning import launched, processes, total
-    from sagan.data import ImageFiles, Images, exclusive, image_dls, load_images, to_unit, whole_file
+    from sagan.data import ImageFiles, Images, comes_along, exclusive, image_dls, load_images, to_unit, whole_file
     from sagan.evaluation import inception, nearest_images, real_distances, reference as real_statistics, train_evaluator
     from sagan.experiments import lines, run_experiment
     from sagan.explorer import AttentionExplorer, class_view, image_view, own_images
@@ -184,7 +184,7 @@ def _configure(preset, changes):
 # %% ../nbs/14_cli.ipynb #5d1b9fbc
 def _remembered(data):
     "The name of data as a configuration keeps it: where a folder is, from anywhere"
-    return data if data in ('digits', 'twins') else str(Path(data).resolve())
+    return data if comes_along(data) else str(Path(data).resolve())
 
 def _with_classes(images, wanted):
     "Images with their classes, or without if `wanted` is 0"
@@ -460,7 +460,7 @@ def _evaluator(name, weights, images, seed, device):
 def _real_images(r, data, by_inception):
     "The images that a run is measured against"
     if data == 'imported': raise ValueError(f"{r.folder} was imported and does not know its images; name a folder of real ones with --data")
-    unread = by_inception and data not in ('digits', 'twins') and not r.cfg.skip_bad
+    unread = by_inception and not comes_along(data) and not r.cfg.skip_bad
     images = ImageFiles(data, r.cfg.size) if unread else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(r.folder)[2].get('cache'))
     if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
     if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})" + ('; sagan-import --classes names them' if r.cfg.data == 'imported' else ''))
@@ -510,7 +510,7 @@ def sagan_eval(
         judge = _evaluator(evaluator, weights, images, seed, device)
         real = real_statistics(images, judge, split, reference or (r.folder/'reference-inception.safetensors' if by_inception else None))
         G, averages = _stood(r, images, standing, seed)
-        scores = measure_generator(G, images, judge, real, n, seed) | dict(step=r.step, batch_norm=averages)
+        scores = measure_generator(G, images, judge, real, n, seed, r.model.D) | dict(step=r.step, batch_norm=averages)
         if processes()[0]: return
         with whole_file(r.folder/file) as f: f.write_text(json.dumps(scores, indent=1))
         for k, v in scores.items(): print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')

@@ -7,10 +7,10 @@ Docs: https://sagan-gan.github.io/sagan/data.html.md"""
 # %% auto #0
 __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'FITTED', 'to_unit', 'to_bytes', 'check_size', 'Images', 'digits',
            'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'whole_file', 'exclusive', 'Mapped',
-           'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls', 'load_images']
+           'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls', 'named_twins', 'comes_along', 'load_images']
 
 # %% ../nbs/00_data.ipynb #37a79b58
-import json, mmap, os, shutil, torch, torch.nn.functional as F
+import json, mmap, os, re, shutil, torch, torch.nn.functional as F
 from collections.abc import Iterator
 from typing import Any
 from concurrent.futures import ThreadPoolExecutor
@@ -107,30 +107,49 @@ def _mask(widths, scale):
 
 # %% ../nbs/00_data.ipynb #b063d39d
 def _paint(x, mask, colours, top, left):
-    "Paint a twin into one image x (3, S, S) where `mask` (6s, 6s) is true, in the two colours with these numbers"
-    side = len(mask)
-    paint = TWIN_COLOURS[colours].repeat_interleave(side//2, 0).T[:, :, None]  # (3, 6s, 1): upper half, lower half
-    box = x[:, top:top+side, left:left+side]                                  # (3, 6s, 6s), a view
+    "Paint a twin into one image x (3, S, S) where `mask` (h, w) is true, in the two colours"
+    h, w = mask.shape
+    paint = TWIN_COLOURS[colours].repeat_interleave(h//2, 0).T[:, :, None]    # (3, h, 1)
+    box = x[:, top:top+h, left:left+w]                                        # (3, h, w), a view
     box.copy_(torch.where(mask, paint, box))
 
 # %% ../nbs/00_data.ipynb #6d110763
+def _twin_columns(n, size, pick, gap):
+    "Left edges of both twins (n, 2), and the masks of the shapes (classes, 6s, w)"
+    s = size//32
+    edge = pick(2*s+1, n, 2)                                                  # (n, 2)
+    masks = torch.stack([_mask(w, s) for w in TWIN_SHAPES.values()])          # (4, 6s, 6s)
+    if gap is None: return torch.stack([edge[:, 0], size - 6*s - edge[:, 1]], 1), masks
+    left = (size - gap)//2
+    return torch.tensor([left - 4*s, left + gap]).expand(n, 2), masks[:1, :, s:5*s]
+
+# %% ../nbs/00_data.ipynb #734e2ffb
 def twins(
     n:int=4000, # Number of images
     size:int=32, # Pixels of a side: 32 or 64
     seed:int=0, # Seed of everything that is drawn
-) -> Images: # `n` images, 4 classes (the shapes)
-    "Draw images of two far-apart shapes whose colours agree; raises `ValueError` for other sizes"
+    agree:bool=True, # Same colors in both twins? Otherwise the right one draws its own
+    gap:int|None=None, # Pixels between the twins, even; None for one at each edge of the image
+) -> Images: # `n` images, 4 classes (the shapes); with `gap` upright bars and no classes
+    "Images of two far-apart shapes of the same colors; raises `ValueError` for other sizes or gaps"
     if size not in (32, 64): raise ValueError(f"twins are drawn at 32 or 64 pixels, got {size!r}")
+    widest = size - 8*(size//32)
+    if gap is not None and (type(gap) is not int or gap % 2 or not 0 <= gap <= widest):
+        raise ValueError(f"the gap must be an even number from 0 to {widest} pixels, got {gap!r}")
     g, s = torch.Generator().manual_seed(seed), size//32
     def pick(high, *shape): return torch.randint(high, shape, generator=g)
-    x = F.interpolate(.25 + .4*torch.rand(n, 1, 4, 4, generator=g), size=size, mode='bicubic').repeat(1, 3, 1, 1)  # grey background
-    y, pair = pick(4, n), pick(6, n, 2)                                     # class; upper and lower colour
-    top, edge = pick(26*s+1, n, 2), pick(2*s+1, n, 2)                       # of the left and the right twin
-    masks = torch.stack([_mask(w, s) for w in TWIN_SHAPES.values()])        # (4, 6s, 6s)
+    x = .25 + .4*torch.rand(n, 1, 4, 4, generator=g)
+    x = F.interpolate(x, size=size, mode='bicubic').repeat(1, 3, 1, 1)        # gray background
+    y, pair = pick(4, n), pick(6, n, 2)                                       # upper, lower color
+    top = pick(26*s+1, n, 2)                                                  # of both twins
+    left, masks = _twin_columns(n, size, pick, gap)
+    if gap is not None: y = torch.zeros_like(y)
+    right = pair if agree else pick(6, n, 2)                                  # drawn last
     for i in range(n):
-        _paint(x[i], masks[y[i]], pair[i], top[i, 0], edge[i, 0])
-        _paint(x[i], masks[y[i]], pair[i], top[i, 1], size - 6*s - edge[i, 1])
-    return Images(to_bytes(x*2 - 1), y, list(TWIN_SHAPES), 'twins')
+        _paint(x[i], masks[y[i]], pair[i], top[i, 0], left[i, 0])
+        _paint(x[i], masks[y[i]], right[i], top[i, 1], left[i, 1])
+    name = ('twins' if gap is None else f'twins-gap{gap}') + ('' if agree else ', not agreeing')
+    return Images(to_bytes(x*2 - 1), y, list(TWIN_SHAPES) if gap is None else [], name)
 
 # %% ../nbs/00_data.ipynb #d31c87de
 def _parts(halves):
@@ -553,8 +572,25 @@ def image_dls(
     return dls
 
 # %% ../nbs/00_data.ipynb #7b6ccedb
+def named_twins(
+    name:str, # 'twins', or 'twins-gap18' for a gap of 18 pixels
+    **kwargs, # Further arguments of `twins`
+) -> Images|None: # The images, None for any other name
+    "Twins by the name that `twins` gives them; raises the errors of `twins`"
+    match = re.fullmatch(r'twins(?:-gap(\d+))?', name)
+    if match: return twins(gap=match[1] and int(match[1]), **kwargs)
+    return None
+
+# %% ../nbs/00_data.ipynb #961e4b4a
+def comes_along(
+    data:str, # Name of data
+) -> bool: # Is it drawn or brought by the package, and no folder?
+    "Tells `digits`, `twins` and `twins-gapN` from the paths of folders"
+    return data == 'digits' or re.fullmatch(r'twins(-gap\d+)?', data) is not None
+
+# %% ../nbs/00_data.ipynb #3e39678d
 def load_images(
-    data:str, # 'digits', 'twins' or the path of a folder
+    data:str, # 'digits', 'twins', 'twins-gap18' (or another gap), or the path of a folder
     size:int, # Pixels of a side
     skip_bad:bool=False, # Leave out files that cannot be read?
     cache:str|Path|None=None, # Folder for the cache file of a folder that is too large for memory, see `folder`
@@ -562,5 +598,5 @@ def load_images(
 ) -> Images: # The images
     "Images by name; the errors of `digits`, `twins` and `folder`"
     if data == 'digits': return digits(size)
-    if data == 'twins': return twins(size=size)
+    if comes_along(data): return named_twins(data, size=size)
     return folder(data, size, skip_bad, max_gb=max_gb, cache=cache)

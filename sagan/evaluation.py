@@ -7,7 +7,8 @@ Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 # %% auto #0
 __all__ = ['inception_score', 'frechet_distance', 'feature_statistics', 'intra_frechet_distance', 'kernel_distance',
            'precision_recall', 'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'Reference', 'reference',
-           'Scores', 'class_spread', 'score', 'nearest_images', 'real_distances']
+           'Agreement', 'agreement', 'agreement_auc', 'Scores', 'class_spread', 'score', 'nearest_images',
+           'real_distances']
 
 # %% ../nbs/07_evaluation.ipynb #ec28abfd
 import math, numpy as np, torch, torch.nn as nn, torch.nn.functional as F
@@ -154,7 +155,9 @@ def precision_recall(
     return _covered(f, g, k), _covered(g, f, k)
 
 # %% ../nbs/07_evaluation.ipynb #b0604453
-from .data import ImageFiles, Images, to_bytes, to_unit, twin_agreement, twin_colours, twin_pairs, whole_file
+from contextlib import contextmanager
+from .data import ImageFiles, Images, comes_along, named_twins, to_bytes, to_unit, whole_file
+from .data import twin_colours, twin_pairs
 
 # %% ../nbs/07_evaluation.ipynb #1daffa72
 def _as_images(x):
@@ -359,6 +362,88 @@ def reference(
         with whole_file(file) as new: save_file({k: v.contiguous() for k, v in tensors.items()}, new, {k: str(v) for k, v in facts.items()})
     return r
 
+# %% ../nbs/07_evaluation.ipynb #ea9659e3
+def _class_agreement(colours):
+    "Share of images with two twins, observed agreement, luck and kappa of one class, from its colors (n, 2, 2)"
+    pairs = 6*colours[..., 0] + colours[..., 1]                               # (n, 2), 0 to 35
+    pairs = pairs[(colours >= 0).all(2).all(1)]                               # (m, 2), images with two twins
+    m, two = len(pairs), len(pairs)/len(colours)
+    if m < 2: return two, 0., 0., 0.
+    agree = (pairs[:, 0] == pairs[:, 1]).sum().item()
+    left, right = [p.bincount(minlength=36) for p in pairs.unbind(1)]         # (36,) each
+    observed, luck = agree/m, ((left*right).sum().item() - agree)/(m*(m - 1))
+    return two, observed, luck, (observed - luck)/(1 - luck) if luck < 1 else 0.
+
+# %% ../nbs/07_evaluation.ipynb #854734aa
+@dataclass(frozen=True)
+class Agreement:
+    "How often the twins of generated images agree; means over the classes"
+    two_twins:float # Share of images in which both twins can be made out, in [0, 1]; the rest is of these
+    observed:float  # Share whose twins have the same colors, in [0, 1]
+    luck:float      # Share that agrees when twins of different images are re-paired, in [0, 1]
+    kappa:float     # (observed - luck)/(1 - luck): 0 for luck alone, 1 when all agree
+
+# %% ../nbs/07_evaluation.ipynb #f13169d9
+def agreement(
+    colours:Tensor, # From `twin_colours`, (n, 2, 2) int64
+    y:Tensor, # Classes of the images, (n,) int64
+) -> Agreement: # Of the classes with at least two images
+    "Agreement of twins beyond the images' own luck; raises `ValueError` if no class has two images"
+    classes = [colours[y == c] for c in y.unique()]
+    per_class = [_class_agreement(c) for c in classes if len(c) > 1]
+    if not per_class: raise ValueError(f"luck needs two images of some class, got {len(y)} images")
+    return Agreement(*torch.tensor(per_class, dtype=torch.float64).mean(0).tolist())
+
+# %% ../nbs/07_evaluation.ipynb #563c5dd2
+@torch.no_grad()
+def _d_scores(D, images, batch=250):
+    "D's scores (n,) of images in memory"
+    device = next((p.device for p in D.parameters()), 'cpu')
+    labeled = getattr(D, 'n_classes', len(images.classes))
+    out = []
+    for i in range(0, len(images), batch):
+        x, y = to_unit(images.x[i:i+batch]).to(device), images.y[i:i+batch].to(device)
+        s = D(x, y if labeled else None)                                      # (B,)
+        out.append((s[0] if isinstance(s, tuple) else s).float().cpu())
+    return torch.cat(out)
+
+# %% ../nbs/07_evaluation.ipynb #8890c8df
+def agreement_auc(
+    D:nn.Module, # Discriminator, called as D(x, y); used in the mode in which it is
+    data:str='twins', # Which twins: their name, as in `named_twins`
+    size:int=32, # Pixels of a side: 32 or 64
+    n:int=2000, # Pairs of images
+    seed:int=1, # Of the images; the training images have 0
+) -> tuple[float, float]: # (AUC in [0, 1], its standard error), .5 is chance
+    "How often D prefers twins that agree to the same image with new colors in the right twin; raises `ValueError` for scores that are not finite"
+    kinds = [named_twins(data, n=n, size=size, seed=seed, agree=agree) for agree in (True, False)]
+    real, changed = [_d_scores(D, images) for images in kinds]                # (n,) each
+    if not (real + changed).isfinite().all(): raise ValueError("D's scores are not finite; its weights are broken")
+    right = (real > changed).double() + .5*(real == changed).double()         # (n,)
+    return right.mean().item(), right.std().item()/n**.5
+
+# %% ../nbs/07_evaluation.ipynb #bf78f50c
+@contextmanager
+def _gammas_at_zero(net):
+    "Within this context attention layers and residual blocks are the identity; yields how many there are"
+    gammas = [m.gamma for m in net.modules() if isinstance(getattr(m, 'gamma', None), nn.Parameter)]
+    kept = [g.detach().clone() for g in gammas]
+    for g in gammas: g.data.zero_()
+    try: yield len(gammas)
+    finally:
+        for g, k in zip(gammas, kept): g.data.copy_(k)
+
+# %% ../nbs/07_evaluation.ipynb #9d8321f4
+def _twin_scores(colours, y, D, real):
+    "The fields of `Scores` on twins: of the images' colors (n, 2, 2), and of a discriminator if there is one"
+    a = agreement(colours, y)
+    out = dict(two_twins=a.two_twins, agreement=a.observed, luck=a.luck, kappa=a.kappa, colour_pairs=twin_pairs(colours))
+    if D is None: return out
+    out['d_auc'], out['d_auc_error'] = agreement_auc(D, real.data, real.size)
+    with _gammas_at_zero(D) as layers:
+        if layers: out['d_auc_gamma0'] = agreement_auc(D, real.data, real.size)[0]
+    return out
+
 # %% ../nbs/07_evaluation.ipynb #6d7e9cf6
 @dataclass
 class Scores:
@@ -373,12 +458,18 @@ class Scores:
     diversity:float|None     # Within-class spread of features, real = 1; None without two real images of one class
     intra_fid:float|None = field(default=None, kw_only=True)  # Mean Frechet distance within a class; None without
                              # two classes, if some class has fewer than two images, or in a record older than it
-    agreement:float|None     # Share of twins that agree, None for other data
-    colour_pairs:int|None    # Of 36, how many occur among twins that agree, None for other data
     samples:int              # Number of images scored
     compared:int             # How many of them KID, precision, recall, diversity and intra-FID are of
     evaluator:str            # The network that measured, and its accuracy on held-out real images
     reference:str            # The real images compared with
+    two_twins:float|None=None    # Share of images with two twins; None for other data, means over the classes
+    agreement:float|None=None    # Of these, the share whose twins agree
+    luck:float|None=None         # Share that agrees when they are re-paired within a class
+    kappa:float|None=None        # (agreement - luck)/(1 - luck), mean over the classes: 0 for luck alone
+    colour_pairs:int|None=None   # Of 36, how many occur among twins that agree
+    d_auc:float|None=None        # `agreement_auc` of the discriminator, .5 is chance; None without one
+    d_auc_error:float|None=None  # Its standard error
+    d_auc_gamma0:float|None=None # The same with D's gammas at 0; None if it has none
 
 # %% ../nbs/07_evaluation.ipynb #f1db1fc3
 def class_spread(
@@ -411,12 +502,13 @@ def score(
     y:Tensor, # The classes asked for, (n,); zeros if there are none
     evaluator:Evaluator, # Who measures
     real:Reference|Images, # Statistics of real images by the same evaluator, or the images
+    D:nn.Module|None=None, # On twins: the discriminator whose `agreement_auc` is measured, too
 ) -> Scores: # The record
     "Score images against real ones (section 5); raises `ValueError` for images outside [-1, 1], too few of them, or another evaluator's reference"
     if not isinstance(real, Reference): real = reference(real, evaluator)
     if real.evaluator != evaluator.name: raise ValueError(f"the reference was measured by another evaluator: {real.evaluator!r}, not {evaluator.name!r}")
     if len(y) < 10 or not (y.bincount() > 1).any(): raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of {len(y.unique())} classes")
-    drawn, twins = real.data == 'twins', []
+    drawn, twins = real.data != 'digits' and comes_along(real.data), []
     def batches():
         for b in _in_batches(x, real.size):
             if drawn: twins.append(twin_colours(b.cpu() if b.is_floating_point() else to_unit(b.cpu())))  # (B, 2, 2)
@@ -430,8 +522,9 @@ def score(
         fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean, inception_spread=spread, kid=kid, precision=precision, recall=recall,
         accuracy=None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item(),
         diversity=None if math.isnan(diversity) else diversity, intra_fid=_intra_fid(f, y[chosen], real),
-        agreement=None if colours is None else twin_agreement(colours), colour_pairs=None if colours is None else twin_pairs(colours), samples=len(y), compared=len(f),
-        evaluator=evaluator.name + (f' ({evaluator.held_out:.1%} right on held-out real images)' if evaluator.held_out is not None else ''), reference=str(real))
+        samples=len(y), compared=len(f),
+        evaluator=evaluator.name + (f' ({evaluator.held_out:.1%} right on held-out real images)' if evaluator.held_out is not None else ''), reference=str(real),
+        **({} if colours is None else _twin_scores(colours, y, D, real)))
 
 # %% ../nbs/07_evaluation.ipynb #5051ee3f
 def _nearest(f, batches, k):

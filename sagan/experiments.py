@@ -41,6 +41,18 @@ experiments['figure3'] = [
     Row('figure3-sn-gd-ttur', 'SN on G/D + TTUR', '99.04 (10k), 40.96 (160k), 34.62 (260k), 22.96 (1M)'),
     Row('figure3-sn-d-5to1', 'SN on D, 5:1')]
 
+# %% ../nbs/11_experiments.ipynb #2fb6b3b4
+experiments['claim'] = [
+    Row('claim-none', 'no attention'),
+    Row('claim-g', 'attention in G'),
+    Row('claim-d', 'attention in D'),
+    Row('claim-both', 'attention in both'),
+    Row('claim-residual', 'residual block in both')]
+experiments['local'] = [
+    Row('local-conv', 'local D'),
+    Row('local-attention', 'local D, attention'),
+    Row('local-residual', 'local D, residual block')]
+
 # %% ../nbs/11_experiments.ipynb #35bf23b4
 @dataclass(frozen=True)
 class Line:
@@ -53,8 +65,10 @@ class Line:
         return self.rows[0].system
     @property
     def at(self) -> str: # Such as '8x8'
-        "Sizes of the maps with attention or the residual block, or 'none'"
-        return ', '.join(f'{s}x{s}' for s in self.cfg.g_attention) or 'none'
+        "Sizes of the maps with attention or the residual block, such as '16x16' or 'D 16x16'"
+        g, d = [', '.join(f'{s}x{s}' for s in at) for at in (self.cfg.g_attention, self.cfg.d_attention)]
+        if g == d: return g or 'none'
+        return ', '.join(f'{net} {at}' for net, at in (('G', g), ('D', d)) if at)
     @property
     def label(self) -> str: # Such as 'SAGAN feat8, feat16'
         "What the paper calls its rows, without saying the same word twice"
@@ -75,7 +89,7 @@ def _check_base(base):
 
 # %% ../nbs/11_experiments.ipynb #19cdd9d0
 def lines(
-    experiment:str, # 'table1', 'table2' or 'figure3'
+    experiment:str, # 'table1', 'table2', 'figure3', 'claim' or 'local'
     base:Config, # What all rows have in common
 ) -> list[Line]: # In the order of the paper
     "The networks that an experiment trains; raises `ValueError` for an unknown experiment, or a base that sets what the rows differ in"
@@ -141,7 +155,8 @@ def _measure(learn, plan, folder, figures, finite):
     finite = bool(finite and x.isfinite().all())
     record = figures | dict(diverged=not finite)
     if finite:
-        record |= measure_generator(learn.model.ema, plan.images, plan.evaluator, plan.real, plan.samples)  # for figure 3 the average is the generator itself
+        m = learn.model                                                       # in figure 3 its average is the generator itself
+        record |= measure_generator(m.ema, plan.images, plan.evaluator, plan.real, plan.samples, D=m.D)
         with whole_file(folder/'samples'/f'step-{figures["step"]:07d}.png') as new: grid_image(x).save(new, format='png')
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
@@ -197,9 +212,11 @@ def _work(folder, line, seed):
 # %% ../nbs/11_experiments.ipynb #6a338fec
 def _told(line, seed, r):
     "One record in a line"
-    if r['diverged']: return f'{line.label}, seed {seed}: diverged after step {r["step"]}'
-    agreement = '' if r['agreement'] is None else f'  agreement {r["agreement"]:.1%}'
-    return f'{line.label}, seed {seed}, step {r["step"]}: FID {r["fid"]:.2f}' + ('' if r['inception_score'] is None else f'  IS {r["inception_score"]:.2f}') + agreement + f'  ({r["seconds"]:.0f} s)'
+    where = f'{line.label}, seed {seed}'
+    if r['diverged']: return f'{where}: diverged after step {r["step"]}'
+    kinds = ('FID', 'fid', '.2f'), ('IS', 'inception_score', '.2f'), ('kappa', 'kappa', '.3f'), ("D's AUC", 'd_auc', '.3f')
+    scores = '  '.join(f'{name} {r[key]:{form}}' for name, key, form in kinds if r.get(key) is not None)
+    return f'{where}, step {r["step"]}: {scores}  ({r["seconds"]:.0f} s)'
 
 # %% ../nbs/11_experiments.ipynb #61bf7f1c
 def _train_at_once(folder, each, plan, jobs, tell):
@@ -237,9 +254,12 @@ def _check(experiment, todo, images, base, **counts):
 
 # %% ../nbs/11_experiments.ipynb #5993752d
 def _difference(there, here):
-    "The first thing in which two plans differ, None if they agree; more or fewer seeds are no difference"
-    there, here = [{k: v for k, v in d.items() if k not in ('base', 'seeds')} | json.loads(json.dumps(d['base'])) for d in (there, here)]
-    return next((f'{k} is {there.get(k)!r} there, {here.get(k)!r} here' for k in there | here if there.get(k) != here.get(k)), None)
+    "The first thing in which two plans differ, None if they agree; the number of seeds is no difference"
+    def facts(plan):
+        base = asdict(Config().change(**plan['base']))                        # older files lack newer fields
+        return {k: v for k, v in plan.items() if k not in ('base', 'seeds')} | base
+    there, here = facts(there), facts(here)
+    return next((f'{k} is {v!r} there, {here[k]!r} here' for k, v in there.items() if here[k] != v), None)
 
 # %% ../nbs/11_experiments.ipynb #26057a40
 def _claim(folder, asked):
@@ -288,6 +308,8 @@ def _best(records):
     return {'best fid': min(r['fid'] for r in records), 'best inception_score': max(scores, default=None)}
 
 # %% ../nbs/11_experiments.ipynb #c9263eb4
+_TWINS = 'agreement', 'luck', 'kappa', 'd_auc', 'd_auc_gamma0'
+
 def _table_row(line, seeds):
     "One row of `table`"
     last = [r[-1] for r in seeds]
@@ -298,7 +320,7 @@ def _table_row(line, seeds):
     steps = max(r['step'] for r in last)
     said = good[0] if good else dict(evaluator='', reference='', samples=0)
     return (dict(row=line.label, attention=line.at, form=line.cfg.form, parameters_g=g, parameters_d=d, seeds=len(seeds), diverged=len(last) - len(good), d_steps=steps, g_steps=steps//line.cfg.n_d)
-            | _spread(good, 'fid') | _spread(best, 'best fid') | _spread(good, 'inception_score') | _spread(best, 'best inception_score') | _spread(good, 'agreement', 'colour_pairs', 'accuracy', 'diversity')
+            | _spread(good, 'fid') | _spread(best, 'best fid') | _spread(good, 'inception_score') | _spread(best, 'best inception_score') | _spread(good, *_TWINS, 'colour_pairs', 'accuracy', 'diversity')
             | dict(seconds_per_step=mean(sum(r['seconds'] for r in s)/max(1, s[-1]['step']) for s in seeds), paper_fid=line.joined('fid'), paper_is=line.joined('inception_score'))
             | {k: said[k] for k in ('evaluator', 'reference', 'samples')})
 
@@ -321,7 +343,9 @@ _COLUMNS = {
     'row': lambda r: r['row'] + (f' (**{r["diverged"]} of {r["seeds"]} diverged**)' if r['diverged'] else ''), 'attention at': lambda r: r['attention'],
     'parameters G / D': lambda r: f'{r["parameters_g"]:,} / {r["parameters_d"]:,}', 'steps D / G': lambda r: f'{r["d_steps"]:,} / {r["g_steps"]:,}',
     'FID': _text('fid', '{:.2f}'), 'best FID': _text('best fid', '{:.2f}'), 'IS': _text('inception_score', '{:.2f}'), 'best IS': _text('best inception_score', '{:.2f}'),
-    'agreement': _text('agreement', '{:.1%}'), 'colour pairs': _text('colour_pairs', '{:.0f}'), 'accuracy': _text('accuracy', '{:.1%}'), 'diversity': _text('diversity', '{:.2f}'),
+    'agreement': _text('agreement', '{:.1%}'), 'luck': _text('luck', '{:.1%}'), 'kappa': _text('kappa', '{:.3f}'),
+    "D's AUC": _text('d_auc', '{:.3f}'), "with D's gamma 0": _text('d_auc_gamma0', '{:.3f}'),
+    'color pairs': _text('colour_pairs', '{:.0f}'), 'accuracy': _text('accuracy', '{:.1%}'), 'diversity': _text('diversity', '{:.2f}'),
     's / step': lambda r: f'{r["seconds_per_step"]:.3f}', "paper's FID": lambda r: r['paper_fid'], "paper's IS": lambda r: r['paper_is']}
 
 # %% ../nbs/11_experiments.ipynb #26888ca7
@@ -352,13 +376,13 @@ def _measured(r):
     "What a measurement was made with, for a line under a picture"
     return f"{r['samples']} samples; {r['evaluator']}; {r['reference']}"
 
-_PANELS = dict(fid='FID (lower is better)', inception_score='Inception score', agreement='agreement of twins')
+_PANELS = dict(fid='FID (lower is better)', inception_score='Inception score', kappa='kappa of twins', d_auc="D's agreement AUC")
 
 # %% ../nbs/11_experiments.ipynb #34926e47
 def curves_figure(
     results:list, # What `run_experiment` returned
 ) -> Figure: # One panel per measure, one colour per line
-    "Figure 3: FID and Inception score over training (and agreement on twins)"
+    "Figure 3: FID and Inception score over training (on twins, also kappa and D's AUC)"
     some:dict = next((r for _, seeds in results for s in seeds for r in s if not r['diverged']), {})
     panels = [(k, t) for k, t in _PANELS.items() if some.get(k) is not None]
     fig, axes = plt.subplots(1, max(1, len(panels)), figsize=(4.2*max(1, len(panels)), 3.1), squeeze=False)
@@ -399,13 +423,16 @@ def strips_figure(
     return fig
 
 # %% ../nbs/11_experiments.ipynb #577c46cd
+_PAPER = (" The last columns are the paper's own numbers (ImageNet at 128 px, Inception-v3, 50,000 samples; "
+          "table 1 the best of 1M iterations), not measured here.")
+
 def _about(experiment, base, plan, rows, results, how):
     "What a reader of the table must know, in a paragraph"
     placed = '; '.join(f'{l.label} at {l.at}' for l, _ in results if l.cfg.g_attention)
     moved = f' The placements are those of 128 pixels, moved to {base.size}: {placed}.' if base.size < 128 and placed else ''
     over = f'mean ± standard deviation over {rows[0]["seeds"]} seeds' if rows[0]['seeds'] > 1 else 'one seed'
     return (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} images, {over} at the last step, {how}. '
-            f'Measured on {plan.samples:,} samples by {rows[0]["evaluator"] or plan.evaluator.name}. The last columns are the paper\'s own numbers (ImageNet at 128 px, Inception-v3, 50,000 samples; table 1 the best of 1M iterations), not measured here.{moved}')
+            f'Measured on {plan.samples:,} samples by {rows[0]["evaluator"] or plan.evaluator.name}.{_PAPER if any(r["paper_fid"] or r["paper_is"] for r in rows) else ""}{moved}')
 
 # %% ../nbs/11_experiments.ipynb #178cdaff
 def _write_table(folder, rows, said):
@@ -414,11 +441,17 @@ def _write_table(folder, rows, said):
         with open(new, 'w', newline='') as f: w = csv.DictWriter(f, rows[0]); w.writeheader(); w.writerows(rows)
     with whole_file(folder/'table.md') as new: new.write_text(f'{said}\n\n{table_markdown(rows)}\n')
 
+# %% ../nbs/11_experiments.ipynb #0cac8b20
+def _paper_scores(r):
+    "What the paper has in a row, for a line that ends with it; nothing for a row of ours"
+    found = [f'{name} {r[key]}' for name, key in (('FID', 'paper_fid'), ('IS', 'paper_is')) if r[key]]
+    return f"; paper: {', '.join(found)}" if found else ''
+
 # %% ../nbs/11_experiments.ipynb #26f4333a
 def _score_line(r):
     "The scores of a row in one line, beside the paper's"
-    kinds = ('FID', 'fid', '{:.2f}'), ('IS', 'inception_score', '{:.2f}'), ('agreement', 'agreement', '{:.1%}')
-    return ', '.join(f'{t} {_text(k, f)(r)}' for t, k, f in kinds if r[k] is not None) + f"; paper: FID {r['paper_fid'] or 'none'}, IS {r['paper_is'] or 'none'}"
+    kinds = ('FID', 'fid', '{:.2f}'), ('IS', 'inception_score', '{:.2f}'), ('kappa', 'kappa', '{:.3f}'), ("D's AUC", 'd_auc', '{:.3f}')
+    return ', '.join(f'{t} {_text(k, f)(r)}' for t, k, f in kinds if r[k] is not None) + _paper_scores(r)
 
 # %% ../nbs/11_experiments.ipynb #1716b954
 def _write_report(folder, experiment, base, plan, results, how):
@@ -435,7 +468,7 @@ def _write_report(folder, experiment, base, plan, results, how):
 
 # %% ../nbs/11_experiments.ipynb #07b55985
 def run_experiment(
-    experiment:str, # 'table1', 'table2' or 'figure3'
+    experiment:str, # 'table1', 'table2', 'figure3', 'claim' or 'local'
     images:Images, # Training images
     base:Config, # What all rows have in common: widths, steps, rates, first seed
     folder:str|Path, # Where everything goes; continued if it holds the same experiment

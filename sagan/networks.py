@@ -129,8 +129,11 @@ D_DOWN = {32: 2, 64: 4, 128: 5, 256: 6}  # how many of D's blocks, from the firs
 # %% ../nbs/04_networks.ipynb #9b7da779
 def _channels(table, size, width):
     if size not in table: raise ValueError(f"size must be one of {', '.join(map(str, table))} pixels, got {size!r}")
+    most = len(table[size])
     ch = [m*width for m in table[size]] if isinstance(width, int) else list(width)
-    if len(ch) != len(table[size]): raise ValueError(f"width is a number, or the {len(table[size])} numbers of channels of a network for {size} pixels, got {width!r}")
+    fewer = table is D_CHANNELS and 1 <= len(ch) < most                       # a discriminator may end early
+    if len(ch) != most and not fewer:
+        raise ValueError(f"width is a number, or the {most} numbers of channels of a network for {size} pixels, got {width!r}")
     if min(ch) < 1: raise ValueError(f"width must be at least 1, got {width}")
     return ch
 
@@ -185,7 +188,7 @@ class Discriminator(nn.Module):
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        width:int|tuple=64, # Channels are multiples of this; or those of each block's output
+        width:int|tuple=64, # Channels are multiples of this; or those of each block's output, of fewer blocks for a D that ends early
         attention:tuple=(32,), # Feature map sizes with attention, any of size/2, size/4, ..., 4 (8 at 32 px); '8-2' is the second 8x8 map
         form:str='paper', # Form of the attention layers, 'paper' or 'official', or 'residual' for table 1's control in their place
         head:str='projection', # What uses the label: 'projection' (section 5), or AC-GAN's 'auxiliary' classifier (table 2)

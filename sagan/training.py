@@ -33,7 +33,7 @@ from fastcore.foundation import L
 from .conditioning import check_labels, everyones, frozen_statistics, gather, processes, share, total
 from .data import MemoryLoader, check_size, to_bytes
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
-from .networks import Discriminator, Generator, generate
+from .networks import D_CHANNELS, Discriminator, Generator, generate
 from .spectral import no_autocast, normalised, spectral_step
 
 # %% ../nbs/06_training.ipynb #43600741
@@ -301,11 +301,30 @@ def for_size(
     def moved(at): return tuple(dict.fromkeys(s if isinstance(s, str) else max(8, s*size//cfg.size) for s in at))
     return cfg.change(size=size, g_attention=moved(cfg.g_attention), d_attention=moved(cfg.d_attention))
 
+# %% ../nbs/06_training.ipynb #b0c1aab3
+def _claim_systems(both, residual):
+    "Who has attention: the systems 'claim-*'"
+    return {'claim-none': both.change(g_attention=(), d_attention=()),
+            'claim-g': both.change(d_attention=()),
+            'claim-d': both.change(g_attention=()),
+            'claim-both': both,
+            'claim-residual': residual}
+
+# %% ../nbs/06_training.ipynb #1eb1b2d2
+def _local_systems(none):
+    "A discriminator of two blocks: the systems 'local-*'"
+    w, first = none.d_width, D_CHANNELS[none.size][:2]
+    conv = none.change(d_width=w[:2] if isinstance(w, tuple) else tuple(w*m for m in first), d_down=2)
+    at = dict(d_attention=(none.size//2,))                                    # after its first block
+    return {'local-conv': conv,
+            'local-attention': conv.change(**at),
+            'local-residual': conv.change(form='residual', **at)}
+
 # %% ../nbs/06_training.ipynb #fd98e555
 def systems(
     base:Config, # What the systems have in common: widths, data, steps, rates
 ) -> dict: # {name: `Config`}
-    "The rows of tables 1 and 2 and of figure 3 as changes of `base`"
+    "The rows of tables 1 and 2, of figure 3 and of our own test of the claim as changes of `base`"
     def at(*sizes, **changes): return for_size(base.change(size=max(128, base.size), g_attention=sizes, d_attention=sizes, **changes), base.size)
     none, rate = at(), float(f'{math.sqrt(base.lr_g*base.lr_d):.6g}')
     raw = none.change(ema=0., ema_start=0)
@@ -319,7 +338,9 @@ def systems(
             'figure3-sn-d-5to1': raw.change(**sn_d, n_d=5),
             'table2-acgan': none.change(**sn_d, n_d=5, head='auxiliary'),
             'table2-sngan-projection': none.change(**sn_d, n_d=5),
-            'table2-sagan': at(64)}
+            'table2-sagan': at(64),
+            **_claim_systems(at(64), at(64, form='residual')),
+            **_local_systems(none)}
 
 # %% ../nbs/06_training.ipynb #b4b423c3
 presets |= systems(presets['paper'])

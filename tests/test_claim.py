@@ -1,0 +1,120 @@
+"Agreement beyond luck where users meet it: logs, sagan-eval, the model card, and the commands of tools/claim.py"
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import claim
+import pytest
+import torch
+from sagan.checkpoints import load_run, read_log
+from sagan.cli import sagan_eval, sagan_train
+from sagan.data import named_twins, to_unit, twin_colours, twins
+from sagan.evaluation import agreement, agreement_auc
+from sagan.experiments import load_experiment, table, table_markdown
+from sagan.networks import Discriminator
+
+FIELDS = {'two_twins', 'agreement', 'luck', 'kappa', 'colour_pairs', 'd_auc', 'd_auc_error', 'd_auc_gamma0'}
+# The first ten images of version 0.1.0: colors of the left twin, classes, and the mean of 50 images
+PAIRS = [23, 9, 26, 28, 32, 14, 1, 21, 35, 27]
+CLASSES = [1, 0, 1, 0, 2, 3, 3, 0, 2, 1]
+MEAN = 115.459
+TINY = dict(preset='tiny', steps=6, batch=8, z_dim=8, measure_every=3, samples=40)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A tiny measured run on twins"
+    out = tmp_path_factory.mktemp('claim')/'run'
+    sagan_train(data='twins', out=str(out), device='cpu', **TINY)
+    return out
+
+
+def test_a_measured_run_logs_both_measures(run):
+    measured = [r for r in read_log(run) if 'fid' in r]
+    assert [r['step'] for r in measured] == [3, 6]
+    for r in measured:
+        assert FIELDS <= r.keys()
+        assert r['kappa'] <= 1 and 0 <= r['luck'] <= 1 and 0 <= r['d_auc'] <= 1
+
+
+def test_sagan_eval_prints_and_stores_them(run, capsys):
+    sagan_eval(str(run), n=40)
+    said = capsys.readouterr().out
+    stored = json.loads((run/'eval-n40.json').read_text())
+    assert FIELDS <= stored.keys()
+    D = load_run(run).model.D
+    assert (stored['d_auc'], stored['d_auc_error']) == agreement_auc(D)
+    for layer in D.attention.values(): torch.nn.init.zeros_(layer.gamma)
+    assert stored['d_auc_gamma0'] == agreement_auc(D)[0]
+    assert all(name in said for name in FIELDS)
+
+
+def test_the_card_says_them(run):
+    from sagan.sharing import PretrainedSAGAN
+    card = str(PretrainedSAGAN.from_pretrained(run).generate_model_card())
+    assert '| kappa | D' in card
+
+
+def test_measuring_leaves_gamma_as_it_was(run):
+    before = {k: v.clone() for k, v in load_run(run).model.D.state_dict().items()}
+    from sagan.evaluation import _gammas_at_zero
+    D = load_run(run).model.D
+    with pytest.raises(KeyError), _gammas_at_zero(D) as layers:
+        assert layers == 1 and not any(a.gamma for a in D.attention.values())
+        raise KeyError
+    assert all(torch.equal(v, before[k]) for k, v in D.state_dict().items())
+
+
+@pytest.mark.parametrize('classes, width, attention', [(4, 4, (16,)), (0, 4, ()), (4, (8, 8), (16,))])
+def test_an_untrained_discriminator_is_at_chance(classes, width, attention):
+    torch.manual_seed(1)
+    auc, error = agreement_auc(Discriminator(32, classes, width, attention, down=2 if isinstance(width, tuple) else 0))
+    assert 0 < error < .02 and abs(auc - .5) < 3*error
+
+
+@pytest.mark.parametrize('size, gap', [(32, None), (64, None), (32, 0), (32, 24), (64, 48)])
+def test_twins_agree_as_asked(size, gap):
+    name = 'twins' if gap is None else f'twins-gap{gap}'
+    real, changed = [named_twins(name, n=500, size=size, agree=agree) for agree in (True, False)]
+    colors = [twin_colours(to_unit(images.x)) for images in (real, changed)]
+    assert all((c >= 0).all() for c in colors)
+    assert agreement(colors[0], real.y).kappa == 1
+    a = agreement(colors[1], changed.y)
+    assert abs(a.kappa) < 3*(a.observed*(1 - a.observed)/500)**.5/(1 - a.luck)
+    assert torch.equal(real.x[..., :size//2], changed.x[..., :size//2])
+    if gap is not None:
+        filled = (real.x.amax(1).int() - real.x.amin(1).int() > 60).any(1)    # (n, S), columns with a twin
+        columns = filled[0].nonzero().flatten()
+        assert columns.diff().max() - 1 == gap
+
+
+def test_the_first_images_are_those_of_older_versions():
+    "Runs, references and evaluators of older versions were made with these images"
+    data = twins(50)
+    pairs = twin_colours(to_unit(data.x))[:10, 0]
+    assert (6*pairs[:, 0] + pairs[:, 1]).tolist() == PAIRS
+    assert data.y[:10].tolist() == CLASSES and data.name == 'twins'
+    assert abs(data.x.float().mean().item() - MEAN) < .01
+
+
+def test_show_prints_the_tables_of_the_page(capsys):
+    claim.show()
+    said = capsys.readouterr().out
+    for name in claim.PARTS:
+        assert table_markdown(table(load_experiment(claim.stored/name))) in said
+
+
+def test_a_row_is_trained_again(tmp_path, capsys, monkeypatch):
+    "The command of the page, at a tiny size"
+    tiny = claim.small.change(g_width=2, d_width=4, z_dim=8, steps=2, batch=8)
+    monkeypatch.setitem(claim.PARTS, 'claim', ('claim', 'twins', tiny, 5, 1))
+    claim.run_row('claim-both', 'twins', 1, tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(':')[0] for line in said] == ['step 1', 'step 2', 'stored, step 2400']
+
+
+def test_the_tool_explains_itself():
+    tool = Path(claim.__file__)
+    done = subprocess.run([sys.executable, tool, '--help'], capture_output=True, text=True)
+    assert done.returncode == 0 and '--row' in done.stdout
