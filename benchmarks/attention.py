@@ -26,7 +26,7 @@ def seconds(f, qkv, repeats=5):
     return statistics.median(times[1:])
 
 def memory(form, N):
-    "GB by which the process grows over one forward and backward pass of one image at 64 channels in the paper's form"
+    "GB by which the process grows over one forward and backward pass of one image at 64 channels with values as wide as in the preprint's form"
     qkv, small = inputs(1, N, N, 8, 64, torch.float32), inputs(1, 64, 64, 8, 64, torch.float32)
     both(FORMS[form], small)                                                  # what the first call loads does not count
     def peak(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])/1e6   # the most it has held, GB; Linux

@@ -19,7 +19,7 @@ from plain import Plain
 
 def config(px):
     "128 px: width 64, 1,000 classes, batch 8, attention at 32; 32 px: G 256 and D 128 channels wide, 10 classes, batch 64, attention at 16"
-    return preset('paper').change(batch=8) if px == 128 else preset('cifar').change(form='paper')
+    return preset('paper').change(batch=8) if px == 128 else preset('cifar').change(form='preprint')
 
 def sync(device):
     if device == 'cuda': torch.cuda.synchronize()

@@ -11,6 +11,7 @@ __all__ = ['experiments', 'Row', 'Line', 'lines', 'Plan', 'train_line', 'load_ex
 # %% ../nbs/11_experiments.ipynb #7a80068d
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from .attention import FORMS
 from .data import Images, exclusive, image_dls, whole_file
 from .training import Config, NonFinite, SAGAN, fastest_dtype, sagan_learner, systems
 
@@ -85,7 +86,7 @@ def _check_base(base):
     "Raise `ValueError` if the base sets what the rows differ in"
     for k, v in dict(g_sn=True, head='projection', n_d=1).items():
         if getattr(base, k) != v: raise ValueError(f"{k} is what the rows of the experiments differ in; leave it at {v!r}")
-    if base.form == 'residual': raise ValueError("form 'residual' is what rows of table 1 differ in; choose 'paper' or 'official' for the others")
+    if base.form == 'residual': raise ValueError(f"form 'residual' is what rows of table 1 differ in; choose {' or '.join(map(repr, FORMS))} for the others")
 
 # %% ../nbs/11_experiments.ipynb #19cdd9d0
 def lines(

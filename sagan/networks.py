@@ -106,7 +106,7 @@ class DBlock(nn.Module):
 
 # %% ../nbs/04_networks.ipynb #31d63c1b
 class ResidualBlock(nn.Module):
-    "Table 1's control: two convolutions with as many parameters as `SelfAttention`, on (B, C, H, W); the identity until `gamma` has moved from 0"
+    "Table 1's control: two convolutions with as many parameters as `SelfAttention` ('preprint', 'released'), on (B, C, H, W); the identity until `gamma` has moved from 0"
     def __init__(self,
         channels:int, # C, divisible by 8; otherwise `ValueError`
         sn:bool=True, # Spectrally normalise the convolutions?
@@ -158,7 +158,7 @@ class Generator(nn.Module):
         n_classes:int=0, # Classes, 0 for unconditional
         width:int|tuple=64, # Channels are multiples of this; or those of the 4x4 map and of each block's output
         attention:tuple=(32,), # Feature map sizes with attention, any of 8, 16, ..., size
-        form:str='paper', # Form of the attention layers, 'paper' or 'official', or 'residual' for table 1's control in their place
+        form:str='preprint', # Form of the attention layers, 'preprint', 'published' or 'released', or 'residual' for table 1's control in their place
         z_dim:int=128, # Numbers in a latent vector
         sn:bool=True, # Spectrally normalise the weights (section 4.1)?
     ):
@@ -190,7 +190,7 @@ class Discriminator(nn.Module):
         n_classes:int=0, # Classes, 0 for unconditional
         width:int|tuple=64, # Channels are multiples of this; or those of each block's output, of fewer blocks for a D that ends early
         attention:tuple=(32,), # Feature map sizes with attention, any of size/2, size/4, ..., 4 (8 at 32 px); '8-2' is the second 8x8 map
-        form:str='paper', # Form of the attention layers, 'paper' or 'official', or 'residual' for table 1's control in their place
+        form:str='preprint', # Form of the attention layers, 'preprint', 'published' or 'released', or 'residual' for table 1's control in their place
         head:str='projection', # What uses the label: 'projection' (section 5), or AC-GAN's 'auxiliary' classifier (table 2)
         down:int=0, # How many blocks, from the first, halve the size; 0 for as many as `D_DOWN` says
         relu_skip:bool=False, # Do the shortcuts, too, start from rectified inputs?

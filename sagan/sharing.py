@@ -232,7 +232,7 @@ def _card(model, info, repo_id, license):
 
 # %% ../nbs/13_sharing.ipynb #128ef4e2
 class _Giving(DescribedSAGAN, ModelHubMixin, library_name='sagan', tags=['gan', 'sagan', 'self-attention', 'image-generation'],
-              repo_url='https://github.com/sagan-gan/sagan', paper_url='https://arxiv.org/abs/1805.08318', docs_url='https://sagan-gan.github.io/sagan/'):
+              repo_url='https://github.com/sagan-gan/sagan', paper_url='https://arxiv.org/abs/1805.08318v1', docs_url='https://sagan-gan.github.io/sagan/'):
     "A `DescribedSAGAN` that can be saved as a folder and pushed to the hub"
     def _save_pretrained(self, save_directory): _write(self, save_directory)
 

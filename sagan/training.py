@@ -30,6 +30,7 @@ from fastai.torch_core import show_images
 from fastcore.foundation import L
 
 # %% ../nbs/06_training.ipynb #14e2702e
+from .attention import FORMS, resolve_form
 from .conditioning import check_labels, everyones, frozen_statistics, gather, processes, share, total
 from .data import MemoryLoader, check_size, to_bytes
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
@@ -205,7 +206,8 @@ def ema_update(
 # %% ../nbs/06_training.ipynb #939d4268
 def _check_choices(cfg):
     yes_no = dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False))
-    choices = dict(form=('paper', 'official', 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16', 'float16'))
+    object.__setattr__(cfg, 'form', resolve_form(cfg.form))                # files of older versions have older names
+    choices = dict(form=(*FORMS, 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16', 'float16'))
     for name, values in (choices | yes_no).items():
         if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
 
@@ -249,7 +251,7 @@ class Config:
     d_attention:tuple = (32,)         # feature maps of D with attention; 8-2 is the second 8x8 map
     d_down:int = 0                    # blocks of D that halve the size, 0 for as many as `D_DOWN` says
     d_relu_skip:bool = False          # D's shortcuts start from rectified inputs, as in some other projects' code
-    form:str = 'paper'                # 'paper': equations 1-3 as printed, 'official': released code, 'residual': table 1's control
+    form:str = 'preprint'             # 'preprint': equations 1-3 of arXiv v1, 'published': ICML 2019, 'released': Google's code, 'residual': table 1's control
     g_sn:bool = True                  # spectral norm in G, too (D always has it)
     head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128                   # numbers in a latent vector (released code)
@@ -284,10 +286,10 @@ class Config:
 # %% ../nbs/06_training.ipynb #87649f3c
 presets = dict(
     paper=Config(),
-    official=Config(form='official', beta2=.999),
-    biggan=Config(form='official', g_attention=(64,), d_attention=(64,), beta2=.999),
-    cifar=Config(data='cifar', size=32, n_classes=10, g_attention=(16,), d_attention=(16,), form='official', batch=64, steps=100_000, beta2=.999, ema_start=1000, flip=True),
-    small=Config(data='digits', size=32, n_classes=10, g_width=8, d_width=16, g_attention=(16,), d_attention=(16,), form='official', batch=16,
+    official=Config(form='released', beta2=.999),
+    biggan=Config(form='released', g_attention=(64,), d_attention=(64,), beta2=.999),
+    cifar=Config(data='cifar', size=32, n_classes=10, g_attention=(16,), d_attention=(16,), form='released', batch=64, steps=100_000, beta2=.999, ema_start=1000, flip=True),
+    small=Config(data='digits', size=32, n_classes=10, g_width=8, d_width=16, g_attention=(16,), d_attention=(16,), form='released', batch=16,
                  steps=1800, lr_g=1e-3, lr_d=2e-3, bias_lr=.1, beta2=.99, ema=.99, ema_start=100))
 presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 

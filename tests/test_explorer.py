@@ -310,7 +310,7 @@ window.leave = render({{ model, el: document.getElementById('here') }})</script>
 SETUP = f'''import torch
 from sagan.training import Config, SAGAN
 torch.manual_seed(0)
-model = SAGAN(Config(size={S}, n_classes=3, g_width=4, d_width=8, g_attention=(8, 16), d_attention=(16,), form='official', z_dim=16)).eval()
+model = SAGAN(Config(size={S}, n_classes=3, g_width=4, d_width=8, g_attention=(8, 16), d_attention=(16,), form='released', z_dim=16)).eval()
 with torch.no_grad():
     for layer in model.ema.attention.values(): layer.gamma.fill_(1.)
 '''

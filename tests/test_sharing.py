@@ -82,8 +82,8 @@ def test_download_by_the_hubs_own_library(hub):
     assert isinstance(e.value.__cause__, RepositoryNotFoundError)
 
 
-@pytest.mark.parametrize('size, n_classes, width, at, form, z_dim, sn', [(64, 3, 8, (32,), 'official', 5, True), (64, 0, 2, (8, 16), 'paper', 17, False),
-                                                                          (32, 10, 4, (8, 32), 'paper', 9, True), (32, 0, 2, (16,), 'official', 1, True), (32, 4, 2, (16,), 'residual', 3, True)])
+@pytest.mark.parametrize('size, n_classes, width, at, form, z_dim, sn', [(64, 3, 8, (32,), 'released', 5, True), (64, 0, 2, (8, 16), 'preprint', 17, False),
+                                                                          (32, 10, 4, (8, 32), 'published', 9, True), (32, 0, 2, (16,), 'released', 1, True), (32, 4, 2, (16,), 'residual', 3, True)])
 def test_onnx_draws_and_attends_like_pytorch(tmp_path, size, n_classes, width, at, form, z_dim, sn):
     torch.manual_seed(0)
     G = Generator(size, n_classes, width, at, form, z_dim, sn)
