@@ -35,13 +35,13 @@ try:
     from sagan.checkpoints import Run, RunWriter, best_record, check_device, create_run, fit_run, kept_evaluator, load_run, measure_generator, read_config, resume as go_on, save_weights, shipped, states, write_config
     from sagan.conditioning import launched, processes, total
     from sagan.data import ImageFiles, Images, comes_along, exclusive, image_dls, load_images, to_unit, whole_file
-    from sagan.evaluation import inception, reference as real_statistics, train_evaluator
+    from sagan.evaluation import inception, nearest_images, real_distances, reference as real_statistics, train_evaluator
     from sagan.experiments import lines, run_experiment
     from sagan.explorer import AttentionExplorer, class_view, image_view, own_images
     from sagan.importing import import_checkpoint
-    from sagan.networks import generate, standing_statistics
+    from sagan.networks import generate, generate_batches, standing_statistics
     from sagan.training import Config, fastest_dtype, for_size, preset as named_preset, sagan_learner
-    from sagan.visualization import attention_figure, class_rows, grid_image, report_html, training_figure
+    from sagan.visualization import attention_figure, class_rows, grid_image, nearest_figure, report_html, training_figure
 except KeyboardInterrupt: raise SystemExit('interrupted')  # importing takes seconds, in which one may change one's mind
 
 # %% ../nbs/14_cli.ipynb #71df0fb4
@@ -472,6 +472,19 @@ def _stood(r, images, n, seed):
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # y ~ p_data, (n,)
     return standing_statistics(r.model.ema, y if r.classes else None, n, seed + 1), f'standing statistics of {n} images'
 
+# %% ../nbs/14_cli.ipynb #33411d6f
+def _image_rows(images, numbers):
+    "Real images by their numbers (n, k), read one by one: (n, k, 3, S, S) in [-1, 1]"
+    x = [b for i in numbers.flatten().tolist() for b in images[i:i+1].batches()]   # (1, 3, S, S) each
+    return to_unit(torch.cat(x)).unflatten(0, numbers.shape)
+
+def _draw_nearest(file, G, images, judge, real, n, seed):
+    "Write the picture of the first 8 of the n images measured and their nearest real ones"
+    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # as they were measured
+    x = torch.cat(list(generate_batches(G, y if images.classes else None, n, seed, part=slice(0, 8))))
+    found, distance = nearest_images(x, real, judge)                          # (8, k) each
+    _save(nearest_figure(x, _image_rows(images, found), distance, real_distances(real).median().item()), file)
+
 # %% ../nbs/14_cli.ipynb #d7679144
 @call_parse
 def sagan_eval(
@@ -486,10 +499,11 @@ def sagan_eval(
     standing:int=0, # Images to measure the batch norm averages on anew (standing statistics), 0 for those of the training
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
-    "Score images of a run against real ones; writes eval.json into the run folder, with other options in its name"
+    "Score images of a run against real ones; writes eval.json and nearest.png into the run folder, with other options in their names"
     with plain_errors('sagan-eval'), launched(_device(device)) as device:
         by_inception = evaluator == 'inception' or weights is not None
-        file = _named('eval', '.json', inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name, split=split if split != 'all' else None, weights=weights and Path(weights).stem, standing=standing)
+        asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name, split=split if split != 'all' else None, weights=weights and Path(weights).stem, standing=standing)
+        file, picture = _named('eval', '.json', **asked), _named('nearest', '.png', **asked)
         if n is None: n = 50_000 if by_inception else 1000
         _at_least(n, 10); _at_least(standing, 0, 'standing')
         r = _with_generator(run, device); images = _real_images(r, data or r.cfg.data, by_inception)
@@ -500,6 +514,8 @@ def sagan_eval(
         if processes()[0]: return
         with whole_file(r.folder/file) as f: f.write_text(json.dumps(scores, indent=1))
         for k, v in scores.items(): print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
+        _draw_nearest(r.folder/picture, G, images, judge, real, n, seed)
+        print(f'nearest images   {r.folder/picture}')
 
 # %% ../nbs/14_cli.ipynb #d63f09ff
 def _shared_by_rows(preset, changes):

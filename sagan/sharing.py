@@ -94,9 +94,9 @@ def _measured(model):
 def _scores(model):
     "The table of scores, with a sentence on what it compares"
     keys = dict(step='step', fid='FID', inception_score='IS', kid='KID', diversity='diversity')
-    twins = dict(agreement='agreement', luck='luck', kappa='kappa', d_auc="D's AUC", d_auc_gamma0="with D's gamma 0")
+    optional = dict(intra_fid='intra-FID', agreement='agreement', luck='luck', kappa='kappa', d_auc="D's AUC", d_auc_gamma0="with D's gamma 0")
     measured = _measured(model)
-    keys |= {k: name for k, name in twins.items() if any(s.get(k) is not None for s in measured.values())}
+    keys |= {k: name for k, name in optional.items() if any(s.get(k) is not None for s in measured.values())}
     keys |= dict(samples='samples', evaluator='evaluator', reference='reference')
     rows = [['', *keys.values()], *[[name, *map(s.get, keys)] for name, s in measured.items()]]
     return _table(rows) + f"\n\nThe weights here are those of step {model.step:,}. Scores by different evaluators, or on different numbers of samples, cannot be compared." if rows[1:] else 'This model has not been measured.'

@@ -36,6 +36,42 @@ def test_works_from_the_run_folder_alone(folder, name, made):
     assert done.returncode == 0, done.stderr
     assert (folder/'runs/digits'/made).stat().st_size > 100
 
+def test_eval_tells_intra_fid_and_draws_the_nearest_images(folder):
+    "Both beside the other scores, under the name of what was asked for"
+    from PIL import Image
+    done = command('sagan-eval', 'runs/digits', '--n', '100', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((folder/'runs/digits/eval-n100.json').read_text())
+    assert kept['intra_fid'] > 0 and f'intra_fid        {kept["intra_fid"]:.4g}' in done.stdout.splitlines()
+    assert 'the intra-FID comes out too large' in done.stderr                 # about ten images of a class, 64 features
+    assert 'nearest images   runs/digits/nearest-n100.png' in done.stdout.splitlines()
+    assert min(Image.open(folder/'runs/digits/nearest-n100.png').size) > 300
+
+def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
+    "The first 8 of them, each with three real images that no other one is nearer than"
+    import torch
+    from matplotlib.figure import Figure
+    from sagan import checkpoints, cli, evaluation
+    from sagan.data import digits, to_unit
+    shown, measured = {}, []
+    def figure(x, near, distance, usual):
+        shown.update(x=x, near=near, distance=distance, usual=usual)
+        return Figure()
+    def score(x, *args):
+        measured.extend(x)
+        return evaluation.score(torch.cat(measured), *args)
+    monkeypatch.setattr(cli, 'nearest_figure', figure)
+    monkeypatch.setattr(checkpoints, 'score', score)
+    images, judge = digits(), evaluation.train_evaluator(digits(), 20)
+    real, G = evaluation.reference(images, judge), load_run(folder/'runs/digits').model.ema
+    checkpoints.measure_generator(G, images, judge, real, 30, 5)
+    cli._draw_nearest(folder/'picture.png', G, images, judge, real, 30, 5)
+    x = torch.cat(measured)[:8]
+    assert torch.equal(shown['x'], x)
+    found, distance = evaluation.nearest_images(x, images, judge)
+    assert torch.equal(shown['near'], to_unit(images.x[found]))
+    assert torch.allclose(shown['distance'], distance, atol=1e-4) and shown['usual'] > 0
+
 def test_same_command_twice_is_refused_and_changes_nothing(folder):
     before = (folder/'runs/digits/weights.safetensors').stat().st_mtime_ns
     refused(command('sagan-train', *TINY, cwd=folder), 1, 'runs/digits already holds a run', '--out')
