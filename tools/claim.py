@@ -4,10 +4,11 @@
     python tools/claim.py --show                     # the page's tables, from the records in nbs/experiments
     python tools/claim.py --row claim-both --seed 0  # one row again, beside its stored record; about five minutes"""
 import argparse
+import os
 import shutil
+import subprocess
+import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -24,9 +25,8 @@ local = small.change(g_width=4, steps=1500)
 # Name of a folder: experiment, data, configuration, seeds, steps between measurements
 PARTS = {'claim': ('claim', 'twins', small, 5, 800),
          **{f'local-gap{gap}': ('local', f'twins-gap{gap}', local, 3, 750) for gap in (4, 10, 18, 24)}}
-LONG = dict(dtype='bfloat16', steps=7200)
 COLUMNS = ['row', 'attention at', "D's AUC", "with D's gamma 0", 'kappa', 'agreement', 'luck', 'color pairs', 'FID']
-KEPT = 'experiment.json', 'records.json', 'samples.png'
+KEPT = 'experiment.json', 'records.json', 'samples.png', 'log.jsonl'
 
 
 def make_plan(images: Images, every: int) -> Plan:
@@ -35,10 +35,10 @@ def make_plan(images: Images, every: int) -> Plan:
     return Plan(every, 1000, evaluator, reference(images, evaluator), images, 'cpu')
 
 
-def configure(system: str, images: Images, base: Config, seed: int, **changes) -> Config:
+def configure(system: str, images: Images, base: Config, seed: int) -> Config:
     "The configuration of one row and seed"
     base = base.change(data=images.name, n_classes=len(images.classes), seed=seed)
-    return systems(base)[system].change(**changes)
+    return systems(base)[system]
 
 
 def keep(folder: Path, name: str):
@@ -49,32 +49,30 @@ def keep(folder: Path, name: str):
             shutil.copy(file, stored/name/file.relative_to(folder))
 
 
-def run_parts(out: Path, jobs: int, names: list):
-    "Train every row of the named parts that is not done"
-    for name in names:
-        experiment, data, base, seeds, every = PARTS[name]
-        images = load_images(data, 32)
-        run_experiment(experiment, images, base.change(data=data), out/name, seeds, every, jobs=jobs,
-                       tell=lambda text: print(text, flush=True))
-        keep(out/name, name)
+def run_part(out: Path, jobs: int, name: str):
+    "Train every row of a part that is not done"
+    experiment, data, base, seeds, every = PARTS[name]
+    images = load_images(data, 32)
+    run_experiment(experiment, images, base.change(data=data), out/name, seeds, every, jobs=jobs,
+                   tell=lambda text: print(text, flush=True))
+    keep(out/name, name)
 
 
 def train_long(folder: Path, seed: int):
-    "Attention in both, bfloat16, three times as long, on one thread"
-    torch.set_num_threads(1)
-    images = load_images('twins', 32)
-    cfg = configure('claim-both', images, small, seed, **LONG)
-    for r in train_line(folder, cfg, make_plan(images, 800)):
-        print(f"bfloat16, seed {seed}, step {r['step']}: {scores(r)}", flush=True)
+    "Attention in both, bfloat16, three times as long, on one thread, by the command that users have"
+    options = dict(data='twins', dtype='bfloat16', steps=7200, seed=seed, measure_every=800, out=folder)
+    new = [word for k, v in options.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+    command = Path(sys.executable).parent/'sagan-train'
+    asked = ['--resume', folder] if (folder/'states').exists() else new
+    return subprocess.Popen([command, *asked], env=os.environ | dict(OMP_NUM_THREADS='1'), stdin=subprocess.DEVNULL)
 
 
-def run_long(out: Path, jobs: int):
-    "The longer runs of seeds 0 and 1"
-    folder = out/'claim-long'
-    with ProcessPoolExecutor(jobs, get_context('spawn')) as pool:
-        for done in [pool.submit(train_long, folder/f'seed{seed}', seed) for seed in (0, 1)]:
-            done.result()
-    keep(folder, 'claim-long')
+def run_long(out: Path):
+    "The longer runs of seeds 0 and 1, side by side"
+    started = [train_long(out/'claim-long'/f'seed{seed}', seed) for seed in (0, 1)]
+    for process in started:
+        if process.wait(): raise SystemExit(f'{process.args} failed')
+    keep(out/'claim-long', 'claim-long')
 
 
 def scores(record: dict) -> str:
@@ -107,12 +105,14 @@ if __name__ == '__main__':
     p.add_argument('--seed', type=int, default=0, help='with --row: which seed')
     p.add_argument('--jobs', type=int, default=2, help='rows that train at once')
     p.add_argument('--out', type=Path, default=Path('runs'), help='folder of the runs')
-    p.add_argument('--only', nargs='*', default=[*PARTS, 'claim-long'], help='parts to train')
+    p.add_argument('--only', nargs='*', default=['claim', 'claim-long', *list(PARTS)[1:]],
+                   help='parts to train, in this order')
     args = p.parse_args()
     if args.show: show()
     elif args.row:
         torch.set_num_threads(1)
         run_row(args.row, args.data, args.seed, args.out)
     else:
-        run_parts(args.out, args.jobs, [n for n in args.only if n in PARTS])
-        if 'claim-long' in args.only: run_long(args.out, args.jobs)
+        for name in args.only:
+            if name == 'claim-long': run_long(args.out)
+            else: run_part(args.out, args.jobs, name)
