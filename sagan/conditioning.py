@@ -98,13 +98,30 @@ def everyones(
     if len(facts) > 1: dist.all_gather_object(facts, fact)
     return facts
 
+# %% ../nbs/03_conditioning.ipynb #64d13c04
+def _record(bn, mean, var):
+    "Move the running averages of a batch norm layer towards mean and unbiased variance, (C,) each"
+    bn.num_batches_tracked += 1
+    momentum = 1/bn.num_batches_tracked.item() if bn.momentum is None else bn.momentum
+    bn.running_mean.lerp_(mean.detach().float(), momentum)
+    bn.running_var.lerp_(var.detach().float(), momentum)
+
 # %% ../nbs/03_conditioning.ipynb #694bf3f7
 class BatchNorm2d(nn.BatchNorm2d):
-    "`nn.BatchNorm2d` whose batch is that of all processes, if there are several and `together` is true"
+    "`nn.BatchNorm2d` over the batch of all processes, if there are several and `together` is true, or over groups of images"
     together = True
 
+    def __init__(self,
+        channels:int, # C of the (B, C, H, W) input
+        group:int=0, # Consecutive images that share mean and variance in training, a divisor of B; 0 for all of all processes
+        **kwargs, # Further arguments of `nn.BatchNorm2d`, such as `affine`
+    ):
+        super().__init__(channels, **kwargs)
+        self.group = group
+
     def forward(self, x):
-        "Features `x` (B, C, H, W) to the same shape, normalised over the batches of all processes"
+        "Features `x` (B, C, H, W) to the same shape, normalized over its group, or over the batches of all processes"
+        if self.training and self.group: return _in_groups(self, x)
         if not (self.training and self.together and processes()[1] > 1): return super().forward(x)
         h = x.float()                                                         # (B, C, H, W)
         v, m = [s.double() for s in torch.var_mean(h, (0, 2, 3), correction=0)]  # (C,) each, of this process
@@ -112,26 +129,45 @@ class BatchNorm2d(nn.BatchNorm2d):
         s = total(torch.cat([n*m, n*(v + m**2), n]))                          # (2C + 1,)
         n, mean = s[-1], s[:len(m)]/s[-1]                                     # (), (C,)
         var = s[len(m):-1]/n - mean**2                                        # (C,)
-        if self.track_running_stats:
-            self.num_batches_tracked += 1
-            momentum = 1/self.num_batches_tracked.item() if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.detach().float(), momentum); self.running_var.lerp_((var*n/(n - 1)).detach().float(), momentum)
+        if self.track_running_stats: _record(self, mean, var*n/(n - 1))
         scale = (var + self.eps).rsqrt()*(1 if self.weight is None else self.weight)   # (C,)
         shift = (0 if self.bias is None else self.bias) - mean*scale                   # (C,)
         return torch.addcmul(shift.float()[:, None, None], h, scale.float()[:, None, None]).to(x.dtype)  # (B, C, H, W)
 
+# %% ../nbs/03_conditioning.ipynb #d05ba836
+def _in_groups(bn, x):
+    "A batch norm layer in training over each `bn.group` of consecutive images of x (B, C, H, W)"
+    if len(x) % bn.group:
+        raise ValueError(f"batch norm over groups of {bn.group} images takes a multiple of them, got {len(x)}; "
+                         f"change bn_group, or set it to 0 for one group of all")
+    parts = x.split(bn.group)                                                 # (group, C, H, W) each
+    means, variances = [torch.zeros(len(parts), x.shape[1]).to(bn.running_mean) for _ in 'mv']  # (groups, C)
+    kept = zip(means, variances) if bn.track_running_stats else [(None, None)]*len(parts)
+    h = torch.cat([F.batch_norm(part, m, v, bn.weight, bn.bias, True, 1., bn.eps)  # a momentum of 1 keeps this group's
+                   for part, (m, v) in zip(parts, kept)])                     # (B, C, H, W)
+    if bn.track_running_stats:
+        found = torch.stack([means.mean(0), variances.mean(0)])               # (2, C)
+        if processes()[1] > 1: found = total(found)/processes()[1]
+        _record(bn, *found)
+    return h
+
 # %% ../nbs/03_conditioning.ipynb #67ef92eb
 class ConditionalBatchNorm2d(nn.Module):
-    "Batch norm with one gain and bias per class (section 5, ref. [17]); plain affine batch norm when `n_classes` is 0"
+    "Batch norm with one gain and bias per class (section 5, ref. [17]); plain affine batch norm when `n_classes` is 0; raises `ValueError` for other `tables`"
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
         n_classes:int=0, # Rows of the tables, 0 for unconditional
+        group:int=0, # Consecutive images that share mean and variance in training; 0 for all of all processes
+        tables:str='zeros', # How both tables start: 'zeros', or 'xavier' for Xavier uniform; otherwise `ValueError`
     ):
         super().__init__()
-        self.bn = BatchNorm2d(channels, affine=not n_classes)
+        if tables not in ('zeros', 'xavier'): raise ValueError(f"tables is 'zeros' or 'xavier', got {tables!r}")
+        self.bn = BatchNorm2d(channels, group, affine=not n_classes)
         if n_classes:
             self.gain, self.bias = nn.Embedding(n_classes, channels), nn.Embedding(n_classes, channels)
-            nn.init.zeros_(self.gain.weight); nn.init.zeros_(self.bias.weight)
+            for table in (self.gain, self.bias):
+                if tables == 'zeros': nn.init.zeros_(table.weight)
+                else: nn.init.xavier_uniform_(table.weight)
         self.n_classes = n_classes
 
     def forward(self, x, y=None):

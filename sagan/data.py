@@ -578,8 +578,8 @@ def named_twins(
 ) -> Images|None: # The images, None for any other name
     "Twins by the name that `twins` gives them; raises the errors of `twins`"
     match = re.fullmatch(r'twins(?:-gap(\d+))?', name)
-    if match: return twins(gap=match[1] and int(match[1]), **kwargs)
-    return None
+    if not match: return None
+    return twins(gap=int(match[1]) if match[1] else None, **kwargs)
 
 # %% ../nbs/00_data.ipynb #961e4b4a
 def comes_along(
@@ -598,5 +598,5 @@ def load_images(
 ) -> Images: # The images
     "Images by name; the errors of `digits`, `twins` and `folder`"
     if data == 'digits': return digits(size)
-    if comes_along(data): return named_twins(data, size=size)
+    if drawn := named_twins(data, size=size): return drawn
     return folder(data, size, skip_bad, max_gb=max_gb, cache=cache)

@@ -352,11 +352,14 @@ _COLUMNS = {
 # %% ../nbs/11_experiments.ipynb #26888ca7
 def table_markdown(
     rows:list[dict], # From `table`
+    columns:list[str]|None=None, # Which columns, by their headings; None for all that have content
 ) -> str: # A Markdown table
     "The outcome as a page shows it"
-    cells = {c: [f(r) for r in rows] for c, f in _COLUMNS.items()}
+    chosen = _COLUMNS if columns is None else {c: _COLUMNS[c] for c in columns}
+    cells = {c: [f(r) for r in rows] for c, f in chosen.items()}
     cells = {c: v for c, v in cells.items() if any(v)}                        # no column without content
-    return '\n'.join('| ' + ' | '.join(c) + ' |' for c in [cells, ['---']*len(cells), *zip(*cells.values())])
+    lines = [cells, ['---']*len(cells), *zip(*cells.values())]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 # %% ../nbs/11_experiments.ipynb #2c442830
 import matplotlib.pyplot as plt

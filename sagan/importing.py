@@ -407,7 +407,7 @@ def import_checkpoint(
     if bgr is None: bgr = project == 2 and 'convert-studio-rgb' not in said
     if relu_skip is None: relu_skip = project == 1 or '_wReLUinplace' in said or 'convert-studio' in said
     fields = _agreed(found) | (dict(d_relu_skip=relu_skip) if 'D' in found else {})
-    model = SAGAN(presets['official'].change(data='imported', **dict(g_width=(), g_attention=(), d_width=(), d_attention=()) | fields)).eval()
+    model = SAGAN(presets['official'].change(data='imported', bn_group=0, **dict(g_width=(), g_attention=(), d_width=(), d_attention=()) | fields)).eval()
     states = {k: convert(f, names, getattr(model, k), eps, bgr) for k, (f, names, _) in found.items()}
     for k, other in (('G', 'ema'), ('ema', 'G'), ('D', 'D')):                  # without an averaged generator the other stands for it, and the other way round
         if state := states.get(k) or states.get(other): getattr(model, k).load_state_dict(state)

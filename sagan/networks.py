@@ -69,10 +69,12 @@ class GBlock(nn.Module):
         c_out:int, # Channels of the output
         n_classes:int=0, # Classes of the conditional batch norms, 0 for unconditional
         sn:bool=True, # Spectrally normalise the convolutions?
+        group:int=0, # Consecutive images that share batch norm's statistics in training; 0 for all of all processes
+        tables:str='zeros', # How the class tables start: 'zeros' or 'xavier'
     ):
         super().__init__()
-        self.bn1, self.conv1 = ConditionalBatchNorm2d(c_in, n_classes), _conv(c_in, c_out, 3, sn)
-        self.bn2, self.conv2 = ConditionalBatchNorm2d(c_out, n_classes), _conv(c_out, c_out, 3, sn)
+        self.bn1, self.conv1 = ConditionalBatchNorm2d(c_in, n_classes, group, tables), _conv(c_in, c_out, 3, sn)
+        self.bn2, self.conv2 = ConditionalBatchNorm2d(c_out, n_classes, group, tables), _conv(c_out, c_out, 3, sn)
         self.skip = _conv(c_in, c_out, 1, sn)
 
     def forward(self, x, y=None):
@@ -161,6 +163,8 @@ class Generator(nn.Module):
         form:str='preprint', # Form of the attention layers, 'preprint', 'published' or 'released', or 'residual' for table 1's control in their place
         z_dim:int=128, # Numbers in a latent vector
         sn:bool=True, # Spectrally normalise the weights (section 4.1)?
+        bn_group:int=0, # Consecutive images that share batch norm's statistics in training; 0 for all of all processes
+        class_tables:str='zeros', # How the class tables of batch norm start: 'zeros' or 'xavier'
     ):
         super().__init__()
         ch = _channels(G_CHANNELS, size, width)
@@ -168,9 +172,10 @@ class Generator(nn.Module):
         self.sizes = [8 << i for i in range(len(ch)-1)]
         self.places = _places(self.sizes)
         self.linear = _init(nn.Linear(z_dim, ch[0]*16), sn)
-        self.blocks = nn.ModuleList([GBlock(a, b, n_classes, sn) for a, b in zip(ch, ch[1:])])
+        self.blocks = nn.ModuleList([GBlock(a, b, n_classes, sn, bn_group, class_tables)
+                                     for a, b in zip(ch, ch[1:])])
         self.attention = _attention('generator', attention, self.places, ch[1:], form, sn)
-        self.bn, self.conv = BatchNorm2d(ch[-1]), _conv(ch[-1], 3, 3, sn)
+        self.bn, self.conv = BatchNorm2d(ch[-1], bn_group), _conv(ch[-1], 3, 3, sn)
 
     def forward(self, z, y=None):
         "Latents `z` (B, z_dim) and labels `y` (B,) to images (B, 3, S, S) in [-1, 1]; raises `ValueError` for latents or labels that do not fit"
@@ -272,6 +277,6 @@ def standing_statistics(
     batch = -(-n//-(-n//batch))                                               # batches as equal as can be, as all count the same
     check_labels(y, G.n_classes, n)
     for m in G.modules():
-        if isinstance(m, BatchNorm2d): m.reset_running_stats(); m.momentum, m.together = None, False  # a plain mean from now on, each process by itself
+        if isinstance(m, BatchNorm2d): m.reset_running_stats(); m.momentum, m.together, m.group = None, False, 0  # a plain mean from now on, each process by itself
     for _ in _draw(G, y, n, seed, batch): pass
     return G.eval()

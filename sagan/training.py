@@ -207,7 +207,7 @@ def ema_update(
 def _check_choices(cfg):
     yes_no = dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False))
     object.__setattr__(cfg, 'form', resolve_form(cfg.form))                # files of older versions have older names
-    choices = dict(form=(*FORMS, 'residual'), head=('projection', 'auxiliary'), dtype=('auto', 'float32', 'bfloat16', 'float16'))
+    choices = dict(form=(*FORMS, 'residual'), head=('projection', 'auxiliary'), class_tables=('zeros', 'xavier'), dtype=('auto', 'float32', 'bfloat16', 'float16'))
     for name, values in (choices | yes_no).items():
         if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
 
@@ -225,12 +225,22 @@ def _check_tuples(cfg):
         if not all(type(c) is int and c >= 1 for c in (width if several else [width])):
             raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
 
+# %% ../nbs/06_training.ipynb #98a10fd7
+def _check_groups(cfg, world=1):
+    "Raise `ValueError` unless each of `world` processes puts whole groups of `bn_group` images through G at once"
+    n, g = cfg.batch//world//cfg.accumulate, cfg.bn_group
+    if g == 1 or g and n % g:
+        raise ValueError(f"bn_group must divide the {n} images that go through G at once (a batch of {cfg.batch}, "
+                         f"{world} process{'es'[:2*(world > 1)]}, accumulate {cfg.accumulate}) and be at least 2, got {g}; "
+                         f"0 takes one group of all images")
+
 # %% ../nbs/06_training.ipynb #8c88142d
 def _check_numbers(cfg):
-    for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, accumulate=1, steps=1, n_d=1, ema_start=0).items():
+    for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, bn_group=0, accumulate=1, steps=1, n_d=1, ema_start=0).items():
         n = getattr(cfg, name)
         if not isinstance(n, int) or n < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {n!r}")
     if cfg.batch % cfg.accumulate: raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
+    _check_groups(cfg)
     for name in ('lr_g', 'lr_d'):
         lr = getattr(cfg, name)
         if not isinstance(lr, (int, float)) or not 0 < lr < math.inf: raise ValueError(f"{name} must be positive, got {lr!r}")
@@ -253,11 +263,13 @@ class Config:
     d_relu_skip:bool = False          # D's shortcuts start from rectified inputs, as in some other projects' code
     form:str = 'preprint'             # 'preprint': equations 1-3 of arXiv v1, 'published': ICML 2019, 'released': Google's code, 'residual': table 1's control
     g_sn:bool = True                  # spectral norm in G, too (D always has it)
+    bn_group:int = 0                  # images that share batch norm's statistics in G; 0: all of all processes (released code: 64)
+    class_tables:str = 'zeros'        # how G's class tables start: 'zeros' (released code), or 'xavier' (mmgeneration)
     head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128                   # numbers in a latent vector (released code)
     dtype:str = 'auto'                # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions), 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else is float32
     batch:int = 256                   # images per step, of all processes together (released code; the paper does not say)
-    accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory
+    accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory; G's step normalizes each part alone, D's the whole batch (unless bn_group is set)
     steps:int = 1_000_000             # discriminator steps; `sagan_learner` sets it to the batches of an epoch
     n_d:int = 1                       # discriminator steps per generator step
     lr_g:float = 1e-4                 # G's learning rate
@@ -286,9 +298,10 @@ class Config:
 # %% ../nbs/06_training.ipynb #87649f3c
 presets = dict(
     paper=Config(),
-    official=Config(form='released', beta2=.999),
-    biggan=Config(form='released', g_attention=(64,), d_attention=(64,), beta2=.999),
-    cifar=Config(data='cifar', size=32, n_classes=10, g_attention=(16,), d_attention=(16,), form='released', batch=64, steps=100_000, beta2=.999, ema_start=1000, flip=True),
+    official=Config(form='released', beta2=.999, bn_group=64),
+    biggan=Config(form='released', g_attention=(64,), d_attention=(64,), beta2=.999, bn_group=32, class_tables='xavier'),
+    cifar=Config(data='cifar', size=32, n_classes=10, g_attention=(16,), d_attention=(16,), form='released', batch=64,
+                 steps=500_000, n_d=5, lr_g=2e-4, lr_d=2e-4, beta1=.5, beta2=.999, ema_start=1000, flip=True),
     small=Config(data='digits', size=32, n_classes=10, g_width=8, d_width=16, g_attention=(16,), d_attention=(16,), form='released', batch=16,
                  steps=1800, lr_g=1e-3, lr_d=2e-3, bias_lr=.1, beta2=.99, ema=.99, ema_start=100))
 presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
@@ -364,7 +377,8 @@ class SAGAN(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
-            self.G = Generator(cfg.size, cfg.n_classes, cfg.g_width, cfg.g_attention, cfg.form, cfg.z_dim, cfg.g_sn) if cfg.g_width else None
+            self.G = Generator(cfg.size, cfg.n_classes, cfg.g_width, cfg.g_attention, cfg.form, cfg.z_dim, cfg.g_sn,
+                               cfg.bn_group, cfg.class_tables) if cfg.g_width else None
             self.D = Discriminator(cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention, cfg.form, cfg.head, cfg.d_down, cfg.d_relu_skip) if cfg.d_width else None
         self.to(memory_format=torch.channels_last)  # how convolutions like them: 1.2 times as fast on a CPU, the same numbers
         self.cfg, self.ema = cfg, deepcopy(self.G)
@@ -628,6 +642,7 @@ def sagan_learner(
     if G is not None: facts |= dict(g_width=(), z_dim=getattr(G, 'z_dim', base.z_dim))
     if D is not None: facts |= dict(d_width=())
     c = for_size(base, facts['size']).change(**facts | changes)
+    _check_groups(c, processes()[1])
     if not y: check_labels(None, c.n_classes, len(x))                         # images alone are for unconditional networks
     model, trainer = _with(SAGAN(c), G, D), SAGANTrainer(c)
     def opt_func(params, lr): return _Numbers(opt=TwoOptimizers(*ttur(model.G, model.D, c.lr_g, c.lr_d, (c.beta1, c.beta2), c.bias_lr)))

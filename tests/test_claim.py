@@ -102,7 +102,7 @@ def test_show_prints_the_tables_of_the_page(capsys):
     claim.show()
     said = capsys.readouterr().out
     for name in claim.PARTS:
-        assert table_markdown(table(load_experiment(claim.stored/name))) in said
+        assert table_markdown(table(load_experiment(claim.stored/name)), claim.COLUMNS) in said
 
 
 def test_a_row_is_trained_again(tmp_path, capsys, monkeypatch):

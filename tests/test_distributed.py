@@ -14,13 +14,13 @@ def leave_nothing_running():
     yield
     for p in STARTED: p.terminate(); p.wait()                                  # the launcher ends its processes first
 
-def trained(double):
+def trained(double, **changes):
     "A tiny model after 20 steps with batches of 16 images of all processes, its first weights, and the loss"
     from sagan.conditioning import processes
     from sagan.data import digits, image_dls
     from sagan.training import sagan_learner
     rank, world = processes()
-    learn = sagan_learner(image_dls(digits(), 16//world, 20, flip=True, rank=rank, world=world), 'tiny', ema_start=5, dtype='float32')
+    learn = sagan_learner(image_dls(digits(), 16//world, 20, flip=True, rank=rank, world=world), 'tiny', ema_start=5, dtype='float32', **changes)
     if double: learn.model.double()
     began = {k: v.clone() for k, v in learn.model.state_dict().items()}
     if rank: learn.model.G.linear.bias.data.add_(1.)                          # all are to begin with the weights of the first one
@@ -40,6 +40,16 @@ def measured():
     return [asdict(score(generate_batches(G, y, part=share(203)), y, train_evaluator(real, steps=30), real)),
             asdict(score(to_unit(drawn.x)[share(151)], drawn.y, train_evaluator(drawn, steps=30), drawn))]
 
+def grouped(group):
+    "Batch norm of this process's share of 8 images over groups, its gradients of the whole batch, and its averages"
+    from sagan.conditioning import BatchNorm2d, gather, share, total
+    torch.manual_seed(0)
+    x, w = torch.randn(8, 4, 5, 5) + torch.arange(8.)[:, None, None, None], torch.randn(8, 4, 5, 5)
+    bn, mine = BatchNorm2d(4, group), x[share(8)].clone().requires_grad_()
+    out = bn(mine)
+    (out**2*w[share(8)]).sum().backward()
+    return dict(out=gather(out.detach(), 8), grad=gather(mine.grad, 8), weight=total(bn.weight.grad), **bn.state_dict(prefix='bn.'))
+
 def blamed():
     "What a step says when only the last process has an image that is not finite"
     from sagan.conditioning import processes
@@ -54,9 +64,9 @@ def work(folder):
     "What the tests of equality compare, one file for each process"
     from sagan.conditioning import launched, processes
     with launched():
-        kept = dict(scores=measured(), single=trained(False), blamed=blamed())
+        kept = dict(scores=measured(), single=trained(False), blamed=blamed(), grouped={g: grouped(g) for g in (2, 4)})
         torch.Tensor.float = torch.Tensor.double; torch.set_default_dtype(torch.float64)  # whatever the package computes in float32
-        torch.save(kept | dict(double=trained(True)), f'{folder}/{processes()[0]}of{processes()[1]}')
+        torch.save(kept | dict(double=trained(True), groups=trained(True, bn_group=8)), f'{folder}/{processes()[0]}of{processes()[1]}')
 
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):
@@ -73,6 +83,26 @@ def test_two_processes_train_as_one(kept):
     for k, v in alone['ended'].items(): assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
     assert abs(alone['loss'] - first['loss']) < 1e-7                           # that of the whole batch
     for k in ('G.linear.bias', 'D.head.linear.bias', 'ema.conv.bias', 'G.bn.running_var'): assert (alone['ended'][k] - alone['began'][k]).abs().max() > 1e-4, k
+
+def test_groups_of_batch_norm_are_the_same_on_one_process_and_on_two(kept):
+    "A group of all images of a process is batch norm without synchronization; the averages are those of all groups"
+    alone, first, second = [k['grouped'] for k in kept]
+    for group in (2, 4):
+        assert alone[group].keys() == first[group].keys()
+        for k, v in alone[group].items():
+            assert torch.allclose(first[group][k], v, rtol=1e-5, atol=1e-4 if k == 'weight' else 1e-5), (group, k)
+            assert torch.equal(first[group][k], second[group][k]), (group, k)
+    x = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(8.)[:, None, None, None]
+    layers = [torch.nn.BatchNorm2d(4) for _ in range(2)]                      # PyTorch's own in each process, which knows of no other
+    assert torch.allclose(first[4]['out'], torch.cat([bn(part) for bn, part in zip(layers, x.chunk(2))]), atol=1e-6)
+    for k in ('running_mean', 'running_var'): assert torch.allclose(first[4][f'bn.{k}'], sum(getattr(bn, k) for bn in layers)/2, rtol=1e-6), k
+
+def test_two_processes_train_as_one_with_groups(kept):
+    alone, first, second = [k['groups'] for k in kept]
+    for k, v in alone['ended'].items(): assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
+    for k, v in first['ended'].items(): assert torch.equal(v, second['ended'][k]), k
+    whole = kept[0]['double']['ended']
+    assert (alone['ended']['G.linear.bias'] - whole['G.linear.bias']).abs().max() > 1e-4  # another training than that without groups
 
 def test_both_processes_hold_the_same_bits(kept):
     for kind in ('single', 'double'):

@@ -25,6 +25,7 @@ local = small.change(g_width=4, steps=1500)
 PARTS = {'claim': ('claim', 'twins', small, 5, 800),
          **{f'local-gap{gap}': ('local', f'twins-gap{gap}', local, 3, 750) for gap in (4, 10, 18, 24)}}
 LONG = dict(dtype='bfloat16', steps=7200)
+COLUMNS = ['row', 'attention at', "D's AUC", "with D's gamma 0", 'kappa', 'agreement', 'luck', 'color pairs', 'FID']
 KEPT = 'experiment.json', 'records.json', 'samples.png'
 
 
@@ -95,7 +96,7 @@ def run_row(system: str, data: str, seed: int, out: Path):
 def show():
     "The tables of the page"
     for name in PARTS:
-        print(f'\n{name}\n\n{table_markdown(table(load_experiment(stored/name)))}')
+        print(f'\n{name}\n\n{table_markdown(table(load_experiment(stored/name)), COLUMNS)}')
 
 
 if __name__ == '__main__':
