@@ -67,8 +67,8 @@ def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
     checkpoints.measure_generator(G, images, judge, real, 30, 5)
     cli._draw_nearest(folder/'picture.png', G, images, judge, real, 30, 5)
     x = torch.cat(measured)[:8]
-    assert torch.equal(shown['x'], x)
-    found, distance = evaluation.nearest_images(x, images, judge)
+    assert torch.allclose(shown['x'], x, atol=1e-4)                           # drawn in a batch of another size
+    found, distance = evaluation.nearest_images(shown['x'], images, judge)
     assert torch.equal(shown['near'], to_unit(images.x[found]))
     assert torch.allclose(shown['distance'], distance, atol=1e-4) and shown['usual'] > 0
 
