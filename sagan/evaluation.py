@@ -409,7 +409,7 @@ def _d_scores(D, images, batch=250):
 
 # %% ../nbs/07_evaluation.ipynb #8890c8df
 def agreement_auc(
-    D:nn.Module, # Discriminator, called as D(x, y); used in the mode in which it is
+    D:nn.Module, # Discriminator, called as D(x, y); its training or evaluation mode is not changed
     data:str='twins', # Which twins: their name, as in `named_twins`
     size:int=32, # Pixels of a side: 32 or 64
     n:int=2000, # Pairs of images

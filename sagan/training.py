@@ -318,7 +318,7 @@ def for_size(
 
 # %% ../nbs/06_training.ipynb #b0c1aab3
 def _claim_systems(both, residual):
-    "Who has attention: the systems 'claim-*'"
+    "Which network has attention: the systems 'claim-*'"
     return {'claim-none': both.change(g_attention=(), d_attention=()),
             'claim-g': both.change(d_attention=()),
             'claim-d': both.change(g_attention=()),
