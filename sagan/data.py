@@ -130,6 +130,7 @@ def twins(
     seed:int=0, # Seed of everything that is drawn
     agree:bool=True, # Same colors in both twins? Otherwise the right one draws its own
     gap:int|None=None, # Pixels between the twins, even; None for one at each edge of the image
+    exchange:bool=False, # Give the left twin the second pair of colors that is drawn, instead of the first?
 ) -> Images: # `n` images, 4 classes (the shapes); with `gap` upright bars and no classes
     "Images of two far-apart shapes of the same colors; raises `ValueError` for other sizes or gaps"
     if size not in (32, 64): raise ValueError(f"twins are drawn at 32 or 64 pixels, got {size!r}")
@@ -144,7 +145,9 @@ def twins(
     top = pick(26*s+1, n, 2)                                                  # of both twins
     left, masks = _twin_columns(n, size, pick, gap)
     if gap is not None: y = torch.zeros_like(y)
-    right = pair if agree else pick(6, n, 2)                                  # drawn last
+    other = pick(6, n, 2)                                                     # drawn last
+    if exchange: pair, other = other, pair
+    right = pair if agree else other
     for i in range(n):
         _paint(x[i], masks[y[i]], pair[i], top[i, 0], left[i, 0])
         _paint(x[i], masks[y[i]], right[i], top[i, 1], left[i, 1])
@@ -577,7 +580,7 @@ def named_twins(
     **kwargs, # Further arguments of `twins`
 ) -> Images|None: # The images, None for any other name
     "Twins by the name that `twins` gives them; raises the errors of `twins`"
-    match = re.fullmatch(r'twins(?:-gap(\d+))?', name)
+    match = re.fullmatch(r'twins(?:-gap(0|[1-9]\d*))?', name)
     if not match: return None
     return twins(gap=int(match[1]) if match[1] else None, **kwargs)
 
@@ -586,7 +589,7 @@ def comes_along(
     data:str, # Name of data
 ) -> bool: # Is it drawn or brought by the package, and no folder?
     "Tells `digits`, `twins` and `twins-gapN` from the paths of folders"
-    return data == 'digits' or re.fullmatch(r'twins(-gap\d+)?', data) is not None
+    return data == 'digits' or re.fullmatch(r'twins(-gap(0|[1-9]\d*))?', data) is not None
 
 # %% ../nbs/00_data.ipynb #3e39678d
 def load_images(

@@ -156,8 +156,11 @@ def precision_recall(
 
 # %% ../nbs/07_evaluation.ipynb #b0604453
 from contextlib import contextmanager
+from dataclasses import asdict
+from .attention import SelfAttention
 from .data import ImageFiles, Images, comes_along, named_twins, to_bytes, to_unit, whole_file
 from .data import twin_colours, twin_pairs
+from .networks import ResidualBlock
 
 # %% ../nbs/07_evaluation.ipynb #1daffa72
 def _as_images(x):
@@ -363,43 +366,48 @@ def reference(
     return r
 
 # %% ../nbs/07_evaluation.ipynb #ea9659e3
-def _class_agreement(colours):
-    "Share of images with two twins, observed agreement, luck and kappa of one class, from its colors (n, 2, 2)"
-    pairs = 6*colours[..., 0] + colours[..., 1]                               # (n, 2), 0 to 35
-    pairs = pairs[(colours >= 0).all(2).all(1)]                               # (m, 2), images with two twins
-    m, two = len(pairs), len(pairs)/len(colours)
-    if m < 2: return two, 0., 0., 0.
+def _kappa(pairs):
+    "Observed agreement, luck and kappa of color pairs (m, 2) of left and right twins, 0 to 35"
+    m = len(pairs)
+    if m < 2: return 0., 0., 0.
     agree = (pairs[:, 0] == pairs[:, 1]).sum().item()
     left, right = [p.bincount(minlength=36) for p in pairs.unbind(1)]         # (36,) each
     observed, luck = agree/m, ((left*right).sum().item() - agree)/(m*(m - 1))
-    return two, observed, luck, (observed - luck)/(1 - luck) if luck < 1 else 0.
+    return observed, luck, (observed - luck)/(1 - luck) if luck < 1 else 0.
 
 # %% ../nbs/07_evaluation.ipynb #854734aa
 @dataclass(frozen=True)
 class Agreement:
-    "How often the twins of generated images agree; means over the classes"
+    "How often the twins of generated images agree; means over the classes, by their images with two twins"
     two_twins:float # Share of images in which both twins can be made out, in [0, 1]; the rest is of these
     observed:float  # Share whose twins have the same colors, in [0, 1]
     luck:float      # Share that agrees when twins of different images are re-paired, in [0, 1]
-    kappa:float     # (observed - luck)/(1 - luck): 0 for luck alone, 1 when all agree
+    kappa:float     # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone, 1 when all agree
+    kappa_error:float # Its standard error over images, by 100 bootstrap samples
+    kappa_classes:list[float] # Kappa of each class that occurs, in order
 
 # %% ../nbs/07_evaluation.ipynb #f13169d9
 def agreement(
     colours:Tensor, # From `twin_colours`, (n, 2, 2) int64
     y:Tensor, # Classes of the images, (n,) int64
-) -> Agreement: # Of the classes with at least two images
+) -> Agreement: # Over all classes, and kappa of each
     "Agreement of twins beyond the images' own luck; raises `ValueError` if no class has two images"
-    classes = [colours[y == c] for c in y.unique()]
-    per_class = [_class_agreement(c) for c in classes if len(c) > 1]
-    if not per_class: raise ValueError(f"luck needs two images of some class, got {len(y)} images")
-    return Agreement(*torch.tensor(per_class, dtype=torch.float64).mean(0).tolist())
+    if len(y) < 2 or y.bincount().max() < 2: raise ValueError(f"luck needs two images of some class, got {len(y)} images")
+    both = (colours >= 0).all(2).all(1)                                       # (n,), are there two twins?
+    pairs = [(6*c[..., 0] + c[..., 1]) for c in (colours[both & (y == k)] for k in y.unique())]  # (m, 2) each
+    weight = torch.tensor([len(p) for p in pairs], dtype=torch.float64)       # (classes,)
+    def measure(pairs): return torch.tensor([_kappa(p) for p in pairs], dtype=torch.float64)  # (classes, 3)
+    def average(values): return (weight[:, None]*values).sum(0)/weight.sum().clamp(min=1)
+    g = torch.Generator().manual_seed(0)
+    again = [average(measure([p[torch.randint(max(1, len(p)), (len(p),), generator=g)] for p in pairs]))[2] for _ in range(100)]
+    values = measure(pairs)
+    return Agreement(both.float().mean().item(), *average(values).tolist(), torch.stack(again).std().item(), values[:, 2].tolist())
 
 # %% ../nbs/07_evaluation.ipynb #563c5dd2
 @torch.no_grad()
-def _d_scores(D, images, batch=250):
-    "D's scores (n,) of images in memory"
+def _d_scores(D, images, labeled, batch=250):
+    "Scores (n,) of images in memory by a discriminator in evaluation mode"
     device = next((p.device for p in D.parameters()), 'cpu')
-    labeled = getattr(D, 'n_classes', len(images.classes))
     out = []
     for i in range(0, len(images), batch):
         x, y = to_unit(images.x[i:i+batch]).to(device), images.y[i:i+batch].to(device)
@@ -409,24 +417,32 @@ def _d_scores(D, images, batch=250):
 
 # %% ../nbs/07_evaluation.ipynb #8890c8df
 def agreement_auc(
-    D:nn.Module, # Discriminator, called as D(x, y); its training or evaluation mode is not changed
+    D:nn.Module, # Discriminator, called as D(x, y) in evaluation mode, and left in its own
     data:str='twins', # Which twins: their name, as in `named_twins`
     size:int=32, # Pixels of a side: 32 or 64
-    n:int=2000, # Pairs of images
+    n:int=1000, # Images, each in four versions, at least 2
     seed:int=1, # Of the images; the training images have 0
+    labeled:bool|None=None, # Give D the classes? None to follow its `n_classes`, or the data if it has none
 ) -> tuple[float, float]: # (AUC in [0, 1], its standard error), .5 is chance
-    "How often D prefers twins that agree to the same image with new colors in the right twin; raises `ValueError` for scores that are not finite"
-    kinds = [named_twins(data, n=n, size=size, seed=seed, agree=agree) for agree in (True, False)]
-    real, changed = [_d_scores(D, images) for images in kinds]                # (n,) each
-    if not (real + changed).isfinite().all(): raise ValueError("D's scores are not finite; its weights are broken")
-    right = (real > changed).double() + .5*(real == changed).double()         # (n,)
+    "How often D prefers twins that agree to the same image with other colors in the right twin; raises `ValueError` for scores that are not finite"
+    if n < 2: raise ValueError(f"the standard error needs at least 2 images, got n={n}")
+    def draw(agree, exchange): return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
+    if labeled is None: labeled = bool(getattr(D, 'n_classes', len(draw(True, False).classes)))
+    mode, right = D.training, torch.zeros(n, dtype=torch.float64)
+    D.eval()
+    try:
+        for exchange in (False, True):
+            real, other = [_d_scores(D, draw(agree, exchange), labeled) for agree in (True, False)]  # (n,) each
+            if not (real + other).isfinite().all(): raise ValueError("D's scores are not finite; its weights are broken")
+            right += (real > other)/2 + (real == other)/4
+    finally: D.train(mode)
     return right.mean().item(), right.std().item()/n**.5
 
 # %% ../nbs/07_evaluation.ipynb #bf78f50c
 @contextmanager
 def _gammas_at_zero(net):
     "Within this context attention layers and residual blocks are the identity; yields how many there are"
-    gammas = [m.gamma for m in net.modules() if isinstance(getattr(m, 'gamma', None), nn.Parameter)]
+    gammas = [m.gamma for m in net.modules() if isinstance(m, (SelfAttention, ResidualBlock))]
     kept = [g.detach().clone() for g in gammas]
     for g in gammas: g.data.zero_()
     try: yield len(gammas)
@@ -436,12 +452,12 @@ def _gammas_at_zero(net):
 # %% ../nbs/07_evaluation.ipynb #9d8321f4
 def _twin_scores(colours, y, D, real):
     "The fields of `Scores` on twins: of the images' colors (n, 2, 2), and of a discriminator if there is one"
-    a = agreement(colours, y)
-    out = dict(two_twins=a.two_twins, agreement=a.observed, luck=a.luck, kappa=a.kappa, colour_pairs=twin_pairs(colours))
+    out = asdict(agreement(colours, y)) | dict(colour_pairs=twin_pairs(colours))
     if D is None: return out
-    out['d_auc'], out['d_auc_error'] = agreement_auc(D, real.data, real.size)
+    how = dict(data=real.data, size=real.size, labeled=None if hasattr(D, 'n_classes') else len(y.unique()) > 1)
+    out['d_auc'], out['d_auc_error'] = agreement_auc(D, **how)
     with _gammas_at_zero(D) as layers:
-        if layers: out['d_auc_gamma0'] = agreement_auc(D, real.data, real.size)[0]
+        if layers: out['d_auc_gamma0'] = agreement_auc(D, **how)[0]
     return out
 
 # %% ../nbs/07_evaluation.ipynb #6d7e9cf6
@@ -462,10 +478,12 @@ class Scores:
     compared:int             # How many of them KID, precision, recall, diversity and intra-FID are of
     evaluator:str            # The network that measured, and its accuracy on held-out real images
     reference:str            # The real images compared with
-    two_twins:float|None=None    # Share of images with two twins; None for other data, means over the classes
-    agreement:float|None=None    # Of these, the share whose twins agree
+    two_twins:float|None=None    # Share of images with two twins; None for other data, as all that follow
+    observed:float|None=None     # Of these, the share whose twins agree, mean over the classes
     luck:float|None=None         # Share that agrees when they are re-paired within a class
-    kappa:float|None=None        # (agreement - luck)/(1 - luck), mean over the classes: 0 for luck alone
+    kappa:float|None=None        # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone
+    kappa_error:float|None=None  # Its standard error over images
+    kappa_classes:list|None=None # Kappa of each class
     colour_pairs:int|None=None   # Of 36, how many occur among twins that agree
     d_auc:float|None=None        # `agreement_auc` of the discriminator, .5 is chance; None without one
     d_auc_error:float|None=None  # Its standard error

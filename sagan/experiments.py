@@ -309,7 +309,7 @@ def _best(records):
     return {'best fid': min(r['fid'] for r in records), 'best inception_score': max(scores, default=None)}
 
 # %% ../nbs/11_experiments.ipynb #c9263eb4
-_TWINS = 'agreement', 'luck', 'kappa', 'd_auc', 'd_auc_gamma0'
+_TWINS = 'agreement', 'two_twins', 'observed', 'luck', 'kappa', 'd_auc', 'd_auc_gamma0'
 
 def _table_row(line, seeds):
     "One row of `table`"
@@ -344,7 +344,7 @@ _COLUMNS = {
     'row': lambda r: r['row'] + (f' (**{r["diverged"]} of {r["seeds"]} diverged**)' if r['diverged'] else ''), 'attention at': lambda r: r['attention'],
     'parameters G / D': lambda r: f'{r["parameters_g"]:,} / {r["parameters_d"]:,}', 'steps D / G': lambda r: f'{r["d_steps"]:,} / {r["g_steps"]:,}',
     'FID': _text('fid', '{:.2f}'), 'best FID': _text('best fid', '{:.2f}'), 'IS': _text('inception_score', '{:.2f}'), 'best IS': _text('best inception_score', '{:.2f}'),
-    'agreement': _text('agreement', '{:.1%}'), 'luck': _text('luck', '{:.1%}'), 'kappa': _text('kappa', '{:.3f}'),
+    'agreement': _text('agreement', '{:.1%}'), 'two twins': _text('two_twins', '{:.0%}'), 'observed': _text('observed', '{:.1%}'), 'luck': _text('luck', '{:.1%}'), 'kappa': _text('kappa', '{:.3f}'),
     "D's AUC": _text('d_auc', '{:.3f}'), "with D's gamma 0": _text('d_auc_gamma0', '{:.3f}'),
     'color pairs': _text('colour_pairs', '{:.0f}'), 'accuracy': _text('accuracy', '{:.1%}'), 'diversity': _text('diversity', '{:.2f}'),
     's / step': lambda r: f'{r["seconds_per_step"]:.3f}', "paper's FID": lambda r: r['paper_fid'], "paper's IS": lambda r: r['paper_is']}

@@ -94,7 +94,7 @@ def _measured(model):
 def _scores(model):
     "The table of scores, with a sentence on what it compares"
     keys = dict(step='step', fid='FID', inception_score='IS', kid='KID', diversity='diversity')
-    optional = dict(intra_fid='intra-FID', agreement='agreement', luck='luck', kappa='kappa', d_auc="D's AUC", d_auc_gamma0="with D's gamma 0")
+    optional = dict(intra_fid='intra-FID', observed='observed agreement', luck='luck', kappa='kappa', d_auc="D's AUC", d_auc_gamma0="with D's gamma 0")
     measured = _measured(model)
     keys |= {k: name for k, name in optional.items() if any(s.get(k) is not None for s in measured.values())}
     keys |= dict(samples='samples', evaluator='evaluator', reference='reference')

@@ -25,7 +25,7 @@ local = small.change(g_width=4, steps=1500)
 # Name of a folder: experiment, data, configuration, seeds, steps between measurements
 PARTS = {'claim': ('claim', 'twins', small, 5, 800),
          **{f'local-gap{gap}': ('local', f'twins-gap{gap}', local, 3, 750) for gap in (4, 10, 18, 24)}}
-COLUMNS = ['row', 'attention at', "D's AUC", "with D's gamma 0", 'kappa', 'agreement', 'luck', 'color pairs', 'FID']
+COLUMNS = ['row', 'attention at', "D's AUC", "with D's gamma 0", 'kappa', 'observed', 'luck', 'two twins', 'color pairs', 'FID']
 KEPT = 'experiment.json', 'records.json', 'samples.png', 'log.jsonl'
 
 
