@@ -527,7 +527,7 @@ def _shared_by_rows(preset, changes):
 @call_parse(nested=True)
 @config_options
 def sagan_experiment(
-    experiment:str, # table1, table2 or figure3
+    experiment:str, # table1, table2, figure3, claim or local
     data:str='twins', # 'digits', 'twins', or a folder of images
     out:str=None, # Folder for everything (default: runs/ and the names of experiment and data); continued if it holds the same
     preset:str='small', # What all rows have in common

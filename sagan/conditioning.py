@@ -108,7 +108,7 @@ def _record(bn, mean, var):
 
 # %% ../nbs/03_conditioning.ipynb #694bf3f7
 class BatchNorm2d(nn.BatchNorm2d):
-    "`nn.BatchNorm2d` over the batch of all processes, if there are several and `together` is true, or over groups of images"
+    "`nn.BatchNorm2d` over the batch of all processes, if there are several and `together` is true, or over groups of images; raises `ValueError` for a negative group"
     together = True
 
     def __init__(self,
@@ -116,6 +116,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         group:int=0, # Consecutive images that share mean and variance in training, a divisor of B; 0 for all of all processes
         **kwargs, # Further arguments of `nn.BatchNorm2d`, such as `affine`
     ):
+        if group < 0: raise ValueError(f"group is a number of images, or 0 for all, got {group}")
         super().__init__(channels, **kwargs)
         self.group = group
 

@@ -401,7 +401,9 @@ def agreement(
     g = torch.Generator().manual_seed(0)
     again = [average(measure([p[torch.randint(max(1, len(p)), (len(p),), generator=g)] for p in pairs]))[2] for _ in range(100)]
     values = measure(pairs)
-    return Agreement(both.float().mean().item(), *average(values).tolist(), torch.stack(again).std().item(), values[:, 2].tolist())
+    observed, luck, kappa = average(values).tolist()
+    error = torch.stack(again).std().item()
+    return Agreement(both.float().mean().item(), observed, luck, kappa, error, values[:, 2].tolist())
 
 # %% ../nbs/07_evaluation.ipynb #563c5dd2
 @torch.no_grad()
@@ -585,7 +587,8 @@ def real_distances(
     real:Reference, # Statistics of real images
     n:int=1000, # Images to try at most, drawn at random from those whose features are kept
 ) -> Tensor: # Euclidean distance of each to its nearest other one, (n,) float64
-    "How near real images come to one another in an evaluator's features"
+    "How near real images come to one another in an evaluator's features; raises `ValueError` for fewer than 2"
+    if len(real.features) < 2: raise ValueError(f"the nearest other image takes 2 real images, got {len(real.features)}")
     order = torch.randperm(len(real.features), generator=torch.Generator().manual_seed(0))
     _, distance = _nearest(real.features[order[:n]], real.features.split(1000), 2)
     return distance[:, 1]                                                     # the first is the image itself, at 0

@@ -372,7 +372,7 @@ def _curve(ax, line, seeds, key, color):
     kept = [[(r['step'], r[key]) for r in s if r.get(key) is not None] for s in seeds]
     for k in kept: ax.plot(*zip(*k), color=color, lw=.6, alpha=.5) if k else None
     whole = [k for k, s in zip(kept, seeds) if not s[-1]['diverged']]
-    label = line.label + (f' at {line.at}' if line.cfg.g_attention else '') + (f' ({len(whole)} of {len(seeds)} seeds)' if len(whole) < len(seeds) else '')
+    label = line.label + (f' at {line.at}' if line.at != 'none' else '') + (f' ({len(whole)} of {len(seeds)} seeds)' if len(whole) < len(seeds) else '')
     ax.plot([p[0] for p in whole[0]] if whole else [], [mean(v[1] for v in at) for at in zip(*whole)], color=color, lw=2, label=label)
 
 # %% ../nbs/11_experiments.ipynb #4b19ea98
@@ -432,7 +432,7 @@ _PAPER = (" The last columns are the paper's own numbers (ImageNet at 128 px, In
 
 def _about(experiment, base, plan, rows, results, how):
     "What a reader of the table must know, in a paragraph"
-    placed = '; '.join(f'{l.label} at {l.at}' for l, _ in results if l.cfg.g_attention)
+    placed = '; '.join(f'{l.label} at {l.at}' for l, _ in results if l.at != 'none')
     moved = f' The placements are those of 128 pixels, moved to {base.size}: {placed}.' if base.size < 128 and placed else ''
     over = f'mean ± standard deviation over {rows[0]["seeds"]} seeds' if rows[0]['seeds'] > 1 else 'one seed'
     return (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} images, {over} at the last step, {how}. '

@@ -109,7 +109,7 @@ def test_a_row_is_trained_again(tmp_path, capsys, monkeypatch):
     "The command of the page, at a tiny size"
     tiny = claim.small.change(g_width=2, d_width=4, z_dim=8, steps=2, batch=8)
     monkeypatch.setitem(claim.PARTS, 'claim', ('claim', 'twins', tiny, 5, 1))
-    claim.run_row('claim-both', 'twins', 1, tmp_path)
+    claim.run_row('claim', 'claim-both', 1, tmp_path)
     said = capsys.readouterr().out.splitlines()
     assert [line.split(':')[0] for line in said] == ['step 1', 'step 2', 'stored, step 2400']
 

@@ -114,7 +114,7 @@ def test_two_processes_measure_as_one(kept):
     for alone, first, second in zip(*[k['scores'] for k in kept]):
         assert first == second and alone.keys() == first.keys()
         for k, v in alone.items(): assert first[k] == (pytest.approx(v, rel=1e-4, abs=1e-5) if isinstance(v, float) else v), k
-    assert kept[0]['scores'][1]['agreement'] == 1.
+    assert kept[0]['scores'][1]['observed'] == 1.
 
 def test_a_number_that_is_not_finite_is_found_by_all(kept):
     for k in kept: assert k['blamed'] == ("a number in D's step is not finite: of the real images", 'data')

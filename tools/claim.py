@@ -5,18 +5,20 @@
     python tools/claim.py --row claim-both --seed 0  # one row again, beside its stored record; about five minutes"""
 import argparse
 import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # one thread per training, as the page says
 import shutil
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
-import torch
-
 warnings.filterwarnings('ignore', category=FutureWarning)
+from sagan.checkpoints import read_log
 from sagan.data import Images, load_images
 from sagan.evaluation import reference, train_evaluator
-from sagan.experiments import Plan, load_experiment, run_experiment, table, table_markdown, train_line
+from sagan.experiments import Plan, experiments, load_experiment, run_experiment, table
+from sagan.experiments import table_markdown, train_line
 from sagan.training import Config, presets, systems
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
@@ -80,38 +82,45 @@ def scores(record: dict) -> str:
     return f"D's AUC {record['d_auc']:.3f}  kappa {record['kappa']:.3f}"
 
 
-def run_row(system: str, data: str, seed: int, out: Path):
-    "Train one row and seed again, and print it beside its stored record"
-    name, (_, _, base, _, every) = next((n, p) for n, p in PARTS.items() if p[0] == system.split('-')[0] and p[1] == data)
+def run_row(name: str, system: str, seed: int, out: Path):
+    "Train one row and seed of a part again, and print it beside its stored record"
+    _, data, base, seeds, every = PARTS[name]
+    stored_seeds = next(records for line, records in load_experiment(stored/name) if line.name == system)
     images = load_images(data, 32)
-    folder = out/'again'/f'{system}-{data}-seed{seed}'
+    folder = out/'again'/name/f'{system}-seed{seed}'
     for r in train_line(folder, configure(system, images, base, seed), make_plan(images, every)):
         print(f"step {r['step']}: {scores(r)}", flush=True)
-    before = [r[-1] for l, seeds in load_experiment(stored/name) if l.name == system for r in seeds[seed:seed + 1]]
-    for r in before: print(f"stored, step {r['step']}: {scores(r)}")
+    print(f"stored, step {stored_seeds[seed][-1]['step']}: {scores(stored_seeds[seed][-1])}")
 
 
 def show():
     "The tables of the page"
     for name in PARTS:
-        print(f'\n{name}\n\n{table_markdown(table(load_experiment(stored/name)), COLUMNS)}')
+        if (stored/name/'experiment.json').exists():
+            print(f'\n{name}\n\n{table_markdown(table(load_experiment(stored/name)), COLUMNS)}')
+    for folder in sorted((stored/'claim-long').glob('seed*')):
+        print(f'\nclaim-long, {folder.name}\n')
+        for r in read_log(folder):
+            if 'd_auc' in r: print(f"step {r['step']}: {scores(r)}")
 
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--show', action='store_true', help='print the tables from the stored records')
-    p.add_argument('--row', help="train one row again, such as 'claim-both' or 'local-attention'")
-    p.add_argument('--data', default='twins', help="with --row: 'twins' or 'twins-gap18'")
-    p.add_argument('--seed', type=int, default=0, help='with --row: which seed')
+    rows = [row.system for experiment in ('claim', 'local') for row in experiments[experiment]]
+    p.add_argument('--row', choices=rows, metavar='ROW', help=f"train one row again: {', '.join(rows)}")
+    p.add_argument('--gap', type=int, choices=(4, 10, 18, 24), default=18, help='with --row local-*: which gap')
+    p.add_argument('--seed', type=int, default=0, help='with --row: which seed, from 0')
     p.add_argument('--jobs', type=int, default=2, help='rows that train at once')
     p.add_argument('--out', type=Path, default=Path('runs'), help='folder of the runs')
-    p.add_argument('--only', nargs='*', default=['claim', 'claim-long', *list(PARTS)[1:]],
+    p.add_argument('--only', nargs='*', choices=[*PARTS, 'claim-long'], default=['claim', 'claim-long', *list(PARTS)[1:]],
                    help='parts to train, in this order')
     args = p.parse_args()
     if args.show: show()
     elif args.row:
-        torch.set_num_threads(1)
-        run_row(args.row, args.data, args.seed, args.out)
+        name = 'claim' if args.row.startswith('claim') else f'local-gap{args.gap}'
+        if not 0 <= args.seed < PARTS[name][3]: p.error(f'{name} has the seeds 0 to {PARTS[name][3] - 1}, got {args.seed}')
+        run_row(name, args.row, args.seed, args.out)
     else:
         for name in args.only:
             if name == 'claim-long': run_long(args.out)
