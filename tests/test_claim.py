@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import claim
+import ship
 import pytest
 import torch
-from sagan.checkpoints import load_run, read_log
+from sagan.checkpoints import SHIPPED, load_run, read_log, shipped
 from sagan.cli import sagan_eval, sagan_train
 from sagan.data import named_twins, to_unit, twin_colours, twins
 from sagan.evaluation import agreement, agreement_auc
@@ -118,3 +119,32 @@ def test_the_tool_explains_itself():
     tool = Path(claim.__file__)
     done = subprocess.run([sys.executable, tool, '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and '--row' in done.stdout
+
+
+def logged(folder, *kappas):
+    "A run folder with a log of measurements"
+    folder.mkdir(parents=True)
+    rows = [dict(step=i, kappa=k, fid=1., samples=1000, evaluator='E', reference='R') for i, k in enumerate(kappas)]
+    (folder/'log.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+
+
+def test_the_shipped_run_is_chosen_by_its_last_kappa(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no runs'): ship.choose_run(tmp_path)
+    logged(tmp_path/'seed0', .4, .2)
+    logged(tmp_path/'seed1', .1, .3)
+    assert ship.choose_run(tmp_path).name == 'seed1'
+
+
+@pytest.mark.parametrize('scores', [dict(kappa=.05, d_auc=.7), dict(kappa=.2, d_auc=.5), dict(kappa=float('nan'), d_auc=.7)])
+def test_a_run_that_did_not_learn_is_not_shipped(scores):
+    with pytest.raises(ValueError, match='did not learn'): ship.check_learned(scores)
+
+
+def test_the_shipped_twins_have_learned_agreement():
+    scores = ship.measure_twins(shipped('twins'))
+    ship.check_learned(scores)
+    assert scores['d_auc_gamma0'] == pytest.approx(.5, abs=.005)
+
+
+def test_the_package_data_are_small():
+    assert sum(f.stat().st_size for f in SHIPPED.rglob('*')) < 4_000_000

@@ -23,7 +23,7 @@ from sagan.training import Config, presets, systems
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
 small = presets['small'].change(dtype='float32', steps=2400)
-local = small.change(g_width=4, steps=1500)
+local = small.change(g_width=4, steps=1500, dtype='bfloat16')
 # Name of a folder: experiment, data, configuration, seeds, steps between measurements
 PARTS = {'claim': ('claim', 'twins', small, 5, 800),
          **{f'local-gap{gap}': ('local', f'twins-gap{gap}', local, 3, 750) for gap in (4, 10, 18, 24)}}
