@@ -26,7 +26,7 @@ def test_a_fresh_process_without_a_network_and_without_onnx():
         print(model.step, *model.classes)'''
     out = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout.splitlines()
     assert 'huggingface_hub' in out[0] and '[hub]' in out[0]
-    assert out[1].split() == ['2400', *PretrainedSAGAN.from_pretrained(shipped('twins')).classes]
+    assert out[1].split() == ['7200', *PretrainedSAGAN.from_pretrained(shipped('twins')).classes]
 
 
 def test_the_commands_work_on_a_shared_folder(tmp_path, capsys):
