@@ -20,7 +20,8 @@ tag = 'v' + re.search(r'__version__ = "(.*)"', text('sagan/__init__.py'))[1]
 def absolute(link):
     "A link of README.md from elsewhere: pages lead to the docs, pictures and other files to the repository as of this version"
     picture, words, path = link.groups()
-    if page := re.fullmatch(r'nbs/(?:\d+_)?(\w+)\.ipynb(#.*)?', path): return f"{words}({url['Documentation']}/{page[1]}.html{page[2] or ''})"
+    if page := re.fullmatch(r'nbs/(?:\d+_)?(\w+)\.ipynb(#.*)?', path):
+        return f"{words}({url['Documentation']}/{page[1]}.html{page[2] or ''})"
     return f"{picture}{words}({url['Repository']}/{'raw' if picture else 'blob'}/{tag}/{path})"
 
 setup(

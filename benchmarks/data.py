@@ -27,7 +27,8 @@ def per_second(loader, passes):
 
 def waiting(batches, file, cold, step):
     "Milliseconds that a batch is waited for, with `step` seconds of training (here: matrix products) between two batches"
-    with open(file, 'rb') as f: os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED if cold else os.POSIX_FADV_NORMAL)
+    with open(file, 'rb') as f:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED if cold else os.POSIX_FADV_NORMAL)
     waited, a = [], torch.rand(512, 512)
     while True:
         start = time.perf_counter()
@@ -43,34 +44,53 @@ def from_memory():
 
 def from_file(folder, n=20_000, bs=64, step=.1):
     x = torch.randint(0, 256, (n, 3, 128, 128), dtype=torch.uint8)
-    with open(folder/'images', 'wb') as f: f.write(x.numpy()); f.flush(); os.fsync(f.fileno())
+    with open(folder/'images', 'wb') as f:
+        f.write(x.numpy())
+        f.flush()
+        os.fsync(f.fileno())
     y = torch.zeros(n, dtype=torch.int64)
-    def loader(x, seed): return iter(MemoryLoader(Images(x, y, [], 'random'), bs, 40, seed=seed, device='meta'))  # to `meta`: without conversion, which the device does
-    def by_index(x, seed): return (x[i] for i in torch.randperm(n, generator=torch.Generator().manual_seed(seed)).split(bs)[:40])
+    def loader(x, seed):
+        # to `meta`: without conversion, which the device does
+        return iter(MemoryLoader(Images(x, y, [], 'random'), bs, 40, seed=seed, device='meta'))
+    def by_index(x, seed):
+        return (x[i] for i in torch.randperm(n, generator=torch.Generator().manual_seed(seed)).split(bs)[:40])
     def mapped(kind=Mapped): return kind(folder/'images', 128)
-    print(f'\n| {n:,} images of 128 px, batches of {bs}, a step of {step*1e3:.0f} ms | waiting for the bytes, ms per batch | share of the time |\n|---|---|---|')
+    print(f'\n| {n:,} images of 128 px, batches of {bs}, a step of {step*1e3:.0f} ms | waiting for the '
+          f'bytes, ms per batch | share of the time |\n|---|---|---|')
     for seed, (name, batches, cold) in enumerate((('in memory', lambda s: loader(x, s), False), ('file, in the page cache', lambda s: loader(mapped(), s), False),
-            ('file, on disk (`MemoryLoader`)', lambda s: loader(mapped(), s), True), ('file, on disk, not read ahead', lambda s: by_index(mapped(), s), True),
+            ('file, on disk (`MemoryLoader`)', lambda s: loader(mapped(), s), True), (
+                'file, on disk, not read ahead', lambda s: by_index(mapped(), s), True),
             ('file, on disk, pages read when touched', lambda s: by_index(mapped(OnTouch), s), True))):
         ms = waiting(batches(seed), folder/'images', cold, step)
         print(f'| {name} | {ms:.1f} | {ms/(ms + 1e3*step):.1%} |')
 
 def a_folder(folder, n=1000):
-    g = torch.Generator().manual_seed(0); (folder/'jpeg').mkdir()
+    g = torch.Generator().manual_seed(0)
+    (folder/'jpeg').mkdir()
     for i in range(n):
         im = Image.fromarray(torch.randint(0, 256, (24, 32, 3), dtype=torch.uint8, generator=g).numpy()).resize((500, 375), Image.Resampling.BICUBIC)
         im.save(folder/'jpeg'/f'{i:04}.jpg', quality=90)
-    start = time.perf_counter(); _decode(folder/'jpeg', _list_folder(folder/'jpeg')[0], 128, lambda x: None); rate = n/(time.perf_counter() - start)
-    print(f"\nDecoding 500x375 JPEG to 128 px on {os.cpu_count()} cores: {rate:,.0f} images/s, ImageNet's 1,281,167 in {1281167/rate/3600:.1f} hours.")
-    print('\n| files in 10 subfolders | listing, s | microseconds per file | digest, s | microseconds per file |\n|---|---|---|---|---|')
+    start = time.perf_counter()
+    _decode(folder/'jpeg', _list_folder(folder/'jpeg')[0], 128, lambda x: None)
+    rate = n/(time.perf_counter() - start)
+    print(f"\nDecoding 500x375 JPEG to 128 px on {os.cpu_count()} cores: {rate:,.0f} images/s, ImageNet's "
+          f"1,281,167 in {1281167/rate/3600:.1f} hours.")
+    print('\n| files in 10 subfolders | listing, s | microseconds per file | digest, s | microseconds per '
+          'file |\n|---|---|---|---|---|')
     for n in (25_000, 50_000, 100_000):
         for i in range(n):
             if i < 10: (folder/f'{n}'/f'{i}').mkdir(parents=True)
             (folder/f'{n}'/f'{i%10}'/f'n01440764_{i:06}.JPEG').touch()
-        start = time.perf_counter(); names = _list_folder(folder/f'{n}')[0]; listed = time.perf_counter() - start
-        start = time.perf_counter(); _sources(folder/f'{n}', names); digest = time.perf_counter() - start
+        start = time.perf_counter()
+        names = _list_folder(folder/f'{n}')[0]
+        listed = time.perf_counter() - start
+        start = time.perf_counter()
+        _sources(folder/f'{n}', names)
+        digest = time.perf_counter() - start
         print(f'| {n:,} | {listed:.2f} | {listed/n*1e6:.1f} | {digest:.2f} | {digest/n*1e6:.1f} |')
 
 if __name__ == '__main__':
     from_memory()
-    with tempfile.TemporaryDirectory() as folder: from_file(Path(folder)); a_folder(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        from_file(Path(folder))
+        a_folder(Path(folder))

@@ -45,31 +45,48 @@ CLICK = """() => new Promise(done => {
 
 def generating(browser, folder):
     "Milliseconds from each of 30 clicks to the picture"
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
     cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=NOTEBOOK.format(run=str(shipped('twins')), device='cpu', images=None))
     Path(f'{folder}/e.ipynb').write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
     voila = subprocess.Popen([sys.executable, '-m', 'voila', 'e.ipynb', '--no-browser', f'--port={port}'], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(240):
-            try: socket.create_connection(('127.0.0.1', port), 1).close(); break
+            try:
+                socket.create_connection(('127.0.0.1', port), 1).close()
+                break
             except OSError: time.sleep(.25)
-        page = browser.new_page(); page.goto(f'http://127.0.0.1:{port}', timeout=90_000); page.wait_for_selector('canvas[role=application]', timeout=90_000)
+        page = browser.new_page()
+        page.goto(f'http://127.0.0.1:{port}', timeout=90_000)
+        page.wait_for_selector('canvas[role=application]', timeout=90_000)
         return sorted(page.evaluate(CLICK) for _ in range(30))
-    finally: voila.terminate(); voila.wait()
+    finally:
+        voila.terminate()
+        voila.wait()
 
 if __name__ == '__main__':
-    e = explorer(); e.pins = [[20, 30], [90, 100], [64, 10]]
+    e = explorer()
+    e.pins = [[20, 30], [90, 100], [64, 10]]
     with tempfile.TemporaryDirectory() as d, sync_playwright() as p:
         e.save(f'{d}/e.html')
         browser = p.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox'])
-        print(f'Chromium {browser.version}, {N} movements\n\n| window | canvas | from handed over: p50, ms | p95, ms | from the event: p50, ms | p95, ms |\n|---|---|---|---|---|---|')
+        print(f'Chromium {browser.version}, {N} movements\n\n| window | canvas | from handed over: p50, ms | '
+              f'p95, ms | from the event: p50, ms | p95, ms |\n|---|---|---|---|---|---|')
         for width, dpr in ((1200, 1), (1200, 2), (390, 3)):
             page = browser.new_page(viewport=dict(width=width, height=900), device_scale_factor=dpr)
-            page.goto(Path(f'{d}/e.html').as_uri()); page.wait_for_selector('canvas[role=application]'); page.evaluate(PROBE)
-            canvas = page.locator('canvas[role=application]'); box = canvas.bounding_box()
-            for i in range(N): page.mouse.move(box['x'] + box['width']*(i*37 % 101 + .5)/102, box['y'] + box['height']*(i*53 % 103 + .5)/104)
+            page.goto(Path(f'{d}/e.html').as_uri())
+            page.wait_for_selector('canvas[role=application]')
+            page.evaluate(PROBE)
+            canvas = page.locator('canvas[role=application]')
+            box = canvas.bounding_box()
+            for i in range(N):
+                page.mouse.move(box['x'] + box['width']*(i*37 % 101 + .5)/102, box['y'] + box['height']*(i*53 % 103 + .5)/104)
             columns = [sorted(t) for t in zip(*page.evaluate('times')[10:])]
-            print(f"| {width} px, {dpr}x | {canvas.evaluate('c => c.width')} px |", ' | '.join(f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns), '|'); page.close()
+            print(f"| {width} px, {dpr}x | {canvas.evaluate('c => c.width')} px |", ' | '.join(
+                f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns), '|')
+            page.close()
         times = generating(browser, d)
-        print(f'\nfrom a click on Next to the picture, {os.cpu_count()} cores: p50 {times[15]:.0f} ms, worst of 30 {times[-1]:.0f} ms')
+        print(f'\nfrom a click on Next to the picture, {os.cpu_count()} cores: p50 {times[15]:.0f} ms, worst '
+              f'of 30 {times[-1]:.0f} ms')
         browser.close()

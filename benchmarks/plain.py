@@ -23,7 +23,8 @@ class Norm(nn.Module):
     def __init__(self, c, n_classes):
         super().__init__()
         self.bn, self.gain, self.bias = nn.BatchNorm2d(c, affine=False), nn.Embedding(n_classes, c), nn.Embedding(n_classes, c)
-    def forward(self, x, y): return (1 + self.gain(y))[..., None, None]*self.bn(x) + self.bias(y)[..., None, None]
+    def forward(self, x, y):
+        return (1 + self.gain(y))[..., None, None]*self.bn(x) + self.bias(y)[..., None, None]
 
 class GBlock(nn.Module):
     def __init__(self, c_in, c_out, n_classes):
@@ -82,17 +83,21 @@ class Plain:
     def __init__(self, cfg, model, device='cpu'):
         self.G, self.ema = [Generator(cfg.size, cfg.n_classes, cfg.g_width, cfg.g_attention[0]).to(device) for _ in range(2)]
         self.D = Discriminator(cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention[0]).to(device)
-        for net, ours in (self.G, model.G), (self.ema, model.G), (self.D, model.D): net.load_state_dict(names(ours.state_dict()))
+        for net, ours in (self.G, model.G), (self.ema, model.G), (self.D, model.D):
+            net.load_state_dict(names(ours.state_dict()))
         self.opt_g, self.opt_d = [torch.optim.Adam(net.parameters(), lr, (cfg.beta1, cfg.beta2), foreach=False, fused=False) for net, lr in ((self.G, cfg.lr_g), (self.D, cfg.lr_d))]
         self.decay = cfg.ema
 
     def step(self, x, y, z, y_fake, z2, y2):
         self.opt_d.zero_grad()
         loss = F.relu(1 - self.D(x, y)).mean() + F.relu(1 + self.D(self.G(z, y_fake).detach(), y_fake)).mean()
-        loss.backward(); self.opt_d.step()
+        loss.backward()
+        self.opt_d.step()
         self.opt_g.zero_grad()
         g_loss = -self.D(self.G(z2, y2), y2).mean()
-        g_loss.backward(); self.opt_g.step()
+        g_loss.backward()
+        self.opt_g.step()
         with torch.no_grad():
-            for a, p in zip(self.ema.parameters(), self.G.parameters()): a.mul_(self.decay).add_(p, alpha=1 - self.decay)
+            for a, p in zip(self.ema.parameters(), self.G.parameters()):
+                a.mul_(self.decay).add_(p, alpha=1 - self.decay)
         return loss.item(), g_loss.item()

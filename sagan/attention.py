@@ -36,10 +36,13 @@ def attend(
     width, qkv = v.shape[2], (q, k, v)
     if q.device.type == 'cpu':
         n = q.shape[0]*q.shape[1]*k.shape[1]
-        if not isinstance(n, int) or n <= 2**23: return attention_weights(q, k) @ v   # (B, Nq, Dv); an export leaves B open
-        q, k, v = [F.pad(t, (0, max(q.shape[2], width) - t.shape[2]))[:, None] for t in qkv]   # (B, 1 head, N, one width)
-    else: q, k, v = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in qkv]        # (B, 1 head, N, widths that fused kernels take)
-    return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0, :, :width]                 # (B, Nq, Dv)
+        # (B, Nq, Dv); an export leaves B open
+        if not isinstance(n, int) or n <= 2**23: return attention_weights(q, k) @ v
+        # (B, 1 head, N, one width)
+        q, k, v = [F.pad(t, (0, max(q.shape[2], width) - t.shape[2]))[:, None] for t in qkv]
+    # (B, 1 head, N, widths that fused kernels take)
+    else: q, k, v = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in qkv]
+    return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0, :, :width]  # (B, Nq, Dv)
 
 # %% ../nbs/02_attention.ipynb #517f3323
 def _project(c_in, c_out, sn):
@@ -53,7 +56,8 @@ FORMS = ('preprint', 'published', 'released')
 
 def resolve_form(
     form:str, # Name of a form, today's or that of an older file
-) -> str: # Today's name: 'paper' gives 'preprint', 'official' gives 'released', and any other name itself
+    # Today's name: 'paper' gives 'preprint', 'official' gives 'released', and any other name itself
+) -> str:
     "Today's name of a form of `SelfAttention`"
     return dict(paper='preprint', official='released').get(form, form) if isinstance(form, str) else form
 
@@ -71,17 +75,20 @@ def _checked_form(form):
 class SelfAttention(nn.Module):
     "The attention layer of section 3 in one of its three forms, on (B, C, H, W); the identity until `gamma` has moved from 0; raises `ValueError` for other channels and forms"
     def __init__(self,
-        channels:int, # C, divisible by 8; in the form 'released', whose code rounds down, at least 8
-        form:str='preprint', # 'preprint': equations 1-3 of arXiv v1; 'published': ICML 2019; 'released': Google's code
+        # C, divisible by 8; in the form 'released', whose code rounds down, at least 8
+        channels:int,
+        # 'preprint': equations 1-3 of arXiv v1; 'published': ICML 2019; 'released': Google's code
+        form:str='preprint',
         sn:bool=True, # Spectrally normalise the convolutions?
     ):
         super().__init__()
         self.form = _checked_form(form)
         if channels < 8 or channels % 8 and self.form != 'released':
-            raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have C/8), got {channels}; "
+            raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have "
+                             f"C/8), got {channels}; "
                              "use a width that gives such a feature map")
         values = dict(preprint=channels, published=channels//8, released=channels//2)[self.form]
-        self.query, self.key = [_project(channels, channels//8, sn) for _ in range(2)]          # g, f
+        self.query, self.key = [_project(channels, channels//8, sn) for _ in range(2)]  # g, f
         self.value = _project(channels, values, sn)                                            # h
         self.out = nn.Identity() if self.form == 'preprint' else _project(values, channels, sn)  # v
         self.gamma = nn.Parameter(torch.zeros(()))
@@ -93,7 +100,9 @@ class SelfAttention(nn.Module):
 
     def qkv(self,
         x:Tensor, # Features, (B, C, H, W)
-    ) -> list[Tensor]: # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or HW/4 when pooled
+        # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or
+        # HW/4 when pooled
+    ) -> list[Tensor]:
         "What equations 1 and 2 are about"
         pool = (lambda t: F.max_pool2d(t, 2)) if self.pooled == 2 else (lambda t: t)
         return [t.flatten(2).mT for t in (self.query(x), pool(self.key(x)), pool(self.value(x)))]
@@ -107,7 +116,8 @@ class SelfAttention(nn.Module):
 def _cell(grid, image, row, col):
     "Number of the cell of a grid (H, W) that covers a pixel of an image (height, width), counted row by row"
     if not (0 <= row < image[0] and 0 <= col < image[1]):
-        raise IndexError(f"pixel ({row}, {col}) is outside the image; rows go from 0 to {image[0]-1}, columns from 0 to {image[1]-1}")
+        raise IndexError(f"pixel ({row}, {col}) is outside the image; rows go from 0 to "
+                         f"{image[0]-1}, columns from 0 to {image[1]-1}")
     return row*grid[0]//image[0]*grid[1] + col*grid[1]//image[1]
 
 # %% ../nbs/02_attention.ipynb #b8b81411
@@ -148,7 +158,8 @@ class AttentionMap:
     ) -> Tensor: # (B, H, W), each in [0, 1]
         "From where a pixel is looked at: the weight that each query gives to its key; raises `IndexError` outside the image"
         i = _cell(self.keys, self.image, row, col)
-        return torch.cat([beta[:, :, i].clone() for beta in self.parts()], 1).unflatten(1, self.queries)  # a view would keep its whole part
+        # a view would keep its whole part
+        return torch.cat([beta[:, :, i].clone() for beta in self.parts()], 1).unflatten(1, self.queries)
 
 # %% ../nbs/02_attention.ipynb #9a6cb588
 @contextmanager
@@ -158,42 +169,55 @@ def _inputs(net, names):
     def note(name): return lambda layer, args, out: seen.append((name, layer, args[0]))
     hooks = [net.get_submodule(name).register_forward_hook(note(name)) for name in names]
     try:
-        with torch.compiler.set_stance('force_eager'): yield seen              # compiled code knows nothing of hooks
+        # compiled code knows nothing of hooks
+        with torch.compiler.set_stance('force_eager'): yield seen
     finally:
         for h in hooks: h.remove()
 
 # %% ../nbs/02_attention.ipynb #95a3dc01
 def _map(name, layer, x, image):
     "The `AttentionMap` of a layer that was given x (B, C, H, W)"
-    q, k, _ = layer.qkv(x)                                                     # (B, H*W, D), (B, h*w, D)
+    q, k, _ = layer.qkv(x)  # (B, H*W, D), (B, h*w, D)
     keys = tuple(s//layer.pooled for s in x.shape[-2:])
     return AttentionMap(name, q.float(), k.float(), tuple(x.shape[-2:]), keys, image)
 
 # %% ../nbs/02_attention.ipynb #0988e019
 @torch.no_grad()
 def attention_maps(
-    net:nn.Module, # A network with `SelfAttention` layers; used in the mode (train or eval) that it is in
+    # A network with `SelfAttention` layers; used in the mode (train or eval) that it is in
+    net:nn.Module,
     *inputs:Tensor, # What the network takes: (z, y) for a generator, (x, y) for a discriminator
     layers:list|str|None=None, # Names of attention layers in the network, None for all
-) -> tuple[Any, list[AttentionMap]]: # (output of the network, its maps in the order of the forward pass)
+    # (output of the network, its maps in the order of the forward pass)
+) -> tuple[Any, list[AttentionMap]]:
     "Run `net` once and return its output with the map of attention layers (eq. 1); raises `ValueError` if it has none, or none of that name"
     found = [name for name, m in net.named_modules() if isinstance(m, SelfAttention)]
     layers = [layers] if isinstance(layers, str) else layers
-    if not found: raise ValueError(f"{type(net).__name__} has no SelfAttention layer; build it with an attention placement")
-    if unknown := [n for n in layers or () if n not in found]: raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; it has {', '.join(map(repr, found))}")
-    with _inputs(net, [n for n in found if layers is None or n in layers]) as seen: out = net(*inputs)
-    image = tuple((out if isinstance(out, Tensor) and out.ndim == 4 else inputs[0]).shape[-2:])  # a generator's image comes out, a discriminator's goes in
+    if not found:
+        raise ValueError(f"{type(net).__name__} has no SelfAttention layer; build it with an "
+                         f"attention placement")
+    if unknown := [n for n in layers or () if n not in found]:
+        raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; it has "
+                         f"{', '.join(map(repr, found))}")
+    with _inputs(net, [n for n in found if layers is None or n in layers]) as seen:
+        out = net(*inputs)
+    # a generator's image comes out, a discriminator's goes in
+    image = tuple((out if isinstance(out, Tensor) and out.ndim == 4 else inputs[0]).shape[-2:])
     return out, [_map(name, layer, x, image) for name, layer, x in seen]
 
 # %% ../nbs/02_attention.ipynb #96ae48cc
 def _seen(m, hide):
     "Which keys are seen when those with their centre in a box of pixels are hidden, (h*w,) of bool; a slice of all if it is None"
-    if hide is None: return slice(None)                                                # a view: the same numbers in the same places
+    if hide is None: return slice(None)  # a view: the same numbers in the same places
     top, left, bottom, right = hide
-    rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(m.keys, m.image)]   # (h,), (w,) in pixels
-    seen = ~torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()   # (h*w,)
+    # (h,), (w,) in pixels
+    rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(m.keys, m.image)]
+    # (h*w,)
+    seen = ~torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
     if seen.all() or not seen.any():
-        raise ValueError(f"the box {hide} hides {'no key' if seen.any() else 'all keys'}; a key is {m.image[0]//m.keys[0]}x{m.image[1]//m.keys[1]} of {m.image[0]}x{m.image[1]} pixels, and its centre counts")
+        raise ValueError(f"the box {hide} hides {'no key' if seen.any() else 'all keys'}; a key is "
+                         f"{m.image[0]//m.keys[0]}x{m.image[1]//m.keys[1]} of "
+                         f"{m.image[0]}x{m.image[1]} pixels, and its centre counts")
     return seen
 
 # %% ../nbs/02_attention.ipynb #1114e801
@@ -202,18 +226,24 @@ def altered(
     net:nn.Module, # The network
     m:AttentionMap, # A map of the layer to alter, from `attention_maps` of this network
     gamma:float=1., # Factor on the layer's gamma
-    cut:tuple|None=None, # (row, column) of a pixel: the query that covers it gets nothing from attention
-    hide:tuple|None=None, # (top, left, bottom, right) in pixels: keys with their centre in this box are seen by no query
+    # (row, column) of a pixel: the query that covers it gets nothing from attention
+    cut:tuple|None=None,
+    # (top, left, bottom, right) in pixels: keys with their centre in this box are seen by no query
+    hide:tuple|None=None,
     uniform:bool=False, # Give all keys the same weight?
 ) -> Iterator[None]:
     "Within this context one attention layer works differently; raises `IndexError` for a pixel outside the image, `ValueError` for a box that hides no key or all of them, or a map of another network"
     layer = dict(net.named_modules()).get(m.name)
-    if not isinstance(layer, SelfAttention): raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; make the map with this network")
-    if 'forward' in vars(layer): raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
+    if not isinstance(layer, SelfAttention):
+        raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; make the map "
+                         f"with this network")
+    if 'forward' in vars(layer):
+        raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
     seen, j = _seen(m, hide), None if cut is None else _cell(m.queries, m.image, *cut)
     def forward(layer, x):
         q, k, v = layer.qkv(x)
-        o = attend(q*(not uniform), k[:, seen], v[:, seen])                    # (B, HW, Cv); queries of 0 see all alike
+        # (B, HW, Cv); queries of 0 see all alike
+        o = attend(q*(not uniform), k[:, seen], v[:, seen])
         if j is not None: o = o.index_fill(1, torch.tensor([j], device=o.device), 0.)
         return gamma*layer.gamma*layer.out(o.mT.unflatten(2, x.shape[2:])) + x  # (B, C, H, W)
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]

@@ -25,7 +25,8 @@ from .training import Config, LossScale, NonFinite, SAGAN, SAGANTrainer
 def _tensors(tree):
     "All tensors in nested dictionaries and lists"
     if isinstance(tree, Tensor): yield tree
-    for v in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else (): yield from _tensors(v)
+    for v in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ():
+        yield from _tensors(v)
 
 def _bytes(tree): return sum(t.nbytes for t in _tensors(tree))
 
@@ -41,8 +42,11 @@ def _writing(path, needed=0):
     except (OSError, RuntimeError, SafetensorError) as e:
         free = shutil.disk_usage(Path(path).parent).free
         why = 'no space left on device' if free < needed else str(e).splitlines()[0]
-        room = f"; a checkpoint needs {needed/1e6:.1f} MB in {Path(path).parent}, where {free/1e6:.1f} MB are free" if needed else ''
-        raise OSError(f"{path} cannot be written: {why}{room}. The files from before are whole; make room and go on from them (sagan-train --resume, or the same sagan-experiment)") from e
+        room = (f"; a checkpoint needs {needed/1e6:.1f} MB in {Path(path).parent}, where "
+                f"{free/1e6:.1f} MB are free") if needed else ''
+        raise OSError(f"{path} cannot be written: {why}{room}. The files from before are whole; "
+                      f"make room and go on from them (sagan-train --resume, or the same "
+                      f"sagan-experiment)") from e
 
 # %% ../nbs/10_checkpoints.ipynb #c5ddfa53
 def save_weights(
@@ -59,11 +63,16 @@ def save_weights(
 def _read_weights(path):
     "(step, `Config`, tensors) of a file that `save_weights` wrote; raises `ValueError` for another"
     try:
-        with safe_open(path, 'pt') as f: header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e: raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated")
-    if not {'step', 'config'} <= header.keys(): raise ValueError(f"{path} was not written by this package: its header has no step and configuration")
+        with safe_open(path, 'pt') as f:
+            header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated")
+    if not {'step', 'config'} <= header.keys():
+        raise ValueError(f"{path} was not written by this package: its header has no step and "
+                         f"configuration")
     try: return int(header['step']), Config().change(**json.loads(header['config'])), tensors
-    except (ValueError, TypeError) as e: raise ValueError(f"{path}: its header is damaged: {type(e).__name__} {e}")
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{path}: its header is damaged: {type(e).__name__} {e}")
 
 # %% ../nbs/10_checkpoints.ipynb #6d5e698b
 def _fill(model, tensors, path):
@@ -71,18 +80,24 @@ def _fill(model, tensors, path):
     expected = model.state_dict()
     for k in [*expected, *(k for k in tensors if k not in expected)]:
         if k not in tensors: raise ValueError(f"{path} lacks the tensor {k}")
-        if k not in expected: raise ValueError(f"{path} holds a tensor that the model does not have: {k}")
+        if k not in expected:
+            raise ValueError(f"{path} holds a tensor that the model does not have: {k}")
         t, e = tensors[k], expected[k]
-        if t.shape != e.shape: raise ValueError(f"{path}: {k} has shape {tuple(t.shape)}, the configuration asks for {tuple(e.shape)}")
+        if t.shape != e.shape:
+            raise ValueError(f"{path}: {k} has shape {tuple(t.shape)}, the configuration asks for "
+                             f"{tuple(e.shape)}")
         if t.dtype != e.dtype: raise ValueError(f"{path}: {k} holds {t.dtype}, expected {e.dtype}")
-        if not t.isfinite().all(): raise ValueError(f"{path}: {k} holds numbers that are not finite")
+        if not t.isfinite().all():
+            raise ValueError(f"{path}: {k} holds numbers that are not finite")
     model.load_state_dict(tensors)
 
 # %% ../nbs/10_checkpoints.ipynb #181ba0a3
 def _check_config(path, cfg, theirs):
     "Raise `ValueError` that names the first field in which a file's configuration (a dictionary) differs from `cfg`"
     for k, v in asdict(cfg).items():
-        if k != 'steps' and theirs[k] != v: raise ValueError(f"{path} belongs to another configuration: {k} is {theirs[k]!r} there, {v!r} here")
+        if k != 'steps' and theirs[k] != v:
+            raise ValueError(f"{path} belongs to another configuration: {k} is {theirs[k]!r} "
+                             f"there, {v!r} here")
 
 # %% ../nbs/10_checkpoints.ipynb #e600f9da
 def check_device(
@@ -90,7 +105,9 @@ def check_device(
 ) -> str: # The same
     "Raise `ValueError` for a device that is not there"
     try: torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"there is no device {device!r} here ({str(e).splitlines()[0]}); cpu always works")
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"there is no device {device!r} here ({str(e).splitlines()[0]}); cpu "
+                         f"always works")
     return device
 
 # %% ../nbs/10_checkpoints.ipynb #b34b0f46
@@ -105,7 +122,8 @@ def load_weights(
     check_device(device)
     step, own, tensors = _read_weights(path)
     if cfg is not None: _check_config(path, cfg, asdict(own))
-    model = SAGAN(own); _fill(model, tensors, path)
+    model = SAGAN(own)
+    _fill(model, tensors, path)
     return model.to(device).eval(), step
 
 # %% ../nbs/10_checkpoints.ipynb #8ed6367d
@@ -139,17 +157,25 @@ def _read_state(path, device):
     "What `save_state` wrote; raises `Damaged`"
     try:
         with zipfile.ZipFile(path) as z:
-            if bad := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {bad}')  # torch.load does not look
+            # torch.load does not look
+            if bad := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {bad}')
         return torch.load(path, map_location=device, weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, UnpicklingError, EOFError, ValueError, TypeError) as e:
-        raise Damaged(f"{path} is not a whole training state, it may be truncated ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}); remove it to begin anew")
+        raise Damaged(f"{path} is not a whole training state, it may be truncated "
+                      f"({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}); remove "
+                      f"it to begin anew")
 
 # %% ../nbs/10_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device):
     "Raise `ValueError` for the state of another configuration or kind of device, and warn of other versions"
     _check_config(path, cfg, asdict(Config().change(**state['config'])))
-    if state['device'] != device.type: raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose random numbers are others; use the device that it began on")
-    if state['versions'] != (here := _versions()): warn(f"{path} was written by {state['versions']}, this is {here}: the training goes on, but may differ in the last digits from one that was never stopped")
+    if state['device'] != device.type:
+        raise ValueError(f"{path} was saved on {state['device']} and cannot go on on "
+                         f"{device.type}, whose random numbers are others; use the device that it "
+                         f"began on")
+    if state['versions'] != (here := _versions()):
+        warn(f"{path} was written by {state['versions']}, this is {here}: the training goes on, "
+             f"but may differ in the last digits from one that was never stopped")
 
 # %% ../nbs/10_checkpoints.ipynb #7200669e
 def load_state(
@@ -158,16 +184,20 @@ def load_state(
     draws:bool=True, # Also the order of the data and the noise? False goes on with those of `learn`
 ) -> Any: # The notes kept with it
     "Put a new learner into the saved state; raises `ValueError` for another configuration (more steps are no difference), `Damaged` for a file that is not whole"
-    learn.model.to(learn.dls.device)                                          # where fastai would move it in a fit
+    learn.model.to(learn.dls.device)  # where fastai would move it in a fit
     device, t, loader = next(learn.model.parameters()).device, learn.sagan_trainer, learn.dls.train
-    state = _read_state(path, device); _check_state(path, state, learn.model.cfg, device)
+    state = _read_state(path, device)
+    _check_state(path, state, learn.model.cfg, device)
     learn.model.load_state_dict(state['model'])
-    learn.create_opt(); learn.opt.opt.load_state_dict(state['optimisers'])
+    learn.create_opt()
+    learn.opt.opt.load_state_dict(state['optimisers'])
     t.step, t.d_loss, t.g_loss, t.scores = state['step'], torch.tensor(state['losses'][0]), state['losses'][1], state.get('scores', {})
     t.loss_scale = LossScale(**scale) if (scale := state.get('loss_scale')) else None
     if draws:
-        t.rng = torch.Generator(device); t.rng.set_state(state['draws'].cpu())
-        loader.rng.set_state(state['data']['draws'].cpu()); loader.order = state['data']['order'].cpu()
+        t.rng = torch.Generator(device)
+        t.rng.set_state(state['draws'].cpu())
+        loader.rng.set_state(state['data']['draws'].cpu())
+        loader.order = state['data']['order'].cpu()
     return state['notes']
 
 # %% ../nbs/10_checkpoints.ipynb #7f76e546
@@ -178,13 +208,17 @@ def write_config(
     options:dict, # What else it was asked for: how many states to keep, how to measure
 ) -> None:
     "Write `config.json`; raises `OSError` if it cannot"
-    with _writing(folder/'config.json'), whole_file(folder/'config.json') as f: f.write_text(json.dumps(dict(config=asdict(cfg), classes=list(classes), options=options), indent=1))
+    with _writing(folder/'config.json'), whole_file(folder/'config.json') as f:
+        f.write_text(json.dumps(dict(config=asdict(cfg), classes=list(classes), options=options), indent=1))
 
 # %% ../nbs/10_checkpoints.ipynb #164f3eb8
 def _check_free(folder):
     "Raise `FileExistsError` for a folder with something in it"
     if folder.exists() and (not folder.is_dir() or any(not f.name.startswith('.') for f in folder.iterdir())):
-        raise FileExistsError(f"{folder} already holds {'a run' if (folder/'config.json').exists() else 'other files'}; choose another folder with --out, remove it, or go on with a run of it by --resume")
+        raise FileExistsError(f"{folder} already holds "
+                              f"{'a run' if (folder/'config.json').exists() else 'other files'}; "
+                              f"choose another folder with --out, remove it, or go on with a run "
+                              f"of it by --resume")
 
 # %% ../nbs/10_checkpoints.ipynb #5b7cb831
 def create_run(
@@ -205,8 +239,11 @@ def create_run(
 # %% ../nbs/10_checkpoints.ipynb #ccb6e750
 def _check_classes(classes, cfg):
     "Raise `ValueError` if the class names are not those of the classes"
-    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes): raise ValueError(f"the class names must be a list of strings, got {classes!r}")
-    if len(classes) != cfg.n_classes: raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names")
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"the class names must be a list of strings, got {classes!r}")
+    if len(classes) != cfg.n_classes:
+        raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} "
+                         f"class names")
 
 # %% ../nbs/10_checkpoints.ipynb #0696c307
 def read_config(
@@ -214,12 +251,16 @@ def read_config(
 ) -> tuple: # (`Config`, class names, options)
     "Read `config.json`; raises `FileNotFoundError` if there is none, `ValueError` for a damaged one, also if the class names are not those of its classes"
     file = Path(folder)/'config.json'
-    if not file.is_file(): raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); make one with sagan-train")
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); make one "
+                                f"with sagan-train")
     try:
-        saved = json.loads(file.read_bytes()); cfg, classes = Config().change(**saved['config']), saved['classes']
+        saved = json.loads(file.read_bytes())
+        cfg, classes = Config().change(**saved['config']), saved['classes']
         _check_classes(classes, cfg)
         return cfg, classes, dict(saved.get('options', {}))
-    except (ValueError, KeyError, TypeError, RecursionError) as e: raise ValueError(f"{file} is damaged: {type(e).__name__} {e}")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ValueError(f"{file} is damaged: {type(e).__name__} {e}")
 
 # %% ../nbs/10_checkpoints.ipynb #d4dd90e1
 def check_scores(
@@ -228,7 +269,8 @@ def check_scores(
     "Raises `ValueError` if they lack a number, or a name that says what they are"
     if not isinstance(s, dict): raise ValueError(f"scores are a dictionary, got {s!r}")
     for k, kind in dict(fid=int|float, step=int, samples=int, evaluator=str, reference=str).items():
-        if not isinstance(s.get(k), kind) or kind != str and not math.isfinite(s[k]): raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
+        if not isinstance(s.get(k), kind) or kind != str and not math.isfinite(s[k]):
+            raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
 
 # %% ../nbs/10_checkpoints.ipynb #a8e9c474
 def read_log(
@@ -241,7 +283,8 @@ def read_log(
         try: r = json.loads(line.decode())
         except ValueError: break
         try:
-            if not isinstance(r, dict) or not isinstance(r.get('step'), int): raise ValueError('it is no record of a step')
+            if not isinstance(r, dict) or not isinstance(r.get('step'), int):
+                raise ValueError('it is no record of a step')
             if r.get('fid') is not None: check_scores(r)
         except ValueError as e: raise ValueError(f"{log} is damaged at line {i}: {e}")
         records.append(r)
@@ -277,7 +320,9 @@ def states(
 # %% ../nbs/10_checkpoints.ipynb #ed7ea6cf
 def _best_weights(folder, cfg, device, records):
     "(model, step) of the best measurement; raises `FileNotFoundError` if there is none"
-    if (r := best_record(records)) is None: raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went (sagan-train --measure-every)")
+    if (r := best_record(records)) is None:
+        raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it "
+                                f"went (sagan-train --measure-every)")
     model, file = SAGAN(cfg).to(device).eval(), folder/'states'/f'step-{r["step"]:07d}.pt'
     _fill(model, _read_state(file, device)['model'], file)
     return model, r['step']
@@ -291,7 +336,9 @@ def load_run(
     "Load a run folder; raises `FileNotFoundError` if it is none or lacks what is asked for, `ValueError` for damaged or foreign files"
     folder = Path(folder)
     cfg, classes, _ = read_config(folder)
-    if not (folder/'weights.safetensors').exists(): raise FileNotFoundError(f"{folder} has no weights yet: its run was stopped before the first checkpoint")
+    if not (folder/'weights.safetensors').exists():
+        raise FileNotFoundError(f"{folder} has no weights yet: its run was stopped before the "
+                                f"first checkpoint")
     records = read_log(folder)
     model, step = _best_weights(folder, cfg, device, records) if best else load_weights(folder/'weights.safetensors', cfg, device)
     return Run(folder, model, cfg, classes, step, records)
@@ -306,7 +353,10 @@ def shipped(
     name:str, # 'digits' or 'twins'
 ) -> Path: # Its run folder, without training states
     "A run that comes with the package; raises `ValueError` for a name that does not exist"
-    if not (SHIPPED/name/'config.json').exists(): raise ValueError(f"there is no folder {name}, and no run of that name comes with the package, which has {', '.join(sorted(f.name for f in SHIPPED.iterdir()))}")
+    if not (SHIPPED/name/'config.json').exists():
+        raise ValueError(f"there is no folder {name}, and no run of that name comes with the "
+                         f"package, which has "
+                         f"{', '.join(sorted(f.name for f in SHIPPED.iterdir()))}")
     return SHIPPED/name
 
 # %% ../nbs/10_checkpoints.ipynb #27f6bb04
@@ -325,7 +375,8 @@ def measure_generator(
     D:Discriminator|None=None, # On twins: the discriminator that is asked which images agree
 ) -> dict: # The `Scores`
     "Scores of a generator on classes as frequent as in the data"
-    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # (n,), y ~ p_data
+    # (n,), y ~ p_data
+    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]
     return asdict(score(generate_batches(G, y if images.classes else None, n, seed, part=share(n)), y, evaluator, real, D))
 
 # %% ../nbs/10_checkpoints.ipynb #3f081a1d
@@ -337,10 +388,13 @@ def kept_evaluator(
     file = Path(file)
     if processes()[0] == 0 and not file.exists():
         e = train_evaluator(images)
-        with _writing(file), whole_file(file) as new: torch.save(dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out), new)
-    total(torch.zeros(()))                                                    # the other processes wait here for the first
+        with _writing(file), whole_file(file) as new:
+            torch.save(dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out), new)
+    total(torch.zeros(()))  # the other processes wait here for the first
     try: kept = torch.load(file, weights_only=True)
-    except Exception as e: raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it together with what was measured by it")
+    except Exception as e:
+        raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it together with what "
+                         f"was measured by it")
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     net.load_state_dict(kept['net'])
     return Evaluator(net, kept['name'], kept['held_out'])
@@ -356,10 +410,17 @@ def _signs_of_d(window):
     "{kind: sentence} of what the last records say about the discriminator"
     loss, real, fake = (mean(r[k] for r in window) for k in ('d_loss', 'd_real', 'd_fake'))
     difference, signs = max(abs(r['d_real'] - r['d_fake']) for r in window), {}
-    said = f"over the last {len(window)} records D's loss is {loss:.3f} and its scores are {real:.2f} for real, {fake:.2f} for generated images"
-    if loss < BOUNDS['d_loss']: signs['d_loss'] = f"{said} (bound of the loss {BOUNDS['d_loss']}): D tells them apart by far, G may learn no more"
-    if max(abs(real), abs(fake)) > BOUNDS['scores']: signs['scores'] = f"{said} (bound of the scores {BOUNDS['scores']:g}, the margins are -1 and 1): D may have run away"
-    if difference < BOUNDS['difference']: signs['difference'] = f"{said}, never more than {difference:.4f} apart (bound {BOUNDS['difference']}): D may be dead, and tells G nothing"
+    said = (f"over the last {len(window)} records D's loss is {loss:.3f} and its scores are "
+            f"{real:.2f} for real, {fake:.2f} for generated images")
+    if loss < BOUNDS['d_loss']:
+        signs['d_loss'] = (f"{said} (bound of the loss {BOUNDS['d_loss']}): D tells them apart by "
+                           f"far, G may learn no more")
+    if max(abs(real), abs(fake)) > BOUNDS['scores']:
+        signs['scores'] = (f"{said} (bound of the scores {BOUNDS['scores']:g}, the margins are -1 "
+                           f"and 1): D may have run away")
+    if difference < BOUNDS['difference']:
+        signs['difference'] = (f"{said}, never more than {difference:.4f} apart (bound "
+                               f"{BOUNDS['difference']}): D may be dead, and tells G nothing")
     return signs
 
 # %% ../nbs/10_checkpoints.ipynb #4a54357e
@@ -369,7 +430,10 @@ def signs_of_collapse(
 ) -> dict[str, str]: # {kind: sentence with the figures}, empty if there are none
     "What speaks for a training that has collapsed"
     signs = {}
-    if diversity is not None and diversity < BOUNDS['diversity']: signs['diversity'] = f"the samples of a class differ by {diversity:.1%} of what real images do (bound {BOUNDS['diversity']:.0%}): the generator may have collapsed"
+    if diversity is not None and diversity < BOUNDS['diversity']:
+        signs['diversity'] = (f"the samples of a class differ by {diversity:.1%} of what real "
+                              f"images do (bound {BOUNDS['diversity']:.0%}): the generator may "
+                              f"have collapsed")
     return signs | _signs_of_d(window) if len(window) >= 10 else signs
 
 # %% ../nbs/10_checkpoints.ipynb #0cbb5182
@@ -380,9 +444,11 @@ def _spaced(i, n):
 # %% ../nbs/10_checkpoints.ipynb #ef974fd1
 def real_spread(
     images:Images, # Real images
-) -> float: # In units of pixel values times the root of their number; NaN if no class has two images
+    # In units of pixel values times the root of their number; NaN if no class has two images
+) -> float:
     "Mean pixel distance between two real images of a class, for at most 32 images of each of the first ten classes, from its first to its last"
-    i = torch.cat([_spaced((images.y == c).nonzero().flatten(), 32) for c in range(max(1, min(10, len(images.classes))))])  # (n,)
+    # (n,)
+    i = torch.cat([_spaced((images.y == c).nonzero().flatten(), 32) for c in range(max(1, min(10, len(images.classes))))])
     return class_spread(to_unit(images.x[i]).flatten(1), images.y[i]).item()  # (n, 3*S*S)
 
 # %% ../nbs/10_checkpoints.ipynb #106fb932
@@ -399,7 +465,8 @@ def data_facts(
 ) -> dict: # Number of images and classes, and a digest
     "What tells data sets apart, cheaply for large ones: the digest is of all labels, the class names, and up to 1,000 images from the first to the last"
     h = hashlib.sha256(json.dumps(list(images.classes)).encode())
-    for part in (images.y, images.x[_spaced(torch.arange(len(images)), 1000)]): h.update(part.cpu().contiguous().numpy().tobytes())
+    for part in (images.y, images.x[_spaced(torch.arange(len(images)), 1000)]):
+        h.update(part.cpu().contiguous().numpy().tobytes())
     return dict(images=len(images), classes=len(images.classes), digest=h.hexdigest()[:16])
 
 # %% ../nbs/10_checkpoints.ipynb #b8477c6f
@@ -407,7 +474,8 @@ def _check_numbers(model, opt):
     "Raise `NonFinite` if a weight, an average or a moment of Adam is not a finite number"
     named = dict(model.state_dict()) | {f'{net}.{n}: {s}': v for net, o in (('G', opt.opt_g), ('D', opt.opt_d)) for n, p in getattr(model, net).named_parameters() for s, v in o.state.get(p, {}).items()}
     for k, v in named.items():
-        if v.is_floating_point() and not v.isfinite().all(): raise NonFinite(f"a weight, average or moment is not finite: {k}", dict(network=k.partition('.')[0], where='weights', layer=k))
+        if v.is_floating_point() and not v.isfinite().all():
+            raise NonFinite(f"a weight, average or moment is not finite: {k}", dict(network=k.partition('.')[0], where='weights', layer=k))
 
 # %% ../nbs/10_checkpoints.ipynb #87776fe7
 def _remove_old(folder, keep, best):
@@ -422,7 +490,8 @@ class _Files(Callback):
         m, images = self.model, self.dls.train.dataset
         self.first, self.facts, self.real = processes()[0] == 0, data_facts(images), real_spread(images)
         self.best = best_record(read_log(self.folder))
-        self.size = _bytes([m.state_dict()] + 2*[m.G.state_dict()] + 2*[m.D.state_dict()])   # with Adam's moments
+        # with Adam's moments
+        self.size = _bytes([m.state_dict()] + 2*[m.G.state_dict()] + 2*[m.D.state_dict()])
 
     def writing(self, path): return _writing(path, self.size)
 
@@ -432,7 +501,8 @@ class _Files(Callback):
         y = torch.arange(min(n, 10)).repeat_interleave(8) if n else None      # (n,)
         x = generate(self.model.ema, y, None if n else 64, seed)              # (n, 3, S, S)
         if self.first:
-            file = self.folder/'samples'/f'step-{self.sagan_trainer.step:07d}.png'; file.parent.mkdir(exist_ok=True)
+            file = self.folder/'samples'/f'step-{self.sagan_trainer.step:07d}.png'
+            file.parent.mkdir(exist_ok=True)
             with self.writing(file), whole_file(file) as new: grid_image(x).save(new, format='png')
         return class_spread(x.flatten(1), torch.zeros(len(x)) if y is None else y).item()/self.real if self.real > 0 else None
 
@@ -440,11 +510,12 @@ class _Files(Callback):
         "The state, then the weights for the other commands; then older states go"
         self.saved = step = self.sagan_trainer.step
         if not self.first: return
-        file = self.folder/'states'/f'step-{step:07d}.pt'; file.parent.mkdir(exist_ok=True)
+        file = self.folder/'states'/f'step-{step:07d}.pt'
+        file.parent.mkdir(exist_ok=True)
         save_state(file, self.learn, dict(data=self.facts))
         save_weights(self.folder/'weights.safetensors', self.model, step)
         if (log := self.folder/'log.jsonl').exists():
-            with open(log, 'a') as f: os.fsync(f.fileno())                    # not older than the state
+            with open(log, 'a') as f: os.fsync(f.fileno())  # not older than the state
         _remove_old(self.folder, self.keep, self.best)
 
 # %% ../nbs/10_checkpoints.ipynb #c3a32c1e
@@ -464,9 +535,11 @@ class _Checkpoints(_Files):
         t, hypers = self.sagan_trainer, self.opt.hypers
         r = t.figures() | dict(dtype=t.dtype, lr_g=hypers[0]['lr'], lr_d=hypers[2]['lr']) | _norms(self.model) | dict(seconds=round(perf_counter() - self.start, 2)) | more
         if self.warnings: r['warnings'] = self.warnings
-        line = json.dumps({k: None if v != v else v for k, v in r.items()}) + '\n'   # JSON has no NaN: G may not have stepped yet
+        # JSON has no NaN: G may not have stepped yet
+        line = json.dumps({k: None if v != v else v for k, v in r.items()}) + '\n'
         if self.first:
-            with self.writing(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f: f.write(line)
+            with self.writing(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f:
+                f.write(line)
         self.recorded, self.warnings = t.step, []
 
     def warn(self, text):
@@ -486,12 +559,16 @@ class _Checkpoints(_Files):
         more = dict(diversity=self.sample())
         signs = {k: v for k, v in signs_of_collapse(more['diversity'], self.window).items() if k not in self.told}
         for text in signs.values(): self.warn(text)
-        if signs: self.told |= signs.keys(); more['signs'] = list(signs)
+        if signs:
+            self.told |= signs.keys()
+            more['signs'] = list(signs)
         if measure: more |= self.measured()
         self.record(more)
         if measure: self.best = best_record(read_log(self.folder))
-        self.save(); self.rollbacks = 0
-        if self.echo: print(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''), flush=True)
+        self.save()
+        self.rollbacks = 0
+        if self.echo:
+            print(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''), flush=True)
 
     def hurry(self):
         "Record and save, without a grid or a measurement; raises `NonFinite` before anything is written"
@@ -517,10 +594,12 @@ class RunWriter(_Checkpoints):
         echo:bool=False, # Print a line at each checkpoint? For where no progress bar can be drawn
         keep:int=2, # Training states to keep, at least 1
         measure_every:int=0, # Steps between two measurements, 0 for none
-        measure=None, # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
+        # Function of a generator and its discriminator D: returns a dictionary like
+        # `measure_generator`'s
+        measure=None,
     ):
         self.folder, self.log_every, self.save_every, self.echo, self.keep, self.measure_every, self.measure = Path(folder), log_every, save_every, echo, keep, measure_every, measure
-        self.stop:bool|str = False                                            # or the name of the signal
+        self.stop:bool|str = False  # or the name of the signal
         self.measuring, self.rollbacks, self.warnings, self.window = False, 0, list[str](), deque[dict](maxlen=10)
 
     def before_fit(self):
@@ -535,7 +614,8 @@ class RunWriter(_Checkpoints):
     def after_batch(self):
         "Record, or checkpoint, where it is time; raises `CancelFitException` if it is asked to stop"
         t = self.sagan_trainer
-        if t.step % self.log_every == 0: self.window.append({k: float(v) for k, v in t.scores.items()} | dict(d_loss=t.d_loss.item()))
+        if t.step % self.log_every == 0:
+            self.window.append({k: float(v) for k, v in t.scores.items()} | dict(d_loss=t.d_loss.item()))
         measure = bool(self.measure_every) and t.step % self.measure_every == 0
         if measure or t.step % self.save_every == 0: self.checkpoint(measure)
         elif t.step % self.log_every == 0: self.record({})
@@ -547,7 +627,7 @@ class RunWriter(_Checkpoints):
         asked = _asked(self)
         try:
             if not asked: self.checkpoint(bool(self.measure_every))
-        except CancelFitException: pass                                       # stopped while it measured
+        except CancelFitException: pass  # stopped while it measured
         if self.saved != self.sagan_trainer.step: self.hurry()
 
 # %% ../nbs/10_checkpoints.ipynb #4be9a41a
@@ -556,7 +636,7 @@ def cut_back(
     step:int, # The last step that stays
 ) -> None:
     "Remove records, sample grids and training states of later steps, and what a killed process left half-written"
-    total(torch.zeros(()))                                                    # several processes wait here until all have read the state
+    total(torch.zeros(()))  # several processes wait here until all have read the state
     if processes()[0]: return
     folder = Path(folder)
     for f in folder.rglob('.*.new'): f.unlink()
@@ -571,7 +651,9 @@ def _check_data(folder, notes, images):
     "Raise `ValueError` if a state was trained on other images"
     here = data_facts(images)
     for k, v in notes['data'].items():
-        if here[k] != v: raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here[k]} here; give the same data (if they have moved, with --data)")
+        if here[k] != v:
+            raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here[k]} here; "
+                             f"give the same data (if they have moved, with --data)")
 
 # %% ../nbs/10_checkpoints.ipynb #20070a69
 def resume(
@@ -582,9 +664,14 @@ def resume(
     "Put a learner into the newest whole state of a run folder, and cut the folder back to it; raises `ValueError` for other data, another configuration, or if no state is whole"
     files = states(folder)
     for f in reversed(files):
-        try: notes = load_state(f, learn); break
-        except Damaged as e: tell(str(e).replace('; remove it to begin anew', '; the one before it is taken'))
-    else: raise ValueError(f"none of the {len(files)} training states in {folder} is whole; begin anew in another folder")
+        try:
+            notes = load_state(f, learn)
+            break
+        except Damaged as e:
+            tell(str(e).replace('; remove it to begin anew', '; the one before it is taken'))
+    else:
+        raise ValueError(f"none of the {len(files)} training states in {folder} is whole; begin "
+                         f"anew in another folder")
     _check_data(folder, notes, learn.dls.train.dataset)
     cut_back(folder, learn.sagan_trainer.step)
 
@@ -599,10 +686,12 @@ def _plain(v):
 def _report(learn, e):
     "Write `nan-report.json`; returns a sentence that says what is in it, and the step that failed"
     w, t = learn.run_writer, learn.sagan_trainer
-    step, file = t.step + (e.report['network'] == 'D' and e.report['where'] != 'weights'), w.folder/'nan-report.json'   # D's step was not counted yet, G's was
+    # D's step was not counted yet, G's was
+    step, file = t.step + (e.report['network'] == 'D' and e.report['where'] != 'weights'), w.folder/'nan-report.json'
     facts = dict(step=step) | e.report | dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss), lr_g=learn.opt.hypers[0]['lr'], lr_d=learn.opt.hypers[2]['lr'])
     if w.first:
-        with _writing(file), whole_file(file) as new: new.write_text(json.dumps(_plain(facts), indent=1))
+        with _writing(file), whole_file(file) as new:
+            new.write_text(json.dumps(_plain(facts), indent=1))
     return f"step {step}: {e.report['message']} (figures in {file})"
 
 # %% ../nbs/10_checkpoints.ipynb #003a3e98
@@ -610,7 +699,8 @@ ROLLBACKS = 3  # without a checkpoint in between
 
 def fit_run(
     learn:Learner, # With a `RunWriter`, at any step before the last one
-    on_nan:str='stop', # 'stop', or 'rollback' to go back to the last checkpoint and on with other data
+    # 'stop', or 'rollback' to go back to the last checkpoint and on with other data
+    on_nan:str='stop',
 ) -> None:
     "Fit up to the steps of the configuration; raises `NonFinite` that says where the report is and what to do"
     w, t = learn.run_writer, learn.sagan_trainer
@@ -618,10 +708,17 @@ def fit_run(
         learn.dls.train.steps = learn.model.cfg.steps - t.step
         try: learn.fit(1)
         except NonFinite as e:
-            said, last = _report(learn, e), states(w.folder)[-1]; step = int(last.stem[5:])
-            if on_nan == 'stop': raise NonFinite(f"{said}. The checkpoint of step {step} is whole; go on from it with other images and noise by --on-nan rollback, or begin a run with smaller learning rates", e.report) from None
-            if w.rollbacks == ROLLBACKS: raise NonFinite(f"{said}. This is after {ROLLBACKS} rollbacks to step {step} with no checkpoint in between; begin a run with smaller learning rates", e.report) from None
+            said, last = _report(learn, e), states(w.folder)[-1]
+            step = int(last.stem[5:])
+            if on_nan == 'stop':
+                raise NonFinite(f"{said}. The checkpoint of step {step} is whole; go on from it "
+                                f"with other images and noise by --on-nan rollback, or begin a run "
+                                f"with smaller learning rates", e.report) from None
+            if w.rollbacks == ROLLBACKS:
+                raise NonFinite(f"{said}. This is after {ROLLBACKS} rollbacks to step {step} with "
+                                f"no checkpoint in between; begin a run with smaller learning rates", e.report) from None
             load_state(last, learn, draws=False)
             cut_back(w.folder, t.step)
-            w.rollbacks += 1; w.warn(f"rolled back from {said}; {w.rollbacks} of {ROLLBACKS}")
+            w.rollbacks += 1
+            w.warn(f"rolled back from {said}; {w.rollbacks} of {ROLLBACKS}")
         else: break

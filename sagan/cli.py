@@ -12,7 +12,8 @@ __all__ = ['OPTIONS', 'NOTEBOOK', 'plain_errors', 'stop_on_interrupt', 'config_o
 import sys, warnings
 
 # %% ../nbs/14_cli.ipynb #70c25b69
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's business, not the user's
+# fastai's business, not the user's
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 try:
     import json, re, shutil, signal, subprocess, tempfile, threading, torch
     import matplotlib.pyplot as plt
@@ -42,7 +43,8 @@ try:
     from sagan.networks import generate, generate_batches, standing_statistics
     from sagan.training import Config, fastest_dtype, for_size, preset as named_preset, sagan_learner
     from sagan.visualization import attention_figure, class_rows, grid_image, nearest_figure, report_html, training_figure
-except KeyboardInterrupt: raise SystemExit('interrupted')  # importing takes seconds, in which one may change one's mind
+# importing takes seconds, in which one may change one's mind
+except KeyboardInterrupt: raise SystemExit('interrupted')
 
 # %% ../nbs/14_cli.ipynb #71df0fb4
 @contextmanager
@@ -51,7 +53,8 @@ def plain_errors(
 ):
     "Turn errors that the user can mend, and Ctrl-C, into one sentence on standard error and exit status 1; raises `SystemExit`"
     try: yield
-    except (ValueError, OSError, FloatingPointError) as e: message = str(e).rsplit('\n\t', 1)[-1]  # without fastai's line on where it came from
+    # without fastai's line on where it came from
+    except (ValueError, OSError, FloatingPointError) as e: message = str(e).rsplit('\n\t', 1)[-1]
     except KeyboardInterrupt: message = 'interrupted'
     else: return
     print(f'{command}: {message}', file=sys.stderr)
@@ -71,7 +74,9 @@ def _sizes(text):
     "Feature map sizes from text such as 16,32 or none"
     if text == 'none': return ()
     places = [s.strip() for s in text.split(',')]
-    if not all(re.fullmatch(r'\d+(-\d+)?', s) for s in places): raise ValueError(f"attention is placed by comma-separated feature map sizes such as 16,32, or none; got {text!r}")
+    if not all(re.fullmatch(r'\d+(-\d+)?', s) for s in places):
+        raise ValueError(f"attention is placed by comma-separated feature map sizes such as 16,32, or none; "
+                         f"got {text!r}")
     return tuple(int(s) if s.isdigit() else s for s in places)
 
 def _labels(classes, wanted):
@@ -80,7 +85,9 @@ def _labels(classes, wanted):
     if not classes: raise ValueError("this run is unconditional and has no classes to choose from")
     names = {n: i for i, n in enumerate(classes)} | {str(i): i for i in range(len(classes)) if str(i) not in classes}
     unknown = [w for w in wanted.split(',') if w not in names]
-    if unknown: raise ValueError(f"there is no class {', '.join(unknown)}; there are {', '.join(f'{i} ({n})' if n != str(i) else n for i, n in enumerate(classes[:50]))}")
+    if unknown:
+        raise ValueError(f"there is no class {', '.join(unknown)}; there are "
+                         f"{', '.join(f'{i} ({n})' if n != str(i) else n for i, n in enumerate(classes[:50]))}")
     return [names[w] for w in wanted.split(',')]
 
 # %% ../nbs/14_cli.ipynb #4c1ae0da
@@ -89,12 +96,15 @@ def stop_on_interrupt(
     writer:RunWriter, # Is asked to stop by the first signal, whose name it keeps
 ):
     "Within this context SIGTERM or the first SIGINT asks `writer` to stop between two steps, the second SIGINT raises `KeyboardInterrupt`"
-    if threading.current_thread() is not threading.main_thread(): yield; return  # only the main thread is told of signals
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return  # only the main thread is told of signals
     def ask(number, _):
         again, writer.stop = writer.stop, writer.stop or signal.Signals(number).name
-        alone = processes()[1] == 1                                            # several stop together, and torchrun may say it twice
+        alone = processes()[1] == 1  # several stop together, and torchrun may say it twice
         if number == signal.SIGINT and again and alone: raise KeyboardInterrupt
-        if not again: print('\nstopping after this step' + ' (press Ctrl-C again to stop at once)'*(number == signal.SIGINT and alone), file=sys.stderr, flush=True)
+        if not again:
+            print('\nstopping after this step' + ' (press Ctrl-C again to stop at once)'*(number == signal.SIGINT and alone), file=sys.stderr, flush=True)
         if writer.measuring and alone: raise CancelFitException
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield
@@ -117,28 +127,36 @@ def _samples(run):
 def _pictures(run):
     "Captions and pictures of a finished run, one after the other; leaves the attention figure in its folder"
     yield 'Samples of the averaged generator' + (', one row per class (the paper\'s figure 6)' if run.classes else ''), _samples(run)
-    if (best := best_record(run.records)) and best['step'] != run.step: yield f"Samples at step {best['step']}, which measured best", _samples(load_run(run.folder, best=True))
+    if (best := best_record(run.records)) and best['step'] != run.step:
+        yield f"Samples at step {best['step']}, which measured best", _samples(load_run(run.folder, best=True))
     if run.cfg.g_attention and run.cfg.form != 'residual':
         _save(draw_attention(run, None, 0, 4, None, None), run.folder/'attention.png')
-        yield 'Query points, and where each of them looks in the last attention layer of the generator (figures 1 and 5)', (run.folder/'attention.png').read_bytes()
-    yield 'Training: losses, with the value 2 of a discriminator that knows nothing; gamma; spectral norms before division', training_figure(run.records)
+        yield ('Query points, and where each of them looks in the last attention layer of the generator '
+               '(figures 1 and 5)'), (run.folder/'attention.png').read_bytes()
+    yield ('Training: losses, with the value 2 of a discriminator that knows nothing; gamma; spectral norms '
+           'before division'), training_figure(run.records)
     grids = sorted((run.folder/'samples').glob('step-*.png'))
-    for g in grids[::max(1, len(grids)//4)]: yield f'The same latents at step {int(g.stem[5:])}', g.read_bytes()
+    for g in grids[::max(1, len(grids)//4)]:
+        yield f'The same latents at step {int(g.stem[5:])}', g.read_bytes()
 
 # %% ../nbs/14_cli.ipynb #02fd9709
 def _summary(run, images):
     "A finished run in a few sentences"
     last, best = run.records[-1], best_record(run.records)
-    return (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of {images.name} at {run.cfg.size}x{run.cfg.size} pixels, "
-            f"in {last['seconds']:.0f} seconds ({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, generator loss "
+    return (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of "
+            f"{images.name} at {run.cfg.size}x{run.cfg.size} pixels, "
+            f"in {last['seconds']:.0f} seconds ({last['images_per_s']:.0f} images per second). Last "
+            f"discriminator loss {last['d_loss']:.2f}, generator loss "
             + ('none yet.' if last['g_loss'] is None else f"{last['g_loss']:.2f}.")
-            + (f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; {best['evaluator']}; {best['reference']})." if best else ''))
+            + (f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; "
+               f"{best['evaluator']}; {best['reference']})." if best else ''))
 
 def _report(run, images):
     "The attention figure and the report of a finished run"
     pictures, warned = list(_pictures(run)), {f'Warning at step {r["step"]}': w for r in run.records for w in r.get('warnings', [])}
     explorer = '' if not (run.cfg.g_attention or run.cfg.d_attention) or run.cfg.form == 'residual' else _page(run).static()
-    with whole_file(run.folder/'report.html') as f: f.write_text(report_html(f'SAGAN on {images.name}', _summary(run, images), pictures, warned | asdict(run.cfg), explorer))
+    with whole_file(run.folder/'report.html') as f:
+        f.write_text(report_html(f'SAGAN on {images.name}', _summary(run, images), pictures, warned | asdict(run.cfg), explorer))
 
 # %% ../nbs/14_cli.ipynb #effc35ee
 def _option(f, said):
@@ -150,20 +168,25 @@ def _refuse_unknown(names):
     "End with status 2 if `sys.argv` still holds something after all known options have been taken from it"
     for a in sys.argv[1:]:
         near = ' or '.join(get_close_matches(a, ['--' + k.replace('_', '-') for k in names], cutoff=.5))
-        what = f"there is no option {a}" if a.startswith('-') else f"{a} stands alone, but every value follows the name of its option, as in --data digits"
-        print(f"{Path(sys.argv[0]).name}: {what}{f'; did you mean {near}?' if near else '; --help lists them all'}", file=sys.stderr)
+        what = f"there is no option {a}" if a.startswith('-') else (
+            f"{a} stands alone, but every value follows the name of its option, as in --data digits")
+        print(f"{Path(sys.argv[0]).name}: "
+              f"{what}{f'; did you mean {near}?' if near else '; --help lists them all'}", file=sys.stderr)
         raise SystemExit(2)
 
 # %% ../nbs/14_cli.ipynb #e26f6c9c
 def config_options(
     command:Callable, # A function with `**changes`
-) -> Callable: # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make options of
+    # The same with one keyword for each field of `Config`, for `call_parse(nested=True)` to make
+    # options of
+) -> Callable:
     "Give a command an option for each field of `Config`, and refuse options that do not exist"
     said, own = docments(Config), {k: p for k, p in signature(command).parameters.items() if p.kind != Parameter.VAR_KEYWORD}
     more = {f.name: _option(f, said[f.name]) for f in fields(Config) if f.name not in own}
     @wraps(command)
     def with_options(*args, **kw):
-        if kw.keys() >= more.keys(): _refuse_unknown([*own, *more])           # from the shell: everything is passed, and what is unknown is left in sys.argv
+        # from the shell: everything is passed, and what is unknown is left in sys.argv
+        if kw.keys() >= more.keys(): _refuse_unknown([*own, *more])
         return command(*args, **{k: v for k, v in kw.items() if v is not None})
     setattr(with_options, '__signature__', signature(command).replace(parameters=[*own.values(), *more.values()]))
     return with_options
@@ -188,27 +211,38 @@ def _remembered(data):
 
 def _with_classes(images, wanted):
     "Images with their classes, or without if `wanted` is 0"
-    if wanted not in (None, 0, len(images.classes)): raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 to ignore them")
+    if wanted not in (None, 0, len(images.classes)):
+        raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 "
+                         f"to ignore them")
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation) if wanted == 0 else images
 
 # %% ../nbs/14_cli.ipynb #0c896a7c
-OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)  # of `sagan_train`, with their defaults
+# of `sagan_train`, with their defaults
+OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)
 
 def _check_options(o):
     "Raise `ValueError` for an option that cannot be"
-    _at_least(o['keep'], 1, 'keep'); _at_least(o['measure_every'], 0, 'measure_every')
-    if o['on_nan'] not in ('stop', 'rollback'): raise ValueError(f"on_nan is 'stop' or 'rollback', got {o['on_nan']!r}")
-    if o['evaluator'] not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {o['evaluator']!r}")
+    _at_least(o['keep'], 1, 'keep')
+    _at_least(o['measure_every'], 0, 'measure_every')
+    if o['on_nan'] not in ('stop', 'rollback'):
+        raise ValueError(f"on_nan is 'stop' or 'rollback', got {o['on_nan']!r}")
+    if o['evaluator'] not in ('small', 'inception'):
+        raise ValueError(f"evaluator is 'small' or 'inception', got {o['evaluator']!r}")
     if o['samples'] is not None: _at_least(o['samples'], 10, 'samples')
 
 # %% ../nbs/14_cli.ipynb #24ab99fe
 def _as_it_began(folder, cfg, preset, changes):
     "The configuration of a run that goes on; raises `ValueError` for what differs from its own, or an imported one"
-    if cfg.data == 'imported': raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in Python, as the page on public weights does")
+    if cfg.data == 'imported':
+        raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in "
+                         f"Python, as the page on public weights does")
     asked = _configure(preset, changes)[0] if preset else cfg.change(**_parsed(changes))
     for f in fields(Config):
         if f.name in changes or (preset and f.name not in ('data', 'n_classes')):
-            if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name): raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, {getattr(asked, f.name)!r} was asked for; a run goes on as it began, only steps, {', '.join(OPTIONS)} may change")
+            if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name):
+                raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, "
+                                 f"{getattr(asked, f.name)!r} was asked for; a run goes on as it began, only "
+                                 f"steps, {', '.join(OPTIONS)} may change")
     return cfg.change(steps=changes.get('steps', cfg.steps))
 
 # %% ../nbs/14_cli.ipynb #5dabcd82
@@ -229,19 +263,29 @@ def _measuring(folder, images, o, device):
 def _begin_again(folder, learn, cfg, tell):
     "Put a learner into the newest state of a run; raises `ValueError` for a run that cannot go on, before anything is changed"
     if not (found := states(folder)):
-        if (folder/'weights.safetensors').exists(): raise ValueError(f"{folder} holds no training states, only weights: it was made by a version that kept none, or they were removed. It can be sampled and measured, but not continued")
-        tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0'); return
+        if (folder/'weights.safetensors').exists():
+            raise ValueError(f"{folder} holds no training states, only weights: it was made by a version "
+                             f"that kept none, or they were removed. It can be sampled and measured, but not "
+                             f"continued")
+        tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0')
+        return
     step = int(found[-1].stem[5:])
-    if step > cfg.steps or (step == cfg.steps and (folder/'report.html').exists()): raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; to go on, ask for more with --steps")
+    if step > cfg.steps or (step == cfg.steps and (folder/'report.html').exists()):
+        raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; "
+                         f"to go on, ask for more with --steps")
     go_on(folder, learn, tell)
-    for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)  # they are made anew in the end
+    # they are made anew in the end
+    for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)
 
 # %% ../nbs/14_cli.ipynb #03f475cf
 def _fit(learn, writer, on_nan, bar):
     "Train until the end or a signal"
     with stop_on_interrupt(writer), plain_errors('sagan-train'), learn.no_logging(), nullcontext() if bar else learn.no_bar():
         try: fit_run(learn, on_nan)
-        except ConnectionError as e: raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {learn.sagan_trainer.step}; the last checkpoint is in {writer.folder}, go on with sagan-train --resume {writer.folder}") from None
+        except ConnectionError as e:
+            raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step "
+                                  f"{learn.sagan_trainer.step}; the last checkpoint is in {writer.folder}, "
+                                  f"go on with sagan-train --resume {writer.folder}") from None
 
 # %% ../nbs/14_cli.ipynb #eaec5382
 def _train(out, learn, images, options, device, tell):
@@ -250,33 +294,45 @@ def _train(out, learn, images, options, device, tell):
     bar = first and sys.stdout.isatty()                                        # a bar only where it can move
     if learn.sagan_trainer.step < cfg.steps:
         writer = RunWriter(out, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar, keep=options['keep'], measure_every=options['measure_every'], measure=_measuring(out, images, options, device))
-        learn.add_cb(writer); _fit(learn, writer, options['on_nan'], bar)
-        said = f"at step {learn.sagan_trainer.step} of {cfg.steps}; its weights are in {out} and can be sampled; go on with sagan-train --resume {out}"
+        learn.add_cb(writer)
+        _fit(learn, writer, options['on_nan'], bar)
+        said = (f"at step {learn.sagan_trainer.step} of {cfg.steps}; its weights are in {out} and can be "
+                f"sampled; go on with sagan-train --resume {out}")
         if writer.stop == 'SIGINT': raise ValueError(f"interrupted {said}")
-        if writer.stop: tell(f"stopped by {writer.stop} {said}"); return
+        if writer.stop:
+            tell(f"stopped by {writer.stop} {said}")
+            return
     if not first: return
-    run = load_run(out, device); _report(run, images)
-    print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
+    run = load_run(out, device)
+    _report(run, images)
+    print('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open {out/"report.html"}, or '
+                     f'go on with sagan-sample {out}, sagan-attend {out}, sagan-eval {out}')
 
 # %% ../nbs/14_cli.ipynb #62247cef
 def _new_run(out, preset, data, changes):
     "What a run that begins is made of"
     cfg, moved = _configure(preset or 'small', changes)
-    if not data and cfg.data != 'digits': raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, 'digits' or 'twins'")
+    if not data and cfg.data != 'digits':
+        raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, "
+                         f"'digits' or 'twins'")
     data = data or 'digits'
     return Path(out or Path('runs')/Path(data).resolve().name), cfg, data, changes.get('n_classes'), {}, moved
 
 def _old_run(resume, out, preset, data, changes):
     "What a run that goes on is made of"
     if out: raise ValueError('--resume names the run folder; leave out --out')
-    folder = Path(resume); was, _, options = read_config(folder)
+    folder = Path(resume)
+    was, _, options = read_config(folder)
     return folder, _as_it_began(folder, was, preset, changes), data or was.data, was.n_classes, options, ''
 
 # %% ../nbs/14_cli.ipynb #1856a534
 def _learner(images, cfg, device):
     "A learner for this process's share of the batches"
     rank, world = processes()
-    if cfg.batch % (world*cfg.accumulate): raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that {world*cfg.accumulate} divides")
+    if cfg.batch % (world*cfg.accumulate):
+        raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each "
+                         f"in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that "
+                         f"{world*cfg.accumulate} divides")
     learn = sagan_learner(image_dls(_held(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device, rank, world), cfg, data=cfg.data)
     learn.model.to(device)
     return learn
@@ -284,8 +340,11 @@ def _learner(images, cfg, device):
 def _opening(learn, images, resume, device):
     "The first line of a run: what is trained on what"
     cfg, world = learn.model.cfg, processes()[1]
-    began, where = f'from step {learn.sagan_trainer.step} to ' if resume else '', f'{world} processes, the first on ' if world > 1 else ''
-    return f'{len(images)} images of {images.name}, {len(images.classes)} classes; {began}{cfg.steps} steps of {cfg.batch} on {where}{device} in {fastest_dtype(device) if cfg.dtype == "auto" else cfg.dtype}'
+    began, where = f'from step {learn.sagan_trainer.step} to ' if resume else '', (
+        f'{world} processes, the first on ') if world > 1 else ''
+    return (f'{len(images)} images of {images.name}, {len(images.classes)} classes; {began}{cfg.steps} steps '
+            f'of {cfg.batch} on {where}{device} in '
+            f'{fastest_dtype(device) if cfg.dtype == "auto" else cfg.dtype}')
 
 # %% ../nbs/14_cli.ipynb #f9381e4e
 def _train_in(folder, learn, images, options, device, resume, moved):
@@ -293,7 +352,7 @@ def _train_in(folder, learn, images, options, device, resume, moved):
     cfg, rank = learn.model.cfg, processes()[0]
     tell = partial(print, flush=True) if rank == 0 else lambda text: None
     if not resume and rank == 0: create_run(folder, cfg, images.classes, options)
-    total(torch.zeros(()))                                                     # if it is refused, the others end here
+    total(torch.zeros(()))  # if it is refused, the others end here
     with exclusive(folder) if rank == 0 else nullcontext():
         if resume: _begin_again(folder, learn, cfg, tell)
         if resume and rank == 0: write_config(folder, cfg, images.classes, options)
@@ -304,17 +363,28 @@ def _train_in(folder, learn, images, options, device, resume, moved):
 @call_parse(nested=True)
 @config_options
 def sagan_train(
-    data:str=None, # 'digits', 'twins', or a folder of images (one subfolder per class, or none) (default: digits; with --resume where the run found them)
+    # 'digits', 'twins', or a folder of images (one subfolder per class, or none) (default: digits;
+    # with --resume where the run found them)
+    data:str=None,
     out:str=None, # Run folder to make (default: runs/ and the name of the data)
-    resume:str=None, # Run folder to go on with, from its newest whole state; only --steps and the options from --keep on may change, and the number of devices (but not cuda for cpu)
-    preset:str=None, # Configuration to start from: small (two cores, minutes), tiny (seconds), paper, official, biggan, cifar, or a row of the paper such as table1-feat32 (default: small)
+    # Run folder to go on with, from its newest whole state; only --steps and the options from
+    # --keep on may change, and the number of devices (but not cuda for cpu)
+    resume:str=None,
+    # Configuration to start from: small (two cores, minutes), tiny (seconds), paper, official,
+    # biggan, cifar, or a row of the paper such as table1-feat32 (default: small)
+    preset:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
-    measure_every:int=None, # Steps between two measurements of the averaged generator, 0 for none (default: 0)
+    # Steps between two measurements of the averaged generator, 0 for none (default: 0)
+    measure_every:int=None,
     evaluator:str=None, # Who measures: 'small' or 'inception' (default: small)
     weights:str=None, # File of Inception weights (default: fetched at first use)
     samples:int=None, # Images to draw for a measurement (default: 1,000, with Inception the paper's 50,000)
-    on_nan:str=None, # What to do about a number that is not finite: 'stop', or 'rollback' to the last checkpoint and on with other data (default: stop)
-    cache:str=None, # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache folder)
+    # What to do about a number that is not finite: 'stop', or 'rollback' to the last checkpoint and
+    # on with other data (default: stop)
+    on_nan:str=None,
+    # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache
+    # folder)
+    cache:str=None,
     device:str=None, # cpu or cuda (default: cuda if there is one)
     **changes # Fields of `Config`, each an option of its own
 ):
@@ -322,8 +392,10 @@ def sagan_train(
     with plain_errors('sagan-train'), launched(_device(device)) as device:
         given = dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights, samples=samples, on_nan=on_nan, cache=cache and str(Path(cache).resolve()))
         folder, cfg, data, n_classes, options, moved = _old_run(resume, out, preset, data, changes) if resume else _new_run(out, preset, data, changes)
-        options = OPTIONS | options | {k: v for k, v in given.items() if v is not None}; _check_options(options)
-        images = _with_classes(load_images(data, cfg.size, cfg.skip_bad, options['cache'], 8/processes()[1]), n_classes)  # several processes share a mapped file rather than hold a copy each
+        options = OPTIONS | options | {k: v for k, v in given.items() if v is not None}
+        _check_options(options)
+        # several processes share a mapped file rather than hold a copy each
+        images = _with_classes(load_images(data, cfg.size, cfg.skip_bad, options['cache'], 8/processes()[1]), n_classes)
         if not resume: cfg = cfg.change(n_classes=len(images.classes), data=_remembered(data))
         _train_in(folder, _learner(images, cfg, device), images, options, device, resume, moved)
 
@@ -331,7 +403,9 @@ def sagan_train(
 def _with_generator(folder, device):
     "A run that can draw; raises `ValueError` for an imported one that cannot"
     run = load_run(folder, device)
-    if run.model.ema is None: raise ValueError(f"{folder} holds a discriminator without a generator, and cannot draw; import both files (sagan-import), or let it look at images (sagan-explore --images FOLDER)")
+    if run.model.ema is None:
+        raise ValueError(f"{folder} holds a discriminator without a generator, and cannot draw; import both "
+                         f"files (sagan-import), or let it look at images (sagan-explore --images FOLDER)")
     return run
 
 def _named(stem, ending, **asked):
@@ -345,18 +419,22 @@ def sagan_sample(
     n:int=8, # Images per class (or in all, without classes)
     classes:str=None, # Classes to draw, by name or number, comma-separated (default: all)
     seed:int=0, # Of the latents
-    out:str=None, # Picture to write (default: samples-seed<seed>.png in the run folder, with other options in its name)
+    # Picture to write (default: samples-seed<seed>.png in the run folder, with other options in its
+    # name)
+    out:str=None,
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
         _at_least(n, 1)
-        r = _with_generator(run, _device(device)); labels = _labels(r.classes, classes)
+        r = _with_generator(run, _device(device))
+        labels = _labels(r.classes, classes)
         y = torch.tensor(labels).repeat_interleave(n) if labels else None
         x = generate(r.model.ema, y, None if labels else n, seed)
         file = Path(out or r.folder/_named(f'samples-seed{seed}', '.png', n=n if n != 8 else None, classes=classes))
         with whole_file(file) as f: grid_image(x, n if labels else 8).save(f, format='png')
-        print(f'{len(x)} image{"s"[:len(x) != 1]}' + (f', one row for each of {", ".join(r.classes[i] for i in labels)}' if labels else '') + f': {file}')
+        print(f'{len(x)} image{"s"[:len(x) != 1]}' + (f', one row for each of '
+                                                      f'{", ".join(r.classes[i] for i in labels)}' if labels else '') + f': {file}')
 
 # %% ../nbs/14_cli.ipynb #7af39063
 def draw_attention(
@@ -368,13 +446,16 @@ def draw_attention(
     points:list|None, # Query points (row, column), None to pick them for each image
 ) -> Figure: # One row per image
     "The attention figure of images that a run draws (figure 1); raises `ValueError` for a layer without attention, or a point outside the image"
-    G = run.model.ema; assert G is not None
+    G = run.model.ema
+    assert G is not None
     y = (torch.arange(n) % len(run.classes) if label is None else torch.full((n,), label)) if run.classes else None
     z = torch.randn(n, run.cfg.z_dim, generator=torch.Generator().manual_seed(seed))  # (n, z_dim)
     device = next(G.parameters()).device
     x, maps = attention_maps(G, *[t.to(device) for t in (z, y) if t is not None])  # x: (n, 3, S, S)
     sizes = [m.queries[0] for m in maps]
-    if layer is not None and layer not in sizes: raise ValueError(f"there is no attention at {layer}x{layer} in this generator; there is at {', '.join(map(str, sizes))}")
+    if layer is not None and layer not in sizes:
+        raise ValueError(f"there is no attention at {layer}x{layer} in this generator; there is at "
+                         f"{', '.join(map(str, sizes))}")
     try: return attention_figure(x, maps[-1] if layer is None else maps[sizes.index(layer)], points)
     except IndexError as e: raise ValueError(str(e))                           # a point outside the image
 
@@ -383,7 +464,9 @@ def _points(text):
     "Pairs (row, column) from text such as 8,8;20,16; None without a wish"
     try: at = [tuple(int(v) for v in p.split(',')) for p in text.split(';')] if text else None
     except ValueError: at = [()]
-    if at and any(len(p) != 2 for p in at): raise ValueError(f"points are pairs of row,column with ; between them, such as 8,8;20,16; got {text!r}")
+    if at and any(len(p) != 2 for p in at):
+        raise ValueError(f"points are pairs of row,column with ; between them, such as 8,8;20,16; got "
+                         f"{text!r}")
     return at
 
 # %% ../nbs/14_cli.ipynb #beab22c7
@@ -395,7 +478,9 @@ def sagan_attend(
     seed:int=0, # Of the latents
     layer:int=None, # Size of the feature map whose attention to show (default: the last)
     points:str=None, # Query points row,column in pixels, such as 8,8;20,16 (default: picked for each image)
-    out:str=None, # Picture to write (default: attention-seed<seed>.png in the run folder, with other options in its name)
+    # Picture to write (default: attention-seed<seed>.png in the run folder, with other options in
+    # its name)
+    out:str=None,
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
     "Show where points of generated images look, in the style of the paper's figure 1"
@@ -426,19 +511,24 @@ explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder
 def _open(run, device, images):
     "Open the explorer of a run folder in a notebook of its own, until it is closed"
     module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
-    if not module: raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install voila), or write a page with --out FILE.html")
+    if not module:
+        raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install "
+                         "voila), or write a page with --out FILE.html")
     with tempfile.TemporaryDirectory() as tmp:
         file = Path(tmp)/'explorer.ipynb'
         code = NOTEBOOK.format(run=str(Path(run).resolve()), device=_device(device), images=images and str(Path(images).resolve()))
         file.write_text(json.dumps(dict(cells=[dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=code)], metadata={}, nbformat=4, nbformat_minor=4)))
         if module == 'jupyterlab': print('run the cell with Shift+Enter')
-        if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode: raise OSError(f'{module} ended with status {status}')
+        if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode:
+            raise OSError(f'{module} ended with status {status}')
 
 # %% ../nbs/14_cli.ipynb #d214d136
 @call_parse
 def sagan_explore(
     run:str, # Run folder; or digits or twins, which come with the package
-    images:str=None, # One's own images, at which the discriminator looks: a folder, with one subfolder per class if the run has classes
+    # One's own images, at which the discriminator looks: a folder, with one subfolder per class if
+    # the run has classes
+    images:str=None,
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
@@ -446,31 +536,44 @@ def sagan_explore(
     with plain_errors('sagan-explore'):
         folder = run if Path(run).exists() else shipped(run)
         r = (load_run if images else _with_generator)(folder, _device(device))
-        own = own_images(images, r.cfg.size, r.classes) if images else None   # what is wrong with them is said here, not in the widget
-        if not out: _open(folder, device, images); return
-        _page(r, own).save(out); print(f'open {out}')
+        # what is wrong with them is said here, not in the widget
+        own = own_images(images, r.cfg.size, r.classes) if images else None
+        if not out:
+            _open(folder, device, images)
+            return
+        _page(r, own).save(out)
+        print(f'open {out}')
 
 # %% ../nbs/14_cli.ipynb #fb646465
 def _evaluator(name, weights, images, seed, device):
     "The evaluator of that name"
-    if name not in ('small', 'inception'): raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
+    if name not in ('small', 'inception'):
+        raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
     return inception(weights, device) if name == 'inception' or weights else train_evaluator(images, seed=seed)
 
 # %% ../nbs/14_cli.ipynb #9616b06c
 def _real_images(r, data, by_inception):
     "The images that a run is measured against"
-    if data == 'imported': raise ValueError(f"{r.folder} was imported and does not know its images; name a folder of real ones with --data")
+    if data == 'imported':
+        raise ValueError(f"{r.folder} was imported and does not know its images; name a folder of real ones "
+                         f"with --data")
     unread = by_inception and not comes_along(data) and not r.cfg.skip_bad
     images = ImageFiles(data, r.cfg.size) if unread else load_images(data, r.cfg.size, r.cfg.skip_bad, read_config(r.folder)[2].get('cache'))
-    if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)  # labels that the run knows nothing of say nothing about it
-    if images.classes != r.classes: raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of the run ({', '.join(r.classes[:10])})" + ('; sagan-import --classes names them' if r.cfg.data == 'imported' else ''))
+    # labels that the run knows nothing of say nothing about it
+    if not r.classes: images.classes, images.y = [], torch.zeros_like(images.y)
+    if images.classes != r.classes:
+        raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of "
+                         f"the run ({', '.join(r.classes[:10])})" + (
+                             '; sagan-import --classes names them' if r.cfg.data == 'imported' else ''))
     return images
 
 def _stood(r, images, n, seed):
     "The averaged generator, its batch norm averages measured anew on n images if n is not 0, and what to tell of them"
     if not n: return r.model.ema, 'averages of the training'
-    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # y ~ p_data, (n,)
-    return standing_statistics(r.model.ema, y if r.classes else None, n, seed + 1), f'standing statistics of {n} images'
+    # y ~ p_data, (n,)
+    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]
+    return standing_statistics(r.model.ema, y if r.classes else None, n, seed + 1), (
+        f'standing statistics of {n} images')
 
 # %% ../nbs/14_cli.ipynb #33411d6f
 def _image_rows(images, numbers):
@@ -480,7 +583,8 @@ def _image_rows(images, numbers):
 
 def _draw_nearest(file, G, images, judge, real, n, seed):
     "Write the picture of the first 8 of the n images measured and their nearest real ones"
-    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # as they were measured
+    # as they were measured
+    y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]
     x = torch.cat(list(generate_batches(G, y if images.classes else None, n, seed, part=slice(0, 8))))
     found, distance = nearest_images(x, real, judge)                          # (8, k) each
     _save(nearest_figure(x, _image_rows(images, found), distance, real_distances(real).median().item()), file)
@@ -489,14 +593,22 @@ def _draw_nearest(file, G, images, judge, real, n, seed):
 @call_parse
 def sagan_eval(
     run:str, # Run folder
-    n:int=None, # Images to draw, of classes as frequent as in the data (default: 1,000, with Inception the paper's 50,000)
+    # Images to draw, of classes as frequent as in the data (default: 1,000, with Inception the
+    # paper's 50,000)
+    n:int=None,
     seed:int=0, # Of the latents and of the classifier
     data:str=None, # Real images, if they have moved since the training
     split:str='all', # Which part of the data set they are, for the record
-    evaluator:str='small', # Who measures: 'small', trained on the real images only (without classes: random features), or 'inception'
+    # Who measures: 'small', trained on the real images only (without classes: random features), or
+    # 'inception'
+    evaluator:str='small',
     weights:str=None, # File of Inception weights (default: fetched at first use)
-    reference:str=None, # File to keep the statistics of the real images in (default: with Inception, reference-inception.safetensors in the run folder)
-    standing:int=0, # Images to measure the batch norm averages on anew (standing statistics), 0 for those of the training
+    # File to keep the statistics of the real images in (default: with Inception,
+    # reference-inception.safetensors in the run folder)
+    reference:str=None,
+    # Images to measure the batch norm averages on anew (standing statistics), 0 for those of the
+    # training
+    standing:int=0,
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
     "Score images of a run against real ones; writes eval.json and nearest.png into the run folder, with other options in their names"
@@ -505,8 +617,10 @@ def sagan_eval(
         asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name, split=split if split != 'all' else None, weights=weights and Path(weights).stem, standing=standing)
         file, picture = _named('eval', '.json', **asked), _named('nearest', '.png', **asked)
         if n is None: n = 50_000 if by_inception else 1000
-        _at_least(n, 10); _at_least(standing, 0, 'standing')
-        r = _with_generator(run, device); images = _real_images(r, data or r.cfg.data, by_inception)
+        _at_least(n, 10)
+        _at_least(standing, 0, 'standing')
+        r = _with_generator(run, device)
+        images = _real_images(r, data or r.cfg.data, by_inception)
         judge = _evaluator(evaluator, weights, images, seed, device)
         real = real_statistics(images, judge, split, reference or (r.folder/'reference-inception.safetensors' if by_inception else None))
         G, averages = _stood(r, images, standing, seed)
@@ -520,7 +634,9 @@ def sagan_eval(
 # %% ../nbs/14_cli.ipynb #d63f09ff
 def _shared_by_rows(preset, changes):
     "The configuration that all rows have in common"
-    if changes.keys() & {'g_attention', 'd_attention'}: raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out --g-attention and --d-attention")
+    if changes.keys() & {'g_attention', 'd_attention'}:
+        raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out "
+                         "--g-attention and --d-attention")
     return _configure(preset, changes)[0]
 
 # %% ../nbs/14_cli.ipynb #c1431fab
@@ -529,7 +645,9 @@ def _shared_by_rows(preset, changes):
 def sagan_experiment(
     experiment:str, # table1, table2, figure3, claim or local
     data:str='twins', # 'digits', 'twins', or a folder of images
-    out:str=None, # Folder for everything (default: runs/ and the names of experiment and data); continued if it holds the same
+    # Folder for everything (default: runs/ and the names of experiment and data); continued if it
+    # holds the same
+    out:str=None,
     preset:str='small', # What all rows have in common
     seeds:int=3, # Seeds per row, from --seed on
     every:int=None, # Steps between measurements (default: a sixth of the steps)
@@ -543,35 +661,45 @@ def sagan_experiment(
     "Train every row of one of the paper's tables, measure, and write table.md, table.csv, curves.png, samples.png and report.html"
     start = perf_counter()
     with plain_errors('sagan-experiment'):
-        lines(experiment, named_preset('tiny'))                                # an unknown name is refused before data are read
+        lines(experiment, named_preset('tiny'))  # an unknown name is refused before data are read
         folder, base = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}'), _shared_by_rows(preset, changes)
         images = _with_classes(load_images(data, base.size, base.skip_bad), changes.get('n_classes'))
         judge = _evaluator(evaluator, weights, images, 0, _device(device)) if weights or evaluator != 'small' else None
         run_experiment(experiment, images, base.change(data=_remembered(data)), folder, seeds, every, samples, judge, jobs, _device(device), lambda text: print(text, flush=True))
-        print(f'\n{(folder/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open {folder/"report.html"}')
+        print(f'\n{(folder/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open '
+              f'{folder/"report.html"}')
 
 # %% ../nbs/14_cli.ipynb #95370e97
 def _class_names(file, n):
     "Names of n classes from a file with one in each line; without a file their numbers"
-    if file is not None and not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with the names of classes")
+    if file is not None and not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file {file} with the names of classes")
     names = [str(i) for i in range(n)] if file is None else [name for line in Path(file).read_text(encoding='utf-8').splitlines() if (name := line.strip())]
-    if len(names) != n or len(set(names)) != n: raise ValueError(f"the model has {n} classes; {file} has {len(names)} lines, {len(set(names))} of them different")
+    if len(names) != n or len(set(names)) != n:
+        raise ValueError(f"the model has {n} classes; {file} has {len(names)} lines, {len(set(names))} of "
+                         f"them different")
     return names
 
 def _told_import(c, about, folder):
     "What has been read, and as what"
-    def with_attention(at): return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
+    def with_attention(at):
+        return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
     parts = [f'{k} {with_attention(at)}' for k, w, at in (('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)) if w]
-    step, skip = about['step'], f", the discriminator's shortcuts from {'rectified ' if about['relu_skip'] else ''}inputs" if c.d_width else ''
-    return (f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} classes{f", step {step}" if step else ""}: {folder}\n'
-            f"read as {about['project']}'s, colours {'BGR, which are RGB now' if about['bgr'] else 'RGB'}{skip}")
+    step, skip = about['step'], (f", the discriminator's shortcuts from "
+                                 f"{'rectified ' if about['relu_skip'] else ''}inputs") if c.d_width else ''
+    return (f'{" and ".join(parts)}, {c.size} pixels, {c.n_classes} '
+            f'classes{f", step {step}" if step else ""}: {folder}\n'
+            f"read as {about['project']}'s, colours "
+            f"{'BGR, which are RGB now' if about['bgr'] else 'RGB'}{skip}")
 
 # %% ../nbs/14_cli.ipynb #f93037ff
 def _import_into(out, model, about, classes):
     "Make a run folder of an imported model"
     folder = create_run(out, model.cfg, _class_names(classes, model.cfg.n_classes), dict(imported_from=about['files'], **{k: about[k] for k in ('project', 'eps', 'bgr', 'relu_skip')}))
     try: save_weights(folder/'weights.safetensors', model, about['step'])
-    except BaseException: shutil.rmtree(folder); raise
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     return folder
 
 def _named_folder(out):
@@ -581,12 +709,16 @@ def _named_folder(out):
 # %% ../nbs/14_cli.ipynb #b5117a66
 @call_parse
 def sagan_import(
-    *files:str, # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one file that holds them all
+    # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or
+    # one file that holds them all
+    *files:str,
     out:str=None, # Run folder to make
     classes:str=None, # File with the name of a class in each line (default: their numbers)
     eps:float=None, # Epsilon of the generator's conditional batch norms (default: the project's)
-    bgr:Annotated[None, dict(action=BooleanOptionalAction)]=None, # Are the colours in the order blue, green, red? (default: as the project has them)
-    relu_skip:Annotated[None, dict(action=BooleanOptionalAction)]=None, # Do the discriminator's shortcuts start from rectified inputs? (default: as in the project)
+    # Are the colours in the order blue, green, red? (default: as the project has them)
+    bgr:Annotated[None, dict(action=BooleanOptionalAction)]=None,
+    # Do the discriminator's shortcuts start from rectified inputs? (default: as in the project)
+    relu_skip:Annotated[None, dict(action=BooleanOptionalAction)]=None,
 ):
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
     with plain_errors('sagan-import'):

@@ -23,12 +23,19 @@ def check_labels(
 ) -> None:
     "Raise `ValueError` when labels do not fit a network, naming what was given and what is possible"
     if not n_classes:
-        if y is not None: raise ValueError("this network is unconditional (n_classes=0) and takes no labels; pass y=None")
+        if y is not None:
+            raise ValueError("this network is unconditional (n_classes=0) and takes no labels; "
+                             "pass y=None")
         return
-    if y is None: raise ValueError(f"this network is conditional and needs labels: an int64 tensor of shape ({batch},) with values from 0 to {n_classes-1}")
-    if y.shape != (batch,) or y.dtype != torch.int64: raise ValueError(f"labels must be int64 of shape ({batch},), got {y.dtype} of shape {tuple(y.shape)}")
+    if y is None:
+        raise ValueError(f"this network is conditional and needs labels: an int64 tensor of shape "
+                         f"({batch},) with values from 0 to {n_classes-1}")
+    if y.shape != (batch,) or y.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 of shape ({batch},), got {y.dtype} of shape "
+                         f"{tuple(y.shape)}")
     if not torch.compiler.is_compiling() and y.device.type == 'cpu' and len(y) and not (0 <= y.min() and y.max() < n_classes):
-        raise ValueError(f"labels go from 0 to {n_classes-1}, got values from {y.min()} to {y.max()}")
+        raise ValueError(f"labels go from 0 to {n_classes-1}, got values from {y.min()} to "
+                         f"{y.max()}")
 
 # %% ../nbs/03_conditioning.ipynb #23c1667f
 @contextmanager
@@ -36,8 +43,12 @@ def launched(
     device:str='cpu', # 'cpu', or 'cuda' for the GPU that the launcher has in mind for this process
 ) -> Iterator[str]: # Yields the device of this process
     "Within this context the processes that `torchrun` or `accelerate launch` has started belong together; does nothing in a process that was started alone"
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1: yield device; return
-    if device == 'cuda': device = f"cuda:{os.environ['LOCAL_RANK']}"; torch.cuda.set_device(device)
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        yield device
+        return
+    if device == 'cuda':
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
     dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
     try: yield device
     finally: dist.destroy_process_group()
@@ -63,7 +74,8 @@ class _Total(torch.autograd.Function):
         try: dist.all_reduce(t)
         except torch.OutOfMemoryError: raise
         except RuntimeError as e:
-            reason = str(e).split('] ', 1)[-1].split('. ')[0]                 # without gloo's place in its source, and its advice
+            # without gloo's place in its source, and its advice
+            reason = str(e).split('] ', 1)[-1].split('. ')[0]
             raise ConnectionError(f"one of the {processes()[1]} processes is gone ({reason})")
         return t
     @staticmethod
@@ -87,7 +99,7 @@ def gather(
     if rows is None and processes()[1] == 1: return t
     whole = t.new_zeros(n, *t.shape[1:])                                      # (n, ...)
     whole[share(n) if rows is None else rows] = t
-    return total(whole)                                                       # each row has one part that is not 0
+    return total(whole)  # each row has one part that is not 0
 
 # %% ../nbs/03_conditioning.ipynb #a0ac9f19
 def everyones(
@@ -113,7 +125,9 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
-        group:int=0, # Consecutive images that share mean and variance in training, a divisor of B; 0 for all of all processes
+        # Consecutive images that share mean and variance in training, a divisor of B; 0 for all of
+        # all processes
+        group:int=0,
         **kwargs, # Further arguments of `nn.BatchNorm2d`, such as `affine`
     ):
         if group < 0: raise ValueError(f"group is a number of images, or 0 for all, got {group}")
@@ -125,7 +139,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and self.group: return _in_groups(self, x)
         if not (self.training and self.together and processes()[1] > 1): return super().forward(x)
         h = x.float()                                                         # (B, C, H, W)
-        v, m = [s.double() for s in torch.var_mean(h, (0, 2, 3), correction=0)]  # (C,) each, of this process
+        # (C,) each, of this process
+        v, m = [s.double() for s in torch.var_mean(h, (0, 2, 3), correction=0)]
         n = torch.full_like(m[:1], h[:, 0].numel())                           # (1,)
         s = total(torch.cat([n*m, n*(v + m**2), n]))                          # (2C + 1,)
         n, mean = s[-1], s[:len(m)]/s[-1]                                     # (), (C,)
@@ -133,18 +148,22 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.track_running_stats: _record(self, mean, var*n/(n - 1))
         scale = (var + self.eps).rsqrt()*(1 if self.weight is None else self.weight)   # (C,)
         shift = (0 if self.bias is None else self.bias) - mean*scale                   # (C,)
-        return torch.addcmul(shift.float()[:, None, None], h, scale.float()[:, None, None]).to(x.dtype)  # (B, C, H, W)
+        # (B, C, H, W)
+        return torch.addcmul(shift.float()[:, None, None], h, scale.float()[:, None, None]).to(x.dtype)
 
 # %% ../nbs/03_conditioning.ipynb #d05ba836
 def _in_groups(bn, x):
     "A batch norm layer in training over each `bn.group` of consecutive images of x (B, C, H, W)"
     if len(x) % bn.group:
-        raise ValueError(f"batch norm over groups of {bn.group} images takes a multiple of them, got {len(x)}; "
+        raise ValueError(f"batch norm over groups of {bn.group} images takes a multiple of them, "
+                         f"got {len(x)}; "
                          f"change bn_group, or set it to 0 for one group of all")
-    parts = x.split(bn.group)                                                 # (group, C, H, W) each
-    means, variances = [torch.zeros(len(parts), x.shape[1]).to(bn.running_mean) for _ in 'mv']  # (groups, C)
+    parts = x.split(bn.group)  # (group, C, H, W) each
+    # (groups, C)
+    means, variances = [torch.zeros(len(parts), x.shape[1]).to(bn.running_mean) for _ in 'mv']
     kept = zip(means, variances) if bn.track_running_stats else [(None, None)]*len(parts)
-    h = torch.cat([F.batch_norm(part, m, v, bn.weight, bn.bias, True, 1., bn.eps)  # a momentum of 1 keeps this group's
+    # a momentum of 1 keeps this group's
+    h = torch.cat([F.batch_norm(part, m, v, bn.weight, bn.bias, True, 1., bn.eps)
                    for part, (m, v) in zip(parts, kept)])                     # (B, C, H, W)
     if bn.track_running_stats:
         found = torch.stack([means.mean(0), variances.mean(0)])               # (2, C)
@@ -158,11 +177,14 @@ class ConditionalBatchNorm2d(nn.Module):
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
         n_classes:int=0, # Rows of the tables, 0 for unconditional
-        group:int=0, # Consecutive images that share mean and variance in training; 0 for all of all processes
-        tables:str='zeros', # How both tables start: 'zeros', or 'xavier' for Xavier uniform; otherwise `ValueError`
+        # Consecutive images that share mean and variance in training; 0 for all of all processes
+        group:int=0,
+        # How both tables start: 'zeros', or 'xavier' for Xavier uniform; otherwise `ValueError`
+        tables:str='zeros',
     ):
         super().__init__()
-        if tables not in ('zeros', 'xavier'): raise ValueError(f"tables is 'zeros' or 'xavier', got {tables!r}")
+        if tables not in ('zeros', 'xavier'):
+            raise ValueError(f"tables is 'zeros' or 'xavier', got {tables!r}")
         self.bn = BatchNorm2d(channels, group, affine=not n_classes)
         if n_classes:
             self.gain, self.bias = nn.Embedding(n_classes, channels), nn.Embedding(n_classes, channels)
@@ -175,7 +197,8 @@ class ConditionalBatchNorm2d(nn.Module):
         "Features `x` (B, C, H, W) and labels `y` (B,) to (B, C, H, W)"
         h = self.bn(x)                                                        # (B, C, H, W)
         if not self.n_classes: return h
-        gain, bias = [t.to(h.dtype)[..., None, None] for t in (1 + self.gain(y), self.bias(y))]  # (B, C, 1, 1)
+        # (B, C, 1, 1)
+        gain, bias = [t.to(h.dtype)[..., None, None] for t in (1 + self.gain(y), self.bias(y))]
         return gain*h + bias                                                  # (B, C, H, W)
 
 # %% ../nbs/03_conditioning.ipynb #52b2c302
@@ -222,7 +245,9 @@ class AuxiliaryHead(nn.Module):
         n_classes:int, # Classes, at least 2; otherwise `ValueError`
     ):
         super().__init__()
-        if n_classes < 2: raise ValueError(f"the auxiliary classifier of AC-GAN needs at least 2 classes, got {n_classes}; use the projection head")
+        if n_classes < 2:
+            raise ValueError(f"the auxiliary classifier of AC-GAN needs at least 2 classes, got "
+                             f"{n_classes}; use the projection head")
         self.linear, self.classify = nn.Linear(channels, 1), nn.Linear(channels, n_classes)
         for layer in (self.linear, self.classify): _bounded(layer)
 

@@ -32,7 +32,8 @@ def to_unit(
     x:Tensor, # Images of bytes, any shape, uint8
 ) -> Tensor: # The same shape, float32 in [-1, 1]
     "Bytes to the range of the networks: 0 becomes -1, 255 becomes 1; raises `TypeError` if `x` is not uint8"
-    if x.dtype != torch.uint8: raise TypeError(f"to_unit takes uint8 images with values from 0 to 255, got {x.dtype}")
+    if x.dtype != torch.uint8:
+        raise TypeError(f"to_unit takes uint8 images with values from 0 to 255, got {x.dtype}")
     return x.float().mul_(2/255).sub_(1)
 
 # %% ../nbs/00_data.ipynb #f3b2832f
@@ -47,7 +48,9 @@ def check_size(
     size:int, # Pixels of a side
 ) -> None:
     "Raise `ValueError` for a size that the networks do not have"
-    if size not in (32, 64, 128, 256): raise ValueError(f"size must be 32, 64, 128 or 256 pixels (a power of two that the networks have), got {size!r}")
+    if size not in (32, 64, 128, 256):
+        raise ValueError(f"size must be 32, 64, 128 or 256 pixels (a power of two that the "
+                         f"networks have), got {size!r}")
 
 # %% ../nbs/00_data.ipynb #c31faf46
 @dataclass
@@ -60,7 +63,8 @@ class Images:
     interpolation:str = 'none'  # How they were brought to their size
     def __len__(self): return len(self.x)
     def _with(self, x, y): return Images(x, y, self.classes, self.name, self.interpolation)
-    def __getitem__(self, i): return self._with(self.x[i] if isinstance(self.x, Tensor) else self.x.rows(i), self.y[i])
+    def __getitem__(self, i):
+        return self._with(self.x[i] if isinstance(self.x, Tensor) else self.x.rows(i), self.y[i])
     @property
     def size(self) -> int: # Pixels
         "Of a side"
@@ -90,14 +94,16 @@ def digits(
     "Scikit-learn's handwritten digits, enlarged by bicubic interpolation"
     check_size(size)
     d = load_digits()
-    x = torch.tensor(d.images, dtype=torch.float32)[:, None]/8 - 1            # (n, 1, 8, 8) in [-1, 1]
+    x = torch.tensor(d.images, dtype=torch.float32)[:, None]/8 - 1  # (n, 1, 8, 8) in [-1, 1]
     x = F.interpolate(x, size=size, mode='bicubic', align_corners=False)       # (n, 1, S, S)
     return Images(to_bytes(x).expand(-1, 3, -1, -1).contiguous(), torch.tensor(d.target), [str(c) for c in range(10)], 'digits', 'bicubic')
 
 # %% ../nbs/00_data.ipynb #4a0d368e
-TWIN_SHAPES = dict(  # widths of the six rows of each shape, symmetric, so that its centroid is its centre
+# widths of the six rows of each shape, symmetric, so that its centroid is its centre
+TWIN_SHAPES = dict(
     square=(6, 6, 6, 6, 6, 6), disc=(4, 6, 6, 6, 6, 4), diamond=(2, 4, 6, 6, 4, 2), plus=(2, 2, 6, 6, 2, 2))
-TWIN_COLOURS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]).float()  # (6, 3): red yellow green cyan blue magenta
+# (6, 3): red yellow green cyan blue magenta
+TWIN_COLOURS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]).float()
 
 # %% ../nbs/00_data.ipynb #812d98ed
 def _mask(widths, scale):
@@ -130,7 +136,8 @@ def twins(
     seed:int=0, # Seed of everything that is drawn
     agree:bool=True, # Same colors in both twins? Otherwise the right one draws its own
     gap:int|None=None, # Pixels between the twins, even; None for one at each edge of the image
-    exchange:bool=False, # Give the left twin the second pair of colors that is drawn, instead of the first?
+    # Give the left twin the second pair of colors that is drawn, instead of the first?
+    exchange:bool=False,
 ) -> Images: # `n` images, 4 classes (the shapes); with `gap` upright bars and no classes
     "Images of two far-apart shapes of the same colors; raises `ValueError` for other sizes or gaps"
     if size not in (32, 64): raise ValueError(f"twins are drawn at 32 or 64 pixels, got {size!r}")
@@ -166,13 +173,16 @@ def _parts(halves):
 # %% ../nbs/00_data.ipynb #b5f1595e
 def twin_colours(
     x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64
-) -> Tensor: # (n, 2, 2) int64: [left or right twin, upper or lower part] -> index into `TWIN_COLOURS`, -1 for no twin
+    # (n, 2, 2) int64: [left or right twin, upper or lower part] -> index into `TWIN_COLOURS`, -1
+    # for no twin
+) -> Tensor:
     "Read the colours of both twins back from the pixels"
     x, size = x.float()*.5 + .5, x.shape[-1]                                  # [0, 1]
     halves = torch.stack([x[..., :size//2], x[..., size//2:]], 1)             # (n, 2, 3, S, S/2)
     parts = _parts(halves)                                                    # (n, 2, 2, S, S/2)
     colour = torch.einsum('nhpij,nhcij->nhpc', parts, halves)                 # (n, 2, 2, 3)
-    palette = F.normalize(TWIN_COLOURS.to(x) - TWIN_COLOURS.to(x).mean(1, keepdim=True), dim=1)  # (6, 3), hue directions
+    # (6, 3), hue directions
+    palette = F.normalize(TWIN_COLOURS.to(x) - TWIN_COLOURS.to(x).mean(1, keepdim=True), dim=1)
     named = ((colour - colour.mean(3, keepdim=True)) @ palette.T).argmax(3)   # (n, 2, 2)
     return torch.where(parts.sum((2, 3, 4))[..., None] >= 8*(size//32)**2, named, -1)
 
@@ -184,14 +194,18 @@ def _agreeing(x):
 
 # %% ../nbs/00_data.ipynb #6c5f8de8
 def twin_agreement(
-    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n, 2, 2)
+    # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n,
+    # 2, 2)
+    x:Tensor,
 ) -> float: # Share in [0, 1]: 1 for real images, about 1/36 for unrelated halves
     "Share of images with two twins whose upper and lower colours both agree"
     return _agreeing(x)[0].float().mean().item()
 
 # %% ../nbs/00_data.ipynb #359d14b9
 def twin_pairs(
-    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n, 2, 2)
+    # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n,
+    # 2, 2)
+    x:Tensor,
 ) -> int: # 0 to 36
     "Number of different (upper, lower) colour pairs among the images whose twins agree: 1 for a collapsed generator"
     agree, left = _agreeing(x)                                                # (n,), (n, 2)
@@ -199,27 +213,35 @@ def twin_pairs(
 
 # %% ../nbs/00_data.ipynb #461a10ba
 EXTENSIONS = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff'
-def _images_in(path): return sorted(n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in EXTENSIONS)
+def _images_in(path):
+    return sorted(n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in EXTENSIONS)
 
 # %% ../nbs/00_data.ipynb #ab507288
 def _per_class(path, sub):
     "The images of each subfolder, class -> names; raises `ValueError` naming those without"
     per_class = {p.name: _images_in(p) for p in sub}
     empty = [c for c, names in per_class.items() if not names]
-    if empty: raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or remove the subfolder"
-                               + (f" (did you mean {path/empty[0]}?)" if any(p.is_dir() for p in (path/empty[0]).iterdir()) else ''))
+    if empty:
+        raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or "
+                         f"remove the subfolder"
+                                   + (f" (did you mean {path/empty[0]}?)" if any(p.is_dir() for p in (path/empty[0]).iterdir()) else ''))
     return per_class
 
 # %% ../nbs/00_data.ipynb #865ccd93
 def _list_folder(path):
     "Names relative to the folder, labels and class names, or an error that says what is wrong with it"
-    if not path.is_dir(): raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one subfolder of images per class")
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one "
+                                f"subfolder of images per class")
     here, sub = _images_in(path), sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    if here and sub: raise ValueError(f"{path} holds both images and subfolders; keep either images (no classes) or one subfolder per class")
-    if not here and not sub: raise ValueError(f"{path} holds no images; they may end in {', '.join(EXTENSIONS)}")
+    if here and sub:
+        raise ValueError(f"{path} holds both images and subfolders; keep either images (no "
+                         f"classes) or one subfolder per class")
+    if not here and not sub:
+        raise ValueError(f"{path} holds no images; they may end in {', '.join(EXTENSIONS)}")
     if here: return here, torch.zeros(len(here), dtype=torch.int64), []
     per_class = _per_class(path, sub)
-    counts = torch.tensor([len(names) for names in per_class.values()])                   # (classes,)
+    counts = torch.tensor([len(names) for names in per_class.values()])  # (classes,)
     return [f'{c}/{n}' for c, names in per_class.items() for n in names], torch.arange(len(counts)).repeat_interleave(counts), list(per_class)
 
 # %% ../nbs/00_data.ipynb #60500c76
@@ -235,7 +257,8 @@ def _read(file, size):
     "One image file as (3, S, S) bytes, or the reason why it cannot be read"
     try:
         with Image.open(file) as im: return _fitted(ImageOps.exif_transpose(im), size)
-    except Exception as e: return 'zero bytes' if file.stat().st_size == 0 else f'{type(e).__name__}: {e}'.replace(str(file), file.name)
+    except Exception as e:
+        return 'zero bytes' if file.stat().st_size == 0 else f'{type(e).__name__}: {e}'.replace(str(file), file.name)
 
 # %% ../nbs/00_data.ipynb #f2be7d54
 def _bar(steps, n): return progress_bar(steps, leave=False) if n > 1000 else steps
@@ -253,34 +276,45 @@ def _decode(path, names, size, put):
 # %% ../nbs/00_data.ipynb #63290610
 def _in_memory(path, names, size):
     "The images of a folder that can be read, (n, 3, S, S), and the others, name -> reason"
-    x = torch.empty(len(names), 3, size, size, dtype=torch.uint8)                         # (n, 3, S, S)
-    rows = iter(x); bad = _decode(path, names, size, lambda r: next(rows).copy_(r))
+    x = torch.empty(len(names), 3, size, size, dtype=torch.uint8)  # (n, 3, S, S)
+    rows = iter(x)
+    bad = _decode(path, names, size, lambda r: next(rows).copy_(r))
     return x[:len(names) - len(bad)], bad
 
 # %% ../nbs/00_data.ipynb #ed355582
 def _refuse(path, names, bad, skip_bad):
     "Raise `ValueError` naming the bad files, or warn with their names if they may be left out"
-    message = f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(f'{n} ({r})' for n, r in list(bad.items())[:10])}" + ('; ...' if len(bad) > 10 else '')
-    if not skip_bad or len(bad) == len(names): raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
+    message = (f"{len(bad)} of {len(names)} files in {path} cannot be read: "
+               f"{'; '.join(f'{n} ({r})' for n, r in list(bad.items())[:10])}") + ('; ...' if len(bad) > 10 else '')
+    if not skip_bad or len(bad) == len(names):
+        raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True "
+                                   "(--skip-bad)")
     warn(message + '. They are left out')
 
 # %% ../nbs/00_data.ipynb #cb03ee54
 def folder(
     path:str|Path, # Folder of images, or of one subfolder per class
     size:int=128, # Pixels of a side after cropping and resizing
-    skip_bad:bool=False, # Leave out files that cannot be read (with a warning that names them) instead of refusing?
-    max_gb:float=8., # Largest data set to hold in memory, GB; a larger one is decoded once into a cache file
-    cache:str|Path|None=None, # Folder for cache files, None for `sagan` in $XDG_CACHE_HOME or ~/.cache
+    # Leave out files that cannot be read (with a warning that names them) instead of refusing?
+    skip_bad:bool=False,
+    # Largest data set to hold in memory, GB; a larger one is decoded once into a cache file
+    max_gb:float=8.,
+    # Folder for cache files, None for `sagan` in $XDG_CACHE_HOME or ~/.cache
+    cache:str|Path|None=None,
 ) -> Images: # The images; `classes` are the names of the subfolders, empty if there are none
     "Read a folder of images; raises `FileNotFoundError`, `ValueError` naming the files or folders that are in the way, or `OSError` if a cache is needed and cannot be written"
     check_size(size)
-    path = Path(path); names, y, classes = _list_folder(path); in_file = len(names)*3*size**2 > max_gb*1e9
+    path = Path(path)
+    names, y, classes = _list_folder(path)
+    in_file = len(names)*3*size**2 > max_gb*1e9
     x, bad = _cached(path, names, size, cache) if in_file else _in_memory(path, names, size)
     if bad:
         _refuse(path, names, bad, skip_bad)
         y = y[[n not in bad for n in names]]
     lost = [c for c, n in zip(classes, torch.bincount(y, minlength=len(classes))) if not n]
-    if lost: raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or remove the subfolder")
+    if lost:
+        raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its "
+                         f"images, or remove the subfolder")
     return Images(Mapped(x, size) if in_file else x, y, classes, str(path), FITTED)
 
 # %% ../nbs/00_data.ipynb #befffaab
@@ -297,13 +331,18 @@ def whole_file(
 ) -> Iterator[Path]: # Yields the temporary path
     "Yields a temporary path beside `path`; it replaces `path` when the block ends well, and is removed when it does not; raises `OSError` if there is no such folder"
     path = Path(path)
-    if path.is_dir() or not path.parent.is_dir(): raise OSError(f"{path} cannot be written: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise OSError(f"{path} cannot be written: "
+                      f"{'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
     new = path.with_name(f'.{path.name}.{os.getpid()}.new')
     try:
-        new.touch(); mode = new.stat().st_mode                                # some libraries write files that nobody else may read
+        new.touch()
+        mode = new.stat().st_mode  # some libraries write files that nobody else may read
         yield new
-        new.chmod(mode); _sync(new, os.O_RDWR); os.replace(new, path)
-        if os.name != 'nt': _sync(path.parent)                                # the new name, too; Windows cannot sync a folder
+        new.chmod(mode)
+        _sync(new, os.O_RDWR)
+        os.replace(new, path)
+        if os.name != 'nt': _sync(path.parent)  # the new name, too; Windows cannot sync a folder
     finally: new.unlink(missing_ok=True)
 
 # %% ../nbs/00_data.ipynb #9e3fcefe
@@ -324,8 +363,11 @@ def exclusive(
     with open(Path(folder)/'.lock', 'w') as f:
         try: _lock(f, False)
         except BlockingIOError:
-            if not wait: raise BlockingIOError(f"{folder} is in use by another process; wait for it, or choose another folder")
-            print(f'waiting for another process that uses {folder}', flush=True); _lock(f, True)
+            if not wait:
+                raise BlockingIOError(f"{folder} is in use by another process; wait for it, or "
+                                      f"choose another folder")
+            print(f'waiting for another process that uses {folder}', flush=True)
+            _lock(f, True)
         yield
 
 # %% ../nbs/00_data.ipynb #0036bf17
@@ -345,7 +387,8 @@ class Mapped:
         size:int, # Pixels of a side
     ):
         with open(file, 'rb') as f: self.map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        self.bytes = np.frombuffer(self.map, np.uint8).reshape(-1, 3, size, size)  # (n, 3, S, S), nothing is read yet
+        # (n, 3, S, S), nothing is read yet
+        self.bytes = np.frombuffer(self.map, np.uint8).reshape(-1, 3, size, size)
         self.index = torch.arange(len(self.bytes))                              # (n,)
     def __len__(self): return len(self.index)
     @property
@@ -360,14 +403,17 @@ class Mapped:
         i:slice|Tensor, # A slice, or a tensor (m,) of numbers or (n,) of bools
     ) -> 'Mapped': # Its images
         "Only the images `i` of the same file, in this order; none of them is read"
-        new = copy(self); new.index = self.index[i]
+        new = copy(self)
+        new.index = self.index[i]
         return new
 
 # %% ../nbs/00_data.ipynb #56f9a34a
 def _sources(path, names):
     "Digest of what the files are called, how large they are and when they were changed"
     h = sha256()
-    for n in names: s = os.stat(f'{path}/{n}'); h.update(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode(errors='surrogateescape'))
+    for n in names:
+        s = os.stat(f'{path}/{n}')
+        h.update(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode(errors='surrogateescape'))
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_data.ipynb #373e94f2
@@ -375,20 +421,27 @@ def _sample(file, row):
     "Digest of 64 images of `row` bytes, spread over the file from the first to the last"
     h, n = sha256(), file.stat().st_size//row
     with open(file, 'rb') as f:
-        for k in np.linspace(0, n - 1, 64).astype(int) if n else (): f.seek(int(k)*row); h.update(f.read(row))
+        for k in np.linspace(0, n - 1, 64).astype(int) if n else ():
+            f.seek(int(k)*row)
+            h.update(f.read(row))
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_data.ipynb #1e8a5fae
 def _unusable(at, wanted, path, row):
     "Why the cache in the folder `at` is not what is wanted; '' if it is, None if there is none; and the files that it leaves out"
-    try: about = dict(json.loads((at/'about.json').read_text())); bad = dict(about['bad']); stored = (at/'images').stat().st_size
+    try:
+        about = dict(json.loads((at/'about.json').read_text()))
+        bad = dict(about['bad'])
+        stored = (at/'images').stat().st_size
     except OSError: return None, {}
-    except (ValueError, TypeError, KeyError) as e: return f'about.json is damaged ({type(e).__name__})', {}
+    except (ValueError, TypeError, KeyError) as e:
+        return f'about.json is damaged ({type(e).__name__})', {}
     for k, v in wanted.items():
         if about.get(k) != v: return f"its {k} was {about.get(k)!r} and is {v!r} now", {}
     whole = (wanted['number of files'] - len(bad))*row
     if stored != whole: return f'its images take {stored:,} bytes instead of {whole:,}', {}
-    if _sample(at/'images', row) != about.get('sample'): return 'its images are not those that were written', {}
+    if _sample(at/'images', row) != about.get('sample'):
+        return 'its images are not those that were written', {}
     healed = [n for n in bad if not isinstance(_read(path/n, wanted['size']), str)]
     return f'{healed[0]} can be read now' if healed else '', bad
 
@@ -403,11 +456,17 @@ def _make_cache(at, path, names, wanted, row, why):
     "Decode a folder into the cache `at`; returns the files that it leaves out, name -> reason; raises `OSError` where there is no room"
     for f in (*at.glob('.*.new'), at/'about.json', at/'images'): f.unlink(missing_ok=True)
     size, need, free = wanted['size'], len(names)*row, shutil.disk_usage(at).free
-    if free < need: raise OSError(f"{len(names):,} images at {size} px need {need/1e9:.1f} GB in {at}, where {free/1e9:.1f} GB are free; make room, name another folder as cache, or use a smaller size")
-    print(f"{path}: {len(names):,} images at {size} px take {need/1e9:.1f} GB and are decoded once into {at}" + (f", made anew because {why}" if why else ''), flush=True)
+    if free < need:
+        raise OSError(f"{len(names):,} images at {size} px need {need/1e9:.1f} GB in {at}, where "
+                      f"{free/1e9:.1f} GB are free; make room, name another folder as cache, or "
+                      f"use a smaller size")
+    print(f"{path}: {len(names):,} images at {size} px take {need/1e9:.1f} GB and are decoded once "
+          f"into {at}" + (f", made anew because {why}" if why else ''), flush=True)
     try:
-        with whole_file(at/'images') as new, open(new, 'wb') as f: bad = _decode(path, names, size, lambda r: f.write(r.numpy()))
-    except OSError as e: raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
+        with whole_file(at/'images') as new, open(new, 'wb') as f:
+            bad = _decode(path, names, size, lambda r: f.write(r.numpy()))
+    except OSError as e:
+        raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
     about = wanted | dict(sample=_sample(at/'images', row), bad=bad)
     with whole_file(at/'about.json') as new: new.write_text(json.dumps(about, indent=1))
     return bad
@@ -419,10 +478,14 @@ def _cached(path, names, size, cache):
     wanted = {'number of files': len(names), 'size': size, 'interpolation': FITTED, 'digest of names, sizes and times': _sources(path, names)}
     why, bad = _unusable(at, wanted, path, row)
     if why == '': return at/'images', bad
-    try: at.mkdir(parents=True, exist_ok=True); (at/'.lock').touch()
-    except OSError as e: raise type(e)(f"the cache folder {at.parent} cannot be written ({e.strerror}); name another one as cache") from None
+    try:
+        at.mkdir(parents=True, exist_ok=True)
+        (at/'.lock').touch()
+    except OSError as e:
+        raise type(e)(f"the cache folder {at.parent} cannot be written ({e.strerror}); name "
+                      f"another one as cache") from None
     with exclusive(at, wait=True):
-        why, bad = _unusable(at, wanted, path, row)                             # another process may have made it meanwhile
+        why, bad = _unusable(at, wanted, path, row)  # another process may have made it meanwhile
         if why != '': bad = _make_cache(at, path, names, wanted, row, why)
     return at/'images', bad
 
@@ -438,7 +501,8 @@ class ImageFiles:
         self.files, self.y, self.classes = _list_folder(self.path)                # names; (n,)
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
-        new = copy(self); new.files, new.y = self.files[i], self.y[i]
+        new = copy(self)
+        new.files, new.y = self.files[i], self.y[i]
         return new
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
@@ -446,27 +510,41 @@ class ImageFiles:
         "One pass over the files; raises `ValueError` naming those that cannot be read"
         with ThreadPoolExecutor() as pool:
             for i in range(0, len(self), n):
-                names = self.files[i:i+n]; read = list(pool.map(lambda n: _read(self.path/n, self.size), names))
+                names = self.files[i:i+n]
+                read = list(pool.map(lambda n: _read(self.path/n, self.size), names))
                 bad = [f'{n} ({r})' for n, r in zip(names, read) if isinstance(r, str)]
-                if bad: raise ValueError(f"files in {self.path} cannot be read: {'; '.join(bad[:10])}. Repair or remove them")
+                if bad:
+                    raise ValueError(f"files in {self.path} cannot be read: {'; '.join(bad[:10])}. "
+                                     f"Repair or remove them")
                 yield torch.stack(read)                                          # (B, 3, S, S)
 
 # %% ../nbs/00_data.ipynb #efeeaa64
 def _columns(ds, columns):
     "Item i of a Hugging Face data set as (image, label), and its class names; or an error that says what there is"
     image, label = columns
-    if isinstance(ds, dict): raise ValueError(f"this data set has the splits {', '.join(ds)}; give one of them, such as ds[{next(iter(ds))!r}]")
-    if not hasattr(ds, '__len__'): raise ValueError("this data set is streamed and has no length; load it without streaming=True, or save its images to a folder")
+    if isinstance(ds, dict):
+        raise ValueError(f"this data set has the splits {', '.join(ds)}; give one of them, such as "
+                         f"ds[{next(iter(ds))!r}]")
+    if not hasattr(ds, '__len__'):
+        raise ValueError("this data set is streamed and has no length; load it without "
+                         "streaming=True, or save its images to a folder")
     for c in (image, label):
-        if c not in (*ds.features, None): raise ValueError(f"the data set has no column {c!r}; give columns=(image, label) out of {', '.join(ds.features)}")
-    def item(i): row = ds[i]; return row[image], row[label] if label else 0
+        if c not in (*ds.features, None):
+            raise ValueError(f"the data set has no column {c!r}; give columns=(image, label) out "
+                             f"of {', '.join(ds.features)}")
+    def item(i):
+        row = ds[i]
+        return row[image], row[label] if label else 0
     return item, getattr(ds.features[label], 'names', None) if label else []
 
 # %% ../nbs/00_data.ipynb #b4248c33
 def from_dataset(
-    ds:Any, # A data set with `len` whose items are (PIL image, int label), or one split of Hugging Face's `datasets`
+    # A data set with `len` whose items are (PIL image, int label), or one split of Hugging Face's
+    # `datasets`
+    ds:Any,
     size:int, # Pixels of a side after cropping and resizing
-    columns:tuple=('image', 'label'), # Names of a Hugging Face data set's columns with images and labels; None for no labels
+    # Names of a Hugging Face data set's columns with images and labels; None for no labels
+    columns:tuple=('image', 'label'),
 ) -> Images: # The images; class names from `ds.classes`, or from the label's column, if it has them
     "Read a data set into memory; raises `ValueError` for a Hugging Face data set that is streamed, has splits, or lacks a column"
     check_size(size)
@@ -474,7 +552,8 @@ def from_dataset(
     x, y = [], []
     for i in _bar(range(len(ds)), len(ds)):
         im, label = item(i)
-        x.append(_fitted(im, size)); y.append(int(label))
+        x.append(_fitted(im, size))
+        y.append(int(label))
     name = getattr(getattr(ds, 'info', None), 'dataset_name', None) or type(ds).__name__
     return Images(torch.stack(x), torch.tensor(y), [str(c) for c in (range(max(y)+1) if classes is None else classes)], name, FITTED)
 
@@ -492,9 +571,13 @@ def _take(x, i):
 # %% ../nbs/00_data.ipynb #8014e3ea
 def _check_batch(images, bs, rank, world):
     "Raise `ValueError` for a rank that is none of the processes', or a batch size that the images do not give"
-    if not 0 <= rank < world: raise ValueError(f"rank must be from 0 to {world-1} for world={world}, got {rank}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be from 0 to {world-1} for world={world}, got {rank}")
     if not 1 <= bs <= len(images)//world:
-        raise ValueError(f"the batch size must be from 1 to {len(images)//world} (the number of images in {images.name}{f', shared by {world} processes' if world > 1 else ''}), got {bs}")
+        raise ValueError(f"the batch size must be from 1 to {len(images)//world} (the number of "
+                         f"images in "
+                         f"{images.name}{f', shared by {world} processes' if world > 1 else ''}), "
+                         f"got {bs}")
 
 # %% ../nbs/00_data.ipynb #9d886dad
 from fastai.torch_core import show_images
@@ -536,26 +619,30 @@ class MemoryLoader:
         "fastai moves its loaders by this"
         self.device = device
     def _mine(self, drawn): return drawn[self.rank*self.bs:(self.rank+1)*self.bs]
-    def _draw(self, rng): return _draw(rng, self.order, self.bs*self.world, len(self.dataset), self.flip)
+    def _draw(self, rng):
+        return _draw(rng, self.order, self.bs*self.world, len(self.dataset), self.flip)
     def _batch(self, x, i, mirrored):
         x = to_unit(x.to(self.device))                                        # (B, 3, S, S)
         if self.flip: x = torch.where(self._mine(mirrored).to(x.device), x.flip(3), x)
         return x, self.dataset.y[i].to(self.device)
 
     def __iter__(self):
-        ahead, reading = torch.empty(0), None                                 # images that are being read in the background
+        ahead, reading = torch.empty(0), None  # images that are being read in the background
         with ThreadPoolExecutor(1) as pool:
             for _ in range(len(self)):
                 drawn, mirrored, self.order = self._draw(self.rng)
-                i = self._mine(drawn); x = reading.result() if torch.equal(i, ahead) else _take(self.dataset.x, i)
+                i = self._mine(drawn)
+                x = reading.result() if torch.equal(i, ahead) else _take(self.dataset.x, i)
                 if isinstance(self.dataset.x, Mapped) and len(self.order) >= self.bs*self.world:
-                    ahead = self._mine(self.order); reading = pool.submit(_take, self.dataset.x, ahead)
+                    ahead = self._mine(self.order)
+                    reading = pool.submit(_take, self.dataset.x, ahead)
                 yield self._batch(x, i, mirrored)
 
     show_batch = _show_batch
     def one_batch(self) -> tuple[Tensor, Tensor]: # x (B, 3, S, S), y (B,)
         "The batch that comes next, without taking it"
-        drawn, mirrored, _ = self._draw(self.rng.clone_state()); i = self._mine(drawn)
+        drawn, mirrored, _ = self._draw(self.rng.clone_state())
+        i = self._mine(drawn)
         return self._batch(_take(self.dataset.x, i), i, mirrored)
 
 # %% ../nbs/00_data.ipynb #e0630852
@@ -568,7 +655,9 @@ def image_dls(
     device:str|torch.device='cpu', # Where batches are delivered
     rank:int=0, # Which of `world` processes this is, from 0
     world:int=1, # How many processes share each step, each with `bs` images of its own
-) -> DataLoaders: # fastai `DataLoaders` with `vocab` (class names), `c` (their number, 0 for none) and `size` (pixels)
+    # fastai `DataLoaders` with `vocab` (class names), `c` (their number, 0 for none) and `size`
+    # (pixels)
+) -> DataLoaders:
     "The `DataLoaders` that `sagan_learner` takes; raises `ValueError` as `MemoryLoader` does"
     dls = DataLoaders(MemoryLoader(images, bs, steps, flip, seed, device, rank, world), device=device)
     dls.vocab, dls.c, dls.size = images.classes, len(images.classes), images.x.shape[-1]
@@ -596,7 +685,8 @@ def load_images(
     data:str, # 'digits', 'twins', 'twins-gap18' (or another gap), or the path of a folder
     size:int, # Pixels of a side
     skip_bad:bool=False, # Leave out files that cannot be read?
-    cache:str|Path|None=None, # Folder for the cache file of a folder that is too large for memory, see `folder`
+    # Folder for the cache file of a folder that is too large for memory, see `folder`
+    cache:str|Path|None=None,
     max_gb:float=8., # Largest folder to hold in memory, GB
 ) -> Images: # The images
     "Images by name; the errors of `digits`, `twins` and `folder`"

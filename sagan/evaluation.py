@@ -31,10 +31,12 @@ def inception_score(
 ) -> tuple: # (mean, standard deviation over the parts), mean between 1 and the number of classes
     "Inception score (section 5, ref. [26]); raises `ValueError` for what are not probabilities"
     if p.ndim != 2 or len(p) < splits or not torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-3):
-        raise ValueError(f"inception_score takes probabilities (n, classes) that sum to 1, at least {splits} rows; got shape {tuple(p.shape)}")
+        raise ValueError(f"inception_score takes probabilities (n, classes) that sum to 1, at "
+                         f"least {splits} rows; got shape {tuple(p.shape)}")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(p)))  # (n,)
     p = p[order]
-    scores = torch.stack([_exp_kl(p[i*len(p)//splits:(i + 1)*len(p)//splits]) for i in range(splits)])  # (splits,)
+    # (splits,)
+    scores = torch.stack([_exp_kl(p[i*len(p)//splits:(i + 1)*len(p)//splits]) for i in range(splits)])
     return scores.mean().item(), scores.std(unbiased=False).item()
 
 # %% ../nbs/07_evaluation.ipynb #e3238c67
@@ -45,17 +47,23 @@ def frechet_distance(
     sigma2:Tensor, # Their covariance, (D, D)
 ) -> float: # Squared Frechet distance, >= 0 up to rounding, in squared feature units
     "Frechet distance of two Gaussians (section 5, ref. [8]); raises `ValueError` when the dimensions differ"
-    if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape: raise ValueError(f"statistics differ in dimension: {tuple(mu1.shape)} and {tuple(mu2.shape)}")
+    if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
+        raise ValueError(f"statistics differ in dimension: {tuple(mu1.shape)} and "
+                         f"{tuple(mu2.shape)}")
     e, V = torch.linalg.eigh(sigma1)                                          # (D,), (D, D)
     root = V * e.clamp(min=0).sqrt() @ V.T                                    # sigma1^(1/2), (D, D)
-    trace = torch.linalg.eigvalsh(root @ sigma2 @ root).clamp(min=0).sqrt().sum()  # tr (sigma1 sigma2)^(1/2)
+    # tr (sigma1 sigma2)^(1/2)
+    trace = torch.linalg.eigvalsh(root @ sigma2 @ root).clamp(min=0).sqrt().sum()
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2*trace).item()
 
 # %% ../nbs/07_evaluation.ipynb #fc07d6bc
 def _checked(b):
     "Features (n, D) as float64 on the CPU; raises `ValueError` for another shape, NaN or infinity"
-    if b.ndim != 2: raise ValueError(f"features must have shape (n, D) with n >= 2, got {tuple(b.shape)}")
-    if not b.isfinite().all(): raise ValueError(f"{(~b.isfinite()).any(1).sum()} of {len(b)} rows of features are NaN or infinite; the images or the network that measures are broken")
+    if b.ndim != 2:
+        raise ValueError(f"features must have shape (n, D) with n >= 2, got {tuple(b.shape)}")
+    if not b.isfinite().all():
+        raise ValueError(f"{(~b.isfinite()).any(1).sum()} of {len(b)} rows of features are NaN or "
+                         f"infinite; the images or the network that measures are broken")
     return b.cpu().double()
 
 # %% ../nbs/07_evaluation.ipynb #afeb2e2b
@@ -67,7 +75,7 @@ def feature_statistics(
     for b in map(_checked, [f] if isinstance(f, Tensor) else f):
         n, old = n + len(b), mu
         mu = old + (b - old).sum(0)/n                                         # (D,)
-        S = S + (b - old).T @ (b - mu)                                        # (D, D), sum of squares around the mean so far
+        S = S + (b - old).T @ (b - mu)  # (D, D), sum of squares around the mean so far
     if n < 2: raise ValueError(f"features must have shape (n, D) with n >= 2, got {n} of them")
     return mu, S/(n - 1)
 
@@ -78,8 +86,8 @@ def _distance_of_samples(f, g):
         return frechet_distance(*feature_statistics(f), *feature_statistics(g))
     n, m = len(f) - 1, len(g) - 1
     A, B = f - f.mean(0), g - g.mean(0)                                       # (n, D), (m, D)
-    traces = A.square().sum()/n + B.square().sum()/m                          # tr sigma1 + tr sigma2
-    root = torch.linalg.svdvals(A @ B.T).sum()/math.sqrt(n*m)                 # tr (sigma1 sigma2)^(1/2)
+    traces = A.square().sum()/n + B.square().sum()/m  # tr sigma1 + tr sigma2
+    root = torch.linalg.svdvals(A @ B.T).sum()/math.sqrt(n*m)  # tr (sigma1 sigma2)^(1/2)
     return ((f.mean(0) - g.mean(0)).square().sum() + traces - 2*root).item()
 
 # %% ../nbs/07_evaluation.ipynb #6fa24fa8
@@ -132,8 +140,11 @@ def kernel_distance(
     seed:int=2020, # Of the subsets; torch-fidelity's
 ) -> tuple: # (mean, standard deviation over the subsets)
     "Kernel Inception distance by the unbiased cubic kernel; raises `ValueError` if the dimensions differ or there are fewer than two features"
-    if f.shape[1] != g.shape[1]: raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
-    if min(len(f), len(g)) < 2: raise ValueError(f"the kernel distance needs at least 2 features of each kind, got {len(f)} and {len(g)}")
+    if f.shape[1] != g.shape[1]:
+        raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
+    if min(len(f), len(g)) < 2:
+        raise ValueError(f"the kernel distance needs at least 2 features of each kind, got "
+                         f"{len(f)} and {len(g)}")
     m, rng = min(size, len(f), len(g)), np.random.RandomState(seed)
     values = [_squared_mmd(*[t[rng.choice(len(t), m, replace=False)] for t in (f.numpy(), g.numpy())]) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
@@ -141,7 +152,8 @@ def kernel_distance(
 # %% ../nbs/07_evaluation.ipynb #c42f849f
 def _covered(points, centres, k):
     "Share of `points` (n, D) in a ball around one of `centres` (m, D) that reaches to its k-th nearest other one"
-    radius = torch.cat([torch.cdist(c, centres).kthvalue(k + 1).values for c in centres.split(1000)])  # (m,), the first neighbour is itself
+    # (m,), the first neighbour is itself
+    radius = torch.cat([torch.cdist(c, centres).kthvalue(k + 1).values for c in centres.split(1000)])
     return torch.cat([(torch.cdist(p, centres) <= radius).any(1) for p in points.split(1000)]).float().mean().item()
 
 # %% ../nbs/07_evaluation.ipynb #4b1c1ba5
@@ -151,7 +163,9 @@ def precision_recall(
     k:int=3, # The neighbour that a ball reaches to
 ) -> tuple: # (precision, recall), each in [0, 1]
     "Improved precision and recall; raises `ValueError` for too few features"
-    if min(len(f), len(g)) <= k: raise ValueError(f"precision and recall need more than {k} features of each kind, got {len(f)} and {len(g)}")
+    if min(len(f), len(g)) <= k:
+        raise ValueError(f"precision and recall need more than {k} features of each kind, got "
+                         f"{len(f)} and {len(g)}")
     return _covered(f, g, k), _covered(g, f, k)
 
 # %% ../nbs/07_evaluation.ipynb #b0604453
@@ -165,19 +179,27 @@ from .networks import ResidualBlock
 # %% ../nbs/07_evaluation.ipynb #1daffa72
 def _as_images(x):
     "Images (B, 3, S, S) as float in [-1, 1]; raises `ValueError` for anything else"
-    if x.ndim != 4 or x.shape[1] != 3: raise ValueError(f"images must have shape (B, 3, S, S), got {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"images must have shape (B, 3, S, S), got {tuple(x.shape)}")
     if x.dtype == torch.uint8: return to_unit(x)
-    if not x.is_floating_point(): raise ValueError(f"images must be uint8, or float in [-1, 1], got {x.dtype}")
-    if not (x.isfinite().all() and x.min() >= -1.01 and x.max() <= 1.01): raise ValueError(f"images must be finite and in [-1, 1], got values from {x.min():.3g} to {x.max():.3g}; or give bytes as uint8")
+    if not x.is_floating_point():
+        raise ValueError(f"images must be uint8, or float in [-1, 1], got {x.dtype}")
+    if not (x.isfinite().all() and x.min() >= -1.01 and x.max() <= 1.01):
+        raise ValueError(f"images must be finite and in [-1, 1], got values from {x.min():.3g} to "
+                         f"{x.max():.3g}; or give bytes as uint8")
     return x
 
 # %% ../nbs/07_evaluation.ipynb #d4b70925
 @dataclass
 class Evaluator:
     "A network that measures, and what must be said with every number that it gives"
-    net:nn.Module        # Put into eval mode: images (B, 3, S, S) in [-1, 1] -> features (B, D), or (features, class logits (B, K))
+    # Put into eval mode: images (B, 3, S, S) in [-1, 1] -> features (B, D), or (features, class
+    # logits (B, K))
+    net:nn.Module
     name:str             # What it is and what it was trained on
-    held_out:float|None = None  # Share of held-out real images that its logits classify rightly; None if they are not of the data's classes
+    # Share of held-out real images that its logits classify rightly; None if they are not of the
+    # data's classes
+    held_out:float|None = None
 
     def __post_init__(self): self.net.eval()
 
@@ -207,7 +229,7 @@ class Classifier(nn.Module):
     def forward(self, x):
         "Images `x` (B, 3, S, S) in [-1, 1] to features (B, 64), with classes also to logits (B, n_classes)"
         f = self.body(F.adaptive_avg_pool2d(x, 32)).mean((2, 3))              # (B, 64)
-        return f if self.head is None else (f, self.head(f))                  # (B, 64), (B, n_classes)
+        return f if self.head is None else (f, self.head(f))  # (B, 64), (B, n_classes)
 
 # %% ../nbs/07_evaluation.ipynb #f4e7c830
 def _fit(net, train, steps):
@@ -217,7 +239,10 @@ def _fit(net, train, steps):
     for _ in range(steps):
         i = torch.randint(len(train), (64,))                                  # (B,)
         loss = F.cross_entropy(net(to_unit(train.x[i]))[1], train.y[i])
-        opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        schedule.step()
 
 # %% ../nbs/07_evaluation.ipynb #99c48c9d
 import hashlib
@@ -239,9 +264,13 @@ def train_evaluator(
     train, held_out = images.split(.2, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if len(images.classes) < 2: return Evaluator(Classifier(0).eval(), f'untrained small CNN (random features) at seed {seed}')
-        net = Classifier(len(images.classes)); _fit(net, train, steps)
-    evaluator = Evaluator(net, f'small CNN trained on {len(train)} images of {images.name} at seed {seed} (weights {_digest(net.state_dict().values())})')
+        if len(images.classes) < 2:
+            return Evaluator(Classifier(0).eval(), f'untrained small CNN (random features) at seed '
+                                                   f'{seed}')
+        net = Classifier(len(images.classes))
+        _fit(net, train, steps)
+    evaluator = Evaluator(net, f'small CNN trained on {len(train)} images of {images.name} at seed '
+                               f'{seed} (weights {_digest(net.state_dict().values())})')
     p = torch.cat([evaluator.measure(x)[1] for x in held_out.batches(500)])   # (n, classes)
     evaluator.held_out = (p.argmax(1) == held_out.y).float().mean().item()
     return evaluator
@@ -265,22 +294,30 @@ def _fetch(path):
     "Download the Inception weights to a file; raises `OSError` without a network"
     path.parent.mkdir(parents=True, exist_ok=True)
     try: download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.split('-')[-1])
-    except (OSError, RuntimeError) as e: raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} where there is a network, and give the file (weights=, --weights)")
+    except (OSError, RuntimeError) as e:
+        raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
+                      f"where there is a network, and give the file (weights=, --weights)")
 
 # %% ../nbs/07_evaluation.ipynb #7ee6a9bb
 def inception(
-    weights:str|Path|None=None, # File of weights in torch-fidelity's layout, None to fetch them at first use
+    # File of weights in torch-fidelity's layout, None to fetch them at first use
+    weights:str|Path|None=None,
     device:str='cpu', # Where to measure
 ) -> Evaluator: # Inception-v3 in eval mode
     "The field's judge; raises `OSError` if the weights cannot be fetched, `FileNotFoundError` if there is no such file, `ValueError` for a file that is something else"
     path = Path(weights or Path(get_dir())/'checkpoints'/Path(URL_INCEPTION_V3).name)
     if weights is None and not path.exists(): _fetch(path)
-    if not path.is_file(): raise FileNotFoundError(f"there are no Inception weights at {path}; leave the file out to fetch them")
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no Inception weights at {path}; leave the file out to "
+                                f"fetch them")
     try:
-        torch.load(path, weights_only=True)                                   # tensors only, or this fails
+        torch.load(path, weights_only=True)  # tensors only, or this fails
         net = _Inception(path)
-    except (RuntimeError, UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as e: raise ValueError(f"{path} is not a file of torch-fidelity's Inception weights: it is damaged, or holds other things than its tensors ({type(e).__name__})")
-    return Evaluator(net.to(device), f'Inception-v3 of torch-fidelity {version("torch-fidelity")}, weights {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}')
+    except (RuntimeError, UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as e:
+        raise ValueError(f"{path} is not a file of torch-fidelity's Inception weights: it is "
+                         f"damaged, or holds other things than its tensors ({type(e).__name__})")
+    return Evaluator(net.to(device), f'Inception-v3 of torch-fidelity {version("torch-fidelity")}, '
+                                     f'weights {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}')
 
 # %% ../nbs/07_evaluation.ipynb #813018c8
 @dataclass
@@ -297,7 +334,9 @@ class Reference:
     interpolation:str   # How they were brought to that size
     evaluator:str       # Who measured
 
-    def __str__(self): return f'{self.count} images of {self.data} ({self.split}, {self.size} px, interpolation: {self.interpolation})'
+    def __str__(self):
+        return (f'{self.count} images of {self.data} ({self.split}, {self.size} px, interpolation: '
+                f'{self.interpolation})')
 
 # %% ../nbs/07_evaluation.ipynb #ae82f594
 from .conditioning import gather, processes, share, total
@@ -306,7 +345,8 @@ from .conditioning import gather, processes, share, total
 def _pooled(n, mu, sigma):
     "Mean and covariance of the images of all processes, from those of the n of this one"
     mean = total(n*mu)/total(torch.tensor(n))                                 # (D,)
-    return mean, total((n - 1)*sigma + n*torch.outer(mu - mean, mu - mean))/(total(torch.tensor(n)) - 1)  # (D, D)
+    # (D, D)
+    return mean, total((n - 1)*sigma + n*torch.outer(mu - mean, mu - mean))/(total(torch.tensor(n)) - 1)
 
 # %% ../nbs/07_evaluation.ipynb #64d74e27
 _KEPT = 10_000  # images whose features are kept for KID, precision, recall, diversity and intra-FID
@@ -318,19 +358,25 @@ def _kept(n, seed=0):
 def _measure_all(evaluator, batches, n, probabilities=True, seed=0):
     "One pass over this process's share of n images: (mu, sigma), features of up to _KEPT images drawn at random, their indices, probabilities of all if asked for and known; of all processes"
     chosen = _kept(n, seed)                                                  # (m,)
-    mine = share(n); kept, p, done = [], [], mine.start
+    mine = share(n)
+    kept, p, done = [], [], mine.start
     def features():
         nonlocal done
         for x in batches:
             f, known = evaluator.measure(x)
-            if done == 0 and n <= f.shape[1]: warn(f"{n} images are too few for {f.shape[1]} features: their covariance has rank {n-1} at most, and the Frechet distance comes out too large; take more than {f.shape[1]}, better ten times as many")
+            if done == 0 and n <= f.shape[1]:
+                warn(f"{n} images are too few for {f.shape[1]} features: their covariance has rank "
+                     f"{n-1} at most, and the Frechet distance comes out too large; take more than "
+                     f"{f.shape[1]}, better ten times as many")
             kept.append(f[chosen[(chosen >= done) & (chosen < done + len(f))] - done])
             if probabilities and known is not None: p.append(known)
             done += len(f)
             yield f
     statistics = feature_statistics(features())
-    if done != mine.stop: raise ValueError(f"there are {done - mine.start} images for {mine.stop - mine.start} labels")
-    kept = gather(torch.cat(kept), len(chosen), (chosen >= mine.start) & (chosen < mine.stop))      # (m, D)
+    if done != mine.stop:
+        raise ValueError(f"there are {done - mine.start} images for {mine.stop - mine.start} labels")
+    # (m, D)
+    kept = gather(torch.cat(kept), len(chosen), (chosen >= mine.start) & (chosen < mine.stop))
     return *_pooled(mine.stop - mine.start, *statistics), kept, chosen, gather(torch.cat(p), n) if p else None
 
 # %% ../nbs/07_evaluation.ipynb #1e77f590
@@ -341,10 +387,16 @@ from typing import Any
 # %% ../nbs/07_evaluation.ipynb #a7c478cd
 def _load_reference(file, facts):
     try:
-        with safe_open(file, 'pt') as f: header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e: raise ValueError(f"{file} is not a whole file of reference statistics ({e}); remove it, and it is computed again")
+        with safe_open(file, 'pt') as f:
+            header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise ValueError(f"{file} is not a whole file of reference statistics ({e}); remove it, "
+                         f"and it is computed again")
     for k, v in facts.items():
-        if header.get(k) != str(v): raise ValueError(f"{file} is not the reference that is needed: its {k} is {header.get(k)!r}, here it is {str(v)!r}; name another file, or remove it, and it is computed again")
+        if header.get(k) != str(v):
+            raise ValueError(f"{file} is not the reference that is needed: its {k} is "
+                             f"{header.get(k)!r}, here it is {str(v)!r}; name another file, or "
+                             f"remove it, and it is computed again")
     return Reference(**tensors, **facts)
 
 # %% ../nbs/07_evaluation.ipynb #d2a3f830
@@ -352,17 +404,20 @@ def reference(
     images:Images|ImageFiles, # Real images, in memory or in a folder
     evaluator:Evaluator, # Who measures
     split:str='all', # Which part of the data set they are
-    file:str|Path|None=None, # File to keep the statistics in: read and checked if it is there, written if not
+    # File to keep the statistics in: read and checked if it is there, written if not
+    file:str|Path|None=None,
     batch:int=100, # Images at a time
 ) -> Reference: # The statistics
     "Statistics of real images, from the file if there is one; raises `ValueError` if it belongs to anything else"
     facts:dict[str, Any] = dict(data=images.name, split=split, count=len(images), size=images.size, interpolation=images.interpolation, evaluator=evaluator.name)
-    if file is not None and total(torch.tensor(int(Path(file).exists()))) == processes()[1]: return _load_reference(Path(file), facts)
+    if file is not None and total(torch.tensor(int(Path(file).exists()))) == processes()[1]:
+        return _load_reference(Path(file), facts)
     mu, sigma, features, chosen, _ = _measure_all(evaluator, images[share(len(images))].batches(batch), len(images), probabilities=False)
     r = Reference(mu, sigma, features, images.y[chosen], **facts)
     if file is not None and processes()[0] == 0:
         tensors = dict(mu=mu, sigma=sigma, features=features, labels=r.labels)
-        with whole_file(file) as new: save_file({k: v.contiguous() for k, v in tensors.items()}, new, {k: str(v) for k, v in facts.items()})
+        with whole_file(file) as new:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, new, {k: str(v) for k, v in facts.items()})
     return r
 
 # %% ../nbs/07_evaluation.ipynb #ea9659e3
@@ -379,10 +434,12 @@ def _kappa(pairs):
 @dataclass(frozen=True)
 class Agreement:
     "How often the twins of generated images agree; means over the classes, by their images with two twins"
-    two_twins:float # Share of images in which both twins can be made out, in [0, 1]; the rest is of these
+    # Share of images in which both twins can be made out, in [0, 1]; the rest is of these
+    two_twins:float
     observed:float  # Share whose twins have the same colors, in [0, 1]
     luck:float      # Share that agrees when twins of different images are re-paired, in [0, 1]
-    kappa:float     # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone, 1 when all agree
+    # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone, 1 when all agree
+    kappa:float
     kappa_error:float # Its standard error over images, by 100 bootstrap samples
     kappa_classes:list[float] # Kappa of each class that occurs, in order
 
@@ -392,11 +449,14 @@ def agreement(
     y:Tensor, # Classes of the images, (n,) int64
 ) -> Agreement: # Over all classes, and kappa of each
     "Agreement of twins beyond the images' own luck; raises `ValueError` if no class has two images"
-    if len(y) < 2 or y.bincount().max() < 2: raise ValueError(f"luck needs two images of some class, got {len(y)} images")
-    both = (colours >= 0).all(2).all(1)                                       # (n,), are there two twins?
-    pairs = [(6*c[..., 0] + c[..., 1]) for c in (colours[both & (y == k)] for k in y.unique())]  # (m, 2) each
+    if len(y) < 2 or y.bincount().max() < 2:
+        raise ValueError(f"luck needs two images of some class, got {len(y)} images")
+    both = (colours >= 0).all(2).all(1)  # (n,), are there two twins?
+    # (m, 2) each
+    pairs = [(6*c[..., 0] + c[..., 1]) for c in (colours[both & (y == k)] for k in y.unique())]
     weight = torch.tensor([len(p) for p in pairs], dtype=torch.float64)       # (classes,)
-    def measure(pairs): return torch.tensor([_kappa(p) for p in pairs], dtype=torch.float64)  # (classes, 3)
+    # (classes, 3)
+    def measure(pairs): return torch.tensor([_kappa(p) for p in pairs], dtype=torch.float64)
     def average(values): return (weight[:, None]*values).sum(0)/weight.sum().clamp(min=1)
     g = torch.Generator().manual_seed(0)
     again = [average(measure([p[torch.randint(max(1, len(p)), (len(p),), generator=g)] for p in pairs]))[2] for _ in range(100)]
@@ -424,18 +484,22 @@ def agreement_auc(
     size:int=32, # Pixels of a side: 32 or 64
     n:int=1000, # Images, each in four versions, at least 2
     seed:int=1, # Of the images; the training images have 0
-    labeled:bool|None=None, # Give D the classes? None to follow its `n_classes`, or the data if it has none
+    # Give D the classes? None to follow its `n_classes`, or the data if it has none
+    labeled:bool|None=None,
 ) -> tuple[float, float]: # (AUC in [0, 1], its standard error), .5 is chance
     "How often D prefers twins that agree to the same image with other colors in the right twin; raises `ValueError` for scores that are not finite"
     if n < 2: raise ValueError(f"the standard error needs at least 2 images, got n={n}")
-    def draw(agree, exchange): return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
+    def draw(agree, exchange):
+        return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
     if labeled is None: labeled = bool(getattr(D, 'n_classes', len(draw(True, False).classes)))
     mode, right = D.training, torch.zeros(n, dtype=torch.float64)
     D.eval()
     try:
         for exchange in (False, True):
-            real, other = [_d_scores(D, draw(agree, exchange), labeled) for agree in (True, False)]  # (n,) each
-            if not (real + other).isfinite().all(): raise ValueError("D's scores are not finite; its weights are broken")
+            # (n,) each
+            real, other = [_d_scores(D, draw(agree, exchange), labeled) for agree in (True, False)]
+            if not (real + other).isfinite().all():
+                raise ValueError("D's scores are not finite; its weights are broken")
             right += (real > other)/2 + (real == other)/4
     finally: D.train(mode)
     return right.mean().item(), right.std().item()/n**.5
@@ -466,28 +530,34 @@ def _twin_scores(colours, y, D, real):
 @dataclass
 class Scores:
     "Numbers, and what they were measured with"
-    fid:float                # Frechet distance of the evaluator's features to the reference, lower is better
-    inception_score:float|None  # Mean over ten parts, between 1 and the number of classes; None without classes
+    fid:float  # Frechet distance of the evaluator's features to the reference, lower is better
+    # Mean over ten parts, between 1 and the number of classes; None without classes
+    inception_score:float|None
     inception_spread:float|None  # Its standard deviation over the parts
     kid:float                # Kernel distance, 0 for the same distribution
     precision:float          # Share of generated images among the real ones, in [0, 1]
     recall:float             # Share of real images among the generated ones, in [0, 1]
-    accuracy:float|None      # Share recognised as the class asked for, None if the evaluator does not know the classes
-    diversity:float|None     # Within-class spread of features, real = 1; None without two real images of one class
-    intra_fid:float|None = field(default=None, kw_only=True)  # Mean Frechet distance within a class; None without
-                             # two classes, if some class has fewer than two images, or in a record older than it
+    # Share recognised as the class asked for, None if the evaluator does not know the classes
+    accuracy:float|None
+    # Within-class spread of features, real = 1; None without two real images of one class
+    diversity:float|None
+    # Mean Frechet distance within a class; None without
+    intra_fid:float|None = field(default=None, kw_only=True)
+                             # two classes, if some class has fewer than two images, or in a record
+                             # older than it
     samples:int              # Number of images scored
-    compared:int             # How many of them KID, precision, recall, diversity and intra-FID are of
+    compared:int  # How many of them KID, precision, recall, diversity and intra-FID are of
     evaluator:str            # The network that measured, and its accuracy on held-out real images
     reference:str            # The real images compared with
-    two_twins:float|None=None    # Share of images with two twins; None for other data, as all that follow
+    # Share of images with two twins; None for other data, as all that follow
+    two_twins:float|None=None
     observed:float|None=None     # Of these, the share whose twins agree, mean over the classes
     luck:float|None=None         # Share that agrees when they are re-paired within a class
-    kappa:float|None=None        # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone
+    kappa:float|None=None  # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone
     kappa_error:float|None=None  # Its standard error over images
     kappa_classes:list|None=None # Kappa of each class
     colour_pairs:int|None=None   # Of 36, how many occur among twins that agree
-    d_auc:float|None=None        # `agreement_auc` of the discriminator, .5 is chance; None without one
+    d_auc:float|None=None  # `agreement_auc` of the discriminator, .5 is chance; None without one
     d_auc_error:float|None=None  # Its standard error
     d_auc_gamma0:float|None=None # The same with D's gammas at 0; None if it has none
 
@@ -504,7 +574,9 @@ def class_spread(
 def _in_batches(x, size):
     "Generated images, all or in batches, as batches; raises `ValueError` for another size"
     for b in x.split(100) if isinstance(x, Tensor) else x:
-        if b.shape[-1] != size: raise ValueError(f"images of {b.shape[-1]} px cannot be scored against a reference of {size} px")
+        if b.shape[-1] != size:
+            raise ValueError(f"images of {b.shape[-1]} px cannot be scored against a reference of "
+                             f"{size} px")
         yield b
 
 # %% ../nbs/07_evaluation.ipynb #ebf3eb97
@@ -512,13 +584,16 @@ def _intra_fid(f, y, real):
     "Of features (n, D) and classes (n,) against a reference; None, with a warning, for too few images of a class"
     if len(real.labels.unique()) < 2: return None
     if few := _too_few(y, real.labels, 2):
-        warn(f"intra_fid is None: {few} among the images compared, and it needs 2 of each; draw more images")
+        warn(f"intra_fid is None: {few} among the images compared, and it needs 2 of each; draw "
+             f"more images")
         return None
     return max(0., intra_frechet_distance(f, y, real.features, real.labels))
 
 # %% ../nbs/07_evaluation.ipynb #84206ca6
 def score(
-    x:Tensor|Iterable, # Generated images, (n, 3, S, S), float in [-1, 1] or bytes, or batches of them; of several processes, the `share` of this one
+    # Generated images, (n, 3, S, S), float in [-1, 1] or bytes, or batches of them; of several
+    # processes, the `share` of this one
+    x:Tensor|Iterable,
     y:Tensor, # The classes asked for, (n,); zeros if there are none
     evaluator:Evaluator, # Who measures
     real:Reference|Images, # Statistics of real images by the same evaluator, or the images
@@ -526,12 +601,18 @@ def score(
 ) -> Scores: # The record
     "Score images against real ones (section 5); raises `ValueError` for images outside [-1, 1], too few of them, or another evaluator's reference"
     if not isinstance(real, Reference): real = reference(real, evaluator)
-    if real.evaluator != evaluator.name: raise ValueError(f"the reference was measured by another evaluator: {real.evaluator!r}, not {evaluator.name!r}")
-    if len(y) < 10 or not (y.bincount() > 1).any(): raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of {len(y.unique())} classes")
+    if real.evaluator != evaluator.name:
+        raise ValueError(f"the reference was measured by another evaluator: {real.evaluator!r}, "
+                         f"not {evaluator.name!r}")
+    if len(y) < 10 or not (y.bincount() > 1).any():
+        raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of "
+                         f"{len(y.unique())} classes")
     drawn, twins = real.data != 'digits' and comes_along(real.data), []
     def batches():
         for b in _in_batches(x, real.size):
-            if drawn: twins.append(twin_colours(b.cpu() if b.is_floating_point() else to_unit(b.cpu())))  # (B, 2, 2)
+            if drawn:
+                # (B, 2, 2)
+                twins.append(twin_colours(b.cpu() if b.is_floating_point() else to_unit(b.cpu())))
             yield b
     mu, sigma, f, chosen, p = _measure_all(evaluator, batches(), len(y))
     (kid, _), (precision, recall) = kernel_distance(f, real.features), precision_recall(f, real.features)
@@ -553,7 +634,7 @@ def _nearest(f, batches, k):
     for g in batches:
         numbers = torch.arange(done, done + len(g)).expand(len(f), -1)        # (n, B)
         distance = torch.cat([best, torch.cdist(f.double(), g.double())], 1)  # (n, k + B)
-        best, i = distance.topk(min(k, distance.shape[1]), largest=False)     # (n, k), nearest first
+        best, i = distance.topk(min(k, distance.shape[1]), largest=False)  # (n, k), nearest first
         found = torch.cat([found, numbers], 1).gather(1, i)
         done += len(g)
     return found, best
@@ -566,18 +647,22 @@ def _compared(x, evaluator):
 # %% ../nbs/07_evaluation.ipynb #07838d6c
 def nearest_images(
     x:Tensor, # Generated images, (n, 3, S, S), uint8 or float in [-1, 1]
-    images:Images|ImageFiles|Reference, # Real images of that size; of a reference, those it keeps features of
+    # Real images of that size; of a reference, those it keeps features of
+    images:Images|ImageFiles|Reference,
     evaluator:Evaluator|None=None, # Whose features are compared; None for pixels in [-1, 1]
     k:int=3, # Real images to find for each generated one
-) -> tuple: # (numbers of the real images, (n, k) int64; Euclidean distances, (n, k) float64), nearest first
+    # (numbers of the real images, (n, k) int64; Euclidean distances, (n, k) float64), nearest first
+) -> tuple:
     "Real images nearest to generated ones; raises `ValueError` for another size or another evaluator's reference"
     if x.shape[-1] != images.size:
-        raise ValueError(f"images of {x.shape[-1]} px cannot be compared with images of {images.size} px")
+        raise ValueError(f"images of {x.shape[-1]} px cannot be compared with images of "
+                         f"{images.size} px")
     f = torch.cat([_compared(b, evaluator) for b in x.split(100)])            # (n, D)
     if not isinstance(images, Reference):
         return _nearest(f, (_compared(b, evaluator) for b in images.batches()), k)
     if evaluator is None or evaluator.name != images.evaluator:
-        raise ValueError(f"the reference holds features of {images.evaluator!r}; give that evaluator, "
+        raise ValueError(f"the reference holds features of {images.evaluator!r}; give that "
+                         f"evaluator, "
                          f"not {evaluator.name if evaluator else None!r}")
     found, distance = _nearest(f, images.features.split(1000), k)
     return _kept(images.count)[found], distance
@@ -588,7 +673,8 @@ def real_distances(
     n:int=1000, # Images to try at most, drawn at random from those whose features are kept
 ) -> Tensor: # Euclidean distance of each to its nearest other one, (n,) float64
     "How near real images come to one another in an evaluator's features; raises `ValueError` for fewer than 2"
-    if len(real.features) < 2: raise ValueError(f"the nearest other image takes 2 real images, got {len(real.features)}")
+    if len(real.features) < 2:
+        raise ValueError(f"the nearest other image takes 2 real images, got {len(real.features)}")
     order = torch.randperm(len(real.features), generator=torch.Generator().manual_seed(0))
     _, distance = _nearest(real.features[order[:n]], real.features.split(1000), 2)
-    return distance[:, 1]                                                     # the first is the image itself, at 0
+    return distance[:, 1]  # the first is the image itself, at 0

@@ -39,7 +39,8 @@ experiments['table2'] = [Row('table2-acgan', 'AC-GAN', '', '28.5'), Row('table2-
 experiments['figure3'] = [
     Row('figure3-sn-d', 'SN on D', '181.84 (10k)'),
     Row('figure3-sn-gd', 'SN on G/D', '93.52 (10k), 33.39 (160k), 72.41 (260k)'),
-    Row('figure3-sn-gd-ttur', 'SN on G/D + TTUR', '99.04 (10k), 40.96 (160k), 34.62 (260k), 22.96 (1M)'),
+    Row('figure3-sn-gd-ttur', 'SN on G/D + TTUR', '99.04 (10k), 40.96 (160k), 34.62 (260k), 22.96 '
+                                                  '(1M)'),
     Row('figure3-sn-d-5to1', 'SN on D, 5:1')]
 
 # %% ../nbs/11_experiments.ipynb #2fb6b3b4
@@ -85,8 +86,11 @@ class Line:
 def _check_base(base):
     "Raise `ValueError` if the base sets what the rows differ in"
     for k, v in dict(g_sn=True, head='projection', n_d=1).items():
-        if getattr(base, k) != v: raise ValueError(f"{k} is what the rows of the experiments differ in; leave it at {v!r}")
-    if base.form == 'residual': raise ValueError(f"form 'residual' is what rows of table 1 differ in; choose {' or '.join(map(repr, FORMS))} for the others")
+        if getattr(base, k) != v:
+            raise ValueError(f"{k} is what the rows of the experiments differ in; leave it at {v!r}")
+    if base.form == 'residual':
+        raise ValueError(f"form 'residual' is what rows of table 1 differ in; choose "
+                         f"{' or '.join(map(repr, FORMS))} for the others")
 
 # %% ../nbs/11_experiments.ipynb #19cdd9d0
 def lines(
@@ -94,7 +98,9 @@ def lines(
     base:Config, # What all rows have in common
 ) -> list[Line]: # In the order of the paper
     "The networks that an experiment trains; raises `ValueError` for an unknown experiment, or a base that sets what the rows differ in"
-    if experiment not in experiments: raise ValueError(f"there is no experiment {experiment!r}; there are {', '.join(experiments)}")
+    if experiment not in experiments:
+        raise ValueError(f"there is no experiment {experiment!r}; there are "
+                         f"{', '.join(experiments)}")
     _check_base(base)
     cfgs, merged = systems(base), dict[Config, list[Row]]()
     for row in experiments[experiment]: merged.setdefault(cfgs[row.system], []).append(row)
@@ -124,7 +130,8 @@ class Plan:
 def _read(file):
     "A JSON file of ours, or a `ValueError` that names it"
     try: return json.loads(Path(file).read_text())
-    except json.JSONDecodeError as e: raise ValueError(f"{file} is damaged ({e}); remove it, and what it held is made again")
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{file} is damaged ({e}); remove it, and what it held is made again")
 
 # %% ../nbs/11_experiments.ipynb #7ef4d220
 def _learner(cfg, plan):
@@ -156,16 +163,18 @@ def _measure(learn, plan, folder, figures, finite):
     finite = bool(finite and x.isfinite().all())
     record = figures | dict(diverged=not finite)
     if finite:
-        m = learn.model                                                       # in figure 3 its average is the generator itself
+        m = learn.model  # in figure 3 its average is the generator itself
         record |= measure_generator(m.ema, plan.images, plan.evaluator, plan.real, plan.samples, D=m.D)
-        with whole_file(folder/'samples'/f'step-{figures["step"]:07d}.png') as new: grid_image(x).save(new, format='png')
+        with whole_file(folder/'samples'/f'step-{figures["step"]:07d}.png') as new:
+            grid_image(x).save(new, format='png')
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 # %% ../nbs/11_experiments.ipynb #97f193dd
 def _close(folder, learn, classes, records):
     "Leave what a finished line leaves, and remove its training state"
     save_weights(folder/'weights.safetensors', learn.model, learn.sagan_trainer.step)
-    with whole_file(folder/'config.json') as new: new.write_text(json.dumps(dict(config=asdict(learn.model.cfg), classes=classes), indent=1))
+    with whole_file(folder/'config.json') as new:
+        new.write_text(json.dumps(dict(config=asdict(learn.model.cfg), classes=classes), indent=1))
     with whole_file(folder/'records.json') as new: new.write_text(json.dumps(records, indent=1))
     (folder/'state.pt').unlink()
 
@@ -176,10 +185,14 @@ def train_line(
     plan:Plan, # How
 ) -> Iterator[dict]: # Records: step, scores, losses, seconds; those already on disk first
     "Train one network, and yield a record after each interval; raises `ValueError` for damaged files"
-    folder = Path(folder); (folder/'samples').mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
+    (folder/'samples').mkdir(parents=True, exist_ok=True)
     state = folder/'state.pt'
-    if (folder/'records.json').exists(): yield from _read(folder/'records.json'); return
-    learn = _learner(cfg, plan); t = learn.sagan_trainer
+    if (folder/'records.json').exists():
+        yield from _read(folder/'records.json')
+        return
+    learn = _learner(cfg, plan)
+    t = learn.sagan_trainer
     records = load_state(state, learn) if state.exists() else []
     yield from records
     while t.step < cfg.steps and not any(r['diverged'] for r in records):
@@ -201,14 +214,16 @@ from threading import Thread
 def _start(threads, file):
     "A worker leaves Ctrl-C to its parent, and ends when its parent does"
     global _plan
-    torch.set_num_threads(threads); _plan = pickle.loads(Path(file).read_bytes())
+    torch.set_num_threads(threads)
+    _plan = pickle.loads(Path(file).read_bytes())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=lambda: (wait([parent_process().sentinel]), os._exit(1)), daemon=True).start()
 
 # %% ../nbs/11_experiments.ipynb #5403d229
 def _work(folder, line, seed):
     "One line and seed, in a process of its own"
-    for r in train_line(Path(folder)/line.name/f'seed{seed}', line.cfg.change(seed=seed), _plan): pass
+    for r in train_line(Path(folder)/line.name/f'seed{seed}', line.cfg.change(seed=seed), _plan):
+        pass
 
 # %% ../nbs/11_experiments.ipynb #6a338fec
 def _told(line, seed, r):
@@ -222,14 +237,19 @@ def _told(line, seed, r):
 # %% ../nbs/11_experiments.ipynb #61bf7f1c
 def _train_at_once(folder, each, plan, jobs, tell):
     "Train `jobs` pairs of line and seed at a time; raises `OSError` if a worker was killed"
-    file = folder/'.plan'; file.write_bytes(pickle.dumps(plan))
+    file = folder/'.plan'
+    file.write_bytes(pickle.dumps(plan))
     with ProcessPoolExecutor(jobs, get_context('spawn'), _start, (max(1, torch.get_num_threads()//jobs), file)) as pool:
         try:
             running = {pool.submit(_work, folder, l, s): (l, s) for l, s in each}
             for f in as_completed(running):
-                f.result(); l, s = running[f]
+                f.result()
+                l, s = running[f]
                 tell(_told(l, s, _read(folder/l.name/f'seed{s}'/'records.json')[-1]))
-        except BrokenProcessPool: raise OSError(f"a process that trained was killed, perhaps for lack of memory; the same experiment again goes on where it was, with fewer jobs it needs less")
+        except BrokenProcessPool:
+            raise OSError(f"a process that trained was killed, perhaps for lack of memory; the "
+                          f"same experiment again goes on where it was, with fewer jobs it needs "
+                          f"less")
         except BaseException:
             for p in active_children(): p.terminate()
             raise
@@ -241,14 +261,18 @@ def _train_all(folder, todo, seeds, plan, jobs, tell):
     each = [(l, s) for s in seeds for l in todo]
     if jobs > 1: return _train_at_once(folder, each, plan, jobs, tell)
     for l, s in each:
-        for r in train_line(folder/l.name/f'seed{s}', l.cfg.change(seed=s), plan): tell(_told(l, s, r))
+        for r in train_line(folder/l.name/f'seed{s}', l.cfg.change(seed=s), plan):
+            tell(_told(l, s, r))
 
 # %% ../nbs/11_experiments.ipynb #1966b6f1
 def _check(experiment, todo, images, base, **counts):
     "Raise `ValueError` for what cannot be trained or measured"
     for name, n in counts.items():
-        if n < (low := 10 if name == 'samples' else 1): raise ValueError(f"{name} must be at least {low}, got {n}")
-    if any(l.cfg.head == 'auxiliary' for l in todo) and base.n_classes < 2: raise ValueError(f"{experiment} includes AC-GAN, which needs images of at least 2 classes; {images.name} has {base.n_classes}")
+        if n < (low := 10 if name == 'samples' else 1):
+            raise ValueError(f"{name} must be at least {low}, got {n}")
+    if any(l.cfg.head == 'auxiliary' for l in todo) and base.n_classes < 2:
+        raise ValueError(f"{experiment} includes AC-GAN, which needs images of at least 2 classes; "
+                         f"{images.name} has {base.n_classes}")
     with torch.device('meta'):
         for l in todo: SAGAN(l.cfg)
     image_dls(images, base.batch)
@@ -257,7 +281,7 @@ def _check(experiment, todo, images, base, **counts):
 def _difference(there, here):
     "The first thing in which two plans differ, None if they agree; the number of seeds is no difference"
     def facts(plan):
-        base = asdict(Config().change(**plan['base']))                        # older files lack newer fields
+        base = asdict(Config().change(**plan['base']))  # older files lack newer fields
         return {k: v for k, v in plan.items() if k not in ('base', 'seeds')} | base
     there, here = facts(there), facts(here)
     return next((f'{k} is {v!r} there, {here[k]!r} here' for k, v in there.items() if here[k] != v), None)
@@ -266,13 +290,16 @@ def _difference(there, here):
 def _claim(folder, asked):
     "Write `experiment.json`; raises `ValueError` if the folder holds another experiment"
     file = folder/'experiment.json'
-    if file.exists() and (different := _difference(_read(file), asked)): raise ValueError(f"{folder} holds another experiment: {different}; choose another folder (out=, --out), or remove it")
+    if file.exists() and (different := _difference(_read(file), asked)):
+        raise ValueError(f"{folder} holds another experiment: {different}; choose another folder "
+                         f"(out=, --out), or remove it")
     with whole_file(file) as new: new.write_text(json.dumps(asked, indent=1))
 
 # %% ../nbs/11_experiments.ipynb #8c5330dd
 def _check_folder(folder):
     "Raise `ValueError` if a folder holds something that is no experiment"
-    if folder.exists() and any(not f.name.startswith('.') for f in folder.iterdir()) and not (folder/'experiment.json').exists(): raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
+    if folder.exists() and any(not f.name.startswith('.') for f in folder.iterdir()) and not (folder/'experiment.json').exists():
+        raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
 
 # %% ../nbs/11_experiments.ipynb #e7581575
 def load_experiment(
@@ -280,12 +307,15 @@ def load_experiment(
 ) -> list: # (`Line`, [records of each seed]) of each line
     "Read back what `run_experiment` measured; raises `FileNotFoundError` for a folder without a finished experiment, `ValueError` for a damaged one"
     folder = Path(folder)
-    if not (folder/'experiment.json').exists(): raise FileNotFoundError(f"{folder} holds no experiment; make one with sagan-experiment")
+    if not (folder/'experiment.json').exists():
+        raise FileNotFoundError(f"{folder} holds no experiment; make one with sagan-experiment")
     asked = _read(folder/'experiment.json')
     base = Config().change(**asked['base'])
     def records(line, s):
         file = folder/line.name/f'seed{s}'/'records.json'
-        if not file.exists(): raise FileNotFoundError(f"{folder} is not finished: {line.label} with seed {s} is missing; run the same sagan-experiment again to go on")
+        if not file.exists():
+            raise FileNotFoundError(f"{folder} is not finished: {line.label} with seed {s} is "
+                                    f"missing; run the same sagan-experiment again to go on")
         return _read(file)
     return [(l, [records(l, s) for s in range(base.seed, base.seed + asked['seeds'])]) for l in lines(asked['experiment'], base)]
 
@@ -357,7 +387,7 @@ def table_markdown(
     "The outcome as a page shows it"
     chosen = _COLUMNS if columns is None else {c: _COLUMNS[c] for c in columns}
     cells = {c: [f(r) for r in rows] for c, f in chosen.items()}
-    cells = {c: v for c, v in cells.items() if any(v)}                        # no column without content
+    cells = {c: v for c, v in cells.items() if any(v)}  # no column without content
     lines = [cells, ['---']*len(cells), *zip(*cells.values())]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
@@ -372,7 +402,8 @@ def _curve(ax, line, seeds, key, color):
     kept = [[(r['step'], r[key]) for r in s if r.get(key) is not None] for s in seeds]
     for k in kept: ax.plot(*zip(*k), color=color, lw=.6, alpha=.5) if k else None
     whole = [k for k, s in zip(kept, seeds) if not s[-1]['diverged']]
-    label = line.label + (f' at {line.at}' if line.at != 'none' else '') + (f' ({len(whole)} of {len(seeds)} seeds)' if len(whole) < len(seeds) else '')
+    label = line.label + (f' at {line.at}' if line.at != 'none' else '') + (
+        f' ({len(whole)} of {len(seeds)} seeds)' if len(whole) < len(seeds) else '')
     ax.plot([p[0] for p in whole[0]] if whole else [], [mean(v[1] for v in at) for at in zip(*whole)], color=color, lw=2, label=label)
 
 # %% ../nbs/11_experiments.ipynb #4b19ea98
@@ -392,7 +423,8 @@ def curves_figure(
     fig, axes = plt.subplots(1, max(1, len(panels)), figsize=(4.2*max(1, len(panels)), 3.1), squeeze=False)
     for ax, (key, title) in zip(axes[0], panels):
         for i, (line, seeds) in enumerate(results): _curve(ax, line, seeds, key, f'C{i}')
-        ax.set_title(title, fontsize=10); ax.set_xlabel('discriminator steps')
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel('discriminator steps')
     if panels: axes[0, 0].legend(fontsize=7)
     if some: fig.text(.01, .01, _measured(some), fontsize=6, color='grey')
     fig.tight_layout(rect=(0, .04, 1, 1))
@@ -420,14 +452,16 @@ def strips_figure(
     for (line, strip), row in zip(strips, axes):
         for ax in row: ax.axis('off')
         for ax, (file, r) in zip(row, strip):
-            ax.imshow(Image.open(file)); ax.set_title(f'{line.label}: step {r["step"]}, FID {r["fid"]:.1f}', fontsize=6, pad=2)
+            ax.imshow(Image.open(file))
+            ax.set_title(f'{line.label}: step {r["step"]}, FID {r["fid"]:.1f}', fontsize=6, pad=2)
     measured = [r for _, strip in strips for _, r in strip]
     if measured: fig.text(.01, .005, _measured(measured[-1]), fontsize=5, color='grey')
     fig.tight_layout(pad=.4, rect=(0, .03, 1, 1))
     return fig
 
 # %% ../nbs/11_experiments.ipynb #577c46cd
-_PAPER = (" The last columns are the paper's own numbers (ImageNet at 128 px, Inception-v3, 50,000 samples; "
+_PAPER = (" The last columns are the paper's own numbers (ImageNet at 128 px, Inception-v3, 50,000 "
+          "samples; "
           "table 1 the best of 1M iterations), not measured here.")
 
 def _about(experiment, base, plan, rows, results, how):
@@ -435,14 +469,19 @@ def _about(experiment, base, plan, rows, results, how):
     placed = '; '.join(f'{l.label} at {l.at}' for l, _ in results if l.at != 'none')
     moved = f' The placements are those of 128 pixels, moved to {base.size}: {placed}.' if base.size < 128 and placed else ''
     over = f'mean ± standard deviation over {rows[0]["seeds"]} seeds' if rows[0]['seeds'] > 1 else 'one seed'
-    return (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} images, {over} at the last step, {how}. '
-            f'Measured on {plan.samples:,} samples by {rows[0]["evaluator"] or plan.evaluator.name}.{_PAPER if any(r["paper_fid"] or r["paper_is"] for r in rows) else ""}{moved}')
+    return (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} '
+            f'images, {over} at the last step, {how}. '
+            f'Measured on {plan.samples:,} samples by '
+            f'{rows[0]["evaluator"] or plan.evaluator.name}.{_PAPER if any(r["paper_fid"] or r["paper_is"] for r in rows) else ""}{moved}')
 
 # %% ../nbs/11_experiments.ipynb #178cdaff
 def _write_table(folder, rows, said):
     "table.csv and table.md"
     with whole_file(folder/'table.csv') as new:
-        with open(new, 'w', newline='') as f: w = csv.DictWriter(f, rows[0]); w.writeheader(); w.writerows(rows)
+        with open(new, 'w', newline='') as f:
+            w = csv.DictWriter(f, rows[0])
+            w.writeheader()
+            w.writerows(rows)
     with whole_file(folder/'table.md') as new: new.write_text(f'{said}\n\n{table_markdown(rows)}\n')
 
 # %% ../nbs/11_experiments.ipynb #0cac8b20
@@ -460,12 +499,14 @@ def _score_line(r):
 # %% ../nbs/11_experiments.ipynb #1716b954
 def _write_report(folder, experiment, base, plan, results, how):
     "table.md, table.csv, curves.png, samples.png, report.html"
-    rows = table(results); said = _about(experiment, base, plan, rows, results, how)
+    rows = table(results)
+    said = _about(experiment, base, plan, rows, results, how)
     _write_table(folder, rows, said)
     for name, fig in dict(curves=curves_figure(results), samples=strips_figure(folder, results, base.seed)).items():
         with whole_file(folder/f'{name}.png') as new: fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
-    pictures = [("Over training (the paper's figure 3): thin lines are seeds, thick ones their means", (folder/'curves.png').read_bytes()),
+    pictures = [("Over training (the paper's figure 3): thin lines are seeds, thick ones their "
+                 "means", (folder/'curves.png').read_bytes()),
                 ("Samples over training (the paper's figure 4), always of the same latents", (folder/'samples.png').read_bytes())]
     html = report_html(f'{experiment} on {plan.images.name}', said, pictures, {r['row']: _score_line(r) for r in rows} | asdict(base))
     with whole_file(folder/'report.html') as new: new.write_text(html)
@@ -478,24 +519,32 @@ def run_experiment(
     folder:str|Path, # Where everything goes; continued if it holds the same experiment
     seeds:int=3, # Seeds per line
     every:int|None=None, # Steps between measurements, None for a sixth of the steps
-    samples:int|None=None, # Images drawn for each measurement, None for 1,000 by the small classifier and the paper's 50,000 by another evaluator
+    # Images drawn for each measurement, None for 1,000 by the small classifier and the paper's
+    # 50,000 by another evaluator
+    samples:int|None=None,
     evaluator:Evaluator|None=None, # Who measures, None for the small classifier
     jobs:int=1, # Networks that train at once
     device:str='cpu', # Where to train
-    tell=print, # Is given a line of text after each measurement (with several jobs, after each network)
+    # Is given a line of text after each measurement (with several jobs, after each network)
+    tell=print,
 ) -> list: # (`Line`, [records of each seed]) of each line
     "Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html; raises `ValueError` if the folder holds something else or what is asked for cannot be trained, `BlockingIOError` if it is in use"
     base, folder = base.change(size=images.size, n_classes=len(images.classes), dtype=fastest_dtype(device) if base.dtype == 'auto' else base.dtype), Path(folder)
     todo, every = lines(experiment, base), math.ceil(base.steps/6) if every is None else every
-    if samples is None: samples = 1000 if evaluator is None or isinstance(evaluator.net, Classifier) else 50_000
-    _check(experiment, todo, images, base, seeds=seeds, jobs=jobs, every=every, samples=samples); _check_folder(folder)
+    if samples is None:
+        samples = 1000 if evaluator is None or isinstance(evaluator.net, Classifier) else 50_000
+    _check(experiment, todo, images, base, seeds=seeds, jobs=jobs, every=every, samples=samples)
+    _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder):
         evaluator = evaluator or kept_evaluator(folder/'evaluator.pt', images)
         _claim(folder, dict(experiment=experiment, base=asdict(base), seeds=seeds, every=every, samples=samples, evaluator=evaluator.name))
         plan = Plan(every, samples, evaluator, reference(images, evaluator, file=folder/'reference.safetensors'), images, device)
-        tell(f'{len(todo)} networks of {experiment}, {seeds} seed{"s"[:seeds != 1]} each; measured on {samples} samples by {evaluator.name} against {plan.real}')
+        tell(f'{len(todo)} networks of {experiment}, {seeds} seed{"s"[:seeds != 1]} each; measured '
+             f'on {samples} samples by {evaluator.name} against {plan.real}')
         _train_all(folder, todo, range(base.seed, base.seed + seeds), plan, jobs, tell)
         results = load_experiment(folder)
-        _write_report(folder, experiment, base, plan, results, f'{jobs} at a time on {device} with {max(1, torch.get_num_threads()//jobs)} threads each')
+        _write_report(folder, experiment, base, plan, results, f'{jobs} at a time on {device} with '
+                                                               f'{max(1, torch.get_num_threads()//jobs)} '
+                                                               f'threads each')
     return results

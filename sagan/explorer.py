@@ -24,7 +24,9 @@ def _attends(net): return any(isinstance(m, SelfAttention) for m in net.modules(
 def _network(model, name):
     "The network of that name in a model, or a network that stands alone; `ValueError` if the model lacks it"
     net = getattr(model, name, model)
-    if net is None: raise ValueError(f"this model has no {'discriminator' if name == 'D' else 'generator'}: it was imported without one")
+    if net is None:
+        raise ValueError(f"this model has no {'discriminator' if name == 'D' else 'generator'}: it "
+                         f"was imported without one")
     return net
 
 # %% ../nbs/09_explorer.ipynb #f3d6ed81
@@ -35,8 +37,10 @@ def latents(
     t:float=0., # How far, from 0 to 1
 ) -> Tensor: # (len(seeds), z_dim), on the generator's device
     "Latents of seeds; those of a single image in `generate`, or on the arc between two of them"
-    def z(seed): return torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(seed))   # (1, z_dim)
-    def mixed(a, b): return z(a) if a == b or not t else math.cos(t*math.pi/2)*z(a) + math.sin(t*math.pi/2)*z(b)
+    # (1, z_dim)
+    def z(seed): return torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(seed))
+    def mixed(a, b):
+        return z(a) if a == b or not t else math.cos(t*math.pi/2)*z(a) + math.sin(t*math.pi/2)*z(b)
     return torch.cat([mixed(a, b) for a, b in zip(seeds, towards or seeds)]).to(_device(G))
 
 # %% ../nbs/09_explorer.ipynb #8fbf371e
@@ -58,7 +62,8 @@ def generated_maps(
     z:Tensor, # Latents, (B, z_dim)
     y:Tensor|None=None, # Labels, (B,) int64; None if unconditional
     gamma:float=1., # Factor on the gamma of each attention layer of the generator
-) -> tuple: # (images (B, 3, S, S), {name: AttentionMap}): the layers of G, then those of D for these images
+    # (images (B, 3, S, S), {name: AttentionMap}): the layers of G, then those of D for these images
+) -> tuple:
     "Generate, and look at where both networks look; raises `ValueError` if neither has attention or labels do not fit"
     G, D = _network(model, 'ema'), getattr(model, 'D', None)
     if D is not None and not _attends(D): D = None
@@ -78,17 +83,22 @@ from .visualization import POINT_COLOURS, _check_belongs
 # %% ../nbs/09_explorer.ipynb #fe25a862
 def _rows(beta):
     "Part of a map (B, n, Nk) -> bytes of each row scaled to its maximum (B, n, Nk), maxima in multiples of uniform (B, n)"
-    beta = beta.float(); top = beta.amax(-1, keepdim=True)                     # (B, n, 1)
-    rows = torch.where(beta < top, (255*beta/top).round().clamp(max=254), 255) # (B, n, Nk): only the strongest has 255
+    beta = beta.float()
+    top = beta.amax(-1, keepdim=True)  # (B, n, 1)
+    # (B, n, Nk): only the strongest has 255
+    rows = torch.where(beta < top, (255*beta/top).round().clamp(max=254), 255)
     return rows.to(torch.uint8).cpu(), (top[..., 0]*beta.shape[-1]).cpu()
 
 # %% ../nbs/09_explorer.ipynb #f6f778ec
 def _check_view(x, maps, labels):
     "Raises `ValueError` if images, maps and labels do not belong together, or hold no numbers"
-    if len(labels) != len(x): raise ValueError(f"{len(x)} images need as many pairs of class and seed, got {len(labels)}")
+    if len(labels) != len(x):
+        raise ValueError(f"{len(x)} images need as many pairs of class and seed, got {len(labels)}")
     if not maps: raise ValueError("there are no maps to show; name at least one attention layer")
     for m in maps.values(): _check_belongs(x, m)
-    if not all(t.isfinite().all() for t in (x, *(t for m in maps.values() for t in (m.q, m.k)))): raise ValueError("images or maps hold numbers that are not finite: the model has diverged; take an earlier state of it")
+    if not all(t.isfinite().all() for t in (x, *(t for m in maps.values() for t in (m.q, m.k)))):
+        raise ValueError("images or maps hold numbers that are not finite: the model has diverged; "
+                         "take an earlier state of it")
 
 # %% ../nbs/09_explorer.ipynb #a301d607
 def view(
@@ -100,17 +110,23 @@ def view(
     "All that the explorer needs to show images and maps; raises `ValueError` if they do not belong together"
     _check_view(x, maps, labels)
     data, layers = bytearray(to_bytes(x).permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes()), []
-    def add(t): at = len(data); data.extend(t.contiguous().numpy().tobytes()); return at
+    def add(t):
+        at = len(data)
+        data.extend(t.contiguous().numpy().tobytes())
+        return at
     magma = add((torch.tensor(matplotlib.colormaps['magma'](range(256)))[:, :3]*255).round().to(torch.uint8))
     for name, m in maps.items():
-        rows, maxima = [torch.cat(parts, 1) for parts in zip(*map(_rows, m.parts()))]   # (B, Nq, Nk), (B, Nq)
+        # (B, Nq, Nk), (B, Nq)
+        rows, maxima = [torch.cat(parts, 1) for parts in zip(*map(_rows, m.parts()))]
         layers.append(dict(name=name, queries=list(m.queries), keys=list(m.keys), maps=add(rows), maxima=add(maxima)))
     images = [{'class': str(c), 'seed': str(s)} for c, s in labels]
     return dict(size=list(x.shape[2:]), images=images, numbered=numbered, layers=layers, magma=magma, colours=list(POINT_COLOURS)), bytes(data)
 
 # %% ../nbs/09_explorer.ipynb #28aa2cac
 def _check_names(net, classes):
-    if len(classes) != net.n_classes: raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run folder has them (load_run(folder).classes)")
+    if len(classes) != net.n_classes:
+        raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run "
+                         f"folder has them (load_run(folder).classes)")
 
 # %% ../nbs/09_explorer.ipynb #1eea82b7
 def class_view(
@@ -120,22 +136,28 @@ def class_view(
     seeds:Sequence[int]=(0, 1, 2), # Seeds, the same for each class
 ) -> tuple: # (header, bytes)
     "View of generated images; raises `ValueError` if there is no attention"
-    G = _network(model, 'ema'); _check_names(G, classes)
+    G = _network(model, 'ema')
+    _check_names(G, classes)
     wanted:list = list(range(len(classes)) if labels is None else labels) or [None]
     pairs = [(l, s) for l in wanted for s in seeds]
-    y = None if wanted == [None] else torch.tensor([l for l, _ in pairs], device=_device(G))   # (B,)
+    y = None if wanted == [None] else torch.tensor([l for l, _ in pairs], device=_device(G))  # (B,)
     x, maps = generated_maps(model, latents(G, [s for _, s in pairs]), y)
     return view(x, maps, [('' if l is None else classes[l], s) for l, s in pairs])
 
 # %% ../nbs/09_explorer.ipynb #084d5d62
 def _check_images(x, y):
     "Raises `TypeError` for what is no tensor, `ValueError` for what are no images"
-    if not all(isinstance(t, Tensor|None) for t in (x, y)): raise TypeError(f"images and labels are tensors, got {type(x).__name__} and {type(y).__name__}")
-    if not x.numel() or not x.is_floating_point() or not x.isfinite().all() or x.abs().max() > 1.01: raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become that by to_unit")
+    if not all(isinstance(t, Tensor|None) for t in (x, y)):
+        raise TypeError(f"images and labels are tensors, got {type(x).__name__} and "
+                        f"{type(y).__name__}")
+    if not x.numel() or not x.is_floating_point() or not x.isfinite().all() or x.abs().max() > 1.01:
+        raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become "
+                         "that by to_unit")
 
 # %% ../nbs/09_explorer.ipynb #4d2ceb23
 def image_view(
-    model:SAGAN|Generator|Discriminator, # Model, of which the discriminator looks, or a discriminator alone
+    # Model, of which the discriminator looks, or a discriminator alone
+    model:SAGAN|Generator|Discriminator,
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     y:Tensor|None=None, # Labels, (B,) int64; None if unconditional
     classes:Sequence[str]=(), # Class names
@@ -144,7 +166,9 @@ def image_view(
     "View of given images; raises `ValueError` for images of another size, labels that do not fit, or a network without attention or a generator, `TypeError` for what is no tensor"
     _check_images(x, y)
     D, x = _network(model, 'D'), x.float()
-    if isinstance(D, Generator): raise ValueError("a generator cannot look at images; give a discriminator, or a model that has one")
+    if isinstance(D, Generator):
+        raise ValueError("a generator cannot look at images; give a discriminator, or a model that "
+                         "has one")
     if y is not None and classes: _check_names(D, classes)
     maps = named_maps(D, x.to(_device(D)), None if y is None else y.to(_device(D)))[1]
     labels = ['']*len(x) if y is None or not classes else [classes[c] for c in y]
@@ -164,11 +188,18 @@ def own_images(
 ) -> tuple: # (images (B, 3, S, S) in [-1, 1], labels (B,) int64 or None)
     "One's own images for `explore`; raises `ValueError` if the subfolders are not classes of the model or an image cannot be read, `FileNotFoundError` if there is no folder"
     names, y, found = _list_folder(Path(path))
-    if classes and not found: raise ValueError(f"the model has classes, {path} has none; put the images into subfolders named after their classes: {', '.join(classes[:10])}")
-    if strange := [c for c in found if c not in classes] if classes else (): raise ValueError(f"{path} has a subfolder {strange[0]}, which is no class of the model; it has {', '.join(classes[:10])}")
+    if classes and not found:
+        raise ValueError(f"the model has classes, {path} has none; put the images into subfolders "
+                         f"named after their classes: {', '.join(classes[:10])}")
+    if strange := [c for c in found if c not in classes] if classes else ():
+        raise ValueError(f"{path} has a subfolder {strange[0]}, which is no class of the model; it "
+                         f"has {', '.join(classes[:10])}")
     pick = torch.linspace(0, len(names) - 1, min(most, len(names))).long()     # (B,)
     x:list[Tensor] = []
-    if bad := _decode(Path(path), [names[i] for i in pick], size, x.append): raise ValueError(f"{path} has files that cannot be read: {'; '.join(f'{n} ({why})' for n, why in bad.items())}; repair or remove them")
+    if bad := _decode(Path(path), [names[i] for i in pick], size, x.append):
+        raise ValueError(f"{path} has files that cannot be read: "
+                         f"{'; '.join(f'{n} ({why})' for n, why in bad.items())}; repair or remove "
+                         f"them")
     return to_unit(torch.stack(x)), torch.tensor([classes.index(c) for c in found])[y[pick]] if classes else None
 
 # %% ../nbs/09_explorer.ipynb #798cfc62
@@ -195,24 +226,31 @@ class _Shown(anywidget.AnyWidget):
     overlay, smooth = T.Float(.65, min=0, max=1, help='Opacity of the map').tag(sync=True), T.Bool(True, help='Interpolate between keys?').tag(sync=True)
     message, page = T.Unicode(help='Is shown below the image, such as an error').tag(sync=True), T.Unicode(_PAGE).tag(sync=True)
 
-    def get_state(self, key=None, drop_defaults=False): return super().get_state(key)  # a rendered page needs the module, too, which is a default
+    # a rendered page needs the module, too, which is a default
+    def get_state(self, key=None, drop_defaults=False): return super().get_state(key)
 
     @T.validate('layer', 'image')
     def _known(self, p):
-        names = [l['name'] for l in self.header.get('layers', ())]; n = len(self.header.get('images', ()))
-        if p.trait.name == 'layer' and p.value not in names: raise ValueError(f"there is no layer {p.value!r} here; there are {', '.join(map(repr, names))}")
-        if p.trait.name == 'image' and not 0 <= p.value < n: raise IndexError(f"there is no image {p.value}; they go from 0 to {n-1}")
+        names = [l['name'] for l in self.header.get('layers', ())]
+        n = len(self.header.get('images', ()))
+        if p.trait.name == 'layer' and p.value not in names:
+            raise ValueError(f"there is no layer {p.value!r} here; there are "
+                             f"{', '.join(map(repr, names))}")
+        if p.trait.name == 'image' and not 0 <= p.value < n:
+            raise IndexError(f"there is no image {p.value}; they go from 0 to {n-1}")
         return p.value
 
     @T.observe('point', 'pins', 'layer')
     def _gone_on(self, _):
-        if self.header: self.message = ''                                      # what was said belongs to what was shown before
+        if self.header: self.message = ''  # what was said belongs to what was shown before
 
     @T.validate('point', 'pins', 'path')
     def _inside(self, p):
         H, w = self.header.get('size', (0, 0))
         for r, c in p.value if p.trait.name != 'point' else [p.value] if p.value else ():
-            if not (0 <= r < H and 0 <= c < w): raise IndexError(f"pixel ({r}, {c}) is outside the image; rows go from 0 to {H-1}, columns from 0 to {w-1}")
+            if not (0 <= r < H and 0 <= c < w):
+                raise IndexError(f"pixel ({r}, {c}) is outside the image; rows go from 0 to {H-1}, "
+                                 f"columns from 0 to {w-1}")
         return p.value
 
 # %% ../nbs/09_explorer.ipynb #20422646
@@ -234,7 +272,8 @@ class AttentionExplorer(_Shown):
         "Show another view; layer, image and points stay if the view has them, otherwise it begins with the last layer of the first network"
         names = [l['name'] for l in header['layers']]
         with self.hold_sync():
-            if self.header.get('size') != header['size']: self.point, self.pins = None, []  # type: ignore[assignment]  # allow_none
+            # type: ignore[assignment] # allow_none
+            if self.header.get('size') != header['size']: self.point, self.pins = None, []
             self.header, self.data, self.message, self.path = header, data, '', []
             if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
             if self.image >= len(header['images']): self.image = 0
@@ -264,7 +303,8 @@ from .visualization import _png, effect_figure
 def _said(out):
     "Say an error of the user in the widget"
     try: yield
-    except (ValueError, IndexError, TypeError, RuntimeError, OSError) as e: out.message = str(e) or type(e).__name__
+    except (ValueError, IndexError, TypeError, RuntimeError, OSError) as e:
+        out.message = str(e) or type(e).__name__
 
 # %% ../nbs/09_explorer.ipynb #5be7a9fe
 def _uploaded(files, size):
@@ -272,8 +312,9 @@ def _uploaded(files, size):
     if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
     with tempfile.TemporaryDirectory() as tmp:
         for i, f in enumerate(files): Path(tmp, str(i)).write_bytes(f['content'])
-        x = [_read(Path(tmp, str(i)), size) for i in range(len(files))]           # (3, S, S) each, or why not
-    if bad := [f"{f['name']} ({why})" for f, why in zip(files, x) if isinstance(why, str)]: raise ValueError(f"no image that can be read: {'; '.join(bad)}")
+        x = [_read(Path(tmp, str(i)), size) for i in range(len(files))] # (3, S, S) each, or why not
+    if bad := [f"{f['name']} ({why})" for f, why in zip(files, x) if isinstance(why, str)]:
+        raise ValueError(f"no image that can be read: {'; '.join(bad)}")
     return to_unit(torch.stack(x)), [f['name'] for f in files]
 
 # %% ../nbs/09_explorer.ipynb #89589bfa
@@ -290,14 +331,18 @@ def _inputs(classes):
 # %% ../nbs/09_explorer.ipynb #3689dee9
 def _told(caption, before, after):
     "HTML of a sentence and of a picture on what changed an image (3, S, S)"
-    change = (after - before).abs().mean(0)*50                                 # (S, S) in percent of the range from black to white
-    words = f'{caption}: pixels change by {change.mean():.2g}% of the range from black to white in the mean, {change.max():.2g}% at most'
-    return f'<span role="status">{words}</span>', f'<img style="width:100%;max-width:26rem" alt="{words}" src="{_png(effect_figure({"as trained": before, caption: after}))}">'
+    change = (after - before).abs().mean(0)*50  # (S, S) in percent of the range from black to white
+    words = (f'{caption}: pixels change by {change.mean():.2g}% of the range from black to white '
+             f'in the mean, {change.max():.2g}% at most')
+    return f'<span role="status">{words}</span>', (f'<img style="width:100%;max-width:26rem" '
+                                                   f'alt="{words}" '
+                                                   f'src="{_png(effect_figure({"as trained": before, caption: after}))}">')
 
 # %% ../nbs/09_explorer.ipynb #d3b1fe00
 def _effects(G, out):
     "Two buttons that draw an image again with the layer in view altered; and what tells them of another image, and shows what changed it"
-    cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the last kept point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
+    cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the last '
+                                                          'kept point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
     said, picture, drawn = W.HTML(), W.HTML(), None
     def compare(inputs, caption='', before=None, after=None):
         "The inputs of the generator for the image in view; what changed it (3, S, S), and how, or nothing without a caption"
@@ -307,27 +352,39 @@ def _effects(G, out):
     def show(caption, **how):
         compare(drawn)
         with _said(out):
-            if drawn is None: raise ValueError("the generator has not drawn this image; the next seed is one that it has")
+            if drawn is None:
+                raise ValueError("the generator has not drawn this image; the next seed is one "
+                                 "that it has")
             x, maps = named_maps(G, *drawn)
-            if out.layer not in maps: raise ValueError(f"{out.layer} draws nothing; choose a layer of the generator: {', '.join(maps)}")
-            with torch.no_grad(), altered(G, maps[out.layer], **how): changed = G(*drawn)                # (1, 3, S, S)
-            compare(drawn, f'{caption} in {out.layer}', x[0], changed[0]); out.message = ''
+            if out.layer not in maps:
+                raise ValueError(f"{out.layer} draws nothing; choose a layer of the generator: "
+                                 f"{', '.join(maps)}")
+            # (1, 3, S, S)
+            with torch.no_grad(), altered(G, maps[out.layer], **how): changed = G(*drawn)
+            compare(drawn, f'{caption} in {out.layer}', x[0], changed[0])
+            out.message = ''
     def cut_point(_):
         if not out.pins: out.message = 'keep the point first, by a click on it or by Enter'
         else: show(f'({out.pins[-1][0]}, {out.pins[-1][1]}) cut', cut=out.pins[-1])
     def hide_region(_):
-        if len(out.pins) < 2: out.message = 'keep two points first, at opposite corners of the region'; return
+        if len(out.pins) < 2:
+            out.message = 'keep two points first, at opposite corners of the region'
+            return
         (top, bottom), (left, right) = [(min(v), max(v) + 1) for v in zip(*out.pins)]
         show('region hidden', hide=(top, left, bottom, right))
-    cut.on_click(cut_point); hide.on_click(hide_region)
+    cut.on_click(cut_point)
+    hide.on_click(hide_region)
     return W.VBox([W.Box([cut, hide, said], layout=W.Layout(flex_flow='row wrap')), picture]), compare
 
 # %% ../nbs/09_explorer.ipynb #90bbc65a
 def _controls(model, classes, out):
     "ipywidgets that generate what a widget shows, above and below it"
-    G, D = _network(model, 'ema'), getattr(model, 'D', None); _check_names(G, classes)
-    w = _inputs(classes); effects, compare = _effects(G, out)
-    def chosen(n): return torch.full((n,), w.label.value, device=_device(G)) if classes else None   # (n,)
+    G, D = _network(model, 'ema'), getattr(model, 'D', None)
+    _check_names(G, classes)
+    w = _inputs(classes)
+    effects, compare = _effects(G, out)
+    # (n,)
+    def chosen(n): return torch.full((n,), w.label.value, device=_device(G)) if classes else None
     def draw(_=None):
         w.own.value = ()
         with _said(out):
@@ -335,16 +392,23 @@ def _controls(model, classes, out):
             x, maps = generated_maps(model, *drawn, w.gamma.value)
             changed = f'gamma times {w.gamma.value:g}' if w.gamma.value != 1 else ''
             words = [f'{w.seed.value}' + (f' towards {w.towards.value} at {w.far.value:g}' if w.far.value else ''), changed]
-            out.show(*view(x, maps, [(w.label.label if classes else '', ', '.join(filter(None, words)))])); compare(drawn)
+            out.show(*view(x, maps, [(w.label.label if classes else '', ', '.join(filter(None, words)))]))
+            compare(drawn)
             if changed: compare(drawn, changed, G(*drawn)[0].detach(), x[0])
     def look(_=None):
         if not w.own.value: return
-        with _said(out): x, names = _uploaded(w.own.value, D.size); out.show(*image_view(model, x, chosen(len(x)), classes, names)); compare(None); return
-        w.own.value = ()                                                       # what was shown before stays
+        with _said(out):
+            x, names = _uploaded(w.own.value, D.size)
+            out.show(*image_view(model, x, chosen(len(x)), classes, names))
+            compare(None)
+            return
+        w.own.value = ()  # what was shown before stays
     def go_to(value): w.seed.value = value
-    w.another.on_click(lambda _: go_to(random.randrange(10**6))); w.following.on_click(lambda _: go_to(w.seed.value + 1))
+    w.another.on_click(lambda _: go_to(random.randrange(10**6)))
+    w.following.on_click(lambda _: go_to(w.seed.value + 1))
     for moved in (w.seed, w.towards, w.far, w.gamma): moved.observe(draw, 'value')
-    w.own.observe(look, 'value'); w.label.observe(lambda _: look() if w.own.value else draw(), 'value')
+    w.own.observe(look, 'value')
+    w.label.observe(lambda _: look() if w.own.value else draw(), 'value')
     for widget, needed in ((w.label, classes), (w.own, D is not None and _attends(D)), (w.gamma, _attends(G)), (effects, _attends(G))):
         if not needed: widget.layout.display = 'none'
     draw()
@@ -370,17 +434,22 @@ class Explorer(W.VBox):
 def explore(
     model, # `Run` from `load_run`, model, or one network
     classes:Sequence[str]=(), # Class names, empty if unconditional or if those of the run
-    images:Tensor|None=None, # Images of one's own for the discriminator, (B, 3, S, S) in [-1, 1], instead of generated ones
+    # Images of one's own for the discriminator, (B, 3, S, S) in [-1, 1], instead of generated ones
+    images:Tensor|None=None,
     labels:Tensor|None=None, # Their labels, (B,) int64
     layer:str|None=None, # Layer to begin with, such as 'D 16x16'
 ) -> Explorer: # The controls, if it generates, and an `AttentionExplorer`
     "The explorer for Jupyter and Voila; what cannot be shown, a `ValueError` elsewhere, is said in the widget; raises `TypeError` for what is no model"
     if hasattr(model, 'model'): model, classes = model.model, classes or model.classes
-    if not isinstance(model, SAGAN|Generator|Discriminator): raise TypeError(f"explore takes a model, one of its networks, or a run from load_run, got {type(model).__name__}")
-    out = AttentionExplorer(); shown = [out]
+    if not isinstance(model, SAGAN|Generator|Discriminator):
+        raise TypeError(f"explore takes a model, one of its networks, or a run from load_run, got "
+                        f"{type(model).__name__}")
+    out = AttentionExplorer()
+    shown = [out]
     with _said(out):
         if images is not None: out.show(*image_view(model, images, labels, classes))
-        elif isinstance(model, Discriminator): raise ValueError("a discriminator draws nothing; give it images to look at")
+        elif isinstance(model, Discriminator):
+            raise ValueError("a discriminator draws nothing; give it images to look at")
         else: shown = _controls(model, list(classes), out)
         if layer and out.header: out.layer = layer
     return Explorer(shown)

@@ -24,11 +24,15 @@ from .training import SAGAN, presets
 # %% ../nbs/12_importing.ipynb #f2a4ff1b
 PROJECTS = 'BigGAN-PyTorch', 'PyTorch-StudioGAN', 'mmgeneration'
 NAMES = {  # ours, and what these three call it
-    'linear': ('linear', 'linear0', 'noise2feat'), 'bn': ('output_layer.0', 'bn4', 'to_rgb.bn'), 'conv': ('output_layer.2', 'conv2d5', 'to_rgb.conv'),  # ends of G
-    'head.linear': ('linear', 'linear1', 'decision'), 'head.embed': ('embed', 'embedding', 'proj_y'),                                                   # end of D
-    'conv1': ('conv1', 'conv2d1', 'conv_1.conv'), 'conv2': ('conv2', 'conv2d2', 'conv_2.conv'), 'skip': ('conv_sc', 'conv2d0', 'shortcut.conv'),        # a block
+    # ends of G
+    'linear': ('linear', 'linear0', 'noise2feat'), 'bn': ('output_layer.0', 'bn4', 'to_rgb.bn'), 'conv': ('output_layer.2', 'conv2d5', 'to_rgb.conv'),
+    # end of D
+    'head.linear': ('linear', 'linear1', 'decision'), 'head.embed': ('embed', 'embedding', 'proj_y'),
+    # a block
+    'conv1': ('conv1', 'conv2d1', 'conv_1.conv'), 'conv2': ('conv2', 'conv2d2', 'conv_2.conv'), 'skip': ('conv_sc', 'conv2d0', 'shortcut.conv'),
     'bn1': ('bn1', 'bn1', 'norm_1'), 'bn2': ('bn2', 'bn2', 'norm_2'),
-    'query': ('theta', 'conv1x1_theta', 'theta.conv'), 'key': ('phi', 'conv1x1_phi', 'phi.conv'), 'value': ('g', 'conv1x1_g', 'g.conv'),                # attention
+    # attention
+    'query': ('theta', 'conv1x1_theta', 'theta.conv'), 'key': ('phi', 'conv1x1_phi', 'phi.conv'), 'value': ('g', 'conv1x1_g', 'g.conv'),
     'out': ('o', 'conv1x1_attn', 'o.conv'), 'gamma': ('gamma', 'sigma', 'gamma')}
 
 # %% ../nbs/12_importing.ipynb #a9b585d5
@@ -40,8 +44,10 @@ def _loaded(path):
     "What `torch.save` wrote, without executing code; raises what zipfile, torch and pickle raise"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z:
-            if bad := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {bad}')  # torch.load does not look
-    with torch.serialization.safe_globals(_HARMLESS): return torch.load(path, map_location='cpu', weights_only=True)
+            # torch.load does not look
+            if bad := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {bad}')
+    with torch.serialization.safe_globals(_HARMLESS):
+        return torch.load(path, map_location='cpu', weights_only=True)
 
 # %% ../nbs/12_importing.ipynb #a55043ad
 def read_file(
@@ -52,9 +58,13 @@ def read_file(
     try: saved = _loaded(path)
     except Exception as e:
         if isinstance(e, UnpicklingError) and (more := re.search(r'GLOBAL ([\w.]+\w) ', str(e))):
-            raise ValueError(f"{path} holds more than tensors and plain values: {more[1]}. Reading that can execute code, so it is refused; where you trust the file, save its state dict alone: torch.save({{'state_dict': ...}}, file)") from None
-        raise ValueError(f"{path} is not a whole PyTorch file of tensors and plain values; it may be truncated, or something else ({type(e).__name__}); nothing in it was executed") from None
-    if not isinstance(saved, dict): raise ValueError(f"{path} holds a {type(saved).__name__}; expected a dictionary of tensors")
+            raise ValueError(f"{path} holds more than tensors and plain values: {more[1]}. Reading that can "
+                             f"execute code, so it is refused; where you trust the file, save its state dict "
+                             f"alone: torch.save({{'state_dict': ...}}, file)") from None
+        raise ValueError(f"{path} is not a whole PyTorch file of tensors and plain values; it may be "
+                         f"truncated, or something else ({type(e).__name__}); nothing in it was executed") from None
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds a {type(saved).__name__}; expected a dictionary of tensors")
     return saved
 
 # %% ../nbs/12_importing.ipynb #528bcff2
@@ -66,7 +76,8 @@ class Foreign:
         project:int, # Number in `PROJECTS`
         tensors:dict, # {name without the prefix: tensor}
         prefix:str='', # Of the names in the file, for messages
-    ): self.path, self.kind, self.project, self.tensors, self.prefix, self.used = path, kind, project, tensors, prefix, set[str]()
+    ):
+        self.path, self.kind, self.project, self.tensors, self.prefix, self.used = path, kind, project, tensors, prefix, set[str]()
 
     def name(self,
         ours:str, # Key of `NAMES`
@@ -83,7 +94,8 @@ class Foreign:
         what:str='', # What is wrong with it; '' if it has no place in a SAGAN
     ) -> ValueError: # To be raised
         "What does not fit"
-        return ValueError(f"{self.path}: {self.prefix}{name} {what or f'does not belong to a SAGAN of {PROJECTS[self.project]}'}")
+        return ValueError(f"{self.path}: {self.prefix}{name} "
+                          f"{what or f'does not belong to a SAGAN of {PROJECTS[self.project]}'}")
 
     def take(self,
         name:str, # Of the tensor in the file
@@ -91,10 +103,14 @@ class Foreign:
     ) -> Tensor: # As float32, of any shape or (*shape)
         "A tensor; raises `ValueError` if it is not there, not of that shape, not finite or not plain"
         t = self.tensors.get(name)
-        if not isinstance(t, Tensor): raise self.error(name, "is missing" if t is None else f"is a {type(t).__name__}, expected a tensor")
-        if shape is not None and t.shape != shape: raise self.error(name, f"has shape {tuple(t.shape)}, expected {tuple(shape)}")
+        if not isinstance(t, Tensor):
+            raise self.error(name, "is missing" if t is None else f"is a {type(t).__name__}, expected a "
+                                                                  f"tensor")
+        if shape is not None and t.shape != shape:
+            raise self.error(name, f"has shape {tuple(t.shape)}, expected {tuple(shape)}")
         plain = t.layout == torch.strided and t.device.type == 'cpu' and not (t.is_quantized or t.is_complex())
-        if not plain or t.nbytes > t.untyped_storage().nbytes(): raise self.error(name, f"is no plain tensor of numbers ({t.dtype}, {t.layout}, {t.device})")
+        if not plain or t.nbytes > t.untyped_storage().nbytes():
+            raise self.error(name, f"is no plain tensor of numbers ({t.dtype}, {t.layout}, {t.device})")
         if not t.isfinite().all(): raise self.error(name, "has numbers that are not finite")
         self.used.add(name)
         return t.float()
@@ -108,7 +124,8 @@ def _by_prefix(path, tensors):
     for k, t in tensors.items():
         m = re.match(r'(generator|generator_ema|discriminator)\.(module\.)?(.+)', k)
         if not m: raise ValueError(f"{path}: {k} does not belong to a SAGAN of {PROJECTS[2]}")
-        if k != 'generator_ema.steps': found.setdefault(m[1], Foreign(path, kinds[m[1]], 2, {}, m[1] + '.' + (m[2] or ''))).tensors[m[3]] = t
+        if k != 'generator_ema.steps':
+            found.setdefault(m[1], Foreign(path, kinds[m[1]], 2, {}, m[1] + '.' + (m[2] or ''))).tensors[m[3]] = t
     return list(found.values())
 
 # %% ../nbs/12_importing.ipynb #02ece49d
@@ -116,7 +133,8 @@ def _alone(path, tensors):
     "The network of a file that holds one"
     studio = _starts(tensors, 'blocks.0.0.conv2d')
     if not studio and not _starts(tensors, 'blocks.0.0.conv1.'):
-        what = 'it is the state of an optimizer; leave it out' if 'param_groups' in tensors else f'the first thing in it is {next(iter(tensors), None)!r}'
+        what = 'it is the state of an optimizer; leave it out' if 'param_groups' in tensors else (
+            f'the first thing in it is {next(iter(tensors), None)!r}')
         raise ValueError(f"{path} is no SAGAN of {', '.join(PROJECTS)}: {what}")
     kind = 'D' if not _starts(tensors, 'blocks.0.0.bn1.') else 'ema' if 'ema' in Path(path).stem.lower() else 'G'
     return Foreign(path, kind, int(studio), tensors)
@@ -133,11 +151,15 @@ def find_networks(
     path:str|Path, # File of one of the projects
 ) -> tuple: # (list of `Foreign`, step of the training or 0)
     "The networks in a file, none in BigGAN-PyTorch's bookkeeping; raises `ValueError` for a file of something else"
-    saved = read_file(path); tensors, step = saved.get('state_dict', saved.get('model', saved)), _step(saved)
+    saved = read_file(path)
+    tensors, step = saved.get('state_dict', saved.get('model', saved)), _step(saved)
     if 'itr' in saved and not any(isinstance(v, Tensor) for v in saved.values()): return [], step
-    if not isinstance(tensors, dict) or not all(isinstance(k, str) for k in tensors): raise ValueError(f"{path} has no names of tensors in it")
-    if all(k.startswith('module.') for k in tensors): tensors = {k.removeprefix('module.'): t for k, t in tensors.items()}   # of a network on several GPUs
-    if _starts(tensors, 'generator.', 'generator_ema.', 'discriminator.'): return _by_prefix(path, tensors), step
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) for k in tensors):
+        raise ValueError(f"{path} has no names of tensors in it")
+    if all(k.startswith('module.') for k in tensors):
+        tensors = {k.removeprefix('module.'): t for k, t in tensors.items()}  # of a network on several GPUs
+    if _starts(tensors, 'generator.', 'generator_ema.', 'discriminator.'):
+        return _by_prefix(path, tensors), step
     return [_alone(path, tensors)], step
 
 # %% ../nbs/12_importing.ipynb #2daef95d
@@ -148,7 +170,8 @@ def _form(f, p):
 def _weight(f, p, ndim):
     "Name and tensor of a layer's weight before division"
     name = p + ('.weight_orig' if _form(f, p) == 'T' else '.weight')
-    if (W := f.take(name)).ndim != ndim: raise f.error(name, f"has shape {tuple(W.shape)}, expected {ndim} dimensions")
+    if (W := f.take(name)).ndim != ndim:
+        raise f.error(name, f"has shape {tuple(W.shape)}, expected {ndim} dimensions")
     return name, W
 
 # %% ../nbs/12_importing.ipynb #21056712
@@ -156,13 +179,15 @@ def _vectors(f, p, name, W):
     "u (rows,) and v (columns,) of a layer with the weight W of that name, None for those of a layer that is not normalised"
     M, form = W.flatten(1), _form(f, p)                                        # (rows, columns)
     def fitting(of, shape):
-        if (t := f.take(p + of)).shape != shape: raise f.error(p + of, f"has shape {tuple(t.shape)}, expected {tuple(shape)} beside {f.prefix}{name} of shape {tuple(W.shape)}")
+        if (t := f.take(p + of)).shape != shape:
+            raise f.error(p + of, f"has shape {tuple(t.shape)}, expected {tuple(shape)} beside "
+                                  f"{f.prefix}{name} of shape {tuple(W.shape)}")
         return t
     if form is None: return None, None
     if form == 'T': return fitting('.weight_u', M.shape[:1]), fitting('.weight_v', M.shape[1:])
-    fitting('.sv0', (1,))                                                      # sigma at the last training step, for the log
+    fitting('.sv0', (1,))  # sigma at the last training step, for the log
     v = F.normalize(fitting('.u0', (1, len(M)))[0] @ M, dim=0)                 # (columns,)
-    return F.normalize(M @ v, dim=0), v                                        # u (rows,), so that u.(M v) = |M v|
+    return F.normalize(M @ v, dim=0), v  # u (rows,), so that u.(M v) = |M v|
 
 # %% ../nbs/12_importing.ipynb #8fa0f622
 def factors(
@@ -183,7 +208,8 @@ def _divided(f, p, shape):
     return W if u is None else W/torch.dot(u, W.flatten(1) @ v)
 
 # %% ../nbs/12_importing.ipynb #c2469182
-_TABLES = ('gain', 'bias'), ('embed0', 'embed1'), ('weight_embedding', 'bias_embedding')  # gains and biases of the classes
+# gains and biases of the classes
+_TABLES = ('gain', 'bias'), ('embed0', 'embed1'), ('weight_embedding', 'bias_embedding')
 
 def _tables(f, p):
     "Names of the class tables of a batch norm, and whether the classes are their columns; None if there are none"
@@ -196,14 +222,18 @@ def _n_classes(f, p):
     if f.holds('shared.'): return len(_weight(f, 'shared', 2)[1])
     if not (found := _tables(f, p)): return 0
     (name, _), columns = found
-    if f.project == 0 and _form(f, f'{p}.{name}'): raise f.error('shared.weight', f"is missing: {p}.{name} is not a table of classes, but applied to what they share")
+    if f.project == 0 and _form(f, f'{p}.{name}'):
+        raise f.error('shared.weight', f"is missing: {p}.{name} is not a table of classes, but applied to "
+                                       f"what they share")
     return _weight(f, f'{p}.{name}', 2)[1].shape[columns]
 
 # %% ../nbs/12_importing.ipynb #a3f2d1e1
 def _from_shared(f, p, channels):
     "The table of a linear layer on what the classes share, (classes, C)"
     shared, (name, W) = f.take('shared.weight'), _weight(f, p, 2)              # (classes, s), (C, s)
-    if W.shape[1] > shared.shape[1]: raise f.error(name, f"has shape {tuple(W.shape)}, expected {(channels, shared.shape[1])}: it reads a part of the latent, too, as in BigGAN, and is not of a SAGAN")
+    if W.shape[1] > shared.shape[1]:
+        raise f.error(name, f"has shape {tuple(W.shape)}, expected {(channels, shared.shape[1])}: it reads a "
+                            f"part of the latent, too, as in BigGAN, and is not of a SAGAN")
     return shared @ _divided(f, p, (channels, shared.shape[1])).mT
 
 # %% ../nbs/12_importing.ipynb #cea329ba
@@ -226,7 +256,8 @@ def _running(f, at, channels, eps):
     kind = 'stored' if f.holds(f'{at}.stored_') else 'running'
     mean, var = [f.take(f'{at}.{kind}_{k}', (channels,)) for k in ('mean', 'var')]
     n = f.take(f'{at}.num_batches_tracked', ()) if kind == 'running' and any(k.endswith('num_batches_tracked') for k in f.tensors) else torch.zeros(())
-    if f.holds(f'{at}.accumulation_counter') and (sums := f.take(f'{at}.accumulation_counter').item()): mean, var = mean/sums, var/sums
+    if f.holds(f'{at}.accumulation_counter') and (sums := f.take(f'{at}.accumulation_counter').item()):
+        mean, var = mean/sums, var/sums
     if (var + eps <= 0).any(): raise f.error(f'{at}.{kind}_var', "has variances below 0")
     return mean, var, n
 
@@ -243,7 +274,8 @@ def averages(
     return at, dict(running_mean=mean, running_var=var + (eps - 1e-5), num_batches_tracked=n.long())
 
 # %% ../nbs/12_importing.ipynb #e67c4945
-_ENTRIES = r'blocks\.\d+\.\d+', r'blocks\.\d+\.\d+', r'from_rgb|conv_blocks\.\d+'  # prefix of a block or an attention layer
+# prefix of a block or an attention layer
+_ENTRIES = r'blocks\.\d+\.\d+', r'blocks\.\d+\.\d+', r'from_rgb|conv_blocks\.\d+'
 
 def _prefixes(f):
     "Prefixes of the blocks and the attention layers in a file, in their order"
@@ -271,8 +303,12 @@ def _size(f, blocks):
     "Pixels of the images of a network, and how many blocks of a discriminator halve the size"
     if not blocks: raise f.error(next(iter(f.tensors)))
     size = (2 if f.kind == 'D' else 4) << len(blocks)
-    if size not in D_DOWN: raise ValueError(f"{f.path}: {len(blocks)} blocks make a {'discriminator' if f.kind == 'D' else 'generator'} for {size} pixels; there are SAGANs for {', '.join(map(str, D_DOWN))}")
-    return size, 5 if f.project == 2 and size == 64 else D_DOWN[size]          # mmgeneration's goes down to 2x2 at 64 pixels
+    if size not in D_DOWN:
+        raise ValueError(f"{f.path}: {len(blocks)} blocks make a "
+                         f"{'discriminator' if f.kind == 'D' else 'generator'} for {size} pixels; there are "
+                         f"SAGANs for {', '.join(map(str, D_DOWN))}")
+    # mmgeneration's goes down to 2x2 at 64 pixels
+    return size, 5 if f.project == 2 and size == 64 else D_DOWN[size]
 
 # %% ../nbs/12_importing.ipynb #f5c82030
 def _d_fields(f, down, size):
@@ -303,7 +339,8 @@ def layout(
 # %% ../nbs/12_importing.ipynb #6f81bbef
 def _unit(W):
     "u, v with u.(M v) = 1, for a weight that is used as it is"
-    M = W.flatten(1); i, j = divmod(M.abs().argmax().item(), M.shape[1])
+    M = W.flatten(1)
+    i, j = divmod(M.abs().argmax().item(), M.shape[1])
     u, v = torch.zeros(len(M)), torch.zeros(M.shape[1])
     u[i], v[j] = 1/M[i, j], 1
     return u, v
@@ -314,8 +351,11 @@ def _layer(f, p, m, reverse):
     W, u, v = factors(f, p, m.weight.shape)
     bias = f.take(p + '.bias', m.bias.shape) if getattr(m, 'bias', None) is not None else None
     if u is None:
-        if f.project == 0 and W.ndim == 4 and any(k.endswith('.u0') for k in f.tensors): raise f.error(f'{p}.u0', 'is missing')
-        if not W.any(): raise f.error(_weight(f, p, W.ndim)[0], "is 0 everywhere, and a network of ours would divide it by 0")
+        if f.project == 0 and W.ndim == 4 and any(k.endswith('.u0') for k in f.tensors):
+            raise f.error(f'{p}.u0', 'is missing')
+        if not W.any():
+            raise f.error(_weight(f, p, W.ndim)[0], "is 0 everywhere, and a network of ours would divide it "
+                                                    "by 0")
         u, v = _unit(W)
     if reverse == 0: W, u, bias = W.flip(0), u.flip(0), bias.flip(0)
     if reverse == 1: W, v = W.flip(1), v.view(W.shape[1:]).flip(0).flatten()
@@ -325,7 +365,8 @@ def _layer(f, p, m, reverse):
 # %% ../nbs/12_importing.ipynb #b0a637ec
 def _norm(f, p, m, eps):
     "Our tensors of a batch norm, conditional or not"
-    conditional = isinstance(m, ConditionalBatchNorm2d); bn = m.bn if conditional else m
+    conditional = isinstance(m, ConditionalBatchNorm2d)
+    bn = m.bn if conditional else m
     at, ours = averages(f, p, bn.num_features, eps)
     if bn.affine:
         scale, shift = (f'{p}.gain', f'{p}.bias') if f.project == 0 else (f'{at}.weight', f'{at}.bias')
@@ -336,12 +377,14 @@ def _norm(f, p, m, eps):
 # %% ../nbs/12_importing.ipynb #d53e82db
 def _gamma(f, name):
     "The gamma of attention, ()"
-    if (t := f.take(name)).numel() != 1: raise f.error(name, f"has shape {tuple(t.shape)}, expected one number")
+    if (t := f.take(name)).numel() != 1:
+        raise f.error(name, f"has shape {tuple(t.shape)}, expected one number")
     return t.reshape(())
 
 def _epsilons(f, block, eps):
     "Epsilon of a generator's conditional batch norms and of its last one; `block` is its first block, `eps` what the user says or None"
-    if eps is None: eps = 1e-5 if f.project == 0 or f'{block}.norm_1.weight_embedding.weight' in f.tensors else 1e-4
+    if eps is None:
+        eps = 1e-5 if f.project == 0 or f'{block}.norm_1.weight_embedding.weight' in f.tensors else 1e-4
     return eps, 1e-5 if f.project == 0 else eps
 
 # %% ../nbs/12_importing.ipynb #f1d944cf
@@ -353,12 +396,15 @@ def convert(
     bgr:bool, # Are the colours in the order blue, green, red?
 ) -> dict: # State dict for `net`
     "All tensors of our network from those of another; raises `ValueError` for the first that is missing, has another shape, or is left over"
-    def theirs(name): at, _, part = name.rpartition('.'); return f'{names[at]}.{f.name(part)}' if at in names else f.name(name)
+    def theirs(name):
+        at, _, part = name.rpartition('.')
+        return f'{names[at]}.{f.name(part)}' if at in names else f.name(name)
     eps, last = _epsilons(f, names['blocks.0'], eps)
     colours = {} if not bgr else {'blocks.0.conv1': 1, 'blocks.0.skip': 1} if f.kind == 'D' else {'conv': 0}
     ours:dict[str, Tensor] = {}
     for name, m in net.named_modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)) or name == 'head.embed': part = _layer(f, theirs(name), m, colours.get(name))
+        if isinstance(m, (nn.Conv2d, nn.Linear)) or name == 'head.embed':
+            part = _layer(f, theirs(name), m, colours.get(name))
         elif isinstance(m, ConditionalBatchNorm2d): part = _norm(f, theirs(name), m, eps)
         elif name == 'bn': part = _norm(f, theirs(name), m, last)
         elif isinstance(m, SelfAttention): part = dict(gamma=_gamma(f, theirs(f'{name}.gamma')))
@@ -373,11 +419,17 @@ def _find_all(files):
     "{kind: (network, its names, its fields)} of all files, and the step; `ValueError` for two of a kind, or none"
     found, steps = {}, [0]
     for path in files:
-        nets, step = find_networks(path); steps.append(step)
+        nets, step = find_networks(path)
+        steps.append(step)
         for f in nets:
-            if f.kind in found: raise ValueError(f"{found[f.kind][0].path} and {path} both hold {dict(G='a generator', D='a discriminator', ema='an averaged generator')[f.kind]}; give one of each (the file of an averaged generator has 'ema' in its name)")
+            if f.kind in found:
+                raise ValueError(f"{found[f.kind][0].path} and {path} both hold "
+                                 f"{dict(G='a generator', D='a discriminator', ema='an averaged generator')[f.kind]}; "
+                                 f"give one of each (the file of an averaged generator has 'ema' in its name)")
             found[f.kind] = f, *layout(f)
-    if not found: raise ValueError(f"there is no network in {', '.join(map(str, files)) or 'nothing'}; give the files of a generator, a discriminator or both")
+    if not found:
+        raise ValueError(f"there is no network in {', '.join(map(str, files)) or 'nothing'}; give the files "
+                         f"of a generator, a discriminator or both")
     return found, max(steps)
 
 # %% ../nbs/12_importing.ipynb #1664b8e0
@@ -385,23 +437,33 @@ def _agreed(found):
     "What the layouts of all networks say, which must be the same"
     (first, *_), fields = next(iter(found.values())), {}
     for f, _, said in found.values():
-        if f.project != first.project: raise ValueError(f"{f.path} does not belong to {first.path}: it is of {PROJECTS[f.project]}, the other of {PROJECTS[first.project]}")
+        if f.project != first.project:
+            raise ValueError(f"{f.path} does not belong to {first.path}: it is of {PROJECTS[f.project]}, the "
+                             f"other of {PROJECTS[first.project]}")
         for k, v in said.items():
-            if fields.setdefault(k, v) != v: raise ValueError(f"{f.path} does not belong to {first.path}: {k} is {v!r} there, {fields[k]!r} here")
+            if fields.setdefault(k, v) != v:
+                raise ValueError(f"{f.path} does not belong to {first.path}: {k} is {v!r} there, "
+                                 f"{fields[k]!r} here")
     f = (found.get('G') or found.get('ema') or (None,))[0]
     if f and 'D' not in found and f.project == 1 and f.holds('blocks.0.0.bn1.gain.') and not f.holds('shared.') and fields['n_classes'] == fields['z_dim']:
-        raise f.error('shared.weight', f"is missing, or there are as many classes as numbers in a latent, {fields['z_dim']}; give the discriminator's file, too, which tells")
+        raise f.error('shared.weight', f"is missing, or there are as many classes as numbers in a latent, "
+                                       f"{fields['z_dim']}; give the discriminator's file, too, which tells")
     return fields
 
 # %% ../nbs/12_importing.ipynb #67dec041
 def import_checkpoint(
-    *files:str|Path, # Files of one training: G, D, the averaged G (told by 'ema' in its name), or one that holds them all
+    # Files of one training: G, D, the averaged G (told by 'ema' in its name), or one that holds
+    # them all
+    *files:str|Path,
     eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's default
     bgr:bool|None=None, # Are the colours in the order blue, green, red? None for the project's default
     relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for the project's default
-) -> tuple: # (`SAGAN` in eval mode, dictionary of step, project, files and the three arguments as used); a network that no file holds is None
+    # (`SAGAN` in eval mode, dictionary of step, project, files and the three arguments as used); a
+    # network that no file holds is None
+) -> tuple:
     "Read the SAGAN of another project; raises `ValueError` naming the first thing that does not fit, `FileNotFoundError`"
-    if eps is not None and not 0 <= eps < math.inf: raise ValueError(f"eps must be finite and not negative, got {eps}")
+    if eps is not None and not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
     found, step = _find_all(files)
     project, said = next(iter(found.values()))[0].project, ' '.join(Path(f.path).name for f, *_ in found.values())
     if bgr is None: bgr = project == 2 and 'convert-studio-rgb' not in said
@@ -409,6 +471,7 @@ def import_checkpoint(
     fields = _agreed(found) | (dict(d_relu_skip=relu_skip) if 'D' in found else {})
     model = SAGAN(presets['official'].change(data='imported', bn_group=0, **dict(g_width=(), g_attention=(), d_width=(), d_attention=()) | fields)).eval()
     states = {k: convert(f, names, getattr(model, k), eps, bgr) for k, (f, names, _) in found.items()}
-    for k, other in (('G', 'ema'), ('ema', 'G'), ('D', 'D')):                  # without an averaged generator the other stands for it, and the other way round
+    # without an averaged generator the other stands for it, and the other way round
+    for k, other in (('G', 'ema'), ('ema', 'G'), ('D', 'D')):
         if state := states.get(k) or states.get(other): getattr(model, k).load_state_dict(state)
     return model, dict(step=step, project=PROJECTS[project], files=[Path(p).name for p in files], eps=eps, bgr=bgr, relu_skip=relu_skip)

@@ -24,19 +24,21 @@ def _init(layer, sn=True):
     return spectral_norm(layer) if sn else layer
 
 # %% ../nbs/04_networks.ipynb #9ea0cc0a
-def _conv(c_in, c_out, size, sn=True, bias=True): return _init(nn.Conv2d(c_in, c_out, size, padding=size//2, bias=bias), sn)
+def _conv(c_in, c_out, size, sn=True, bias=True):
+    return _init(nn.Conv2d(c_in, c_out, size, padding=size//2, bias=bias), sn)
 
 # %% ../nbs/04_networks.ipynb #8cc756bf
-def _up(x): return F.interpolate(x, scale_factor=2, mode='nearest')  # (B, C, H, W) -> (B, C, 2H, 2W)
+def _up(x): return F.interpolate(x, scale_factor=2, mode='nearest') # (B, C, H, W) -> (B, C, 2H, 2W)
 
 # %% ../nbs/04_networks.ipynb #f2e453a4
 def _pays(x, dtype):
     "Is the 4x4 form the faster one for a small map (B, C, H, W)?"
-    n = x[:, 0].numel()                                                       # no int where an export leaves the number of images open
+    n = x[:, 0].numel()  # no int where an export leaves the number of images open
     return x.device.type == 'cpu' and isinstance(n, int) and n >= (8192 if dtype == torch.bfloat16 else 1024)
 
 # %% ../nbs/04_networks.ipynb #f2e55435
-def _operands(conv, x, dtype): return x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype)  # (B, C, H, W), (C', C, 3, 3), (C',)
+# (B, C, H, W), (C', C, 3, 3), (C',)
+def _operands(conv, x, dtype): return x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype)
 
 # %% ../nbs/04_networks.ipynb #d54537c8
 def up_conv(
@@ -47,8 +49,10 @@ def up_conv(
     dtype = _dtype(x)
     if not _pays(x, dtype): return conv(_up(x))
     x, w, b = _operands(conv, x, dtype)
-    kernel = F.avg_pool2d(w.flip(2, 3).transpose(0, 1), 2, 1, 1, divisor_override=1)  # (C, C', 4, 4), sums over 2x2
-    return F.conv_transpose2d(x, kernel, stride=2, padding=1) + b[:, None, None]       # its own bias would be slower in the backward pass
+    # (C, C', 4, 4), sums over 2x2
+    kernel = F.avg_pool2d(w.flip(2, 3).transpose(0, 1), 2, 1, 1, divisor_override=1)
+    # its own bias would be slower in the backward pass
+    return F.conv_transpose2d(x, kernel, stride=2, padding=1) + b[:, None, None]
 
 # %% ../nbs/04_networks.ipynb #69276193
 def conv_pool(
@@ -59,7 +63,8 @@ def conv_pool(
     dtype = _dtype(x)
     if not _pays(x[:, :, ::2, ::2], dtype): return F.avg_pool2d(conv(x), 2)
     x, w, b = _operands(conv, x, dtype)
-    return F.conv2d(x, F.avg_pool2d(w, 2, 1, 1), b, stride=2, padding=1)  # kernel (C', C, 4, 4), means over 2x2
+    # kernel (C', C, 4, 4), means over 2x2
+    return F.conv2d(x, F.avg_pool2d(w, 2, 1, 1), b, stride=2, padding=1)
 
 # %% ../nbs/04_networks.ipynb #855442f3
 class GBlock(nn.Module):
@@ -69,7 +74,9 @@ class GBlock(nn.Module):
         c_out:int, # Channels of the output
         n_classes:int=0, # Classes of the conditional batch norms, 0 for unconditional
         sn:bool=True, # Spectrally normalise the convolutions?
-        group:int=0, # Consecutive images that share batch norm's statistics in training; 0 for all of all processes
+        # Consecutive images that share batch norm's statistics in training; 0 for all of all
+        # processes
+        group:int=0,
         tables:str='zeros', # How the class tables start: 'zeros' or 'xavier'
     ):
         super().__init__()
@@ -90,7 +97,8 @@ class DBlock(nn.Module):
         c_in:int, # Channels of the input
         c_out:int, # Channels of the output
         down:bool=True, # Halve the size by 2x2 average pooling?
-        first:bool=False, # Does the input come from the image (then no ReLU before the first convolution)?
+        # Does the input come from the image (then no ReLU before the first convolution)?
+        first:bool=False,
         relu_skip:bool=False, # Does the shortcut, too, start from the rectified input?
     ):
         super().__init__()
@@ -114,7 +122,9 @@ class ResidualBlock(nn.Module):
         sn:bool=True, # Spectrally normalise the convolutions?
     ):
         super().__init__()
-        if channels < 8 or channels % 8: raise ValueError(f"the residual block has C/8 channels inside and needs channels divisible by 8, got {channels}")
+        if channels < 8 or channels % 8:
+            raise ValueError(f"the residual block has C/8 channels inside and needs channels "
+                             f"divisible by 8, got {channels}")
         self.conv1, self.conv2 = _conv(channels, channels//8, 3, sn, bias=False), _conv(channels//8, channels, 1, sn, bias=False)
         self.gamma = nn.Parameter(torch.zeros(()))
 
@@ -123,19 +133,22 @@ class ResidualBlock(nn.Module):
         return self.gamma * self.conv2(F.relu(self.conv1(F.relu(x)))) + x  # (B, C, H, W)
 
 # %% ../nbs/04_networks.ipynb #898fbd35
-# Channels in multiples of the width: G's input (4x4) and the output of each block / the output of each D block
+# Channels in multiples of the width: G's input (4x4) and the output of each block / the output of
+# each D block
 G_CHANNELS = {32: (4, 4, 4, 4), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1), 256: (16, 16, 8, 8, 4, 2, 1)}
 D_CHANNELS = {32: (2, 2, 2, 2), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16), 256: (1, 2, 4, 8, 8, 16, 16)}
 D_DOWN = {32: 2, 64: 4, 128: 5, 256: 6}  # how many of D's blocks, from the first, halve the size
 
 # %% ../nbs/04_networks.ipynb #9b7da779
 def _channels(table, size, width):
-    if size not in table: raise ValueError(f"size must be one of {', '.join(map(str, table))} pixels, got {size!r}")
+    if size not in table:
+        raise ValueError(f"size must be one of {', '.join(map(str, table))} pixels, got {size!r}")
     most = len(table[size])
     ch = [m*width for m in table[size]] if isinstance(width, int) else list(width)
-    fewer = table is D_CHANNELS and 1 <= len(ch) < most                       # a discriminator may end early
+    fewer = table is D_CHANNELS and 1 <= len(ch) < most  # a discriminator may end early
     if len(ch) != most and not fewer:
-        raise ValueError(f"width is a number, or the {most} numbers of channels of a network for {size} pixels, got {width!r}")
+        raise ValueError(f"width is a number, or the {most} numbers of channels of a network for "
+                         f"{size} pixels, got {width!r}")
     if min(ch) < 1: raise ValueError(f"width must be at least 1, got {width}")
     return ch
 
@@ -149,7 +162,9 @@ def _attention(net, placement, places, channels, form, sn=True):
     "{place: layer} for each place, or an error that says where attention can be"
     at, order = dict(zip(places, channels)), sorted(places, key=lambda p: ('-' in p, *map(int, p.split('-'))))
     for p in map(str, placement):
-        if p not in at: raise ValueError(f"the {net} has no {p if '-' in p else f'{p}x{p}'} feature map for attention; it has {', '.join(order)}")
+        if p not in at:
+            raise ValueError(f"the {net} has no {p if '-' in p else f'{p}x{p}'} feature map for "
+                             f"attention; it has {', '.join(order)}")
     return nn.ModuleDict({p: ResidualBlock(at[p], sn) if form == 'residual' else SelfAttention(at[p], form, sn) for p in map(str, placement)})
 
 # %% ../nbs/04_networks.ipynb #e1141302
@@ -158,12 +173,17 @@ class Generator(nn.Module):
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        width:int|tuple=64, # Channels are multiples of this; or those of the 4x4 map and of each block's output
+        # Channels are multiples of this; or those of the 4x4 map and of each block's output
+        width:int|tuple=64,
         attention:tuple=(32,), # Feature map sizes with attention, any of 8, 16, ..., size
-        form:str='preprint', # Form of the attention layers, 'preprint', 'published' or 'released', or 'residual' for table 1's control in their place
+        # Form of the attention layers, 'preprint', 'published' or 'released', or 'residual' for
+        # table 1's control in their place
+        form:str='preprint',
         z_dim:int=128, # Numbers in a latent vector
         sn:bool=True, # Spectrally normalise the weights (section 4.1)?
-        bn_group:int=0, # Consecutive images that share batch norm's statistics in training; 0 for all of all processes
+        # Consecutive images that share batch norm's statistics in training; 0 for all of all
+        # processes
+        bn_group:int=0,
         class_tables:str='zeros', # How the class tables of batch norm start: 'zeros' or 'xavier'
     ):
         super().__init__()
@@ -179,13 +199,14 @@ class Generator(nn.Module):
 
     def forward(self, z, y=None):
         "Latents `z` (B, z_dim) and labels `y` (B,) to images (B, 3, S, S) in [-1, 1]; raises `ValueError` for latents or labels that do not fit"
-        if z.ndim != 2 or z.shape[1] != self.z_dim: raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
+        if z.ndim != 2 or z.shape[1] != self.z_dim:
+            raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
         check_labels(y, self.n_classes, z.shape[0])
         x = self.linear(z).unflatten(1, (-1, 4, 4))                          # (B, C0, 4, 4)
         for place, block in zip(self.places, self.blocks):
             x = block(x, y)                                                  # (B, C, size, size)
             if place in self.attention: x = self.attention[place](x)
-        return self.conv(F.relu(self.bn(x))).float().tanh()                  # (B, 3, S, S) in [-1, 1], float32
+        return self.conv(F.relu(self.bn(x))).float().tanh()  # (B, 3, S, S) in [-1, 1], float32
 
 # %% ../nbs/04_networks.ipynb #6d063e35
 class Discriminator(nn.Module):
@@ -193,17 +214,29 @@ class Discriminator(nn.Module):
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        width:int|tuple=64, # Channels are multiples of this; or those of each block's output, of fewer blocks for a D that ends early
-        attention:tuple=(32,), # Feature map sizes with attention, any of size/2, size/4, ..., 4 (8 at 32 px); '8-2' is the second 8x8 map
-        form:str='preprint', # Form of the attention layers, 'preprint', 'published' or 'released', or 'residual' for table 1's control in their place
-        head:str='projection', # What uses the label: 'projection' (section 5), or AC-GAN's 'auxiliary' classifier (table 2)
-        down:int=0, # How many blocks, from the first, halve the size; 0 for as many as `D_DOWN` says
+        # Channels are multiples of this; or those of each block's output, of fewer blocks for a D
+        # that ends early
+        width:int|tuple=64,
+        # Feature map sizes with attention, any of size/2, size/4, ..., 4 (8 at 32 px); '8-2' is the
+        # second 8x8 map
+        attention:tuple=(32,),
+        # Form of the attention layers, 'preprint', 'published' or 'released', or 'residual' for
+        # table 1's control in their place
+        form:str='preprint',
+        # What uses the label: 'projection' (section 5), or AC-GAN's 'auxiliary' classifier (table
+        # 2)
+        head:str='projection',
+        # How many blocks, from the first, halve the size; 0 for as many as `D_DOWN` says
+        down:int=0,
         relu_skip:bool=False, # Do the shortcuts, too, start from rectified inputs?
     ):
         super().__init__()
-        if head not in ('projection', 'auxiliary'): raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
+        if head not in ('projection', 'auxiliary'):
+            raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
         ch, down = _channels(D_CHANNELS, size, width), down or D_DOWN[size]
-        if not down <= len(ch): raise ValueError(f"down is at most {len(ch)}, the number of blocks at {size} pixels, got {down}")
+        if not down <= len(ch):
+            raise ValueError(f"down is at most {len(ch)}, the number of blocks at {size} pixels, "
+                             f"got {down}")
         self.size, self.n_classes = size, n_classes
         self.sizes = [size >> min(i+1, down) for i in range(len(ch))]
         self.places = _places(self.sizes)
@@ -213,12 +246,14 @@ class Discriminator(nn.Module):
 
     def forward(self, x, y=None):
         "Images `x` (B, 3, S, S) in [-1, 1] and labels `y` (B,) to scores (B,), or what the auxiliary head gives; raises `ValueError` for images or labels that do not fit"
-        if x.shape[1:] != (3, self.size, self.size): raise ValueError(f"x must have shape (B, 3, {self.size}, {self.size}), got {tuple(x.shape)}")
+        if x.shape[1:] != (3, self.size, self.size):
+            raise ValueError(f"x must have shape (B, 3, {self.size}, {self.size}), got "
+                             f"{tuple(x.shape)}")
         check_labels(y, self.n_classes, len(x))
         for place, block in zip(self.places, self.blocks):
             x = block(x)                                                     # (B, C, size, size)
             if place in self.attention: x = self.attention[place](x)
-        h = F.relu(x).float().sum((2, 3))                                    # (B, C), float32 from here on
+        h = F.relu(x).float().sum((2, 3))  # (B, C), float32 from here on
         with no_autocast(x): return self.head(h, y)  # (B,), auxiliary: (B,), (B,)
 
 # %% ../nbs/04_networks.ipynb #cc8a51f4
@@ -228,11 +263,14 @@ def _draw(G, y, n, seed, batch, part=slice(None)):
     device = next(G.parameters()).device
     z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))[part]  # (n, z_dim)
     y = None if y is None else y[part]                                        # (n,)
-    for i in range(0, len(z), batch): yield G(z[i:i+batch].to(device), None if y is None else y[i:i+batch].to(device))
+    for i in range(0, len(z), batch):
+        yield G(z[i:i+batch].to(device), None if y is None else y[i:i+batch].to(device))
 
 # %% ../nbs/04_networks.ipynb #bcf93577
 def _count(y, n):
-    if y is None and n is None: raise ValueError("how many images? Give labels y, or for an unconditional generator their number n")
+    if y is None and n is None:
+        raise ValueError("how many images? Give labels y, or for an unconditional generator their "
+                         "number n")
     return len(y) if n is None else n
 
 # %% ../nbs/04_networks.ipynb #e11c2dd1
@@ -266,17 +304,22 @@ def generate(
 # %% ../nbs/04_networks.ipynb #1c8bdc65
 def standing_statistics(
     G:Generator, # Generator, on any device; left as it is
-    y:Tensor|None=None, # Labels of the images to measure on, (n,) int64, mixed; None if unconditional, then give `n`
+    # Labels of the images to measure on, (n,) int64, mixed; None if unconditional, then give `n`
+    y:Tensor|None=None,
     n:int|None=None, # Number of images, None for one per label
     seed:int=0, # Seed of the latents
     batch:int=100, # Images in a batch at most, at least 2
 ) -> Generator: # A copy in eval mode whose batch norm averages are means over these batches
     "Measure the batch norm averages anew; raises `ValueError` for labels or a batch that do not fit"
-    if batch < 2: raise ValueError(f"batch norm is measured on batches of at least 2 images, got {batch}")
+    if batch < 2:
+        raise ValueError(f"batch norm is measured on batches of at least 2 images, got {batch}")
     n, G = _count(y, n), deepcopy(G).train()
-    batch = -(-n//-(-n//batch))                                               # batches as equal as can be, as all count the same
+    batch = -(-n//-(-n//batch))  # batches as equal as can be, as all count the same
     check_labels(y, G.n_classes, n)
     for m in G.modules():
-        if isinstance(m, BatchNorm2d): m.reset_running_stats(); m.momentum, m.together, m.group = None, False, 0  # a plain mean from now on, each process by itself
+        if isinstance(m, BatchNorm2d):
+            m.reset_running_stats()
+            # a plain mean from now on, each process by itself
+            m.momentum, m.together, m.group = None, False, 0
     for _ in _draw(G, y, n, seed, batch): pass
     return G.eval()

@@ -26,7 +26,9 @@ from .visualization import grid_image
 try:
     from huggingface_hub import EvalResult, ModelCard, ModelHubMixin, snapshot_download
     from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
-except ImportError as e: raise ImportError("sagan.sharing needs the package huggingface_hub, which is not installed; install it, or sagan with its extra [hub]") from e
+except ImportError as e:
+    raise ImportError("sagan.sharing needs the package huggingface_hub, which is not installed; install it, "
+                      "or sagan with its extra [hub]") from e
 
 # %% ../nbs/13_sharing.ipynb #8c468bad
 def _last(path):
@@ -44,9 +46,11 @@ def _cut(v, data):
 # %% ../nbs/13_sharing.ipynb #a3130ec4
 def _check_known(classes, records, evals, n_classes):
     "Raises `ValueError` for class names that are not those of the classes, and scores that are none"
-    if len(classes) != n_classes: raise ValueError(f"the model has {n_classes} classes, but there are {len(classes)} class names")
+    if len(classes) != n_classes:
+        raise ValueError(f"the model has {n_classes} classes, but there are {len(classes)} class names")
     for name, s in evals.items():
-        if not re.fullmatch(r'eval(-[^/\\]+)?', name): raise ValueError(f"scores are kept under the name eval or eval-..., got {name!r}")
+        if not re.fullmatch(r'eval(-[^/\\]+)?', name):
+            raise ValueError(f"scores are kept under the name eval or eval-..., got {name!r}")
         check_scores(s)
     for r in records:
         if r.get('fid') is not None: check_scores(r)
@@ -64,10 +68,13 @@ class DescribedSAGAN(SAGAN):
         classes:Sequence=(), # Class names, empty if unconditional
         step:int=0, # Discriminator steps that it has seen
         records:Sequence=(), # Its log, from `read_log`
-        evals:dict|None=None, # {name: scores} as `sagan-eval` writes them; a name is 'eval' or begins with 'eval-'
-        options:dict|None=None, # The options in its `config.json`; those about the places of files are left out
+        # {name: scores} as `sagan-eval` writes them; a name is 'eval' or begins with 'eval-'
+        evals:dict|None=None,
+        # The options in its `config.json`; those about the places of files are left out
+        options:dict|None=None,
     ):
-        evals = evals or {}; _check_known(classes, records, evals, model.cfg.n_classes)
+        evals = evals or {}
+        _check_known(classes, records, evals, model.cfg.n_classes)
         data, options = model.cfg.data, {k: v for k, v in (options or {}).items() if k not in ('cache', 'weights')}
         vars(self).update(vars(model) | dict(cfg=model.cfg.change(data=_last(data)), classes=list(classes), step=step)
                           | {k: _cut(v, data) for k, v in dict(records=list(records), evals=evals, options=options).items()})
@@ -77,13 +84,15 @@ def nearest_preset(
     cfg:Config, # Any configuration
 ) -> tuple: # (name, {field: value of `cfg`} where they differ)
     "The preset with the fewest other values; data, classes and the seed do not count"
-    def differing(p): return {k: v for k, v in vars(cfg).items() if k not in ('data', 'n_classes', 'seed') and getattr(p, k) != v}
+    def differing(p):
+        return {k: v for k, v in vars(cfg).items() if k not in ('data', 'n_classes', 'seed') and getattr(p, k) != v}
     return min(((name, differing(p)) for name, p in presets.items()), key=lambda found: len(found[1]))
 
 # %% ../nbs/13_sharing.ipynb #4d33d31e
 def _plain(v): return re.sub(r'[|<>&*`\[\]\\]', lambda m: f'&#{ord(m[0])};', ' '.join(str(v).split()))
 def _cell(v): return '' if v is None else f'{v:.3g}' if isinstance(v, float) else _plain(v)
-def _table(rows): return '\n'.join('| ' + ' | '.join(map(_cell, r)) + ' |' for r in [rows[0], ['---']*len(rows[0]), *rows[1:]])
+def _table(rows):
+    return '\n'.join('| ' + ' | '.join(map(_cell, r)) + ' |' for r in [rows[0], ['---']*len(rows[0]), *rows[1:]])
 
 # %% ../nbs/13_sharing.ipynb #ce99546c
 def _measured(model):
@@ -99,7 +108,9 @@ def _scores(model):
     keys |= {k: name for k, name in optional.items() if any(s.get(k) is not None for s in measured.values())}
     keys |= dict(samples='samples', evaluator='evaluator', reference='reference')
     rows = [['', *keys.values()], *[[name, *map(s.get, keys)] for name, s in measured.items()]]
-    return _table(rows) + f"\n\nThe weights here are those of step {model.step:,}. Scores by different evaluators, or on different numbers of samples, cannot be compared." if rows[1:] else 'This model has not been measured.'
+    return _table(rows) + (f"\n\nThe weights here are those of step {model.step:,}. Scores by different "
+                           f"evaluators, or on different numbers of samples, cannot be compared.") if rows[1:] else (
+                               'This model has not been measured.')
 
 # %% ../nbs/13_sharing.ipynb #1678d208
 def _imported(model):
@@ -110,13 +121,15 @@ def _results(model):
     "Scores of the weights that are there, for the card's metadata"
     task, name = f"{'' if model.classes else 'un'}conditional-image-generation", 'unknown' if _imported(model) else model.cfg.data
     return [EvalResult(task_type=task, dataset_type=name, dataset_name=name, metric_type='fid', metric_value=round(s['fid'], 4),
-                       metric_name=f"FID at step {s['step']} ({s['samples']} samples, {s['evaluator']}, {s['reference']})") for s in _measured(model).values() if s['step'] == model.step]
+                       metric_name=f"FID at step {s['step']} ({s['samples']} samples, {s['evaluator']}, "
+                                   f"{s['reference']})") for s in _measured(model).values() if s['step'] == model.step]
 
 # %% ../nbs/13_sharing.ipynb #a91ad0f3
 def _origin(model):
     "Rows on the data and the training, or on the project that the weights are from"
     cfg, (preset, changes), project = model.cfg, nearest_preset(model.cfg), _imported(model)
-    if project: return [['data', 'not known'], ['trained for', f'{model.step:,} steps' if model.step else 'not known'], ['weights from', f"{project}: {', '.join(map(str, model.options.get('imported_from') or ['unknown files']))}"]]
+    if project:
+        return [['data', 'not known'], ['trained for', f'{model.step:,} steps' if model.step else 'not known'], ['weights from', f"{project}: {', '.join(map(str, model.options.get('imported_from') or ['unknown files']))}"]]
     return [['data', cfg.data], ['trained for', f'{model.step:,} steps of {cfg.batch} images' if model.step else 'not known'],
             ['preset', f"{preset}{', but ' if changes else ''}{', '.join(f'{k}={v!r}' for k, v in changes.items())}"]]
 
@@ -138,18 +151,26 @@ def _columns(model):
 
 def _drawn(model):
     "The parts of the card that are about drawing"
-    if model.ema is None: return dict(picture='', imports='', commands='', use='model.D  # there is no generator here')
+    if model.ema is None:
+        return dict(picture='', imports='', commands='', use='model.D  # there is no generator here')
     k, size = _columns(model), model.cfg.size
     averaged = 'averaged ' if any(not torch.equal(a, b) for a, b in zip(model.G.state_dict().values(), model.ema.state_dict().values())) else ''
-    return dict(picture=f"![A grid of images that the generator has drawn](samples.png)\n\n*Drawn by the {averaged}generator, not selected{'; one column for each of ' if model.classes else ''}{', '.join(map(_plain, model.classes[:k]))}.*\n\n",
-        imports='import torch\nfrom sagan.networks import generate\n', use=f"x = generate(model.ema, {f'torch.arange({k})' if model.classes else f'n={k}'})  # {(k, 3, size, size)} in [-1, 1]",
-        commands=' A copy of them is a run folder: `sagan-sample FOLDER`, `sagan-attend FOLDER` and `sagan-explore FOLDER` draw from it.')
+    return dict(picture=f"![A grid of images that the generator has drawn](samples.png)\n\n*Drawn by the "
+                        f"{averaged}generator, not "
+                        f"selected{'; one column for each of ' if model.classes else ''}{', '.join(map(_plain, model.classes[:k]))}.*\n\n",
+        imports='import torch\nfrom sagan.networks import generate\n', use=f"x = generate(model.ema, "
+                                                                           f"{f'torch.arange({k})' if model.classes else f'n={k}'}) "
+                                                                           f" # {(k, 3, size, size)} in [-1, "
+                                                                           f"1]",
+        commands=' A copy of them is a run folder: `sagan-sample FOLDER`, `sagan-attend FOLDER` and '
+                 '`sagan-explore FOLDER` draw from it.')
 
 def _licence(model, license):
     "The sentence on the licence, None if the author has named none"
     named = f'{_plain(license)}.' if license else 'The author of this model has named no licence.'
     project = _imported(model)
-    return f'The weights were trained by others, with {_plain(project)}, and come under the licence that they were given there.' + f' Named here: {named}'*bool(license) if project else named
+    return (f'The weights were trained by others, with {_plain(project)}, and come under the licence that '
+            f'they were given there.') + f' Named here: {named}'*bool(license) if project else named
 
 # %% ../nbs/13_sharing.ipynb #4dd98802
 _CARD = '''# SAGAN: {name}
@@ -189,7 +210,8 @@ def _write(model, folder):
     for name, text in texts.items(): (folder/name).write_text(text)
     if model.ema is not None:
         k = _columns(model)
-        x = generate(model.ema, torch.arange(k).repeat(4) if model.classes else None, None if model.classes else 4*k)  # (4k, 3, S, S)
+        # (4k, 3, S, S)
+        x = generate(model.ema, torch.arange(k).repeat(4) if model.classes else None, None if model.classes else 4*k)
         grid_image(x, k).save(folder/'samples.png')
 
 @contextmanager
@@ -207,15 +229,19 @@ def _all_or_nothing(folder, names):
 def _folder(name, download):
     "The folder of that name, or one with the files of the hub's model of that name"
     if Path(name).is_dir(): return Path(name)
-    try: return Path(snapshot_download(str(name), allow_patterns=['config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-*.json'], **download))
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=['config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-*.json'], **download))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as e:
-        raise FileNotFoundError(f"there is no folder {name}, and the hub gave no model of that name ({type(e).__name__}: {' '.join(str(e).split())})") from e
+        raise FileNotFoundError(f"there is no folder {name}, and the hub gave no model of that name "
+                                f"({type(e).__name__}: {' '.join(str(e).split())})") from e
 
 def _evals(folder):
     "{name: scores} that `sagan-eval` has left in a folder"
     evals = {}
     for f in sorted([*folder.glob('eval.json'), *folder.glob('eval-*.json')]):
-        try: evals[f.stem] = json.loads(f.read_bytes()); check_scores(evals[f.stem])
+        try:
+            evals[f.stem] = json.loads(f.read_bytes())
+            check_scores(evals[f.stem])
         except ValueError as e: raise ValueError(f"{f} is damaged: {e}")
     return evals
 
@@ -225,7 +251,8 @@ def _card(model, info, repo_id, license):
     data, project, cfg = deepcopy(info.model_card_data), _imported(model), model.cfg
     name = f'weights of {project}' if project else cfg.data
     data.license, data.model_name, data.eval_results = license, f'SAGAN {name} {cfg.size}px', _results(model) or None
-    if model.ema is not None: data.pipeline_tag = 'unconditional-image-generation'  # the hub's only one for images that are not made from a text or an image
+    # the hub's only one for images that are not made from a text or an image
+    if model.ema is not None: data.pipeline_tag = 'unconditional-image-generation'
     body = _CARD.format(name=f'{_plain(name)}, {cfg.size}x{cfg.size}', facts=_facts(model), scores=_scores(model), repo_id=json.dumps(repo_id),
                         repo=info.repo_url, paper=info.paper_url, docs=info.docs_url, licence=_licence(model, license), **_drawn(model))
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
@@ -251,10 +278,12 @@ class _Giving(DescribedSAGAN, ModelHubMixin, library_name='sagan', tags=['gan', 
         **kw, # Of `push_to_hub`, if it is called
     ) -> str|None: # None, or the address of the commit if it was pushed
         "Write a folder that `from_pretrained` and `load_run` read; raises `FileExistsError` if there is something in it, `OSError` if there is no room, `TypeError` for arguments that only `push_to_hub` takes"
-        folder = Path(save_directory); card = dict(repo_id=repo_id or folder.absolute().name, license=license) | (kw.pop('model_card_kwargs', None) or {})
-        kw.pop('config', None)                                                # the mixin's own, which is written by us
+        folder = Path(save_directory)
+        card = dict(repo_id=repo_id or folder.absolute().name, license=license) | (kw.pop('model_card_kwargs', None) or {})
+        kw.pop('config', None)  # the mixin's own, which is written by us
         if kw and not push_to_hub: raise TypeError(f"{', '.join(kw)}: only with push_to_hub=True")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise FileExistsError(f"{folder} already holds something; give another folder")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} already holds something; give another folder")
         self.generate_model_card(**card)
         with _all_or_nothing(folder, ['config.json', 'weights.safetensors', 'log.jsonl', *(f'{e}.json' for e in self.evals), 'samples.png', 'README.md']):
             super().save_pretrained(folder, model_card_kwargs=card)
@@ -275,11 +304,13 @@ class PretrainedSAGAN(_Giving):
     "A `DescribedSAGAN` that can be saved as a folder, pushed to the hub and loaded from either"
     @classmethod
     def from_pretrained(cls, # type: ignore[override]
-        pretrained_model_name_or_path:str|Path, # A folder, such as a run folder, or a name on the hub, such as 'user/model'
+        # A folder, such as a run folder, or a name on the hub, such as 'user/model'
+        pretrained_model_name_or_path:str|Path,
         device:str='cpu', # Where the model should be
         revision:str|None=None, # Of a model on the hub: branch, tag or commit
         token:str|bool|None=None, # For the hub, None for the one that `hf auth login` keeps
-        cache_dir:str|Path|None=None, # Where the hub's library keeps what it has downloaded, None for its own choice
+        # Where the hub's library keeps what it has downloaded, None for its own choice
+        cache_dir:str|Path|None=None,
         force_download:bool=False, # Download again what is there?
         local_files_only:bool=False, # Take only what has been downloaded?
         endpoint:str|None=None, # Address of another hub
@@ -297,7 +328,8 @@ def folded(
     net = deepcopy(net).cpu().eval()
     for m in net.modules():
         if parametrize.is_parametrized(m, 'weight'):
-            weight, m.__class__ = m.weight, type(m).__mro__[1]                 # the class that PyTorch made for it is the original's, too
+            # the class that PyTorch made for it is the original's, too
+            weight, m.__class__ = m.weight, type(m).__mro__[1]
             assert isinstance(weight, torch.Tensor)
             del m.parametrizations
             m.register_parameter('weight', nn.Parameter(weight.detach()))
@@ -306,7 +338,9 @@ def folded(
 # %% ../nbs/13_sharing.ipynb #2b0e6bc0
 class _Drawing(nn.Module):
     "A generator that also returns its maps, if asked to"
-    def __init__(self, G, attention): super().__init__(); self.G, self.attention = G, attention
+    def __init__(self, G, attention):
+        super().__init__()
+        self.G, self.attention = G, attention
     def forward(self, z, y=None):
         if not self.attention: return (self.G(z, y),)
         x, maps = attention_maps(self.G, z, y)
@@ -322,7 +356,8 @@ def _asking(G, n):
 @torch.no_grad()
 def _graph(net, names):
     "The ONNX model of a `_Drawing`"
-    given = _asking(net.G, 2); shapes = ({0: torch.export.Dim('batch', max=2**31 - 1)},)*len(given)
+    given = _asking(net.G, 2)
+    shapes = ({0: torch.export.Dim('batch', max=2**31 - 1)},)*len(given)
     with catch_warnings():
         simplefilter('ignore')
         program = torch.export.export(net, tuple(given.values()), dynamic_shapes=shapes, strict=False)
@@ -347,12 +382,17 @@ def export_onnx(
     G:Generator, # Generator, on any device; left as it is; the file computes in float32
     path:str|Path, # File to write, such as `generator.onnx`
     attention:bool=False, # Also give the map of each attention layer, (B, HW, N)?
-) -> dict: # {name of the output: largest difference from PyTorch's in onnxruntime as a share of its largest value, None if that is not installed}
+    # {name of the output: largest difference from PyTorch's in onnxruntime as a share of its
+    # largest value, None if that is not installed}
+) -> dict:
     "Write a generator as one ONNX file; raises `TypeError` for anything else, `OSError` if there is no such folder, `ImportError` without onnx or onnxscript, `ValueError` for maps of a generator that has none, `RuntimeError` if the file would not compute the same"
-    if not isinstance(G, Generator): raise TypeError(f"export_onnx takes a generator, such as model.ema, got {type(G).__name__}")
+    if not isinstance(G, Generator):
+        raise TypeError(f"export_onnx takes a generator, such as model.ema, got {type(G).__name__}")
     try: import onnx, onnxscript
-    except ImportError as e: raise ImportError(f"writing ONNX needs the package {e.name}, which is not installed; install onnx, onnxscript and onnxruntime, or sagan with its extra [onnx]") from e
-    with whole_file(path) as new:                                             # a place that cannot be written is noticed before the work
+    except ImportError as e:
+        raise ImportError(f"writing ONNX needs the package {e.name}, which is not installed; install onnx, "
+                          f"onnxscript and onnxruntime, or sagan with its extra [onnx]") from e
+    with whole_file(path) as new:  # a place that cannot be written is noticed before the work
         whole = _Drawing(deepcopy(G).cpu().float().eval(), attention).eval()
         maps = [m.name.replace('.', '_') for m in attention_maps(whole.G, *_asking(G, 1).values())[1]] if attention else []
         graph = _graph(_Drawing(folded(whole.G), attention).eval(), ['image', *maps])
@@ -360,6 +400,8 @@ def export_onnx(
         data = graph.SerializeToString()
         found = _differences(data, whole, ['image', *maps])
         for name, d in found.items():
-            if d is not None and not d < 1e-4: raise RuntimeError(f"the exported generator's output {name} differs from PyTorch's by {d:.2g} of its largest value; {path} was not written")
+            if d is not None and not d < 1e-4:
+                raise RuntimeError(f"the exported generator's output {name} differs from PyTorch's by "
+                                   f"{d:.2g} of its largest value; {path} was not written")
         new.write_bytes(data)
     return found

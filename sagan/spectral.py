@@ -28,7 +28,9 @@ def power_iteration(
     n:int=1, # Rounds, >= 1
 ) -> tuple[Tensor, Tensor]: # (u, v): unit vectors of shapes (out,) and (in,)
     "`n` rounds of power iteration (section 4.1, Miyato et al. algorithm 1); raises `ValueError` if `W` is not a matrix or `n` < 1"
-    if W.ndim != 2: raise ValueError(f"power_iteration takes a matrix, got shape {tuple(W.shape)}; flatten the weight first")
+    if W.ndim != 2:
+        raise ValueError(f"power_iteration takes a matrix, got shape {tuple(W.shape)}; flatten the "
+                         f"weight first")
     if n < 1: raise ValueError(f"power_iteration needs at least one round, got n={n}")
     with no_autocast(W):
         for _ in range(n):
@@ -37,7 +39,8 @@ def power_iteration(
     return u, v
 
 # %% ../nbs/01_spectral.ipynb #7a1e171a
-def _lies_channels_last(weight): return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+def _lies_channels_last(weight):
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 def _matrix(t, weight):
     "(out, ...) -> (out, in'), in the order in which `weight` lies in memory; without a copy if `t` lies like it"
@@ -66,7 +69,8 @@ class _Quotient(torch.autograd.Function):
     def forward(ctx, weight, u, v, dtype, memory):
         W, v = _matrix(weight, weight), _ordered(v, weight)                    # (out, in'), (in',)
         sigma = torch.dot(u, torch.mv(W, v))                                  # ()
-        ctx.save_for_backward(weight, u.clone(), v.clone(), sigma)            # the next step changes u and v in place
+        # the next step changes u and v in place
+        ctx.save_for_backward(weight, u.clone(), v.clone(), sigma)
         out = memory[0] if memory else torch.empty_like(weight, dtype=dtype)  # (out, ...)
         for w, o in _rows(W, _matrix(out, weight)): o.copy_(w/sigma)
         return out
@@ -75,10 +79,10 @@ class _Quotient(torch.autograd.Function):
     def backward(ctx, G):
         weight, u, v, sigma = ctx.saved_tensors
         grad, c = torch.empty_like(weight), 0.
-        g = _matrix(grad, weight)                                             # (out, in'), the same memory
+        g = _matrix(grad, weight)  # (out, in'), the same memory
         for given, w, part in _rows(*[_matrix(t, weight) for t in (G, weight, grad)]):
             part.copy_(given).div_(sigma)                                     # G/sigma
-            c = c + torch.dot(part.flatten(), w.flatten())                    # <G, W_hat> in the end, ()
+            c = c + torch.dot(part.flatten(), w.flatten())  # <G, W_hat> in the end, ()
         g.addr_(u*-(c/sigma), v)
         return grad, None, None, None, None
 
@@ -93,18 +97,22 @@ class SpectralNorm(nn.Module):
     ):
         super().__init__()
         self.dim = dim
-        W = self._turned(weight.detach()).flatten(1)                                       # (out, in*kh*kw)
-        u, v = power_iteration(W, torch.randn(len(W), device=W.device, dtype=W.dtype), 1 if W.is_meta else 15)  # a fair start, as in PyTorch; on meta there are only shapes
-        self.register_buffer('u', u); self.register_buffer('v', v)
-        self.ready: Tensor|None = None                                                     # W/sigma within `normalised` ...
-        self.kept: Tensor|None = None                                                      # ... and the memory in which it lies at every step
+        W = self._turned(weight.detach()).flatten(1)  # (out, in*kh*kw)
+        # a fair start, as in PyTorch; on meta there are only shapes
+        u, v = power_iteration(W, torch.randn(len(W), device=W.device, dtype=W.dtype), 1 if W.is_meta else 15)
+        self.register_buffer('u', u)
+        self.register_buffer('v', v)
+        self.ready: Tensor|None = None  # W/sigma within `normalised` ...
+        self.kept: Tensor|None = None  # ... and the memory in which it lies at every step
 
-    def _turned(self, weight): return weight.transpose(0, 1).contiguous() if self.dim else weight  # (out, ...)
+    # (out, ...)
+    def _turned(self, weight): return weight.transpose(0, 1).contiguous() if self.dim else weight
     def sigma(self,
         weight:Tensor, # W, (out, ...), like that of the layer
     ) -> Tensor: # (), > 0 once u and v have settled
         "The estimate of the spectral norm by the kept vectors"
-        with no_autocast(weight): return torch.dot(self.u, torch.mv(self._turned(weight).flatten(1), self.v))  # ()
+        with no_autocast(weight):
+            return torch.dot(self.u, torch.mv(self._turned(weight).flatten(1), self.v))  # ()
     def quotient(self,
         weight:Tensor, # W, (out, ...), like that of the layer
         dtype:torch.dtype, # Of the result
@@ -112,7 +120,9 @@ class SpectralNorm(nn.Module):
     ) -> Tensor: # Like `weight`, (out, ...)
         "W divided by its spectral norm"
         memory = [kept.detach().transpose(0, self.dim)] if kept is not None and (kept.dtype, kept.device) == (dtype, weight.device) else []
-        with no_autocast(weight): return _Quotient.apply(self._turned(weight), self.u, self.v, dtype, memory).transpose(0, self.dim)  # like `weight`
+        with no_autocast(weight):
+            # like `weight`
+            return _Quotient.apply(self._turned(weight), self.u, self.v, dtype, memory).transpose(0, self.dim)
     def forward(self, weight):
         "W/sigma(W), (out, ...), like `weight`"
         return self.quotient(weight, weight.dtype) if self.ready is None else self.ready
@@ -123,8 +133,9 @@ class SpectralNorm(nn.Module):
     ) -> None:
         "One power iteration of the kept vectors"
         W = self._turned(weight)
-        u, v = power_iteration(_matrix(W, W), self.u)                                      # (out,), (in',)
-        self.u.copy_(u); self.v.copy_(_unordered(v, W))
+        u, v = power_iteration(_matrix(W, W), self.u)  # (out,), (in',)
+        self.u.copy_(u)
+        self.v.copy_(_unordered(v, W))
 
 # %% ../nbs/01_spectral.ipynb #9df1f67c
 def spectral_norm(
@@ -133,8 +144,10 @@ def spectral_norm(
     "Spectrally normalise a layer's weight in place (section 4.1); raises `TypeError` for other layers, `ValueError` the second time"
     kinds = nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding
     if not isinstance(layer, kinds):
-        raise TypeError(f"spectral_norm takes {', '.join(k.__name__ for k in kinds)}, got {type(layer).__name__}")
-    if parametrize.is_parametrized(layer, 'weight'): raise ValueError(f"the weight of {layer} is already parametrized")
+        raise TypeError(f"spectral_norm takes {', '.join(k.__name__ for k in kinds)}, got "
+                        f"{type(layer).__name__}")
+    if parametrize.is_parametrized(layer, 'weight'):
+        raise ValueError(f"the weight of {layer} is already parametrized")
     dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
     parametrize.register_parametrization(layer, 'weight', SpectralNorm(layer.weight, dim))
     return layer
@@ -157,9 +170,11 @@ def spectral_step(
 # %% ../nbs/01_spectral.ipynb #e8c76e75
 def sigmas(
     net:nn.Module, # Network with spectrally normalised layers
-) -> dict[str, float]: # {layer name: current estimate of the spectral norm of its original weight, > 0}
+    # {layer name: current estimate of the spectral norm of its original weight, > 0}
+) -> dict[str, float]:
     "The estimate $u^\\top W v$ of every spectrally normalised layer: what `forward` divides by"
-    with torch.no_grad(): return {name: sn.sigma(weight).item() for name, sn, weight in _spectral_layers(net)}
+    with torch.no_grad():
+        return {name: sn.sigma(weight).item() for name, sn, weight in _spectral_layers(net)}
 
 # %% ../nbs/01_spectral.ipynb #d16964bc
 def _dtype(x):
@@ -175,7 +190,8 @@ def normalised(
     "Within this context every spectrally normalised weight is divided by its norm once; gradients of all passes reach the original weights when the block ends"
     layers = [(sn, sn.quotient(weight, _dtype(weight) if weight.ndim == 4 else weight.dtype, sn.kept)) for _, sn, weight in _spectral_layers(net)]
     try:
-        for sn, q in layers: sn.kept, sn.ready = q.detach(), q.detach().requires_grad_(q.requires_grad)  # (out, ...)
+        for sn, q in layers:
+            sn.kept, sn.ready = q.detach(), q.detach().requires_grad_(q.requires_grad)  # (out, ...)
         yield
         used = [(q, sn.ready.grad) for sn, q in layers if sn.ready.grad is not None]
         if used: torch.autograd.backward([q for q, _ in used], [grad for _, grad in used])

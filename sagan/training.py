@@ -41,7 +41,9 @@ from .spectral import no_autocast, normalised, spectral_step
 def _parts(n, *tensors):
     "`n` tuples with equal parts of all tensors; None stays None"
     odd = [len(t) for t in tensors if t is not None and len(t) % n]
-    if odd: raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate must divide the images of a process")
+    if odd:
+        raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate "
+                         f"must divide the images of a process")
     return zip(*[[None]*n if t is None else t.chunk(n) for t in tensors])
 
 # %% ../nbs/06_training.ipynb #8956d04c
@@ -71,17 +73,20 @@ class LossScale:
 # %% ../nbs/06_training.ipynb #6b91706d
 def _update(net, opt, losses, scale, **given):
     "One step of `opt` on the sum of what `losses` yields; raises `NonFinite` before the step if loss or gradient is not finite, unless a smaller `scale` may help"
-    opt.zero_grad(); loss, s = 0., scale.scale if scale else 1.
+    opt.zero_grad()
+    loss, s = 0., scale.scale if scale else 1.
     with normalised(given['G']), normalised(given['D']):
         for part in losses():
-            with no_autocast(part): (s*part).backward()                                 # the dtypes of the forward pass, not chosen anew
+            # the dtypes of the forward pass, not chosen anew
+            with no_autocast(part): (s*part).backward()
             loss = loss + part.detach()                                                 # ()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     _average([loss, *gradients])
-    if s != 1: torch._foreach_div_(gradients, s)                                        # a pass over all of them
+    if s != 1: torch._foreach_div_(gradients, s)  # a pass over all of them
     largest = torch.stack(torch._foreach_norm(gradients)).max()                         # ()
     fine = bool((loss + largest).isfinite())
-    if not fine and (s <= 1 or not loss.isfinite()): raise _blame(net, opt, losses, loss.item(), **given)
+    if not fine and (s <= 1 or not loss.isfinite()):
+        raise _blame(net, opt, losses, loss.item(), **given)
     if fine: opt.step()
     if scale: scale.update(fine)
     return loss
@@ -97,20 +102,25 @@ def d_step(
     y_fake:Tensor|None, # Labels for the fakes, (B',), None if unconditional
     scores:dict|None=None, # Takes the mean scores of both parts as 'd_real' and 'd_fake', each ()
     accumulate:int=1, # Parts to go through D one after the other; must divide B and B'
-    scale:LossScale|None=None, # What the loss is multiplied by on its way back, for float16; changed by the step
+    # What the loss is multiplied by on its way back, for float16; changed by the step
+    scale:LossScale|None=None,
 ) -> Tensor: # (), the loss before the step
     "One update of D by equation 4, or by AC-GAN's loss if its head is the auxiliary classifier; raises `NonFinite` before the step if loss or gradient is not finite, unless a smaller `scale` may help"
     spectral_step(D)
     def losses():
         means = []
-        with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)                 # (B', 3, S, S)
+        with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)  # (B', 3, S, S)
         for r, f, yr, yf in _parts(accumulate, x, fake, y, y_fake):
-            out = D(torch.cat([r, f]), None if y is None else torch.cat([yr, yf]))      # scores (B + B',) of this part; auxiliary: and losses of the class (B + B',)
-            (real, fakes), *classes = [o.float().split([len(r), len(f)]) for o in (out if isinstance(out, tuple) else (out,))]  # (B,) and (B',) each
+            # scores (B + B',) of this part; auxiliary: and losses of the class (B + B',)
+            out = D(torch.cat([r, f]), None if y is None else torch.cat([yr, yf]))
+            # (B,) and (B',) each
+            (real, fakes), *classes = [o.float().split([len(r), len(f)]) for o in (out if isinstance(out, tuple) else (out,))]
             means.append(torch.stack([real.detach().mean(), fakes.detach().mean()]))    # (2,)
             yield (d_acgan_loss(real, fakes, *classes[0]) if classes else d_hinge_loss(real, fakes))/accumulate
         means = torch.stack(means).mean(0)                                              # (2,)
-        if scores is not None: _average([means]); scores.update(zip(('d_real', 'd_fake'), means))
+        if scores is not None:
+            _average([means])
+            scores.update(zip(('d_real', 'd_fake'), means))
     return _update(D, opt, losses, scale, G=G, D=D, images=x)
 
 # %% ../nbs/06_training.ipynb #8aba45aa
@@ -121,13 +131,15 @@ def g_step(
     z:Tensor, # Latents, (B, z_dim)
     y:Tensor|None, # Labels, (B,), None if unconditional
     accumulate:int=1, # Parts to go through both networks one after the other; must divide B
-    scale:LossScale|None=None, # What the loss is multiplied by on its way back, for float16; changed by the step
+    # What the loss is multiplied by on its way back, for float16; changed by the step
+    scale:LossScale|None=None,
 ) -> Tensor: # (), the loss before the step
     "One update of G by equation 4, or by AC-GAN's loss if D's head is the auxiliary classifier; raises `NonFinite` before the step if loss or gradient is not finite, unless a smaller `scale` may help"
     spectral_step(G)
     def losses():
         for i, (zi, yi) in enumerate(_parts(accumulate, z, y)):
-            with frozen_statistics(G) if i else nullcontext(): out = D(G(zi, yi), yi)   # (B,) of this part, auxiliary: two of them
+            # (B,) of this part, auxiliary: two of them
+            with frozen_statistics(G) if i else nullcontext(): out = D(G(zi, yi), yi)
             yield (g_acgan_loss(*[o.float() for o in out]) if isinstance(out, tuple) else g_hinge_loss(out.float()))/accumulate
     learning = [p for p in D.parameters() if p.requires_grad]
     for p in learning: p.requires_grad_(False)
@@ -140,8 +152,12 @@ class NonFinite(FloatingPointError):
     "A loss, gradient or weight that is not a finite number"
     def __init__(self,
         message:str, # One sentence that names the network and the layer
-        report:dict, # With figures: network, where, layer, loss, norms of gradients, largest weights, learning rates
-    ): super().__init__(message); self.report = dict(message=message) | report
+        # With figures: network, where, layer, loss, norms of gradients, largest weights, learning
+        # rates
+        report:dict,
+    ):
+        super().__init__(message)
+        self.report = dict(message=message) | report
 
 # %% ../nbs/06_training.ipynb #a7c22de0
 def _passed(losses, nets):
@@ -149,13 +165,15 @@ def _passed(losses, nets):
     order, bad, hooks = [], [], []
     def look(name, out):
         order.append(name)
-        if not all(o.isfinite().all() for o in (out if isinstance(out, tuple) else (out,)) if isinstance(o, Tensor)): bad.append(name)
+        if not all(o.isfinite().all() for o in (out if isinstance(out, tuple) else (out,)) if isinstance(o, Tensor)):
+            bad.append(name)
     for k, net in nets.items():
         for n, m in net.named_modules():
             name = f'{k}.{n}'.split('.parametrizations')[0].rstrip('.')
             hooks.append(m.register_forward_hook(lambda m, args, out, name=name: look(name, out)))
     try:
-        with frozen_statistics(nn.ModuleDict(nets)), torch.compiler.set_stance('force_eager'):  # compiled code knows nothing of hooks
+        # compiled code knows nothing of hooks
+        with frozen_statistics(nn.ModuleDict(nets)), torch.compiler.set_stance('force_eager'):
             for _ in losses(): pass
     finally:
         for h in hooks: h.remove()
@@ -183,12 +201,14 @@ def _blame(net, opt, losses, loss, images=None, **nets):
     order, bad = _passed(losses, nets)
     gradients = {n: p.grad for n, p in _named(own, net).items() if p.grad is not None}
     found = _where(images, bad, loss, gradients, order)
-    where, layer = next((f for f in everyones(found) if f[0] in ('data', 'forward')), found)   # an average tells all processes, but only one of them has the cause
+    # an average tells all processes, but only one of them has the cause
+    where, layer = next((f for f in everyones(found) if f[0] in ('data', 'forward')), found)
     said = {'data': 'of the real images', 'forward': f'first in the output of {layer}', 'loss': 'of the loss alone', 'backward': f'in the backward pass, from {layer} on'}[where]
     weights = {n: p.detach().abs().max().item() for k, m in nets.items() for n, p in _named(k, m).items()}
     return NonFinite(f"a number in {own}'s step is not finite: {said}", dict(network=own, where=where, layer=layer, loss=loss,
         learning_rates=[g['lr'] for g in opt.param_groups], gradient_norms={n: g.norm().item() for n, g in gradients.items()},
-        largest_weights=dict(sorted(weights.items(), key=lambda w: -w[1] if w[1] == w[1] else -math.inf))))   # NaN first
+        # NaN first
+        largest_weights=dict(sorted(weights.items(), key=lambda w: -w[1] if w[1] == w[1] else -math.inf))))
 
 # %% ../nbs/06_training.ipynb #21847fdf
 @torch.no_grad()
@@ -206,85 +226,115 @@ def ema_update(
 # %% ../nbs/06_training.ipynb #939d4268
 def _check_choices(cfg):
     yes_no = dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False))
-    object.__setattr__(cfg, 'form', resolve_form(cfg.form))                # files of older versions have older names
+    # files of older versions have older names
+    object.__setattr__(cfg, 'form', resolve_form(cfg.form))
     choices = dict(form=(*FORMS, 'residual'), head=('projection', 'auxiliary'), class_tables=('zeros', 'xavier'), dtype=('auto', 'float32', 'bfloat16', 'float16'))
     for name, values in (choices | yes_no).items():
-        if getattr(cfg, name) not in values: raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {getattr(cfg, name)!r}")
+        if getattr(cfg, name) not in values:
+            raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got "
+                             f"{getattr(cfg, name)!r}")
 
 # %% ../nbs/06_training.ipynb #2ffc1066
 def _check_tuples(cfg):
     for name in ('g_attention', 'd_attention'):
         at = getattr(cfg, name)
         if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at):
-            raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
+            raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got "
+                             f"{at!r}")
         object.__setattr__(cfg, name, tuple(at))
     for name in ('g_width', 'd_width'):
         width = getattr(cfg, name)
         several = isinstance(width, (tuple, list))
         if several: object.__setattr__(cfg, name, tuple(width))
         if not all(type(c) is int and c >= 1 for c in (width if several else [width])):
-            raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
+            raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got "
+                             f"{width!r}")
 
 # %% ../nbs/06_training.ipynb #98a10fd7
 def _check_groups(cfg, world=1):
     "Raise `ValueError` unless each of `world` processes puts whole groups of `bn_group` images through G at once"
     n, g = cfg.batch//world//cfg.accumulate, cfg.bn_group
     if g == 1 or g and n % g:
-        raise ValueError(f"bn_group must divide the {n} images that go through G at once (a batch of {cfg.batch}, "
-                         f"{world} process{'es'[:2*(world > 1)]}, accumulate {cfg.accumulate}) and be at least 2, got {g}; "
+        raise ValueError(f"bn_group must divide the {n} images that go through G at once (a batch "
+                         f"of {cfg.batch}, "
+                         f"{world} process{'es'[:2*(world > 1)]}, accumulate {cfg.accumulate}) and "
+                         f"be at least 2, got {g}; "
                          f"0 takes one group of all images")
 
 # %% ../nbs/06_training.ipynb #8c88142d
 def _check_numbers(cfg):
     for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, bn_group=0, accumulate=1, steps=1, n_d=1, ema_start=0).items():
         n = getattr(cfg, name)
-        if not isinstance(n, int) or n < low: raise ValueError(f"{name} must be a whole number, at least {low}, got {n!r}")
-    if cfg.batch % cfg.accumulate: raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
+        if not isinstance(n, int) or n < low:
+            raise ValueError(f"{name} must be a whole number, at least {low}, got {n!r}")
+    if cfg.batch % cfg.accumulate:
+        raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got "
+                         f"{cfg.accumulate}")
     _check_groups(cfg)
     for name in ('lr_g', 'lr_d'):
         lr = getattr(cfg, name)
-        if not isinstance(lr, (int, float)) or not 0 < lr < math.inf: raise ValueError(f"{name} must be positive, got {lr!r}")
-    if not isinstance(cfg.bias_lr, (int, float)) or not 0 <= cfg.bias_lr < math.inf: raise ValueError(f"bias_lr must not be negative, got {cfg.bias_lr!r}")
+        if not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
+            raise ValueError(f"{name} must be positive, got {lr!r}")
+    if not isinstance(cfg.bias_lr, (int, float)) or not 0 <= cfg.bias_lr < math.inf:
+        raise ValueError(f"bias_lr must not be negative, got {cfg.bias_lr!r}")
     for name in ('beta1', 'beta2', 'ema'):
-        if not 0 <= getattr(cfg, name) < 1: raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
+        if not 0 <= getattr(cfg, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
 
 # %% ../nbs/06_training.ipynb #be32148e
 @dataclass(frozen=True)
 class Config:
     "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
-    data:str = 'imagenet'             # what it is trained on: 'digits', 'twins', a folder, or any name
+    data:str = 'imagenet'  # what it is trained on: 'digits', 'twins', a folder, or any name
     size:int = 128                    # pixels
     n_classes:int = 1000              # 0 for unconditional
     g_width:int|tuple = 64            # channels of G in multiples of this (released code)
     d_width:int|tuple = 64            # channels of D in multiples of this (released code)
-    g_attention:tuple = (32,)         # feature maps of G with attention (table 1's best FID; its best IS is at 64)
+    # feature maps of G with attention (table 1's best FID; its best IS is at 64)
+    g_attention:tuple = (32,)
     d_attention:tuple = (32,)         # feature maps of D with attention; 8-2 is the second 8x8 map
-    d_down:int = 0                    # blocks of D that halve the size, 0 for as many as `D_DOWN` says
-    d_relu_skip:bool = False          # D's shortcuts start from rectified inputs, as in some other projects' code
-    form:str = 'preprint'             # 'preprint': equations 1-3 of arXiv v1, 'published': ICML 2019, 'released': Google's code, 'residual': table 1's control
+    d_down:int = 0  # blocks of D that halve the size, 0 for as many as `D_DOWN` says
+    # D's shortcuts start from rectified inputs, as in some other projects' code
+    d_relu_skip:bool = False
+    # 'preprint': equations 1-3 of arXiv v1, 'published': ICML 2019, 'released': Google's code,
+    # 'residual': table 1's control
+    form:str = 'preprint'
     g_sn:bool = True                  # spectral norm in G, too (D always has it)
-    bn_group:int = 0                  # images that share batch norm's statistics in G; 0: all of all processes (released code: 64)
-    class_tables:str = 'zeros'        # how G's class tables start: 'zeros' (released code), or 'xavier' (mmgeneration)
-    head:str = 'projection'           # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
+    # images that share batch norm's statistics in G; 0: all of all processes (released code: 64)
+    bn_group:int = 0
+    # how G's class tables start: 'zeros' (released code), or 'xavier' (mmgeneration)
+    class_tables:str = 'zeros'
+    head:str = 'projection'  # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128                   # numbers in a latent vector (released code)
-    dtype:str = 'auto'                # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions), 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else is float32
-    batch:int = 256                   # images per step, of all processes together (released code; the paper does not say)
-    accumulate:int = 1                # equal parts in which the batch goes through the networks, for less memory; G's step normalizes each part alone, D's the whole batch (unless bn_group is set)
-    steps:int = 1_000_000             # discriminator steps; `sagan_learner` sets it to the batches of an epoch
+    # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions),
+    # 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else
+    # is float32
+    dtype:str = 'auto'
+    # images per step, of all processes together (released code; the paper does not say)
+    batch:int = 256
+    # equal parts in which the batch goes through the networks, for less memory; G's step normalizes
+    # each part alone, D's the whole batch (unless bn_group is set)
+    accumulate:int = 1
+    steps:int = 1_000_000  # discriminator steps; `sagan_learner` sets it to the batches of an epoch
     n_d:int = 1                       # discriminator steps per generator step
     lr_g:float = 1e-4                 # G's learning rate
     lr_d:float = 4e-4                 # D's learning rate
     bias_lr:float = 1.                # learning rate of biases as a share of their network's
     beta1:float = 0.                  # Adam's decay of the mean
     beta2:float = .9                  # Adam's decay of the square
-    ema:float = .999                  # decay of the averaged generator (not in the paper), 0 for none
+    ema:float = .999  # decay of the averaged generator (not in the paper), 0 for none
     ema_start:int = 2000              # G's steps before the average begins
-    compile:bool = False              # hand each network to `torch.compile`: a minute of compiling before the first step
+    # hand each network to `torch.compile`: a minute of compiling before the first step
+    compile:bool = False
     flip:bool = False                 # mirror half of the images
     skip_bad:bool = False             # leave out image files that cannot be read
     seed:int = 0                      # of weights, data order, latents
 
-    def __post_init__(self): check_size(self.size); _check_choices(self); _check_tuples(self); _check_numbers(self)
+    def __post_init__(self):
+        check_size(self.size)
+        _check_choices(self)
+        _check_tuples(self)
+        _check_numbers(self)
 
     def change(self,
         **values, # Fields and their new values
@@ -292,7 +342,9 @@ class Config:
         "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
         names = [f.name for f in fields(self)]
         for n in values:
-            if n not in names: raise ValueError(f"Config has no {n!r}; did you mean {' or '.join(get_close_matches(n, names, cutoff=.4)) or 'one of ' + ', '.join(names)}?")
+            if n not in names:
+                raise ValueError(f"Config has no {n!r}; did you mean "
+                                 f"{' or '.join(get_close_matches(n, names, cutoff=.4)) or 'one of ' + ', '.join(names)}?")
         return replace(self, **values)
 
 # %% ../nbs/06_training.ipynb #87649f3c
@@ -310,10 +362,13 @@ presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 def for_size(
     cfg:Config, # Any configuration
     size:int, # Pixels of a side: 32, 64, 128 or 256
-) -> Config: # The same with this size; for smaller images with attention at the same position relative to the image, 8x8 at least
+    # The same with this size; for smaller images with attention at the same position relative to
+    # the image, 8x8 at least
+) -> Config:
     "A configuration for images of another size; raises `ValueError` for a size that the networks do not have"
     if size >= cfg.size: return cfg.change(size=size)
-    def moved(at): return tuple(dict.fromkeys(s if isinstance(s, str) else max(8, s*size//cfg.size) for s in at))
+    def moved(at):
+        return tuple(dict.fromkeys(s if isinstance(s, str) else max(8, s*size//cfg.size) for s in at))
     return cfg.change(size=size, g_attention=moved(cfg.g_attention), d_attention=moved(cfg.d_attention))
 
 # %% ../nbs/06_training.ipynb #b0c1aab3
@@ -330,7 +385,7 @@ def _local_systems(none):
     "A discriminator of two blocks: the systems 'local-*'"
     w, first = none.d_width, D_CHANNELS[none.size][:2]
     conv = none.change(d_width=w[:2] if isinstance(w, tuple) else tuple(w*m for m in first), d_down=2)
-    at = dict(d_attention=(none.size//2,))                                    # after its first block
+    at = dict(d_attention=(none.size//2,))  # after its first block
     return {'local-conv': conv,
             'local-attention': conv.change(**at),
             'local-residual': conv.change(form='residual', **at)}
@@ -340,7 +395,8 @@ def systems(
     base:Config, # What the systems have in common: widths, data, steps, rates
 ) -> dict: # {name: `Config`}
     "The rows of tables 1 and 2, of figure 3 and of our own test of the claim as changes of `base`"
-    def at(*sizes, **changes): return for_size(base.change(size=max(128, base.size), g_attention=sizes, d_attention=sizes, **changes), base.size)
+    def at(*sizes, **changes):
+        return for_size(base.change(size=max(128, base.size), g_attention=sizes, d_attention=sizes, **changes), base.size)
     none, rate = at(), float(f'{math.sqrt(base.lr_g*base.lr_d):.6g}')
     raw = none.change(ema=0., ema_start=0)
     sn_d = dict(g_sn=False, lr_g=rate, lr_d=rate)
@@ -365,7 +421,9 @@ def preset(
     name:str, # Name of a preset
 ) -> Config: # It
     "A preset by its name; an unknown one raises `ValueError` with the nearest names"
-    if name not in presets: raise ValueError(f"there is no preset {name!r}; did you mean {' or '.join(get_close_matches(name, presets, cutoff=.5)) or 'one of ' + ', '.join(presets)}?")
+    if name not in presets:
+        raise ValueError(f"there is no preset {name!r}; did you mean "
+                         f"{' or '.join(get_close_matches(name, presets, cutoff=.5)) or 'one of ' + ', '.join(presets)}?")
     return presets[name]
 
 # %% ../nbs/06_training.ipynb #9c8ee777
@@ -380,7 +438,8 @@ class SAGAN(nn.Module):
             self.G = Generator(cfg.size, cfg.n_classes, cfg.g_width, cfg.g_attention, cfg.form, cfg.z_dim, cfg.g_sn,
                                cfg.bn_group, cfg.class_tables) if cfg.g_width else None
             self.D = Discriminator(cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention, cfg.form, cfg.head, cfg.d_down, cfg.d_relu_skip) if cfg.d_width else None
-        self.to(memory_format=torch.channels_last)  # how convolutions like them: 1.2 times as fast on a CPU, the same numbers
+        # how convolutions like them: 1.2 times as fast on a CPU, the same numbers
+        self.to(memory_format=torch.channels_last)
         self.cfg, self.ema = cfg, deepcopy(self.G)
         if self.ema is not None: self.ema.eval().requires_grad_(False)
 
@@ -397,7 +456,8 @@ def _called(net, what, *args):
     "What a network makes of its arguments in evaluation, or `ValueError` if it takes others"
     mode = net.training
     try: return net.eval()(*args)
-    except Exception as e: raise ValueError(f"{type(net).__name__} must be called as {what}: {e}") from e
+    except Exception as e:
+        raise ValueError(f"{type(net).__name__} must be called as {what}: {e}") from e
     finally: net.train(mode)
 
 # %% ../nbs/06_training.ipynb #8da86439
@@ -410,15 +470,24 @@ def check_networks(
     "Raise `ValueError` unless the networks take and give what those of this package do"
     g, d, S, n = type(G).__name__, type(D).__name__, cfg.size, cfg.n_classes
     for a in ('z_dim', 'n_classes'):
-        if getattr(G, a, None) != getattr(cfg, a): raise ValueError(f"the generator {g} must have the attribute {a} = {getattr(cfg, a)}, as the configuration and the data; it has {getattr(G, a, 'none')}")
+        if getattr(G, a, None) != getattr(cfg, a):
+            raise ValueError(f"the generator {g} must have the attribute {a} = {getattr(cfg, a)}, "
+                             f"as the configuration and the data; it has {getattr(G, a, 'none')}")
     device = next(G.parameters()).device
-    z, y = torch.randn(2, cfg.z_dim, generator=torch.Generator().manual_seed(0)).to(device), torch.arange(2, device=device) % n if n else None  # (2, z_dim), (2,)
-    x = _called(G, f"G(z, y), z (B, {cfg.z_dim}), y {'int64 (B,)' if n else 'None'}", z, y)                           # (2, 3, S, S)
-    if not isinstance(x, Tensor) or x.shape != (2, 3, S, S): raise ValueError(f"{g} must give images of shape (B, 3, {S}, {S}); for B = 2 it gave {tuple(x.shape) if isinstance(x, Tensor) else x!r}")
-    if x.abs().max() > 1: raise ValueError(f"{g} must give images in [-1, 1], it gave values from {x.min():.3g} to {x.max():.3g}; end it with a tanh")
-    s = _called(D, f"D(x, y), x (B, 3, {S}, {S}), y {'int64 (B,)' if n else 'None'}", x, y)                          # (2,)
+    # (2, z_dim), (2,)
+    z, y = torch.randn(2, cfg.z_dim, generator=torch.Generator().manual_seed(0)).to(device), torch.arange(2, device=device) % n if n else None
+    # (2, 3, S, S)
+    x = _called(G, f"G(z, y), z (B, {cfg.z_dim}), y {'int64 (B,)' if n else 'None'}", z, y)
+    if not isinstance(x, Tensor) or x.shape != (2, 3, S, S):
+        raise ValueError(f"{g} must give images of shape (B, 3, {S}, {S}); for B = 2 it gave "
+                         f"{tuple(x.shape) if isinstance(x, Tensor) else x!r}")
+    if x.abs().max() > 1:
+        raise ValueError(f"{g} must give images in [-1, 1], it gave values from {x.min():.3g} to "
+                         f"{x.max():.3g}; end it with a tanh")
+    s = _called(D, f"D(x, y), x (B, 3, {S}, {S}), y {'int64 (B,)' if n else 'None'}", x, y)  # (2,)
     if not all(isinstance(t, Tensor) and t.shape == (2,) for t in (s if isinstance(s, tuple) and len(s) == 2 else [s])):
-        raise ValueError(f"{d} must give one score per image, of shape (B,); for B = 2 it gave {tuple(s.shape) if isinstance(s, Tensor) else s!r}")
+        raise ValueError(f"{d} must give one score per image, of shape (B,); for B = 2 it gave "
+                         f"{tuple(s.shape) if isinstance(s, Tensor) else s!r}")
 
 # %% ../nbs/06_training.ipynb #f1726b65
 def _with(model, G=None, D=None):
@@ -435,7 +504,8 @@ def fastest_dtype(
     "The dtype of convolutions and products that `dtype='auto'` stands for"
     device = torch.device(device)
     if device.type == 'cuda': native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else: native = device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') and any(torch.cpu.get_capabilities().get(k) for k in ('amx_bf16', 'avx512_bf16'))
+    else:
+        native = device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') and any(torch.cpu.get_capabilities().get(k) for k in ('amx_bf16', 'avx512_bf16'))
     return 'bfloat16' if native else 'float32'
 
 # %% ../nbs/06_training.ipynb #4c031e85
@@ -443,14 +513,16 @@ def _keep_freed_memory():
     "Ask glibc, where there is one, to keep freed memory for the next step"
     try: mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return
-    mallopt(-4, 0); mallopt(-1, -1)                                           # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: give nothing back
+    mallopt(-4, 0)
+    mallopt(-1, -1)  # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: give nothing back
 
 # %% ../nbs/06_training.ipynb #9eea0caa
 def compile_networks(
     model:SAGAN, # Its G and D are changed in place, the average is not
 ) -> None:
     "Compile both networks for the shapes that come in; on a GPU as CUDA graphs"
-    mode = 'reduce-overhead' if next(model.parameters()).is_cuda and model.cfg.accumulate == 1 else None  # a graph's memory is its next pass's, too
+    # a graph's memory is its next pass's, too
+    mode = 'reduce-overhead' if next(model.parameters()).is_cuda and model.cfg.accumulate == 1 else None
     for net in filter(None, (model.G, model.D)): net.compile(dynamic=False, mode=mode)
 
 # %% ../nbs/06_training.ipynb #d1d9b398
@@ -466,10 +538,12 @@ class TwoOptimizers:
         return self.opt_g.param_groups + self.opt_d.param_groups
     def zero_grad(self):
         "Forget the gradients of both networks"
-        self.opt_g.zero_grad(); self.opt_d.zero_grad()
+        self.opt_g.zero_grad()
+        self.opt_d.zero_grad()
     def step(self):
         "Move both networks"
-        self.opt_g.step(); self.opt_d.step()
+        self.opt_g.step()
+        self.opt_d.step()
     def state_dict(self) -> dict: # {'g': state of G's optimiser, 'd': of D's}
         "What Adam remembers"
         return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
@@ -477,7 +551,8 @@ class TwoOptimizers:
         state:dict, # From `state_dict`
     ):
         "Put both into the state"
-        self.opt_g.load_state_dict(state['g']); self.opt_d.load_state_dict(state['d'])
+        self.opt_g.load_state_dict(state['g'])
+        self.opt_d.load_state_dict(state['d'])
 
 # %% ../nbs/06_training.ipynb #2e47059f
 class TrainingFigures(Callback):
@@ -501,36 +576,49 @@ class TrainingFigures(Callback):
     def line(self) -> str: # Such as 'step 11 D 1.93 G 0.13 γG16 0.001 γD16 0.003 812 img/s'
         "The same in one line, for the progress bar"
         gammas = ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items())
-        return f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} {self.speed:.0f} img/s'
+        return (f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} '
+                f'{self.speed:.0f} img/s')
 
 # %% ../nbs/06_training.ipynb #51f8adfe
 def check_images(
     x:Tensor, # A batch of training images, (B, 3, S, S)
 ) -> None:
     "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
-    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point(): raise ValueError(f"a batch must be float images of shape (B, 3, S, S), got {x.dtype} of shape {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        raise ValueError(f"a batch must be float images of shape (B, 3, S, S), got {x.dtype} of "
+                         f"shape {tuple(x.shape)}")
     low, high = x.min().item(), x.max().item()
-    if not -1.01 <= low <= high <= 1.01 or low >= 0: raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; scale bytes with `to_unit`, or fastai batches with Normalize.from_stats([.5]*3, [.5]*3)")
+    if not -1.01 <= low <= high <= 1.01 or low >= 0:
+        raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; "
+                         f"scale bytes with `to_unit`, or fastai batches with "
+                         f"Normalize.from_stats([.5]*3, [.5]*3)")
 
 # %% ../nbs/06_training.ipynb #1af62726
 def _begin_alike(model):
     "Give every process the weights and statistics of the first"
     if processes()[1] == 1: return
-    for t in model.state_dict().values(): t.copy_(total(t if processes()[0] == 0 else torch.zeros_like(t)))
+    for t in model.state_dict().values():
+        t.copy_(total(t if processes()[0] == 0 else torch.zeros_like(t)))
 
 # %% ../nbs/06_training.ipynb #beba33c3
 class _Numbers(OptimWrapper):
     "fastai's wrapper of an optimiser, with no settings but numbers"
     @property
-    def hypers(self): return [{k: v for k, v in h.items() if v is not None and not isinstance(v, bool)} for h in super().hypers]
+    def hypers(self):
+        return [{k: v for k, v in h.items() if v is not None and not isinstance(v, bool)} for h in super().hypers]
 
 # %% ../nbs/06_training.ipynb #a3e1133e
 def _asked_dtype(learn):
     "What `to_bf16` or `to_fp16` asks for, otherwise None, and settings of the latter's scale; raises `ValueError` for callbacks that would do nothing here"
     mixed = [cb for cb in learn.cbs if isinstance(cb, MixedPrecision)]
-    for cb in mixed: cb.after_fit(); cb.run = False                           # until the end of the fit; its autocast would never be left
+    for cb in mixed:
+        cb.after_fit()
+        cb.run = False  # until the end of the fit; its autocast would never be left
     idle = [cb for cb in learn.cbs if cb not in mixed and any(hasattr(cb, f'{when}_{what}') for when in ('before', 'after') for what in ('backward', 'step'))]
-    if idle: raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, which two networks in turn do not have; leave it out. For less memory there is `accumulate`")
+    if idle:
+        raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, which two "
+                         f"networks in turn do not have; leave it out. For less memory there is "
+                         f"`accumulate`")
     return ('bfloat16' if mixed[-1].amp_mode == AMPMode.BF16 else 'float16', {k.removeprefix('init_'): v for k, v in mixed[-1].kwargs.items() if k != 'enabled'}) if mixed else (None, {})
 
 # %% ../nbs/06_training.ipynb #483e8743
@@ -538,8 +626,13 @@ def _check_monitors(learn):
     "Raise `ValueError` for callbacks that monitor what is not measured, or act on a copy"
     names = list(learn.recorder.metric_names[1:-1])
     for cb in learn.cbs:
-        if isinstance(cb, ReduceLROnPlateau): raise ValueError(f"{cb} changes a copy of the learning rates, when the optimiser is PyTorch's; give a schedule, such as ParamScheduler, instead")
-        if isinstance(cb, TrackerCallback) and cb.monitor not in names: raise ValueError(f"{cb} cannot monitor {cb.monitor!r}, as a GAN has no validation set; give monitor one of {', '.join(names)}, or add a metric to `learn.metrics`")
+        if isinstance(cb, ReduceLROnPlateau):
+            raise ValueError(f"{cb} changes a copy of the learning rates, when the optimiser is "
+                             f"PyTorch's; give a schedule, such as ParamScheduler, instead")
+        if isinstance(cb, TrackerCallback) and cb.monitor not in names:
+            raise ValueError(f"{cb} cannot monitor {cb.monitor!r}, as a GAN has no validation set; "
+                             f"give monitor one of {', '.join(names)}, or add a metric to "
+                             f"`learn.metrics`")
 
 # %% ../nbs/06_training.ipynb #dd8224d7
 def draw_inputs(
@@ -549,7 +642,7 @@ def draw_inputs(
 ) -> tuple: # (latents (B, z_dim), labels (B,) or None if unconditional)
     "Inputs of the generator, with labels drawn from those of the batch: this process's share of what is drawn for all"
     n = len(y)*processes()[1]
-    z = torch.randn(n, cfg.z_dim, generator=rng, device=y.device)[share(n)]                              # (B, z_dim)
+    z = torch.randn(n, cfg.z_dim, generator=rng, device=y.device)[share(n)]  # (B, z_dim)
     return z, gather(y, n)[torch.randint(n, (n,), generator=rng, device=y.device)][share(n)] if cfg.n_classes else None
 
 # %% ../nbs/06_training.ipynb #c8c11def
@@ -564,7 +657,9 @@ class SAGANTrainer(TrainingFigures):
         self.started, self.first = time.perf_counter(), self.step
         device = next(self.model.parameters()).device
         if device.type == 'cpu': _keep_freed_memory()
-        if self.cfg.compile and not self.compiled: compile_networks(self.model); self.compiled = True
+        if self.cfg.compile and not self.compiled:
+            compile_networks(self.model)
+            self.compiled = True
         asked, settings = _asked_dtype(self.learn)
         self.dtype = asked or (fastest_dtype(device) if self.cfg.dtype == 'auto' else self.cfg.dtype)
         self.autocast = torch.autocast(device.type, getattr(torch, self.dtype), enabled=self.dtype != 'float32')
@@ -574,17 +669,22 @@ class SAGANTrainer(TrainingFigures):
 
     def before_batch(self):
         "One step of training on the batch at hand"
-        if not len(self.yb): self.learn.yb = (self.xb[0].new_zeros(len(self.xb[0]), dtype=torch.int64),)  # images alone; fastai's recorder expects labels
+        if not len(self.yb):
+            # images alone; fastai's recorder expects labels
+            self.learn.yb = (self.xb[0].new_zeros(len(self.xb[0]), dtype=torch.int64),)
         (x,), (y,), m, opt = self.xb, self.yb, self.model, self.opt.opt
-        x, y = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last), y.as_subclass(Tensor)  # fastai's tensor types are not needed here
+        # fastai's tensor types are not needed here
+        x, y = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last), y.as_subclass(Tensor)
         labels = y if self.cfg.n_classes else None
         if self.step == 0:
             check_images(x)
             if self.cfg.n_classes: check_labels(y.cpu(), self.cfg.n_classes, len(x))
-        with self.autocast: self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng), self.scores, self.cfg.accumulate, self.loss_scale)
+        with self.autocast:
+            self.learn.loss = self.d_loss = d_step(m.G, m.D, opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng), self.scores, self.cfg.accumulate, self.loss_scale)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
-            with self.autocast: self.g_loss = g_step(m.G, m.D, opt.opt_g, *draw_inputs(y, self.cfg, self.rng), self.cfg.accumulate, self.loss_scale)
+            with self.autocast:
+                self.g_loss = g_step(m.G, m.D, opt.opt_g, *draw_inputs(y, self.cfg, self.rng), self.cfg.accumulate, self.loss_scale)
             ema_update(m.ema, m.G, self.cfg.ema if self.step//self.cfg.n_d > self.cfg.ema_start else 0.)
         raise CancelBatchException
 
@@ -599,14 +699,17 @@ class SAGANTrainer(TrainingFigures):
         raise CancelEpochException
 
 # %% ../nbs/06_training.ipynb #591501c0
-def _first(dl): return dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))  # PyTorch's loaders have no one_batch
+# PyTorch's loaders have no one_batch
+def _first(dl): return dl.one_batch() if hasattr(dl, 'one_batch') else next(iter(dl))
 
 def _facts(dls, x):
     "{field: value} of what a configuration takes over from the data, whose first images are x"
     facts = dict(size=x.shape[-1], n_classes=len(getattr(dls, 'vocab', [])), batch=len(x)*processes()[1], steps=len(dls.train), data=type(dls.train.dataset).__name__)
     if not isinstance(dls.train, MemoryLoader): return facts
     given = dls.train.rank, dls.train.world
-    if given != processes(): raise ValueError(f"this is process {processes()[0]} of {processes()[1]}, but its loader is for process {given[0]} of {given[1]}; give image_dls rank and world")
+    if given != processes():
+        raise ValueError(f"this is process {processes()[0]} of {processes()[1]}, but its loader is "
+                         f"for process {given[0]} of {given[1]}; give image_dls rank and world")
     return facts | dict(data=dls.train.dataset.name, flip=dls.train.flip)
 
 # %% ../nbs/06_training.ipynb #a7890956
@@ -619,15 +722,18 @@ class SAGANLearner(Learner):
         **kwargs, # Further arguments of fastai's `show_images`
     ) -> None:
         "Draw real images, and below each what the averaged generator makes of the same class"
-        x, *labels = [t[:max_n].cpu().as_subclass(Tensor) for t in _first(self.dls.train)]   # (n, 3, S, S), [(n,)]
-        n_classes = self.model.cfg.n_classes; y = labels[0] if n_classes else None            # (n,)
+        # (n, 3, S, S), [(n,)]
+        x, *labels = [t[:max_n].cpu().as_subclass(Tensor) for t in _first(self.dls.train)]
+        n_classes = self.model.cfg.n_classes
+        y = labels[0] if n_classes else None  # (n,)
         names = None if y is None else [str(getattr(self.dls, 'vocab', range(n_classes))[c]) for c in y.tolist()]*2
-        both = torch.cat([x, generate(self.model.ema, y, len(x), seed)])                      # (2n, 3, S, S)
+        both = torch.cat([x, generate(self.model.ema, y, len(x), seed)])  # (2n, 3, S, S)
         show_images(to_bytes(both), 2, titles=names, imsize=imsize, **dict(suptitle='real above, generated below', layout='constrained') | kwargs)
 
 # %% ../nbs/06_training.ipynb #83ee1f84
 def sagan_learner(
-    dls:DataLoaders, # Batches of (images in [-1, 1], labels), or of images alone: from `image_dls`, or fastai's own
+    # Batches of (images in [-1, 1], labels), or of images alone: from `image_dls`, or fastai's own
+    dls:DataLoaders,
     cfg:Config|str='small', # Configuration or the name of a preset
     cbs=None, # One more fastai callback, or several
     G:nn.Module|None=None, # A generator of your own; its latents have `G.z_dim` numbers
@@ -636,16 +742,19 @@ def sagan_learner(
 ) -> SAGANLearner: # `learn.fit(epochs)`, as with any fastai `Learner`; `learn.model` is a `SAGAN`
     "A fastai `Learner` that trains a SAGAN on `dls`, whose image size, classes (`dls.vocab`, or give `n_classes`) and batch size it takes over; raises `ValueError` for what does not fit"
     base = preset(cfg) if isinstance(cfg, str) else cfg
-    if not (base.g_width and base.d_width): raise ValueError(f"training takes two networks, and this configuration has no {'discriminator' if base.g_width else 'generator'}; give it a width")
+    if not (base.g_width and base.d_width):
+        raise ValueError(f"training takes two networks, and this configuration has no "
+                         f"{'discriminator' if base.g_width else 'generator'}; give it a width")
     x, *y = _first(dls.train)
     facts = _facts(dls, x)
     if G is not None: facts |= dict(g_width=(), z_dim=getattr(G, 'z_dim', base.z_dim))
     if D is not None: facts |= dict(d_width=())
     c = for_size(base, facts['size']).change(**facts | changes)
     _check_groups(c, processes()[1])
-    if not y: check_labels(None, c.n_classes, len(x))                         # images alone are for unconditional networks
+    if not y: check_labels(None, c.n_classes, len(x))  # images alone are for unconditional networks
     model, trainer = _with(SAGAN(c), G, D), SAGANTrainer(c)
-    def opt_func(params, lr): return _Numbers(opt=TwoOptimizers(*ttur(model.G, model.D, c.lr_g, c.lr_d, (c.beta1, c.beta2), c.bias_lr)))
+    def opt_func(params, lr):
+        return _Numbers(opt=TwoOptimizers(*ttur(model.G, model.D, c.lr_g, c.lr_d, (c.beta1, c.beta2), c.bias_lr)))
     metrics = [ValueMetric(lambda: trainer.figures()['g_loss'], 'g_loss'), ValueMetric(lambda: trainer.figures()['images_per_s'], 'images_per_s')]
     learn = SAGANLearner(dls, model, d_hinge_loss, opt_func, lr=[lr*b for lr in (c.lr_g, c.lr_d) for b in (1, c.bias_lr)],
                          moms=(c.beta1,)*3, cbs=L(trainer) + L(cbs), metrics=metrics)

@@ -17,7 +17,8 @@ from torchvision.utils import make_grid
 from .data import to_bytes
 
 # %% ../nbs/08_visualization.ipynb #50c95b65
-def _picture(x): return to_bytes(x).permute(1, 2, 0).numpy()  # (3, S, S) in [-1, 1] -> (S, S, 3) bytes
+# (3, S, S) in [-1, 1] -> (S, S, 3) bytes
+def _picture(x): return to_bytes(x).permute(1, 2, 0).numpy()
 
 # %% ../nbs/08_visualization.ipynb #829c46fc
 def grid_image(
@@ -29,17 +30,21 @@ def grid_image(
 
 # %% ../nbs/08_visualization.ipynb #80f5185e
 def class_rows(
-    x:Tensor, # Images, (n, 3, S, S) in [-1, 1], all of the first class first, then all of the second, ...
+    # Images, (n, 3, S, S) in [-1, 1], all of the first class first, then all of the second, ...
+    x:Tensor,
     names:list, # Names of the classes, one per row; n must be a multiple of their number
 ) -> Figure: # One row of images per class
     "Figure 6: samples of each class in a row of its own; raises `ValueError` if the images do not fill the rows"
-    if not names or len(x) % len(names): raise ValueError(f"{len(x)} images do not fill {len(names)} rows")
+    if not names or len(x) % len(names):
+        raise ValueError(f"{len(x)} images do not fill {len(names)} rows")
     columns = len(x)//len(names)
     fig, ax = plt.subplots(figsize=(.55*columns + 1.2, .55*len(names)))
     ax.imshow(grid_image(x, columns))
     pitch = x.shape[-1] + 2
-    ax.set_yticks([pitch*(i + .5) + 1 for i in range(len(names))], names, fontsize=9); ax.set_xticks([])
-    ax.tick_params(length=0); ax.spines[:].set_visible(False)
+    ax.set_yticks([pitch*(i + .5) + 1 for i in range(len(names))], names, fontsize=9)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     return fig
 
 # %% ../nbs/08_visualization.ipynb #f13a982e
@@ -51,7 +56,8 @@ def nearest_figure(
 ) -> Figure: # One column per generated image, with the nearest real one below it, and so on
     "Samples and the real images nearest to them; raises `ValueError` if these do not belong together"
     if near.shape[:2] != distance.shape or len(x) != len(near) or x.shape[1:] != near.shape[2:]:
-        raise ValueError(f"images of shape {tuple(x.shape)} need as many rows of real ones and distances, "
+        raise ValueError(f"images of shape {tuple(x.shape)} need as many rows of real ones and "
+                         f"distances, "
                          f"got shapes {tuple(near.shape)} and {tuple(distance.shape)}")
     n, k = distance.shape
     fig, axes = plt.subplots(1 + k, n, figsize=(.75*n, .9*(1 + k) + .3), squeeze=False)
@@ -60,13 +66,15 @@ def nearest_figure(
             ax.imshow(_picture(im))
             ax.set_xlabel(label, fontsize=7, labelpad=1)
             ax.set(xticks=[], yticks=[])
-    yardstick = '' if usual is None else f'\na real image has its nearest other one at {usual:.2f} (median)'
+    yardstick = '' if usual is None else (f'\na real image has its nearest other one at '
+                                          f'{usual:.2f} (median)')
     fig.suptitle('samples, and below each its nearest real images' + yardstick, fontsize=8)
     fig.tight_layout(pad=.3)
     return fig
 
 # %% ../nbs/08_visualization.ipynb #45ef59ed
-POINT_COLOURS = '#D55E00', '#009E73', '#0072B2', '#E69F00', '#CC79A7', '#56B4E9', '#F0E442'  # Okabe and Ito's, told apart by the colour-blind
+# Okabe and Ito's, told apart by the colour-blind
+POINT_COLOURS = '#D55E00', '#009E73', '#0072B2', '#E69F00', '#CC79A7', '#56B4E9', '#F0E442'
 
 # %% ../nbs/08_visualization.ipynb #7b0e97b0
 def spread_points(
@@ -74,11 +82,13 @@ def spread_points(
     n:int=3, # Points to pick
 ) -> list: # n different (row, column) pairs of pixels
     "Well-spread query points: farthest-point sampling over position and colour, away from the very border"
-    S = x.shape[-1]; grid = torch.arange(S, device=x.device)/S                 # (S,)
+    S = x.shape[-1]
+    grid = torch.arange(S, device=x.device)/S  # (S,)
     rows, cols = torch.meshgrid(grid, grid, indexing='ij')                     # (S, S) each
-    f = torch.cat([torch.stack([rows, cols]), x/2]).flatten(1).T               # (S*S, 5): position in [0,1], colour in [-.5,.5]
+    # (S*S, 5): position in [0,1], colour in [-.5,.5]
+    f = torch.cat([torch.stack([rows, cols]), x/2]).flatten(1).T
     inside = ((rows - .5).abs() < .45).logical_and((cols - .5).abs() < .45).flatten()
-    salience = (f[:, 2:] - f[:, 2:].median(0).values).norm(dim=1)              # (S*S,): how unlike the ground
+    salience = (f[:, 2:] - f[:, 2:].median(0).values).norm(dim=1)  # (S*S,): how unlike the ground
     salience = .3 + .7*salience/salience.max().clamp(min=1e-6)
     points:list[int] = []
     distance = torch.ones_like(salience)
@@ -103,16 +113,21 @@ def most_attended(
 # %% ../nbs/08_visualization.ipynb #01aef553
 def _check_belongs(x, m):
     "Raises `ValueError` if the images (B, 3, S, S) cannot be those of an `AttentionMap`"
-    if len(x) != len(m) or tuple(x.shape[2:]) != m.image: raise ValueError(f"images of shape {tuple(x.shape)} do not belong to a map of {len(m)} images of {m.image[0]}x{m.image[1]} pixels")
+    if len(x) != len(m) or tuple(x.shape[2:]) != m.image:
+        raise ValueError(f"images of shape {tuple(x.shape)} do not belong to a map of {len(m)} "
+                         f"images of {m.image[0]}x{m.image[1]} pixels")
 
 # %% ../nbs/08_visualization.ipynb #9880cc66
 def _draw_map(ax, x, beta, point, colour):
     "One image (3, S, S), greyed, under the map (h, w) of one query point"
-    size = tuple(x.shape[1:]); strongest = (beta.max()*beta.numel()).item()  # in multiples of the uniform weight
-    ax.imshow(_picture((x.mean(0, keepdim=True).expand(3, -1, -1) - 1)/2))  # at half its brightness, so that the map's is seen
+    size = tuple(x.shape[1:])
+    strongest = (beta.max()*beta.numel()).item()  # in multiples of the uniform weight
+    # at half its brightness, so that the map's is seen
+    ax.imshow(_picture((x.mean(0, keepdim=True).expand(3, -1, -1) - 1)/2))
     ax.imshow(F.interpolate(beta[None, None], size=size, mode='bilinear', align_corners=False)[0, 0], cmap='magma', alpha=.65, vmin=0)
     (r, c), to = point, most_attended(beta, size)
-    if round(strongest, 1) >= 1.5: ax.annotate('', to[::-1], (c, r), arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0))
+    if round(strongest, 1) >= 1.5:
+        ax.annotate('', to[::-1], (c, r), arrowprops=dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0))
     ax.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
     ax.set_xlabel(f'max {strongest:.1f}x uniform', fontsize=7, labelpad=2)
 
@@ -120,19 +135,24 @@ def _draw_map(ax, x, beta, point, colour):
 def attention_figure(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images, from `attention_maps`
-    points:list|None=None, # Query points (row, column) in pixels, the same for all images; None picks 3 for each
+    # Query points (row, column) in pixels, the same for all images; None picks 3 for each
+    points:list|None=None,
 ) -> Figure: # One row per image
     "Figures 1 and 5: query points, and beside them where each one looks; raises `ValueError` if images and maps do not belong together, `IndexError` for a point outside"
-    _check_belongs(x, m); x, S = x.cpu(), x.shape[-1]
+    _check_belongs(x, m)
+    x, S = x.cpu(), x.shape[-1]
     queries = [points or spread_points(im) for im in x]
-    betas = [[m.at(*p)[b].cpu().float() for p in row] for b, row in enumerate(queries)]  # (h, w) each
+    # (h, w) each
+    betas = [[m.at(*p)[b].cpu().float() for p in row] for b, row in enumerate(queries)]
     fig, axes = plt.subplots(len(x), 1 + len(queries[0]), figsize=(1.5*(1 + len(queries[0])), 1.65*len(x)), squeeze=False)
     for im, row, maps, ax in zip(x, queries, betas, axes):
         ax[0].imshow(_picture(im))
         for p, beta, colour, a in zip(row, maps, POINT_COLOURS*len(row), ax[1:]):
             ax[0].plot(p[1], p[0], 'o', color=colour, ms=7, mec='white', mew=1)
             _draw_map(a, im, beta, p, colour)
-    for a in axes.flat: a.set(xticks=[], yticks=[], xlim=(-.5, S - .5), ylim=(S - .5, -.5)); a.spines[:].set_visible(False)
+    for a in axes.flat:
+        a.set(xticks=[], yticks=[], xlim=(-.5, S - .5), ylim=(S - .5, -.5))
+        a.spines[:].set_visible(False)
     fig.tight_layout(pad=.3)
     return fig
 
@@ -155,33 +175,45 @@ def _measures(beta, distance, near, alike):
     "The measures of weights (B, n, N): {name: (B, n)}; distance (n, N), and the ranks of nearness and of likeness in colour"
     weight = _ranks(beta)
     wc, wn, cn = _correlation(weight, alike), _correlation(weight, near), _correlation(alike, near)
-    rest = (1 - wn**2)*(1 - cn**2)                                             # 0 where nearness explains all
+    rest = (1 - wn**2)*(1 - cn**2)  # 0 where nearness explains all
     return {'distance': (beta*distance).sum(-1), 'entropy': -torch.xlogy(beta, beta).sum(-1)/math.log(beta.shape[-1]), 'within 1/4': (beta*(distance <= .25)).sum(-1),
             'sharp': (beta.amax(-1)*beta.shape[-1] >= 3).float(), 'colour': wc, 'nearness': wn, 'colour, held': torch.where(rest > 1e-4, (wc - wn*cn)/rest.sqrt(), math.nan)}
 
 # %% ../nbs/08_visualization.ipynb #a037fffc
-def _centres(grid, device): return torch.cartesian_prod(*[(torch.arange(n, device=device) + .5)/n for n in grid])   # (N, 2) in sides of the image
-def _colours(x, grid): return F.adaptive_avg_pool2d(x, grid).flatten(2).mT     # (B, 3, S, S) -> (B, N, 3): mean colour of each cell
-def _apart(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')   # (..., N, D), (..., n, D) -> (..., N, n)
+def _centres(grid, device):
+    # (N, 2) in sides of the image
+    return torch.cartesian_prod(*[(torch.arange(n, device=device) + .5)/n for n in grid])
+# (B, 3, S, S) -> (B, N, 3): mean colour of each cell
+def _colours(x, grid): return F.adaptive_avg_pool2d(x, grid).flatten(2).mT
+# (..., N, D), (..., n, D) -> (..., N, n)
+def _apart(a, b): return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
 
 # %% ../nbs/08_visualization.ipynb #47e9d9e2
 def map_statistics(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images
-) -> dict: # {'attention', 'uniform', 'window' or 'same': {measure: mean over queries and images, NaN where it is not defined}}
+    # {'attention', 'uniform', 'window' or 'same': {measure: mean over queries and images, NaN where
+    # it is not defined}}
+) -> dict:
     "Figure 5's claim as numbers: what the weights of a layer go with; raises `ValueError` if images and maps do not belong together"
-    _check_belongs(x, m); x = x.to(m.q.device)
+    _check_belongs(x, m)
+    x = x.to(m.q.device)
     at, keys = [_centres(grid, x.device) for grid in (m.queries, m.keys)]      # (Nq, 2), (N, 2)
-    asking, asked = [_colours(x, grid) for grid in (m.queries, m.keys)]        # (B, Nq, 3), (B, N, 3)
-    sums:dict[tuple, tuple] = {}; first = 0
-    same = sum((beta.sum(1, keepdim=True) for beta in m.parts()), x.new_zeros(()))/len(at)      # (B, 1, N)
+    asking, asked = [_colours(x, grid) for grid in (m.queries, m.keys)]  # (B, Nq, 3), (B, N, 3)
+    sums:dict[tuple, tuple] = {}
+    first = 0
+    # (B, 1, N)
+    same = sum((beta.sum(1, keepdim=True) for beta in m.parts()), x.new_zeros(()))/len(at)
     for beta in m.parts():                                                     # (B, n, N)
         part = slice(first, first := first + beta.shape[1])
-        distance, alike = _apart(at[part], keys), _ranks(-_apart(asking[:, part], asked))   # (n, N), (B, n, N)
-        near, window = _ranks(-distance), (-distance**2*32).softmax(-1)        # a Gaussian of 1/8, (n, N) each
+        # (n, N), (B, n, N)
+        distance, alike = _apart(at[part], keys), _ranks(-_apart(asking[:, part], asked))
+        # a Gaussian of 1/8, (n, N) each
+        near, window = _ranks(-distance), (-distance**2*32).softmax(-1)
         for kind, weights in dict(attention=beta, uniform=torch.full_like(beta, 1/len(keys)), window=window.expand_as(beta), same=same.expand_as(beta)).items():
             for name, v in _measures(weights, distance, near, alike).items():
-                total, n = sums.get((kind, name), (0., 0)); sums[kind, name] = total + v.nansum().item(), n + v.isfinite().sum().item()
+                total, n = sums.get((kind, name), (0., 0))
+                sums[kind, name] = total + v.nansum().item(), n + v.isfinite().sum().item()
     kinds, names = [dict.fromkeys(k) for k in zip(*sums)]
     return {kind: {name: sums[kind, name][0]/n if (n := sums[kind, name][1]) else math.nan for name in names} for kind in kinds}
 
@@ -195,41 +227,57 @@ def statistics_figure(
     for ax, name in zip(axes, measures):
         for kind, marker, colour, size in (('attention', 'o', POINT_COLOURS[0], 8), ('same', 'x', 'black', 6), ('window', 'D', POINT_COLOURS[2], 5), ('uniform', '|', '#767676', 14)):
             ax.plot([r[kind][name] for r in rows.values()], range(len(rows)), marker, color=colour, ms=size, mew=1.6, label=kind)
-        ax.set_title(name, fontsize=9); ax.grid(axis='x', lw=.4); ax.tick_params(labelsize=8); ax.margins(x=.15, y=.2)
-    axes[0].set_yticks(range(len(rows)), rows); axes[0].invert_yaxis()
+        ax.set_title(name, fontsize=9)
+        ax.grid(axis='x', lw=.4)
+        ax.tick_params(labelsize=8)
+        ax.margins(x=.15, y=.2)
+    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].invert_yaxis()
     fig.legend(*axes[0].get_legend_handles_labels(), loc='lower center', ncols=4, fontsize=8, frameon=False, bbox_to_anchor=(.5, -.1))
     fig.tight_layout()
     return fig
 
 # %% ../nbs/08_visualization.ipynb #306d56a7
 def effect_figure(
-    images:dict, # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
+    # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
+    images:dict,
 ) -> Figure: # Two rows: the images, and their pixel-wise difference from the first
     "What a change did to an image"
     pictures = [x.cpu() for x in images.values()]
-    apart = [(x - pictures[0]).abs().mean(0)/2 for x in pictures]              # (S, S) each: 0 to 1, black against white
+    # (S, S) each: 0 to 1, black against white
+    apart = [(x - pictures[0]).abs().mean(0)/2 for x in pictures]
     top = max(max(d.max().item() for d in apart), 1e-3)
     fig, axes = plt.subplots(2, len(images), figsize=(1.45*len(images), 3.3), squeeze=False, layout='compressed')
     for (upper, lower), caption, x, d in zip(axes.T, images, pictures, apart):
-        upper.imshow(_picture(x)); upper.set_title(caption, fontsize=8)
-        shown = lower.imshow(d, cmap='cividis', vmin=0, vmax=top); lower.set_xlabel(f'mean {100*d.mean():.2g}%', fontsize=8, labelpad=2)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+        upper.imshow(_picture(x))
+        upper.set_title(caption, fontsize=8)
+        shown = lower.imshow(d, cmap='cividis', vmin=0, vmax=top)
+        lower.set_xlabel(f'mean {100*d.mean():.2g}%', fontsize=8, labelpad=2)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     fig.colorbar(shown, ax=axes[1], fraction=.02, format=lambda v, _: f'{v:.{0 if top > .05 else 2 if top < .005 else 1}%}').ax.tick_params(labelsize=7)
     return fig
 
 # %% ../nbs/08_visualization.ipynb #cf65d851
 def training_figure(
-    records:list, # Dictionaries with step, d_loss, g_loss, 'gamma ...' and 'sigma ...' entries, in order of the steps
+    # Dictionaries with step, d_loss, g_loss, 'gamma ...' and 'sigma ...' entries, in order of the
+    # steps
+    records:list,
 ) -> Figure: # Losses, gammas and spectral norms over the steps
     "Curves of a training log"
     steps = [r['step'] for r in records]
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
     for ax, title, prefix in zip(axes, ('losses', r'$\gamma$ of attention', r'$\sigma(W)$ before division'), (('d_loss', 'g_loss'), 'gamma', 'sigma')):
         for k in records[0]:
-            if k.startswith(prefix): ax.plot(steps, [r[k] for r in records], label=k.replace('d_loss', 'D').replace('g_loss', 'G').removeprefix(str(prefix)).strip(), lw=1.2)
-        ax.set_title(title, fontsize=10); ax.set_xlabel('step')
+            if k.startswith(prefix):
+                ax.plot(steps, [r[k] for r in records], label=k.replace('d_loss', 'D').replace('g_loss', 'G').removeprefix(str(prefix)).strip(), lw=1.2)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel('step')
         if ax.lines: ax.legend(fontsize=7)
-    axes[0].axhline(2, color='grey', lw=.7, ls=':', label='D knows nothing'); axes[0].legend(fontsize=7); fig.tight_layout()
+    axes[0].axhline(2, color='grey', lw=.7, ls=':', label='D knows nothing')
+    axes[0].legend(fontsize=7)
+    fig.tight_layout()
     return fig
 
 # %% ../nbs/08_visualization.ipynb #5aaf43d5
@@ -241,7 +289,9 @@ def _png(figure):
     if isinstance(figure, bytes): data = figure
     else:
         out = io.BytesIO()
-        if isinstance(figure, Figure): figure.savefig(out, format='png', dpi=110, bbox_inches='tight'); plt.close(figure)
+        if isinstance(figure, Figure):
+            figure.savefig(out, format='png', dpi=110, bbox_inches='tight')
+            plt.close(figure)
         else: figure.save(out, format='png')
         data = out.getvalue()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()
@@ -260,12 +310,16 @@ def report_html(
     summary:str, # One paragraph of plain text under it
     pictures:list, # (caption, figure, PIL image or bytes of a PNG) in order
     table:dict, # Names and values, for the table at the end
-    explorer:str='', # A page of its own, such as the attention explorer's, to stand after the pictures
+    # A page of its own, such as the attention explorer's, to stand after the pictures
+    explorer:str='',
 ) -> str: # A complete HTML page
     "One self-contained page: heading, pictures with captions, a table"
     e = lambda s: html.escape(str(s))
-    figures = ''.join(f'<figure><img alt="{e(c)}" src="{_png(p)}"><figcaption>{e(c)}</figcaption></figure>' for c, p in pictures)
-    frame = explorer and f'<iframe title="Attention explorer" style="width:100%;height:700px;border:0" srcdoc="{e(explorer)}"></iframe>'
+    figures = ''.join(f'<figure><img alt="{e(c)}" '
+                      f'src="{_png(p)}"><figcaption>{e(c)}</figcaption></figure>' for c, p in pictures)
+    frame = explorer and (f'<iframe title="Attention explorer" '
+                          f'style="width:100%;height:700px;border:0" '
+                          f'srcdoc="{e(explorer)}"></iframe>')
     rows = ''.join(f'<tr><th>{e(k)}</th><td>{e(v)}</td></tr>' for k, v in table.items())
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{e(title)}</title><style>{_STYLE}</style><h1>{e(title)}</h1><p>{e(summary)}</p>{figures}{frame}<h2>Configuration</h2><table>{rows}</table></html>

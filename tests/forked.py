@@ -11,16 +11,21 @@ STARTED = []
 @pytest.fixture(autouse=True)
 def leave_nothing_running():
     yield
-    for p in STARTED: p.kill(); p.join()
+    for p in STARTED:
+        p.kill()
+        p.join()
 
 def _command(said, name, args, options):
     fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(fd, 1); os.dup2(fd, 2)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
     import sagan.cli
     getattr(sagan.cli, name)(*args, **options)
 
 def forked(said, name, *args, **options):
     "A command's function as a process that has been started, and whose output goes to the file `said`"
     p = PROCESSES.Process(target=_command, args=(said, name, args, options))
-    p.said = said; STARTED.append(p); p.start()
+    p.said = said
+    STARTED.append(p)
+    p.start()
     return p

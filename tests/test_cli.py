@@ -7,7 +7,8 @@ from sagan.checkpoints import load_run
 BIN = Path(sys.executable).parent
 TINY = ['--steps', '20', '--batch', '16', '--g-width', '2', '--d-width', '4']
 
-def command(name, *args, cwd): return subprocess.run([BIN/name, *map(str, args)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def command(name, *args, cwd):
+    return subprocess.run([BIN/name, *map(str, args)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 def refused(done, status, *words):
     assert done.returncode == status, done.stderr
@@ -43,7 +44,7 @@ def test_eval_tells_intra_fid_and_draws_the_nearest_images(folder):
     assert done.returncode == 0, done.stderr
     kept = json.loads((folder/'runs/digits/eval-n100.json').read_text())
     assert kept['intra_fid'] > 0 and f'intra_fid        {kept["intra_fid"]:.4g}' in done.stdout.splitlines()
-    assert 'the intra-FID comes out too large' in done.stderr                 # about ten images of a class, 64 features
+    assert 'the intra-FID comes out too large' in done.stderr  # about ten images of a class, 64 features
     assert 'nearest images   runs/digits/nearest-n100.png' in done.stdout.splitlines()
     assert min(Image.open(folder/'runs/digits/nearest-n100.png').size) > 300
 
@@ -67,7 +68,7 @@ def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
     checkpoints.measure_generator(G, images, judge, real, 30, 5)
     cli._draw_nearest(folder/'picture.png', G, images, judge, real, 30, 5)
     x = torch.cat(measured)[:8]
-    assert torch.allclose(shown['x'], x, atol=1e-4)                           # drawn in a batch of another size
+    assert torch.allclose(shown['x'], x, atol=1e-4)  # drawn in a batch of another size
     found, distance = evaluation.nearest_images(shown['x'], images, judge)
     assert torch.equal(shown['near'], to_unit(images.x[found]))
     assert torch.allclose(shown['distance'], distance, atol=1e-4) and shown['usual'] > 0
@@ -83,8 +84,11 @@ def test_missing_folder(tmp_path):
 
 def test_unreadable_images_are_named_and_left_out_on_request(tmp_path):
     from PIL import Image
-    for i in range(20): (tmp_path/'data').mkdir(exist_ok=True); Image.new('RGB', (40, 40), (i, 200, 0)).save(tmp_path/f'data/{i}.png')
-    (tmp_path/'data/zero.png').touch(); (tmp_path/'data/text.jpg').write_text('not an image')
+    for i in range(20):
+        (tmp_path/'data').mkdir(exist_ok=True)
+        Image.new('RGB', (40, 40), (i, 200, 0)).save(tmp_path/f'data/{i}.png')
+    (tmp_path/'data/zero.png').touch()
+    (tmp_path/'data/text.jpg').write_text('not an image')
     refused(command('sagan-train', '--data', 'data', *TINY, cwd=tmp_path), 1, 'zero.png (zero bytes)', 'text.jpg', '--skip-bad')
     assert not (tmp_path/'runs').exists()
     done = command('sagan-train', '--data', 'data', '--skip-bad', *TINY, cwd=tmp_path)
@@ -105,7 +109,8 @@ def folder_of(tmp, **classes):
     (dict(a=8, b=8), ('--batch', '4', '--g-attention', '64'), 'no 64x64 feature map'),
 ])
 def test_data_that_does_not_fit(tmp_path, classes, args, words):
-    (tmp_path/'data').mkdir(); folder_of(tmp_path, **classes)
+    (tmp_path/'data').mkdir()
+    folder_of(tmp_path, **classes)
     refused(command('sagan-train', '--data', 'data', '--g-width', 2, '--d-width', 4, *args, cwd=tmp_path), 1, words)
     assert not (tmp_path/'runs').exists()
 
@@ -116,15 +121,20 @@ def test_arguments_of_the_wrong_form(tmp_path):
     refused(command('sagan-train', '--size', 'big', cwd=tmp_path), 2, 'big')
 
 def test_weights_of_another_configuration(folder, tmp_path):
-    other = tmp_path/'other'; other.mkdir()
-    for f in ('config.json', 'weights.safetensors'): (other/f).write_bytes((folder/'runs/digits'/f).read_bytes())
-    c = json.loads((other/'config.json').read_text()); c['config']['d_width'] = 8; (other/'config.json').write_text(json.dumps(c))
+    other = tmp_path/'other'
+    other.mkdir()
+    for f in ('config.json', 'weights.safetensors'):
+        (other/f).write_bytes((folder/'runs/digits'/f).read_bytes())
+    c = json.loads((other/'config.json').read_text())
+    c['config']['d_width'] = 8
+    (other/'config.json').write_text(json.dumps(c))
     refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there, 8 here')
 
 def test_interrupt_at_once(tmp_path):
     "While the imports run, too: no traceback, nothing left"
     p = subprocess.Popen([BIN/'sagan-train', *TINY], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(1); p.send_signal(signal.SIGINT)
+    time.sleep(1)
+    p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=300)
     assert p.returncode == 1 and 'Traceback' not in err and 'interrupted' in err, err
     assert not list(tmp_path.iterdir())

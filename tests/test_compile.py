@@ -16,7 +16,7 @@ def test_compiled_training_compiles_once_and_gives_the_same_numbers(monkeypatch)
         return learn
     eager, compiled = train(False, 2), train(True, 2)
     graphs = counters['stats']['unique_graphs']
-    assert graphs >= 4                                                        # G and D with and without gradients
+    assert graphs >= 4  # G and D with and without gradients
     a, b = eager.model.state_dict(), compiled.model.state_dict()
     assert a.keys() == b.keys()                                               # checkpoints are the same
     for k in a: assert torch.allclose(a[k], b[k], atol=1e-3, rtol=1e-3), k

@@ -13,7 +13,8 @@ print('OPEN', len(images), flush=True)
 '''
 N = 3000
 
-def start(images, cache): return subprocess.Popen([sys.executable, '-c', CODE, str(images), str(cache)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(images, cache):
+    return subprocess.Popen([sys.executable, '-c', CODE, str(images), str(cache)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 def being_made(cache):
     "Wait until a cache is being written; the temporary file"
@@ -33,7 +34,10 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
     maker = start(images, tmp_path)
-    try: left = being_made(tmp_path); maker.send_signal(how); out, _ = maker.communicate(timeout=300)
+    try:
+        left = being_made(tmp_path)
+        maker.send_signal(how)
+        out, _ = maker.communicate(timeout=300)
     finally: maker.kill()
     assert maker.returncode != 0 and 'OPEN' not in out
     assert left.exists() == (how == signal.SIGKILL) and sorted(p.name for p in left.parent.iterdir() if p != left) == ['.lock']
@@ -44,10 +48,12 @@ def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
 def test_the_second_process_waits_for_the_first(images, tmp_path):
     first = start(images, tmp_path)
     try:
-        being_made(tmp_path); os.kill(first.pid, signal.SIGSTOP)               # it stays in the middle while the second starts
+        being_made(tmp_path)
+        os.kill(first.pid, signal.SIGSTOP)  # it stays in the middle while the second starts
         second = start(images, tmp_path)
         try:
-            assert second.stdout.readline().startswith('waiting for another process'); os.kill(first.pid, signal.SIGCONT)
+            assert second.stdout.readline().startswith('waiting for another process')
+            os.kill(first.pid, signal.SIGCONT)
             outs = first.communicate(timeout=300)[0], second.communicate(timeout=300)[0]
         finally: second.kill()
     finally: first.kill()

@@ -12,7 +12,9 @@ STARTED = []
 @pytest.fixture(scope='module', autouse=True)
 def leave_nothing_running():
     yield
-    for p in STARTED: p.terminate(); p.wait()                                  # the launcher ends its processes first
+    for p in STARTED:
+        p.terminate()
+        p.wait()  # the launcher ends its processes first
 
 def trained(double, **changes):
     "A tiny model after 20 steps with batches of 16 images of all processes, its first weights, and the loss"
@@ -23,7 +25,7 @@ def trained(double, **changes):
     learn = sagan_learner(image_dls(digits(), 16//world, 20, flip=True, rank=rank, world=world), 'tiny', ema_start=5, dtype='float32', **changes)
     if double: learn.model.double()
     began = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    if rank: learn.model.G.linear.bias.data.add_(1.)                          # all are to begin with the weights of the first one
+    if rank: learn.model.G.linear.bias.data.add_(1.)  # all are to begin with the weights of the first one
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return dict(began=began, ended=learn.model.state_dict(), loss=learn.sagan_trainer.d_loss)
 
@@ -65,7 +67,8 @@ def work(folder):
     from sagan.conditioning import launched, processes
     with launched():
         kept = dict(scores=measured(), single=trained(False), blamed=blamed(), grouped={g: grouped(g) for g in (2, 4)})
-        torch.Tensor.float = torch.Tensor.double; torch.set_default_dtype(torch.float64)  # whatever the package computes in float32
+        torch.Tensor.float = torch.Tensor.double
+        torch.set_default_dtype(torch.float64)  # whatever the package computes in float32
         torch.save(kept | dict(double=trained(True), groups=trained(True, bn_group=8)), f'{folder}/{processes()[0]}of{processes()[1]}')
 
 @pytest.fixture(scope='module')
@@ -80,9 +83,11 @@ def kept(tmp_path_factory):
 def test_two_processes_train_as_one(kept):
     "In float64; in float32 the rounding of the first step is enough for 20 steps of a GAN to end elsewhere (page 06)"
     alone, first = [k['double'] for k in kept[:2]]
-    for k, v in alone['ended'].items(): assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
+    for k, v in alone['ended'].items():
+        assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
     assert abs(alone['loss'] - first['loss']) < 1e-7                           # that of the whole batch
-    for k in ('G.linear.bias', 'D.head.linear.bias', 'ema.conv.bias', 'G.bn.running_var'): assert (alone['ended'][k] - alone['began'][k]).abs().max() > 1e-4, k
+    for k in ('G.linear.bias', 'D.head.linear.bias', 'ema.conv.bias', 'G.bn.running_var'):
+        assert (alone['ended'][k] - alone['began'][k]).abs().max() > 1e-4, k
 
 def test_groups_of_batch_norm_are_the_same_on_one_process_and_on_two(kept):
     "A group of all images of a process is batch norm without synchronization; the averages are those of all groups"
@@ -93,27 +98,33 @@ def test_groups_of_batch_norm_are_the_same_on_one_process_and_on_two(kept):
             assert torch.allclose(first[group][k], v, rtol=1e-5, atol=1e-4 if k == 'weight' else 1e-5), (group, k)
             assert torch.equal(first[group][k], second[group][k]), (group, k)
     x = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(8.)[:, None, None, None]
-    layers = [torch.nn.BatchNorm2d(4) for _ in range(2)]                      # PyTorch's own in each process, which knows of no other
+    # PyTorch's own in each process, which knows of no other
+    layers = [torch.nn.BatchNorm2d(4) for _ in range(2)]
     assert torch.allclose(first[4]['out'], torch.cat([bn(part) for bn, part in zip(layers, x.chunk(2))]), atol=1e-6)
-    for k in ('running_mean', 'running_var'): assert torch.allclose(first[4][f'bn.{k}'], sum(getattr(bn, k) for bn in layers)/2, rtol=1e-6), k
+    for k in ('running_mean', 'running_var'):
+        assert torch.allclose(first[4][f'bn.{k}'], sum(getattr(bn, k) for bn in layers)/2, rtol=1e-6), k
 
 def test_two_processes_train_as_one_with_groups(kept):
     alone, first, second = [k['groups'] for k in kept]
-    for k, v in alone['ended'].items(): assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
+    for k, v in alone['ended'].items():
+        assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
     for k, v in first['ended'].items(): assert torch.equal(v, second['ended'][k]), k
     whole = kept[0]['double']['ended']
-    assert (alone['ended']['G.linear.bias'] - whole['G.linear.bias']).abs().max() > 1e-4  # another training than that without groups
+    # another training than that without groups
+    assert (alone['ended']['G.linear.bias'] - whole['G.linear.bias']).abs().max() > 1e-4
 
 def test_both_processes_hold_the_same_bits(kept):
     for kind in ('single', 'double'):
-        for k, v in kept[1][kind]['ended'].items(): assert torch.equal(v, kept[2][kind]['ended'][k]), (kind, k)  # u, v and running statistics, too
+        for k, v in kept[1][kind]['ended'].items():
+            assert torch.equal(v, kept[2][kind]['ended'][k]), (kind, k)  # u, v and running statistics, too
     assert kept[1]['single']['ended']['G.bn.running_var'].dtype == torch.float32
     assert kept[1]['single']['ended']['G.bn.num_batches_tracked'] == 20
 
 def test_two_processes_measure_as_one(kept):
     for alone, first, second in zip(*[k['scores'] for k in kept]):
         assert first == second and alone.keys() == first.keys()
-        for k, v in alone.items(): assert first[k] == (pytest.approx(v, rel=1e-4, abs=1e-5) if isinstance(v, float) else v), k
+        for k, v in alone.items():
+            assert first[k] == (pytest.approx(v, rel=1e-4, abs=1e-5) if isinstance(v, float) else v), k
     assert kept[0]['scores'][1]['observed'] == 1.
 
 def test_a_number_that_is_not_finite_is_found_by_all(kept):
@@ -156,10 +167,13 @@ def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(ru
     os.kill(processes_of(p)[1], signal.SIGKILL)
     assert p.wait(300) != 0
     said = (run.parent/'said').read_text()
-    assert f'from step {step} to 1000 steps' in said and 'sagan-train: one of the 2 processes is gone' in said and 'go on with sagan-train --resume run' in said
+    assert f'from step {step} to 1000 steps' in said and (
+        'sagan-train: one of the 2 processes is gone') in said and (
+            'go on with sagan-train --resume run') in said
     assert load_run(run).step >= step + 40
     with open(run/'config.json') as f: assert '"batch": 16' in f.read()
     done = subprocess.run([Path(sys.executable).parent/'sagan-train', '--resume', 'run', '--steps', str(load_run(run).step + 10), '--device', 'cpu'], cwd=run.parent, capture_output=True, text=True)
-    assert done.returncode == 0 and (run/'report.html').exists(), done.stderr  # one process goes on where two were
+    # one process goes on where two were
+    assert done.returncode == 0 and (run/'report.html').exists(), done.stderr
 
 if __name__ == '__main__': work(sys.argv[1])

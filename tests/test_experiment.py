@@ -23,12 +23,14 @@ def rows(out):
     return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in csv.DictReader((out/'table.csv').open())]
 
 def finished(out, **more):
-    p = start(out, **more); p.join(500)
+    p = start(out, **more)
+    p.join(500)
     assert p.exitcode == 0, p.said.read_text()
     return rows(out)
 
 def failed(p):
-    p.join(60); said = p.said.read_text()
+    p.join(60)
+    said = p.said.read_text()
     assert p.exitcode == 1 and 'Traceback' not in said, said
     return said
 
@@ -54,9 +56,11 @@ def test_killed_and_started_again(tmp_path, whole):
     table = rows(whole)
     assert [r['row'] for r in table] == ['no attention', 'SAGAN feat8, feat16, feat32', 'SAGAN feat64', 'Residual feat8, feat16, feat32', 'Residual feat64']
     assert all(float(r['fid']) > 0 and r['samples'] == '100' and 'small CNN' in r['evaluator'] and 'twins' in r['reference'] for r in table)
-    cut = tmp_path/'cut'; p = start(cut)
-    until(p, (cut/'table1-feat8/seed0/state.pt').exists)                      # the second network has been measured once
-    p.kill(); p.join()
+    cut = tmp_path/'cut'
+    p = start(cut)
+    until(p, (cut/'table1-feat8/seed0/state.pt').exists)  # the second network has been measured once
+    p.kill()
+    p.join()
     assert not (cut/'table.md').exists() and (cut/'table1-none/seed0/records.json').exists()
     assert finished(cut) == table
 
@@ -66,12 +70,16 @@ def test_two_at_once_give_the_table_of_one_by_one(tmp_path, whole):
 LONG = dict(steps=100_000, every=50_000)
 
 def test_two_at_once_stop_together(tmp_path, whole):
-    out = begun(tmp_path/'jobs', whole, **LONG); p = start(out, jobs=2, **LONG)
+    out = begun(tmp_path/'jobs', whole, **LONG)
+    p = start(out, jobs=2, **LONG)
     until(p, (out/'table1-none/seed0').exists)
-    os.kill(p.pid, signal.SIGINT); assert 'interrupted' in failed(p)
+    os.kill(p.pid, signal.SIGINT)
+    assert 'interrupted' in failed(p)
 
 def test_a_killed_worker_ends_the_command_with_a_message(tmp_path, whole):
-    out = begun(tmp_path/'jobs', whole, **LONG); p = start(out, jobs=2, **LONG)
+    out = begun(tmp_path/'jobs', whole, **LONG)
+    p = start(out, jobs=2, **LONG)
     until(p, (out/'table1-none/seed0').exists)
-    for child in subprocess.run(['pgrep', '-f', '-P', str(p.pid), 'spawn_main'], capture_output=True, text=True).stdout.split(): os.kill(int(child), signal.SIGKILL)
+    for child in subprocess.run(['pgrep', '-f', '-P', str(p.pid), 'spawn_main'], capture_output=True, text=True).stdout.split():
+        os.kill(int(child), signal.SIGKILL)
     assert 'was killed' in failed(p)

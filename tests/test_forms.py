@@ -97,14 +97,15 @@ def test_an_unknown_form_is_refused_with_the_names_of_the_three(make, form):
 @pytest.mark.parametrize('old, new', OLD.items())
 def test_older_names_in_code(old, new):
     assert resolve_form(old) == resolve_form(new) == new
-    with pytest.warns(DeprecationWarning, match=f"form='{old}' is an old name; use form='{new}'"): layer = SelfAttention(16, old)
+    with pytest.warns(DeprecationWarning, match=f"form='{old}' is an old name; use form='{new}'"):
+        layer = SelfAttention(16, old)
     assert layer.form == new
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert Config(form=old) == Config(form=new) == Config().change(form=old) and Config(form=old).form == new
-        SAGAN(presets['tiny'].change(form=old))                                # no warning: the configuration has today's name
+        SAGAN(presets['tiny'].change(form=old))  # no warning: the configuration has today's name
     layer = SelfAttention(16, new, sn=False)
-    pooled, layer.form = layer.pooled, old                                     # as an earlier version has pickled it
+    pooled, layer.form = layer.pooled, old  # as an earlier version has pickled it
     again = pickle.loads(pickle.dumps(layer))
     assert again.form == old and again.pooled == pooled
 
@@ -113,13 +114,16 @@ def renamed(d): return d | dict(form={new: old for old, new in OLD.items()}[d['f
 
 def aged(run):
     "Write the older names into every file of a run folder"
-    file = run/'config.json'; saved = json.loads(file.read_text())
+    file = run/'config.json'
+    saved = json.loads(file.read_text())
     file.write_text(json.dumps(saved | dict(config=renamed(Config(**saved['config']).__dict__)), indent=1))
     for f in run.glob('*.safetensors'):
         with safe_open(f, 'pt') as whole: header = whole.metadata()
         save_file(load_file(f), f, header | dict(config=json.dumps(renamed(asdict(Config(**json.loads(header['config'])))))))
     for f in states(run):
-        state = torch.load(f, weights_only=True); state['config'] = renamed(state['config']); torch.save(state, f)
+        state = torch.load(f, weights_only=True)
+        state['config'] = renamed(state['config'])
+        torch.save(state, f)
     return run
 
 
@@ -131,7 +135,7 @@ def test_shipped_runs_under_the_older_name(name, tmp_path):
     assert ours.cfg == theirs.cfg and theirs.cfg.form == 'released'
     for k, t in ours.state_dict().items(): assert torch.equal(t, theirs.state_dict()[k]), k
     assert load_weights(run/'weights.safetensors', ours.cfg)[0].cfg == ours.cfg
-    shared = PretrainedSAGAN.from_pretrained(run)                              # a folder of the hub is such a folder
+    shared = PretrainedSAGAN.from_pretrained(run)  # a folder of the hub is such a folder
     shared.save_pretrained(tmp_path/'shared')
     assert 'released form' in (tmp_path/'shared/README.md').read_text()
     assert json.loads((tmp_path/'shared/config.json').read_text())['config']['form'] == 'released'
@@ -156,10 +160,12 @@ def test_a_run_under_the_older_name_goes_on(old, new, tmp_path, capsys):
 def test_an_experiment_under_the_older_name_goes_on(tmp_path):
     base = json.loads((root/'nbs/experiments/table1-twins/experiment.json').read_text())['base']
     for old, new in OLD.items():
-        folder = tmp_path/old; folder.mkdir()
+        folder = tmp_path/old
+        folder.mkdir()
         asked = dict(experiment='table1', base=base | dict(form=old), seeds=1)
         (folder/'experiment.json').write_text(json.dumps(asked))
         _claim(folder, asked | dict(base=asdict(Config(**base | dict(form=new)))))    # the same experiment
         assert json.loads((folder/'experiment.json').read_text())['base']['form'] == new
-        with pytest.raises(ValueError, match=f"form is '{new}' there, 'published' here"): _claim(folder, asked | dict(base=asdict(Config(**base | dict(form='published')))))
+        with pytest.raises(ValueError, match=f"form is '{new}' there, 'published' here"):
+            _claim(folder, asked | dict(base=asdict(Config(**base | dict(form='published')))))
     assert {l.cfg.form for l, _ in load_experiment(root/'nbs/experiments/table1-twins')} == {'released', 'residual'}

@@ -23,8 +23,11 @@ def test_golden(case, tmp_path):
     y = e['y'] if model.cfg.n_classes else None
     for images, scores, maps, G in (('images', 'scores', 'attn_g', model.G), ('images_ema', 'scores_ema', 'attn_g_ema', model.ema)):
         if images not in e: continue
-        with torch.no_grad(): x = G(e['z'], y); s = model.D(x, y)
-        assert_close(x[:len(e[images])], e[images], 1e-4); assert_close(s, e[scores], 1e-3)
+        with torch.no_grad():
+            x = G(e['z'], y)
+            s = model.D(x, y)
+        assert_close(x[:len(e[images])], e[images], 1e-4)
+        assert_close(s, e[scores], 1e-3)
         check_maps(e, maps, G, e['z'], y)
     x = e['images'][:2]
     if len(x) == 2: check_maps(e, 'attn_d', model.D, x, None if y is None else y[:2])
@@ -42,7 +45,8 @@ def assert_close(a, b, atol): assert a.shape == b.shape and (a - b).abs().max() 
 
 class Maker:
     "Random tensors under a project's names, made when they are first asked for, and the layers that use them"
-    def __init__(self, seed, form): self.t, self.form, self.rng = {}, form, torch.Generator().manual_seed(seed)
+    def __init__(self, seed, form):
+        self.t, self.form, self.rng = {}, form, torch.Generator().manual_seed(seed)
     def rand(self, *shape): return torch.randn(*shape, generator=self.rng)
     def get(self, name, make):
         if name not in self.t: self.t[name] = make()
@@ -52,7 +56,9 @@ class Maker:
         form, n = form or self.form, shape[0]
         if form == 'T':
             M = self.get(f'{p}.weight_orig', lambda: self.rand(*shape)).reshape(n, -1)
-            def near(t): return F.normalize(F.normalize(t, dim=0) + .3*F.normalize(self.rand(len(t)), dim=0), dim=0)   # not converged
+            def near(t):
+                # not converged
+                return F.normalize(F.normalize(t, dim=0) + .3*F.normalize(self.rand(len(t)), dim=0), dim=0)
             u = self.get(f'{p}.weight_u', lambda: near(M @ (M.T @ self.rand(n))))
             v = self.get(f'{p}.weight_v', lambda: near(M.T @ u))
             return (M/(u @ (M @ v))).reshape(shape)
@@ -74,7 +80,8 @@ class Maker:
         q = self.conv(theta, x, C//8, 1, False, form).reshape(B, C//8, H*W)
         k = F.max_pool2d(self.conv(phi, x, C//8, 1, False, form), 2).reshape(B, C//8, H*W//4)
         v = F.max_pool2d(self.conv(g, x, C//2, 1, False, form), 2).reshape(B, C//2, H*W//4)
-        beta = torch.softmax(torch.einsum('bcq,bck->bqk', q, k), 2); maps.append(beta)
+        beta = torch.softmax(torch.einsum('bcq,bck->bqk', q, k), 2)
+        maps.append(beta)
         out = torch.einsum('bck,bqk->bcq', v, beta).reshape(B, C//2, H, W)
         shape = (1,) if gamma.endswith('sigma') else ()
         return x + self.get(gamma, lambda: torch.full(shape, .7))*self.conv(o, out, C, 1, False, form)
@@ -97,8 +104,10 @@ def cbn(m, P, p, x, y, n, tables, eps):
         h = statistics(m, p, x, eps, 'running', True)
         return h*m.get(f'{p}.weight', lambda: 1 + .2*m.rand(C))[:, None, None] + m.get(f'{p}.bias', lambda: .2*m.rand(C))[:, None, None]
     h = statistics(m, p + sub, x, eps, word, word == 'running')
-    if tables == 'plain': gain, bias = [m.weight(f'{p}.{k}', n, C, form='plain') for k in (('weight_embedding', 'bias_embedding') if P['name'] == 'MM' else ('gain', 'bias'))]
-    if tables == 'rows': gain, bias = [m.weight(f'{p}.{k}', n, C) for k in (('weight_embedding', 'bias_embedding') if P['name'] == 'MM' else ('embed0', 'embed1'))]
+    if tables == 'plain':
+        gain, bias = [m.weight(f'{p}.{k}', n, C, form='plain') for k in (('weight_embedding', 'bias_embedding') if P['name'] == 'MM' else ('gain', 'bias'))]
+    if tables == 'rows':
+        gain, bias = [m.weight(f'{p}.{k}', n, C) for k in (('weight_embedding', 'bias_embedding') if P['name'] == 'MM' else ('embed0', 'embed1'))]
     if tables == 'columns': gain, bias = [m.weight(f'{p}.{k}', C, n).T for k in ('gain', 'bias')]
     if tables == 'shared':
         shared = m.get('shared.weight', lambda: m.rand(n, 6))
@@ -115,7 +124,9 @@ def run_G(m, P, z, y, ch, at, n, tables, eps=None, out_eps=None):
         h = torch.relu(cbn(m, P, f'{p}.{n2}', m.conv(f'{p}.{c1}', h, c, 3), y, n, tables, eps))
         x = m.conv(f'{p}.{c2}', h, c, 3) + m.conv(f'{p}.{sc}', x.repeat_interleave(2, 2).repeat_interleave(2, 3), c, 1)
         j += 1
-        if i in at: x = m.attention(P['attention'].format(i=i, j=j), P['att'], x, maps); j += 1
+        if i in at:
+            x = m.attention(P['attention'].format(i=i, j=j), P['att'], x, maps)
+            j += 1
     bn, conv = P['last']
     sub, word = P['stats'] if P['name'] == 'BG' else ('', 'running')
     h = statistics(m, bn + sub, x, out_eps or (1e-5 if P['name'] == 'BG' else eps), word, word == 'running')
@@ -128,13 +139,16 @@ def run_D(m, P, x, y, ch, down, at, n, relu=None, att_form=None):
     for i, (c, pool) in enumerate(zip(ch, down)):
         p = 'from_rgb' if P['name'] == 'MM' and i == 0 else P['block'].format(i=i, j=j)
         half = (lambda t: F.avg_pool2d(t, 2)) if pool else (lambda t: t)
-        if i == 0: x = half(m.conv(f'{p}.{c2}', torch.relu(m.conv(f'{p}.{c1}', x, c, 3)), c, 3)) + m.conv(f'{p}.{sc}', half(x), c, 1)
+        if i == 0:
+            x = half(m.conv(f'{p}.{c2}', torch.relu(m.conv(f'{p}.{c1}', x, c, 3)), c, 3)) + m.conv(f'{p}.{sc}', half(x), c, 1)
         else:
             start = torch.relu(x) if relu else x
             skip = half(m.conv(f'{p}.{sc}', start, c, 1)) if pool or c != x.shape[1] else start
             x = half(m.conv(f'{p}.{c2}', torch.relu(m.conv(f'{p}.{c1}', torch.relu(x), c, 3)), c, 3)) + skip
         if P['name'] != 'MM' or i: j += 1
-        if i in at: x = m.attention(P['attention'].format(i=i, j=j), P['att'], x, maps, att_form if i else None); j += 1
+        if i in at:
+            x = m.attention(P['attention'].format(i=i, j=j), P['att'], x, maps, att_form if i else None)
+            j += 1
     h, (linear, embed) = torch.relu(x).sum((2, 3)), P['head']
     s = F.linear(h, m.weight(linear, 1, len(h[0])), m.get(f'{linear}.bias', lambda: m.rand(1)))[:, 0]
     return (s if not n else s + (m.weight(embed, n, len(h[0]))[y]*h).sum(1)), maps
@@ -153,12 +167,14 @@ def pair(P, seed, size, g, d, g_at, d_at, n, tables, z_dim=5, g_form=None, **kw)
 def check(model, G, z, y, x, s=None, g_maps=(), d_maps=()):
     with torch.no_grad():
         out, maps = attention_maps(G, z, y) if g_maps else (G(z, y), [])
-        assert x.std() > .05 and x.abs().median() < .99                         # not saturated, so that mistakes show
-        assert_close(out, x, 1e-4); assert len(maps) == len(g_maps)
+        assert x.std() > .05 and x.abs().median() < .99  # not saturated, so that mistakes show
+        assert_close(out, x, 1e-4)
+        assert len(maps) == len(g_maps)
         for m, beta in zip(maps, g_maps): assert_close(m.beta, beta, 1e-5)
         if s is None: return
         score, maps = attention_maps(model.D, x, y) if d_maps else (model.D(x, y), [])
-        assert_close(score, s, 1e-4*s.abs().max().item() + 1e-4); assert len(maps) == len(d_maps)
+        assert_close(score, s, 1e-4*s.abs().max().item() + 1e-4)
+        assert len(maps) == len(d_maps)
         for m, beta in zip(maps, d_maps): assert_close(m.beta, beta, 1e-5)
 
 @pytest.mark.parametrize('seed, size, g, d, g_at, d_at, tables, stats', [
@@ -170,43 +186,58 @@ def check(model, G, z, y, x, s=None, g_maps=(), d_maps=()):
     (5, 256, (6, 6, 8, 6, 4, 3, 2), (2, 3, 8, 6, 4, 4, 4), (1,), (2,), 'plain', ('', 'stored'))])
 def test_biggan_pytorch(tmp_path, seed, size, g, d, g_at, d_at, tables, stats):
     G, D, z, y, *expected = pair(BG | dict(stats=stats), seed, size, g, d, g_at, d_at, 3, tables)
-    if stats == ('.bn', 'stored'): G |= {k.replace('stored_mean', 'accumulation_counter'): torch.zeros(1) for k in G if k.endswith('stored_mean')}
-    torch.save(G, tmp_path/'G.pth'); torch.save(D, tmp_path/'D.pth')
+    if stats == ('.bn', 'stored'):
+        G |= {k.replace('stored_mean', 'accumulation_counter'): torch.zeros(1) for k in G if k.endswith('stored_mean')}
+    torch.save(G, tmp_path/'G.pth')
+    torch.save(D, tmp_path/'D.pth')
     model, _ = import_checkpoint(tmp_path/'G.pth', tmp_path/'D.pth')
-    check(model, model.G, z, y, *expected); check(model, model.ema, z, y, expected[0])
+    check(model, model.G, z, y, *expected)
+    check(model, model.ema, z, y, expected[0])
 
 SMALL = dict(size=32, g=(8, 6, 8, 5), d=(5, 8, 8, 8), g_at=(1,), d_at=(1,), n=3)
 
 def test_biggan_pytorch_average_bookkeeping_and_order_of_files(tmp_path):
-    G, D, z, y, *expected = pair(BG, 10, **SMALL, tables='plain'); E, _, z2, _, x2, *_ = pair(BG, 20, **SMALL, tables='plain')
-    for name, t in dict(G=G, D=D, G_ema_best0=E, state_dict=dict(itr=1234, epoch=5, save_num=0, save_best_num=1, best_IS=7.5, best_FID=20.5, config=dict(G_ch=2, G_activation=torch.nn.ReLU()))).items(): torch.save(t, tmp_path/f'{name}.pth')
+    G, D, z, y, *expected = pair(BG, 10, **SMALL, tables='plain')
+    E, _, z2, _, x2, *_ = pair(BG, 20, **SMALL, tables='plain')
+    for name, t in dict(G=G, D=D, G_ema_best0=E, state_dict=dict(itr=1234, epoch=5, save_num=0, save_best_num=1, best_IS=7.5, best_FID=20.5, config=dict(G_ch=2, G_activation=torch.nn.ReLU()))).items():
+        torch.save(t, tmp_path/f'{name}.pth')
     model, about = import_checkpoint(*[tmp_path/f'{n}.pth' for n in ('state_dict', 'G_ema_best0', 'D', 'G')])
     assert about['step'] == 1234
-    check(model, model.G, z, y, *expected); check(model, model.ema, z2, y, x2)
+    check(model, model.G, z, y, *expected)
+    check(model, model.ema, z2, y, x2)
     model, _ = import_checkpoint(tmp_path/'G_ema_best0.pth')
-    assert model.D is None; check(model, model.G, z2, y, x2); check(model, model.ema, z2, y, x2)
+    assert model.D is None
+    check(model, model.G, z2, y, x2)
+    check(model, model.ema, z2, y, x2)
     model, _ = import_checkpoint(tmp_path/'D.pth')
     assert model.G is None and model.ema is None
-    with torch.no_grad(): assert_close(model.D(expected[0], y), expected[1], 1e-4*expected[1].abs().max().item() + 1e-4)
+    with torch.no_grad():
+        assert_close(model.D(expected[0], y), expected[1], 1e-4*expected[1].abs().max().item() + 1e-4)
 
 def test_biggan_pytorch_accumulated_statistics_are_sums(tmp_path):
     G, D, z, y, *expected = pair(BG | dict(stats=('.bn', 'stored')), 11, **SMALL, tables='plain')
     for k in [k for k in G if '.stored_' in k]:
-        G[k] = 4*G[k]; G[k.rpartition('.')[0] + '.accumulation_counter'] = torch.tensor([4.])
-    torch.save(G, tmp_path/'G.pth'); model, _ = import_checkpoint(tmp_path/'G.pth'); check(model, model.G, z, y, expected[0])
+        G[k] = 4*G[k]
+        G[k.rpartition('.')[0] + '.accumulation_counter'] = torch.tensor([4.])
+    torch.save(G, tmp_path/'G.pth')
+    model, _ = import_checkpoint(tmp_path/'G.pth')
+    check(model, model.G, z, y, expected[0])
 
 def test_eps_is_of_the_conditional_norms_only_in_biggan_pytorch(tmp_path):
     G, _, z, y, x, *_ = pair(BG, 12, **SMALL, tables='plain', eps=.05)
     torch.save(G, tmp_path/'G.pth')
-    model, _ = import_checkpoint(tmp_path/'G.pth', eps=.05); check(model, model.G, z, y, x)
+    model, _ = import_checkpoint(tmp_path/'G.pth', eps=.05)
+    check(model, model.G, z, y, x)
     model, _ = import_checkpoint(tmp_path/'G.pth')
     with torch.no_grad(): assert (model.G(z, y) - x).abs().max() > 1e-3
 
 def test_weights_without_spectral_norm_are_used_as_they_are(tmp_path):
     G, D, z, y, *expected = pair(BG, 13, **SMALL, tables='plain', g_form='plain')
-    torch.save(G, tmp_path/'G.pth'); torch.save(D, tmp_path/'D.pth')
+    torch.save(G, tmp_path/'G.pth')
+    torch.save(D, tmp_path/'D.pth')
     model, _ = import_checkpoint(tmp_path/'G.pth', tmp_path/'D.pth')
-    assert not model.cfg.g_sn; check(model, model.G, z, y, *expected)
+    assert not model.cfg.g_sn
+    check(model, model.G, z, y, *expected)
 
 @pytest.mark.parametrize('seed, size, g, d, g_at, d_at, n, tables', [
     (30, 32, (8, 10, 8, 8), (8, 8, 8, 8), (1,), (0,), 3, 'columns'),
@@ -236,11 +267,12 @@ def test_mmgeneration(tmp_path, seed, size, g, d, g_at, d_at, n, tables, more):
     G, D, z, y, *expected = pair(MM | dict(eps=eps), seed, size, g, d, g_at, d_at, n, tables, **more)
     E, _, z2, _, x2, *_ = pair(MM | dict(eps=eps), seed + 9, size, g, d, g_at, d_at, n, tables)
     saved = {f'generator.{k}': t for k, t in G.items()} | {f'discriminator.{k}': t for k, t in D.items()}
-    if seed != 54: saved |= {f'generator_ema.{"module."*(seed % 2)}{k}': t for k, t in E.items()} | ({'generator_ema.steps': torch.tensor(9)} if seed % 2 else {})
+    if seed != 54:
+        saved |= {f'generator_ema.{"module."*(seed % 2)}{k}': t for k, t in E.items()} | ({'generator_ema.steps': torch.tensor(9)} if seed % 2 else {})
     torch.save(dict(state_dict=saved, meta=dict(iter=826000, mmgen_version='0.7.3')), tmp_path/'sagan.pth')
     model, about = import_checkpoint(tmp_path/'sagan.pth', relu_skip=more.get('relu'), **({} if bgr else dict(bgr=False)))
     assert about['step'] == 826000
-    if bgr:                                                                    # the file's networks put out and take blue, green, red
+    if bgr:  # the file's networks put out and take blue, green, red
         expected[0], x2 = expected[0].flip(1), x2.flip(1)
     check(model, model.G, z, y, *expected)
     if seed != 54: check(model, model.ema, z2, y, x2)
@@ -258,15 +290,20 @@ def files(tmp_path):
 
 def test_our_format_and_back_is_exact(files, capsys):
     G, D, attempt, tmp = files
-    (tmp/'names.txt').write_text('cat\ndog\nhorse\n'); torch.save(G, tmp/'G.pth'); torch.save(D, tmp/'D.pth')
+    (tmp/'names.txt').write_text('cat\ndog\nhorse\n')
+    torch.save(G, tmp/'G.pth')
+    torch.save(D, tmp/'D.pth')
     sagan_import(str(tmp/'G.pth'), str(tmp/'D.pth'), out=str(tmp/'run'), classes=str(tmp/'names.txt'))
-    model, _ = import_checkpoint(tmp/'G.pth', tmp/'D.pth'); run = load_run(tmp/'run')
+    model, _ = import_checkpoint(tmp/'G.pth', tmp/'D.pth')
+    run = load_run(tmp/'run')
     assert run.classes == ['cat', 'dog', 'horse'] and run.cfg == model.cfg and run.cfg.g_width == (8, 6, 8, 5)
     assert read_config(tmp/'run')[2] == dict(imported_from=['G.pth', 'D.pth'], project='BigGAN-PyTorch', eps=None, bgr=False, relu_skip=False)
-    card = PretrainedSAGAN.from_pretrained(tmp/'run').generate_model_card(); assert 'BigGAN-PyTorch: G.pth, D.pth' in str(card), card
+    card = PretrainedSAGAN.from_pretrained(tmp/'run').generate_model_card()
+    assert 'BigGAN-PyTorch: G.pth, D.pth' in str(card), card
     for k, t in model.state_dict().items(): assert torch.equal(t, run.model.state_dict()[k]), k
     save_weights(tmp/'again.safetensors', run.model, 0)
-    for k, t in load_weights(tmp/'again.safetensors')[0].state_dict().items(): assert torch.equal(t, model.state_dict()[k]), k
+    for k, t in load_weights(tmp/'again.safetensors')[0].state_dict().items():
+        assert torch.equal(t, model.state_dict()[k]), k
 
 def refused(attempt, tmp, capsys, *words, **changed):
     with pytest.raises(SystemExit) as e: attempt(**changed)
@@ -277,11 +314,14 @@ def refused(attempt, tmp, capsys, *words, **changed):
 def test_any_missing_extra_or_misshapen_tensor_is_refused_by_name(files, capsys):
     G, D, attempt, tmp = files
     for name, own in dict(G=G, D=D).items():
-        for k in own: refused(attempt, tmp, capsys, f'{name}.pth: {k} is missing', **{name: {j: t for j, t in own.items() if j != k}})
+        for k in own:
+            refused(attempt, tmp, capsys, f'{name}.pth: {k} is missing', **{name: {j: t for j, t in own.items() if j != k}})
         for k in list(own)[::7]:
-            t = own[k]; wrong = torch.cat([t, t]) if t.ndim else t.repeat(2)
+            t = own[k]
+            wrong = torch.cat([t, t]) if t.ndim else t.repeat(2)
             refused(attempt, tmp, capsys, f'{name}.pth', 'has shape', 'expected', **{name: own | {k: wrong}})
-        for k in ('blocks.0.0.conv3.weight', 'linear.weight_u', 'blocks.9.0.conv1.weight', 'blocks.0.0.bn1.more', 'extra'): refused(attempt, tmp, capsys, f'{name}.pth', **{name: own | {k: torch.zeros(3)}})
+        for k in ('blocks.0.0.conv3.weight', 'linear.weight_u', 'blocks.9.0.conv1.weight', 'blocks.0.0.bn1.more', 'extra'):
+            refused(attempt, tmp, capsys, f'{name}.pth', **{name: own | {k: torch.zeros(3)}})
     refused(attempt, tmp, capsys, 'blocks.1.0.conv2.bias is missing', G={k: t for k, t in G.items() if k != 'blocks.1.0.conv2.bias'})
     refused(attempt, tmp, capsys, 'blocks.1.0.conv2.bias has shape (4,), expected (8,)', G=G | {'blocks.1.0.conv2.bias': torch.zeros(4)})
     refused(attempt, tmp, capsys, 'extra does not belong', G=G | {'extra': torch.zeros(4)})
@@ -304,10 +344,13 @@ def test_other_models_are_refused(files, capsys):
 def test_what_classes_share_is_missing(tmp_path):
     wide = SMALL | dict(g=(8, 8, 8, 8), d=(8, 8, 8, 8))
     for project, tables in ((BG, 'shared'), (ST, 'shared')):
-        G, D, *_ = pair(project, 73, **wide, tables=tables, z_dim=6); del G['shared.weight']
-        torch.save(G, tmp_path/'G.pth'); torch.save(D, tmp_path/'D.pth')
+        G, D, *_ = pair(project, 73, **wide, tables=tables, z_dim=6)
+        del G['shared.weight']
+        torch.save(G, tmp_path/'G.pth')
+        torch.save(D, tmp_path/'D.pth')
         for files in (['G'], ['G', 'D']):
-            with pytest.raises(ValueError, match='shared.weight is missing' if project is BG or len(files) == 1 else 'n_classes is'): import_checkpoint(*[tmp_path/f'{f}.pth' for f in files])
+            with pytest.raises(ValueError, match='shared.weight is missing' if project is BG or len(files) == 1 else 'n_classes is'):
+                import_checkpoint(*[tmp_path/f'{f}.pth' for f in files])
 
 def test_networks_of_two_projects_and_half_a_spectral_norm(files, capsys):
     G, D, attempt, tmp = files
@@ -318,7 +361,9 @@ def test_networks_of_two_projects_and_half_a_spectral_norm(files, capsys):
 
 def test_of_several_gpus(files):
     G, D, attempt, tmp = files
-    torch.save(dict(model={f'module.{k}': t for k, t in G.items()}), tmp/'G.pth'); torch.save(D, tmp/'D.pth'); torch.save(G, tmp/'plain.pth')
+    torch.save(dict(model={f'module.{k}': t for k, t in G.items()}), tmp/'G.pth')
+    torch.save(D, tmp/'D.pth')
+    torch.save(G, tmp/'plain.pth')
     a, b = [import_checkpoint(tmp/f, tmp/'D.pth')[0].state_dict() for f in ('G.pth', 'plain.pth')]
     assert all(torch.equal(a[k], b[k]) for k in b)
 
@@ -330,12 +375,15 @@ def test_files_that_are_not_whole_or_hold_code_are_refused(files, capsys):
     G, D, attempt, tmp = files
     refused(attempt, tmp, capsys, 'system', 'can execute code', G=G | {'meta': Code(tmp/'made')})
     refused(attempt, tmp, capsys, 'torch.nn.modules.container.Sequential', 'can execute code', G=dict(itr=3, config=torch.nn.Sequential()))
-    def damaged(data): return lambda: ((tmp/'G.pth').write_bytes(data), sagan_import(str(tmp/'G.pth'), out=str(tmp/'run')))
+    def damaged(data):
+        return lambda: ((tmp/'G.pth').write_bytes(data), sagan_import(str(tmp/'G.pth'), out=str(tmp/'run')))
     refused(damaged(pickle.dumps(Code(tmp/'made'))), tmp, capsys, 'not a whole', 'nothing in it was executed')
     refused(damaged(pickle.dumps(Code(tmp/'made'), protocol=2)), tmp, capsys, 'G.pth', 'can execute code')
     for legacy in (True, False):
-        torch.save(G, tmp/'whole.pth', _use_new_zipfile_serialization=not legacy); whole = (tmp/'whole.pth').read_bytes()
-        for n in (0, 10, 300, len(whole)//2, len(whole) - 5): refused(damaged(whole[:n]), tmp, capsys, 'G.pth is not a whole PyTorch file')
+        torch.save(G, tmp/'whole.pth', _use_new_zipfile_serialization=not legacy)
+        whole = (tmp/'whole.pth').read_bytes()
+        for n in (0, 10, 300, len(whole)//2, len(whole) - 5):
+            refused(damaged(whole[:n]), tmp, capsys, 'G.pth is not a whole PyTorch file')
         assert import_checkpoint(tmp/'whole.pth')[0].G is not None
     at = whole.index(G['linear.bias'].numpy().tobytes()[:16])
     refused(damaged(whole[:at] + b'\0' + whole[at+1:]), tmp, capsys, 'not a whole')   # one byte of a weight
@@ -344,10 +392,12 @@ def test_files_that_are_not_whole_or_hold_code_are_refused(files, capsys):
 
 def test_command_line_refusals_leave_nothing(files, capsys):
     G, D, attempt, tmp = files
-    (tmp/'two.txt').write_text('a\nb\n'); torch.save(G, tmp/'G.pth')
+    (tmp/'two.txt').write_text('a\nb\n')
+    torch.save(G, tmp/'G.pth')
     for said, args in {'--out': {}, '3 classes': dict(out=str(tmp/'run'), classes=str(tmp/'two.txt')), 'no file nowhere': dict(out=str(tmp/'run'), at='nowhere')}.items():
         refused(lambda: sagan_import(args.get('at') or str(tmp/'G.pth'), **{k: v for k, v in args.items() if k != 'at'}), tmp, capsys, said)
-    (tmp/'run').mkdir(); (tmp/'run/mine').touch()
+    (tmp/'run').mkdir()
+    (tmp/'run/mine').touch()
     with pytest.raises(SystemExit): attempt()
     assert [f.name for f in (tmp/'run').iterdir() if not f.name.startswith('.')] == ['mine']
 

@@ -9,5 +9,6 @@ def test_digits_are_recognised(tmp_path):
         done = subprocess.run([BIN/args[0], *args[1:]], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path/'runs/digits/eval.json').read_text())
-    held_out = float(scores['evaluator'].split('% right')[0].split('(')[-1])  # of real digits that the classifier has not seen
+    # of real digits that the classifier has not seen
+    held_out = float(scores['evaluator'].split('% right')[0].split('(')[-1])
     assert scores['samples'] == 1000 and scores['accuracy'] >= .95 and held_out >= 97, scores

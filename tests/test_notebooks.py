@@ -18,7 +18,8 @@ def cells(path):
         yield c['cell_type'], names, source, c.get('outputs', [])
 
 
-def exported(path): return [source.count('\n') + 1 for kind, names, source, _ in cells(path) if names.keys() & {'export', 'exports', 'exporti'}]
+def exported(path):
+    return [source.count('\n') + 1 for kind, names, source, _ in cells(path) if names.keys() & {'export', 'exports', 'exporti'}]
 
 
 @pytest.mark.parametrize('path', paths, ids=ids)
@@ -50,7 +51,8 @@ def test_alt_text(path):
     "Each figure says in words what it shows, for those who do not see it"
     for kind, names, source, outputs in cells(path):
         data = [o.get('data', {}) for o in outputs]
-        if any(k.startswith('image/') for d in data for k in d): assert len(names.get('fig-alt', '').strip('"')) > 30, source
+        if any(k.startswith('image/') for d in data for k in d):
+            assert len(names.get('fig-alt', '').strip('"')) > 30, source
         html = source if kind == 'markdown' else ''.join(''.join(d.get('text/html', '')) for d in data)
         for img in re.findall(r'<img\b[^>]*>', html): assert re.search(r'\balt="[^"]{30,}"', img), img[:200]
         if kind == 'markdown': assert not re.search(r'!\[.{0,30}\]\(', source)

@@ -20,10 +20,12 @@ def dist(tmp_path_factory):
     out = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'dist'
     with open(out.with_suffix('.lock'), 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not out.exists(): subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, root], check=True)
+        if not out.exists():
+            subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, root], check=True)
     wheel, = out.glob('*.whl')
     sdist, = out.glob('*.tar.gz')
-    with zipfile.ZipFile(wheel) as z: files = {n: z.read(n).decode() for n in z.namelist() if '.dist-info/' in n}
+    with zipfile.ZipFile(wheel) as z:
+        files = {n: z.read(n).decode() for n in z.namelist() if '.dist-info/' in n}
     info = {Path(n).name: text for n, text in files.items()}
     return SimpleNamespace(wheel=wheel, sdist=sdist, info=info, metadata=email.message_from_string(info['METADATA']))
 
@@ -33,7 +35,8 @@ def needed(lines, extras=(), seen=None):
     seen = set() if seen is None else seen
     for r in map(Requirement, lines):
         key = canonicalize_name(r.name), frozenset(r.extras)
-        if key in seen or r.marker and not any(r.marker.evaluate({'extra': e}) for e in extras or ['']): continue
+        if key in seen or r.marker and not any(r.marker.evaluate({'extra': e}) for e in extras or ['']):
+            continue
         seen.add(key)
         needed(distribution(r.name).requires or [], r.extras, seen)
     return {name for name, _ in seen}
@@ -70,7 +73,8 @@ def test_sdist(dist):
     "Every file of the repository, so that whoever unpacks it can run pages and tests"
     if not (root/'.git').exists(): pytest.skip('this is an unpacked sdist')
     tracked = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=root, check=True, capture_output=True, text=True).stdout.splitlines()
-    with tarfile.open(dist.sdist) as t: names = {m.name.split('/', 1)[1] for m in t.getmembers() if not m.isdir()}
+    with tarfile.open(dist.sdist) as t:
+        names = {m.name.split('/', 1)[1] for m in t.getmembers() if not m.isdir()}
     made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith('sagan.egg-info/')}
     assert names - made == set(tracked)
 
@@ -102,7 +106,8 @@ def test_readme_elsewhere(dist):
     for picture, link in links:
         rest = link.removeprefix(f"{urls['Repository']}/{'raw' if picture else 'blob'}/v{sagan.__version__}/")
         if rest != link: assert (root/rest).is_file(), link
-        elif link.startswith(urls['Documentation']): assert link.removeprefix(urls['Documentation']).split('#')[0] in html | {''}, link
+        elif link.startswith(urls['Documentation']):
+            assert link.removeprefix(urls['Documentation']).split('#')[0] in html | {''}, link
         elif link[0] == '#': assert link[1:] in headings
         else: assert link.startswith('https://') and (not picture or link.endswith('.svg')), link  # badges
     assert quick_start(text) == quick_start(readme)

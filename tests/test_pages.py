@@ -18,7 +18,8 @@ root = Path(__file__).resolve().parent.parent
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 built = os.environ.get('SAGAN_SITE')
 pages = sorted(p.name for p in (root/'nbs').glob('*.ipynb'))
-# Options of a code cell that Quarto takes, and nbdev's own that it hands on; flags of tests come from pyproject.toml
+# Options of a code cell that Quarto takes, and nbdev's own that it hands on; flags of tests come from
+# pyproject.toml
 options = ['code-fold', 'code-summary', 'echo', 'eval', 'exec_doc', 'exportd', 'exports', 'fig-alt', 'fig-cap', 'include',
            'label', 'output', 'warning']
 
@@ -117,7 +118,8 @@ STICKING_OUT = """() => {
 }"""
 
 
-@pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium (apt-get install chromium)')
+@pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium (apt-get install '
+                                                                          'chromium)')
 @pytest.mark.parametrize('name', pages)
 def test_browser(site, phone, name):
     "No error in the console, every picture loaded, and no sideways scroll at 390 px"
@@ -125,7 +127,8 @@ def test_browser(site, phone, name):
     page.on('pageerror', lambda e: errors.append(str(e)))
     page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
     page.goto(site[name].path.as_uri(), wait_until='load')
-    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.outerHTML.slice(0, 200))")
+    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => "
+                           "i.outerHTML.slice(0, 200))")
     wide = page.evaluate(STICKING_OUT)
     width = page.evaluate('document.documentElement.scrollWidth')
     page.close()

@@ -35,7 +35,8 @@ def test_each_group_is_normalized_as_by_pytorch(group, n, affine):
         found = torch.autograd.grad((out**2*w).sum(), [x, *ours.parameters()])
         wanted = torch.autograd.grad((expected**2*w).sum(), [x, *[p for bn in theirs for p in bn.parameters()]])
         assert torch.allclose(found[0], wanted[0], atol=1e-4)
-        for i, grad in enumerate(found[1:]): assert torch.allclose(grad, sum(wanted[1 + i::2]), rtol=1e-4, atol=1e-3)
+        for i, grad in enumerate(found[1:]):
+            assert torch.allclose(grad, sum(wanted[1 + i::2]), rtol=1e-4, atol=1e-3)
     for k in ('running_mean', 'running_var'):
         assert torch.allclose(getattr(ours, k), torch.stack([getattr(bn, k) for bn in theirs]).mean(0), rtol=1e-5, atol=1e-6)
     assert ours.num_batches_tracked == 2
@@ -46,7 +47,8 @@ def test_without_groups_it_is_pytorchs_to_the_bit():
     x, ours, theirs = batch(), BatchNorm2d(4), nn.BatchNorm2d(4)
     assert torch.equal(ours(x), theirs(x)) and ours.group == 0
     for k, v in theirs.state_dict().items(): assert torch.equal(ours.state_dict()[k], v), k
-    assert ours.state_dict().keys() == BatchNorm2d(4, 3).state_dict().keys()  # a checkpoint knows nothing of groups
+    # a checkpoint knows nothing of groups
+    assert ours.state_dict().keys() == BatchNorm2d(4, 3).state_dict().keys()
 
 
 def test_groups_in_bfloat16_and_channels_last():
@@ -68,7 +70,10 @@ def test_frozen_statistics_of_groups_stay():
 
 def test_a_momentum_of_none_is_the_mean_over_all_steps():
     bn, seen = BatchNorm2d(4, 3, momentum=None), []
-    for _ in range(3): x = batch(); bn(x); seen.append(x.mean((0, 2, 3)))
+    for _ in range(3):
+        x = batch()
+        bn(x)
+        seen.append(x.mean((0, 2, 3)))
     assert torch.allclose(bn.running_mean, torch.stack(seen).mean(0), atol=1e-5)
 
 
@@ -81,26 +86,34 @@ def test_a_conditional_group_takes_labels_of_its_own_images(n_classes):
 
 
 def test_part_of_a_group_is_refused():
-    with pytest.raises(ValueError, match=r'groups of 4 images takes a multiple of them, got 6; change bn_group, or set it to 0'): BatchNorm2d(4, 4)(batch())
+    with pytest.raises(ValueError, match=r'groups of 4 images takes a multiple of them, got 6; change '
+                                         r'bn_group, or set it to 0'):
+        BatchNorm2d(4, 4)(batch())
     BatchNorm2d(4, 4).eval()(batch())                                         # only training knows groups
     cfg = preset('tiny')
     for bad, said in ((dict(bn_group=5), 'bn_group must divide the 16 images'), (dict(bn_group=-1), 'bn_group must be a whole number'), (dict(bn_group=1), 'be at least 2, got 1'),
-                      (dict(bn_group=16, accumulate=2), r'the 8 images .*a batch of 16, 1 process, accumulate 2'), (dict(bn_group=2.), 'whole number'), (dict(bn_group=32), 'got 32; 0 takes one group')):
+                      (dict(bn_group=16, accumulate=2), r'the 8 images .*a batch of 16, 1 process, '
+                                                        r'accumulate 2'), (dict(bn_group=2.), 'whole number'), (dict(bn_group=32), 'got 32; 0 takes one group')):
         with pytest.raises(ValueError, match=said): cfg.change(**bad)
-    for good in (dict(bn_group=16), dict(bn_group=8, accumulate=2), dict(bn_group=2, accumulate=8)): cfg.change(**good)
+    for good in (dict(bn_group=16), dict(bn_group=8, accumulate=2), dict(bn_group=2, accumulate=8)):
+        cfg.change(**good)
 
 
 def test_a_group_lies_within_one_process(monkeypatch):
     monkeypatch.setattr(sagan.training, 'processes', lambda: (0, 2))
     dls = image_dls(digits(), 8, steps=2, world=2)
     assert sagan_learner(dls, 'tiny', bn_group=8).model.cfg.batch == 16
-    with pytest.raises(ValueError, match=r'the 8 images that go through G at once \(a batch of 16, 2 processes, accumulate 1\)'): sagan_learner(dls, 'tiny', bn_group=16)
-    with pytest.raises(ValueError, match=r'the 4 images .* accumulate 2'): sagan_learner(dls, 'tiny', bn_group=8, accumulate=2)
+    with pytest.raises(ValueError, match=r'the 8 images that go through G at once \(a batch of 16, 2 '
+                                         r'processes, accumulate 1\)'):
+        sagan_learner(dls, 'tiny', bn_group=16)
+    with pytest.raises(ValueError, match=r'the 4 images .* accumulate 2'):
+        sagan_learner(dls, 'tiny', bn_group=8, accumulate=2)
 
 
 def test_the_learner_says_which_batch_a_preset_needs():
     dls = image_dls(digits(), 16, steps=2)
-    with pytest.raises(ValueError, match=r'bn_group must divide the 16 images .* got 32'): sagan_learner(dls, presets['tiny'].change(batch=32, bn_group=32))
+    with pytest.raises(ValueError, match=r'bn_group must divide the 16 images .* got 32'):
+        sagan_learner(dls, presets['tiny'].change(batch=32, bn_group=32))
 
 
 @pytest.mark.parametrize('n_classes', [10, 0])
@@ -114,14 +127,16 @@ def test_with_groups_of_a_part_both_players_see_one_generator(group, n_classes):
         seen = dict(d=[], g=[])
         steps = dict(d=lambda: d_step(m.G, m.D, opt_d, x, y, z, y, accumulate=parts), g=lambda: g_step(m.G, m.D, opt_g, z, y, accumulate=parts))
         for player, step in steps.items():
-            m.G.load_state_dict(m.ema.state_dict())                           # both begin with the same vectors of spectral norm
+            m.G.load_state_dict(m.ema.state_dict())  # both begin with the same vectors of spectral norm
             if player == 'd': spectral_step(m.G)                              # which G's own step moves
             hook = m.G.register_forward_hook(lambda net, given, out: seen[player].append(out.detach()))
             step()
             hook.remove()
         return torch.cat(seen['d']), torch.cat(seen['g']), torch.cat([p.grad.flatten() for p in m.G.parameters()])
-    torch.manual_seed(1); d_one, g_one, grad_one = run(1)
-    torch.manual_seed(1); d_four, g_four, grad_four = run(4)
+    torch.manual_seed(1)
+    d_one, g_one, grad_one = run(1)
+    torch.manual_seed(1)
+    d_four, g_four, grad_four = run(4)
     assert torch.allclose(d_one, g_one, atol=1e-4) and torch.allclose(d_four, d_one, atol=1e-4)
     same = torch.allclose(d_four, g_four, atol=1e-4), (grad_four - grad_one).norm() < 1e-3*grad_one.norm()
     assert same == ((True, True) if group else (False, False))
@@ -130,8 +145,10 @@ def test_with_groups_of_a_part_both_players_see_one_generator(group, n_classes):
 def test_standing_statistics_take_batches_not_groups():
     G, y = Generator(32, 10, 2, (16,), z_dim=8, bn_group=16), torch.arange(20) % 10
     stand = standing_statistics(G, y, batch=10)
-    plain = Generator(32, 10, 2, (16,), z_dim=8); plain.load_state_dict(G.state_dict())
-    for k, v in standing_statistics(plain, y, batch=10).state_dict().items(): assert torch.equal(stand.state_dict()[k], v), k
+    plain = Generator(32, 10, 2, (16,), z_dim=8)
+    plain.load_state_dict(G.state_dict())
+    for k, v in standing_statistics(plain, y, batch=10).state_dict().items():
+        assert torch.equal(stand.state_dict()[k], v), k
     assert G.bn.group == 16 and stand.bn.num_batches_tracked == 2
 
 

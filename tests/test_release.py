@@ -46,7 +46,8 @@ def test_changelog():
     import sagan
     text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
     assert next(iter(sections(text))) == sagan.__version__
-    def release(*args): return subprocess.run([sys.executable, root/'tools/release.py', *args], capture_output=True, text=True)
+    def release(*args):
+        return subprocess.run([sys.executable, root/'tools/release.py', *args], capture_output=True, text=True)
     notes = release('notes', f'v{sagan.__version__}')
     assert notes.returncode == 0 and notes.stdout.startswith('- ') and '## ' not in notes.stdout and notes.stdout.strip() in text
     wrong = release('check', 'v999.0.0')
@@ -54,10 +55,13 @@ def test_changelog():
 
 
 def test_oldest():
-    settings = '[DEFAULT]\nrequirements =\n    a>=1.2\n    b-c>=3\ndev_requirements =\n    d~=3\nx_requirements =\n    a>=1.2\n    e>=0.1\n'
+    settings = ('[DEFAULT]\nrequirements =\n    a>=1.2\n    b-c>=3\ndev_requirements =\n    '
+                'd~=3\nx_requirements =\n    a>=1.2\n    e>=0.1\n')
     assert oldest(settings) == ['a==1.2', 'b-c==3', 'e==0.1']
-    with pytest.raises(ValueError, match='a has two minimums: 1.2 and 1.3'): oldest(settings.replace('a>=1.2\n    e', 'a>=1.3\n    e'))
-    with pytest.raises(ValueError, match="write 'b-c' as name>=version"): oldest(settings.replace('b-c>=3', 'b-c'))
+    with pytest.raises(ValueError, match='a has two minimums: 1.2 and 1.3'):
+        oldest(settings.replace('a>=1.2\n    e', 'a>=1.3\n    e'))
+    with pytest.raises(ValueError, match="write 'b-c' as name>=version"):
+        oldest(settings.replace('b-c>=3', 'b-c'))
 
 
 def test_every_requirement_has_a_minimum():

@@ -147,7 +147,8 @@ def test_fewer_real_images_than_asked_for():
 
 
 def test_images_in_files(tmp_path):
-    for i, x in enumerate(digits().x[:6]): Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
+    for i, x in enumerate(digits().x[:6]):
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
     number, distance = nearest_images(digits().x[:6], ImageFiles(tmp_path, 32), k=1)
     assert number[:, 0].tolist() == list(range(6)) and distance.max() < 1e-4
 
@@ -156,7 +157,8 @@ def test_rows_of_real_images(tmp_path):
     "The same from memory, from files, and from a mapped file"
     from sagan.cli import _image_rows
     from sagan.data import folder
-    for i, x in enumerate(digits().x[:6]): Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
+    for i, x in enumerate(digits().x[:6]):
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
     numbers = torch.tensor([[5, 0], [2, 2]])
     for images in (digits()[:6], ImageFiles(tmp_path, 32), folder(tmp_path, 32, max_gb=0, cache=tmp_path/'cache')):
         assert torch.equal(_image_rows(images, numbers), to_unit(digits().x[numbers]))

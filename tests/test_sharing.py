@@ -31,7 +31,8 @@ def test_a_fresh_process_without_a_network_and_without_onnx():
 
 def test_the_commands_work_on_a_shared_folder(tmp_path, capsys):
     PretrainedSAGAN.from_pretrained(shipped('twins')).save_pretrained(tmp_path/'shared')
-    for command, kw in ((sagan_sample, dict(n=1)), (sagan_attend, dict(n=1)), (sagan_explore, dict(out=str(tmp_path/'page.html')))): command(str(tmp_path/'shared'), **kw)
+    for command, kw in ((sagan_sample, dict(n=1)), (sagan_attend, dict(n=1)), (sagan_explore, dict(out=str(tmp_path/'page.html')))):
+        command(str(tmp_path/'shared'), **kw)
     assert {'samples-seed0-n1.png', 'attention-seed0-n1.png'} <= {f.name for f in (tmp_path/'shared').iterdir()} and (tmp_path/'page.html').stat().st_size > 10_000
 
 
@@ -48,7 +49,8 @@ def hub(tmp_path):
     class Handler(BaseHTTPRequestHandler):
         def answer(self, body=b'', status=200, **headers):
             self.send_response(status)
-            for k, v in {'content-length': str(len(body)), **headers}.items(): self.send_header(k.replace('_', '-'), v)
+            for k, v in {'content-length': str(len(body)), **headers}.items():
+                self.send_header(k.replace('_', '-'), v)
             self.end_headers()
             if self.command == 'GET': self.wfile.write(body)
         def do_GET(self):
@@ -58,7 +60,8 @@ def hub(tmp_path):
             if path == f'/api/models/user/digits/tree/{commit}':               # what newer versions ask for
                 return self.answer(json.dumps([dict(type='file', path=f.name, size=f.stat().st_size, oid='0'*40) for f in folder.iterdir()]).encode(), content_type='application/json')
             name = path.removeprefix(f'/user/digits/resolve/{commit}/')
-            if name == path or not (folder/name).is_file(): return self.answer(status=404, x_error_code='RepoNotFound')
+            if name == path or not (folder/name).is_file():
+                return self.answer(status=404, x_error_code='RepoNotFound')
             asked.append(name)
             self.answer((folder/name).read_bytes(), etag=f'"{name}"', x_repo_commit=commit)
         do_HEAD = do_GET
@@ -66,19 +69,23 @@ def hub(tmp_path):
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield dict(endpoint=f'http://127.0.0.1:{server.server_port}', cache_dir=tmp_path/'cache'), asked
-    server.shutdown(); server.server_close()
+    server.shutdown()
+    server.server_close()
 
 
 def test_download_by_the_hubs_own_library(hub):
     at, asked = hub
     here = PretrainedSAGAN.from_pretrained(shipped('digits'))
-    for kw in (at, dict(at, revision='v1'), dict(cache_dir=at['cache_dir'], local_files_only=True)):   # the last without the server
+    # the last without the server
+    for kw in (at, dict(at, revision='v1'), dict(cache_dir=at['cache_dir'], local_files_only=True)):
         model = PretrainedSAGAN.from_pretrained('user/digits', **kw)
         assert (model.classes, model.step, model.records, model.cfg) == (here.classes, here.step, here.records, here.cfg)
         assert model.evals == {'eval': SCORES, 'eval-n20': SCORES}
         for k, v in here.state_dict().items(): assert torch.equal(v, model.state_dict()[k]), k
-    assert set(asked) == {'config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-n20.json'}   # and none of the needless ones
-    with pytest.raises(FileNotFoundError, match='there is no folder user/other, and the hub gave no model') as e: PretrainedSAGAN.from_pretrained('user/other', **at)
+    # and none of the needless ones
+    assert set(asked) == {'config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-n20.json'}
+    with pytest.raises(FileNotFoundError, match='there is no folder user/other, and the hub gave no model') as e:
+        PretrainedSAGAN.from_pretrained('user/other', **at)
     assert isinstance(e.value.__cause__, RepositoryNotFoundError)
 
 
@@ -90,13 +97,15 @@ def test_onnx_draws_and_attends_like_pytorch(tmp_path, size, n_classes, width, a
     for a in G.attention.values(): torch.nn.init.constant_(a.gamma, 1.)
     def ask(n): return [torch.randn(n, z_dim)] + ([torch.randint(n_classes, (n,))] if n_classes else [])
     for _ in range(20): G(*ask(8))                                             # batch norm's averages
-    for p in (p for n, p in G.named_parameters() if n.endswith(('query.parametrizations.weight.original', 'query.weight'))): p.data *= 1 if sn else 5   # maps far from uniform
+    for p in (p for n, p in G.named_parameters() if n.endswith(('query.parametrizations.weight.original', 'query.weight'))):
+        p.data *= 1 if sn else 5  # maps far from uniform
     G.eval()
     maps = form != 'residual'
     found = export_onnx(G, tmp_path/'g.onnx', attention=maps)
     assert list(found) == ['image', *[f'attention_{s}' for s in at]*maps] and max(found.values()) < 1e-5
     onnx.checker.check_model(str(tmp_path/'g.onnx'), full_check=True)
-    assert [f.name for f in tmp_path.iterdir()] == ['g.onnx'] and b'.py' not in (tmp_path/'g.onnx').read_bytes()   # no place of this machine
+    # no place of this machine
+    assert [f.name for f in tmp_path.iterdir()] == ['g.onnx'] and b'.py' not in (tmp_path/'g.onnx').read_bytes()
     session = onnxruntime.InferenceSession(tmp_path/'g.onnx')
     assert [i.name for i in session.get_inputs()] == ['z', 'y'][:1 + (n_classes > 0)] and session.get_outputs()[0].shape[0] == 'batch'
     for n in (1, 3):
@@ -104,4 +113,5 @@ def test_onnx_draws_and_attends_like_pytorch(tmp_path, size, n_classes, width, a
         x, ours = attention_maps(G, *given) if maps else (G(*given).detach(), [])
         image, *theirs = map(torch.tensor, session.run(None, {k: v.numpy() for k, v in zip('zy', given)}))
         assert image.shape == (n, 3, size, size) and (image - x).abs().max() < 1e-5
-        for m, beta in zip(ours, theirs): assert beta.shape == m.beta.shape and (beta - m.beta).abs().max() < 1e-5
+        for m, beta in zip(ours, theirs):
+            assert beta.shape == m.beta.shape and (beta - m.beta).abs().max() < 1e-5

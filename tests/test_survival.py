@@ -12,7 +12,8 @@ def start(tmp, **options):
     return forked(tmp/f'said{len(STARTED)}', 'sagan_train', **{k: str(v) if k in ('out', 'resume') else v for k, v in options.items()})
 
 def ended(p, status=0):
-    p.join(300); said = p.said.read_text()
+    p.join(300)
+    said = p.said.read_text()
     assert p.exitcode == status and 'Traceback' not in said, (p.exitcode, said)
     return said
 
@@ -31,7 +32,8 @@ def differing(a, b):
     a, b = load_file(a/'weights.safetensors'), load_file(b/'weights.safetensors')
     assert a.keys() == b.keys()
     return [k for k in a if not a[k].equal(b[k])]
-def timeless(run): return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_s')} for r in read_log(run)]
+def timeless(run):
+    return [{k: v for k, v in r.items() if k not in ('seconds', 'images_per_s')} for r in read_log(run)]
 def stamps(run): return {f: f.stat().st_mtime_ns for f in run.rglob('*') if f.is_file() and f.name != '.lock'}
 
 @pytest.fixture(scope='module')
@@ -43,8 +45,11 @@ def whole(tmp_path_factory):
 
 def test_twice_n_steps_are_n_a_kill_and_n_more(whole, tmp_path):
     "Bit for bit; the log, too, which has each step once, with seconds that go on; and no file more or less"
-    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=40, **TINY)
-    until(p, lambda: newest(run) >= 20); p.kill(); p.join()
+    run = tmp_path/'run'
+    p = start(tmp_path, out=run, steps=40, **TINY)
+    until(p, lambda: newest(run) >= 20)
+    p.kill()
+    p.join()
     before = read_log(run)
     assert f'from step {newest(run)} to 40 steps' in train(tmp_path, resume=run)
     assert differing(run, whole) == [] and timeless(run) == timeless(whole)
@@ -56,61 +61,87 @@ def test_killed_at_any_moment(whole, tmp_path):
     "Again and again, before the first state, too; and once the newest state is damaged"
     run, rng, told = tmp_path/'run', random.Random(0), ''
     p = start(tmp_path, out=run, steps=40, **TINY)
-    until(p, (run/'config.json').exists); p.kill(); p.join()
-    shutil.rmtree(run/'states', ignore_errors=True); (run/'weights.safetensors').unlink(missing_ok=True)  # had it been quicker
+    until(p, (run/'config.json').exists)
+    p.kill()
+    p.join()
+    shutil.rmtree(run/'states', ignore_errors=True)
+    (run/'weights.safetensors').unlink(missing_ok=True)  # had it been quicker
     for i in range(6):
         p, seen = start(tmp_path, resume=run), newest(run)
-        until(p, lambda: newest(run) > seen); time.sleep(rng.random()*.3); p.kill(); p.join(); told += p.said.read_text()
-        if i == 3: file = states(run)[-1]; file.write_bytes(file.read_bytes()[:10_000])
+        until(p, lambda: newest(run) > seen)
+        time.sleep(rng.random()*.3)
+        p.kill()
+        p.join()
+        told += p.said.read_text()
+        if i == 3:
+            file = states(run)[-1]
+            file.write_bytes(file.read_bytes()[:10_000])
         if newest(run) == 40: break
     assert i > 3 and 'beginning at step 0' in told and f'{file} is not a whole training state' in told
     if newest(run) < 40 or not (run/'report.html').exists(): train(tmp_path, resume=run)
     assert differing(run, whole) == [] and timeless(run) == timeless(whole) and not list(run.rglob('.*.new'))
 
 def test_a_run_goes_on_as_it_began_and_nothing_is_touched_otherwise(whole, tmp_path):
-    run = tmp_path/'run'; train(tmp_path, out=run, steps=20, keep=1, **TINY)
+    run = tmp_path/'run'
+    train(tmp_path, out=run, steps=20, keep=1, **TINY)
     before = stamps(run)
     assert 'it is finished; to go on, ask for more with --steps' in train(tmp_path, 1, resume=run)
-    told = train(tmp_path, 1, resume=run, steps=40, batch=16); assert f'batch is 8 in {run}, 16 was asked for' in told
-    told = train(tmp_path, 1, resume=run, steps=40, data='twins'); assert 'twins has 4 classes' in told
+    told = train(tmp_path, 1, resume=run, steps=40, batch=16)
+    assert f'batch is 8 in {run}, 16 was asked for' in told
+    told = train(tmp_path, 1, resume=run, steps=40, data='twins')
+    assert 'twins has 4 classes' in told
     assert 'already holds a run' in train(tmp_path, 1, out=run, steps=20, **TINY)
     assert stamps(run) == before
-    train(tmp_path, resume=run, steps=40, **{k: v for k, v in TINY.items() if k != 'device'})   # to repeat what it is does no harm
+    # to repeat what it is does no harm
+    train(tmp_path, resume=run, steps=40, **{k: v for k, v in TINY.items() if k != 'device'})
     assert differing(run, whole) == [] and len(states(run)) == 1
-    shutil.rmtree(run/'states')                                               # like a folder of an earlier version
+    shutil.rmtree(run/'states')  # like a folder of an earlier version
     assert 'holds no training states' in train(tmp_path, 1, resume=run, steps=60) and load_run(run).step == 40
 
 @pytest.mark.parametrize('sig, status, word', [(signal.SIGTERM, 0, 'stopped by SIGTERM'), (signal.SIGINT, 1, 'interrupted')])
 def test_signals_leave_a_state_of_this_very_step(tmp_path, sig, status, word):
-    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=100_000, **TINY)
+    run = tmp_path/'run'
+    p = start(tmp_path, out=run, steps=100_000, **TINY)
     until(p, lambda: len(read_log(run)) > 0)
-    assert 'in use by another process' in train(tmp_path, 1, resume=run)        # a folder belongs to one process
-    asked = time.time(); os.kill(p.pid, sig); told = ended(p, status)
+    assert 'in use by another process' in train(tmp_path, 1, resume=run)  # a folder belongs to one process
+    asked = time.time()
+    os.kill(p.pid, sig)
+    told = ended(p, status)
     assert time.time() - asked < 10
     step = load_run(run).step
     assert f'{word} at step {step} of 100000' in told and f'--resume {run}' in told
     assert newest(run) == read_log(run)[-1]['step'] == step > 0
 
 def test_sigterm_does_not_wait_for_a_measurement(tmp_path):
-    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=1000, measure_every=2, samples=1_000_000, n_classes=0, **TINY)
-    until(p, (run/'samples'/'step-0000002.png').exists); time.sleep(.5)
-    asked = time.time(); os.kill(p.pid, signal.SIGTERM); told = ended(p)
+    run = tmp_path/'run'
+    p = start(tmp_path, out=run, steps=1000, measure_every=2, samples=1_000_000, n_classes=0, **TINY)
+    until(p, (run/'samples'/'step-0000002.png').exists)
+    time.sleep(.5)
+    asked = time.time()
+    os.kill(p.pid, signal.SIGTERM)
+    told = ended(p)
     assert time.time() - asked < 10 and 'stopped by SIGTERM at step 2 of 1000' in told and newest(run) == load_run(run).step == 2
 
 def goes_on_after(p, run, tmp, whole, make_room):
     "The message of a run that could not write; what it had is whole, and it goes on when there is room"
-    told = ended(p, 1); kept = newest(run)
+    told = ended(p, 1)
+    kept = newest(run)
     assert 'cannot be written' in told and f'MB in {run}' in told and 'MB are free' in told and '--resume' in told, told
     assert kept >= 8 and not list(run.rglob('.*.new'))
-    assert 2 <= len(states(run)) <= 3 and load_run(run).step in [int(f.stem[5:]) for f in states(run)]   # three if the weights did not fit, which come after the state
-    make_room(); assert f'from step {kept} to' in train(tmp, resume=run)
+    # three if the weights did not fit, which come after the state
+    assert 2 <= len(states(run)) <= 3 and load_run(run).step in [int(f.stem[5:]) for f in states(run)]
+    make_room()
+    assert f'from step {kept} to' in train(tmp, resume=run)
     assert differing(run, whole) == [] and timeless(run) == timeless(whole)
 
 def test_disk_full(whole, tmp_path):
-    disk = tmp_path/'disk'; disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=30m', 'none', disk], capture_output=True).returncode: pytest.skip('only root may mount a small file system')
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=30m', 'none', disk], capture_output=True).returncode:
+        pytest.skip('only root may mount a small file system')
     try:
-        run, filler = disk/'run', disk/'filler'; p = start(tmp_path, out=run, steps=40, **TINY)
+        run, filler = disk/'run', disk/'filler'
+        p = start(tmp_path, out=run, steps=40, **TINY)
         until(p, lambda: newest(run) >= 8)
         with pytest.raises(OSError), open(filler, 'wb', buffering=0) as f:
             while f.write(bytes(10_000)): pass
@@ -119,8 +150,10 @@ def test_disk_full(whole, tmp_path):
 
 def test_writes_that_fail(whole, tmp_path):
     "The same without root: the process may write no more than 1,000 bytes into a file from here on"
-    run = tmp_path/'run'; p = start(tmp_path, out=run, steps=40, **TINY)
-    until(p, lambda: newest(run) >= 8); resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (1000, 1000))
+    run = tmp_path/'run'
+    p = start(tmp_path, out=run, steps=40, **TINY)
+    until(p, lambda: newest(run) >= 8)
+    resource.prlimit(p.pid, resource.RLIMIT_FSIZE, (1000, 1000))
     goes_on_after(p, run, tmp_path, whole, lambda: None)
 
 def test_nan_stops_with_a_report_and_rollbacks_have_an_end(tmp_path):

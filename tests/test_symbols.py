@@ -55,7 +55,8 @@ class Module:
             yield name, node
             if isinstance(node, ast.ClassDef):
                 for n in node.body:
-                    if isinstance(n, definitions) and (n.name == '__init__' or not n.name.startswith('_')): yield f'{name}.{n.name}', n
+                    if isinstance(n, definitions) and (n.name == '__init__' or not n.name.startswith('_')):
+                        yield f'{name}.{n.name}', n
 
     def comment(self, line): return re.search(r'#\s*(\S.*)', self.lines[line - 1])
 
@@ -76,9 +77,11 @@ def test_docstrings(name):
     "Each has one, and it names each exception that the body raises"
     m, bad = Module(name), []
     for qual, node in m.defined():
-        if qual.endswith('.__init__') or isinstance(node, ast.ClassDef) and qual in m.public and not inspect.isclass(getattr(m.module, qual)): continue
+        if qual.endswith('.__init__') or isinstance(node, ast.ClassDef) and qual in m.public and not inspect.isclass(getattr(m.module, qual)):
+            continue
         doc = ast.get_docstring(node) or ''
-        if not doc and not (inherited(m.module, qual) and not qual.endswith('.forward')): bad.append(f'{qual}: no docstring')
+        if not doc and not (inherited(m.module, qual) and not qual.endswith('.forward')):
+            bad.append(f'{qual}: no docstring')
         if qual.endswith('.forward') and '(' not in doc: bad.append(f'{qual}: no shape')
         if isinstance(node, ast.ClassDef): continue
         raised = {r.exc.func.id for r in ast.walk(node) if isinstance(r, ast.Raise) and isinstance(r.exc, ast.Call) and isinstance(r.exc.func, ast.Name)}
@@ -93,7 +96,8 @@ def test_docments(name):
     def check(what, line, annotation):
         c = m.comment(line)
         if not c: return bad.append(f'{what}: no docment')
-        if annotation is not None and re.search(r'\bTensor\b', ast.unparse(annotation)) and not re.search(r'\(.*\)|[Ss]calar|shape', c[1]): bad.append(f'{what}: no shape')
+        if annotation is not None and re.search(r'\bTensor\b', ast.unparse(annotation)) and not re.search(r'\(.*\)|[Ss]calar|shape', c[1]):
+            bad.append(f'{what}: no shape')
     for qual, node in m.defined():
         if isinstance(node, ast.ClassDef):
             if any('dataclass' in ast.unparse(d) for d in node.decorator_list):

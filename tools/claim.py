@@ -119,7 +119,8 @@ if __name__ == '__main__':
     if args.show: show()
     elif args.row:
         name = 'claim' if args.row.startswith('claim') else f'local-gap{args.gap}'
-        if not 0 <= args.seed < PARTS[name][3]: p.error(f'{name} has the seeds 0 to {PARTS[name][3] - 1}, got {args.seed}')
+        if not 0 <= args.seed < PARTS[name][3]:
+            p.error(f'{name} has the seeds 0 to {PARTS[name][3] - 1}, got {args.seed}')
         run_row(name, args.row, args.seed, args.out)
     else:
         for name in args.only:

@@ -16,9 +16,12 @@ def oldest(settings):
         if not key.endswith('requirements') or key == 'dev_requirements': continue
         for line in lines.strip().splitlines():
             m = re.fullmatch(r'([\w.-]+)>=([\d.]+)', line)
-            if not m: raise ValueError(f"{key}: write {line!r} as name>=version, so that its oldest version can be tested")
+            if not m:
+                raise ValueError(f"{key}: write {line!r} as name>=version, so that its oldest version can be "
+                                 f"tested")
             name, version = m.groups()
-            if found.setdefault(name, version) != version: raise ValueError(f"{name} has two minimums: {found[name]} and {version}")
+            if found.setdefault(name, version) != version:
+                raise ValueError(f"{name} has two minimums: {found[name]} and {version}")
     return [f'{name}=={version}' for name, version in found.items()]
 
 

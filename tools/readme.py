@@ -40,7 +40,8 @@ def nb2md(nb, images):
         if cell['cell_type'] == 'markdown': parts.append(source)
         if cell['cell_type'] != 'code' or names.keys() & hidden: continue
         if source and names.get('echo') != 'false': parts.append(fenced(source, 'python'))
-        for i, o in enumerate(cell['outputs']): parts.append(output2md(o, images/f"{cell['id']}-{i}", names.get('fig-alt', '').strip('"')))
+        for i, o in enumerate(cell['outputs']):
+            parts.append(output2md(o, images/f"{cell['id']}-{i}", names.get('fig-alt', '').strip('"')))
     return '\n\n'.join(o for o in parts if o) + '\n'
 
 

@@ -24,7 +24,8 @@ LEAST = dict(kappa=.1, d_auc=.55)
 def choose_run(folder: Path) -> Path:
     "The run in a folder of runs whose last measurement has the highest kappa"
     runs = sorted(folder.glob('seed*'))
-    if not runs: raise FileNotFoundError(f"{folder} holds no runs; make them with tools/claim.py --only claim-long")
+    if not runs:
+        raise FileNotFoundError(f"{folder} holds no runs; make them with tools/claim.py --only claim-long")
     return max(runs, key=lambda run: last_scores(run)['kappa'])
 
 
@@ -45,7 +46,8 @@ def check_learned(scores: dict):
     "Raise `ValueError` for a run that did not learn agreement"
     for name, least in LEAST.items():
         if not scores[name] >= least:
-            raise ValueError(f"{name} is {scores[name]:.3f}, below {least}: this run did not learn that twins agree")
+            raise ValueError(f"{name} is {scores[name]:.3f}, below {least}: this run did not learn that "
+                             f"twins agree")
 
 
 def ship(run: Path, name: str):
@@ -69,7 +71,8 @@ def ship_twins(folder: Path):
     check_learned(scores)
     for name in LEAST:
         said = last_scores(run)[name]
-        if abs(scores[name] - said) > .01: raise ValueError(f"{name} is {scores[name]:.3f}, but the log says {said:.3f}")
+        if abs(scores[name] - said) > .01:
+            raise ValueError(f"{name} is {scores[name]:.3f}, but the log says {said:.3f}")
     ship(run, 'twins')
     print(f"twins: {run.name}, kappa {scores['kappa']:.3f}, D's AUC {scores['d_auc']:.3f}")
 
