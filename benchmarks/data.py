@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from sagan.data import Images, Mapped, MemoryLoader, _decode, _list_folder, _sources, digits, to_unit
+from sagan.data import _decode, digits, Images, _list_folder, MemoryLoader, _sources, to_unit
+from sagan.storage import MappedImages
 
 images = digits()
 
@@ -13,7 +14,7 @@ class Items(Dataset):
     def __len__(self): return len(images)
     def __getitem__(self, i): return to_unit(images.x[i]), images.y[i]
 
-class OnTouch(Mapped):
+class OnTouch(MappedImages):
     "A mapped file whose pages are read when they are touched, one after the other"
     def __getitem__(self, i): return torch.from_numpy(np.take(self.bytes, i.numpy(), 0))
 
@@ -54,7 +55,7 @@ def from_file(folder, n=20_000, bs=64, step=.1):
         return iter(MemoryLoader(Images(x, y, [], 'random'), bs, 40, seed=seed, device='meta'))
     def by_index(x, seed):
         return (x[i] for i in torch.randperm(n, generator=torch.Generator().manual_seed(seed)).split(bs)[:40])
-    def mapped(kind=Mapped): return kind(folder/'images', 128)
+    def mapped(kind=MappedImages): return kind(folder/'images', 128)
     print(f'\n| {n:,} images of 128 px, batches of {bs}, a step of {step*1e3:.0f} ms | waiting for the '
           f'bytes, ms per batch | share of the time |\n|---|---|---|')
     for seed, (name, batches, cold) in enumerate((('in memory', lambda s: loader(x, s), False), ('file, in the page cache', lambda s: loader(mapped(), s), False),

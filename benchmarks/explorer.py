@@ -10,7 +10,7 @@ import json, os, shutil, socket, subprocess, sys, tempfile, time, torch
 from pathlib import Path
 from playwright.sync_api import sync_playwright
 from sagan.attention import AttentionMap
-from sagan.checkpoints import shipped
+from sagan.runs import shipped
 from sagan.cli import NOTEBOOK
 from sagan.explorer import AttentionExplorer, view
 

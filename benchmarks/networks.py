@@ -16,7 +16,7 @@ def seconds(f, x, repeats=5):
 
 if __name__ == '__main__':
     rule = networks._pays
-    training._keep_freed_memory()
+    training.keep_freed_memory()
     print(f'{torch.get_num_threads()} threads\n| dtype | batch | channels | small map | positions | chosen | '
           f'upsampling: plain, ms | 4x4, ms | ratio | pooling: plain, ms | 4x4, ms | ratio |\n' + '|---'*12 + '|')
     for dtype in (torch.float32, torch.bfloat16):

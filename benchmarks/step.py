@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import sagan.attention as attention, sagan.networks as networks, sagan.spectral as spectral, sagan.training as training
 from sagan.data import Images, MemoryLoader
 from sagan.losses import ttur
-from sagan.training import LossScale, SAGAN, d_step, ema_update, fastest_dtype, g_step, preset
+from sagan.config import preset
+from sagan.precision import fastest_dtype, LossScaler
+from sagan.training import d_step, ema_update, g_step, SAGAN
 from plain import Plain
 
 def config(px):
@@ -94,13 +96,13 @@ def measure(px, dtype, device, without, compiled, steps):
         def step(): plain.step(x, y, z, yf, z2, y2)
     else:
         x = x.contiguous(memory_format=torch.channels_last)
-        if without != 'kept_memory' and device == 'cpu': training._keep_freed_memory()
+        if without != 'kept_memory' and device == 'cpu': training.keep_freed_memory()
         opt_g, opt_d = ttur(model.G, model.D, cfg.lr_g, cfg.lr_d, (cfg.beta1, cfg.beta2))
         if without == 'fused_Adam':
             opt_g, opt_d = [torch.optim.Adam(o.param_groups[0]['params'] + o.param_groups[1]['params'], o.defaults['lr'], o.defaults['betas'], foreach=False, fused=False) for o in (opt_g, opt_d)]
         elif without not in (None, 'kept_memory'): x = CHOICES[without](model, x)
         if compiled: training.compile_networks(model)
-        half, scale = HALF.get(dtype), LossScale(2.**8) if dtype == 'float16' else None
+        half, scale = HALF.get(dtype), LossScaler(2.**8) if dtype == 'float16' else None
         def autocast(): return torch.autocast(device, half, enabled=half is not None)
         def step():
             with autocast(): d_step(model.G, model.D, opt_d, x, y, z, yf, scale=scale)
@@ -154,7 +156,7 @@ def table(rows):
                      f"| {f'''{r['gflop']:.0f}''' if rate else ''} "
                      f"| {f'{rate:.0f}' if rate else ''} | "
                      f"{f'''{rate/r['peak_convolution']:.0%}''' if rate else ''} | "
-                     f"{share(r, 'spectral_norm')} | {share(r, 'updates')} | {share(r, 'data')} | "
+                     f"{shard(r, 'spectral_norm')} | {shard(r, 'updates')} | {shard(r, 'data')} | "
                      f"{r['memory_gb']:.1f} |")
     whole = {(r['px'], r['dtype']): r['seconds'] for r in rows if not r['without'] and not r['compiled']}
     if any(r['without'] for r in rows):

@@ -7,14 +7,14 @@ Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 # %% auto #0
 __all__ = ['inception_score', 'frechet_distance', 'feature_statistics', 'intra_frechet_distance', 'kernel_distance',
            'precision_recall', 'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'Reference', 'reference',
-           'Agreement', 'agreement', 'agreement_auc', 'Scores', 'class_spread', 'score', 'nearest_images',
-           'real_distances']
+           'Scores', 'class_spread', 'score', 'nearest_images', 'real_distances']
 
 # %% ../nbs/07_evaluation.ipynb #ec28abfd
 import math, numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from torch import Tensor
+from .agreement import _twin_scores
 
 # %% ../nbs/07_evaluation.ipynb #288fce12
 def _exp_kl(p):
@@ -169,12 +169,9 @@ def precision_recall(
     return _covered(f, g, k), _covered(g, f, k)
 
 # %% ../nbs/07_evaluation.ipynb #b0604453
-from contextlib import contextmanager
-from dataclasses import asdict
-from .attention import SelfAttention
-from .data import ImageFiles, Images, comes_along, named_twins, to_bytes, to_unit, whole_file
-from .data import twin_colours, twin_pairs
-from .networks import ResidualBlock
+from .data import ImageFiles, Images, is_builtin, to_bytes, to_unit
+from .storage import atomic_write
+from .data import twin_colours
 
 # %% ../nbs/07_evaluation.ipynb #1daffa72
 def _as_images(x):
@@ -339,14 +336,14 @@ class Reference:
                 f'{self.interpolation})')
 
 # %% ../nbs/07_evaluation.ipynb #ae82f594
-from .conditioning import gather, processes, share, total
+from .distributed import all_gather, all_reduce, rank, shard, world_size
 
 # %% ../nbs/07_evaluation.ipynb #f6574067
 def _pooled(n, mu, sigma):
     "Mean and covariance of the images of all processes, from those of the n of this one"
-    mean = total(n*mu)/total(torch.tensor(n))                                 # (D,)
+    mean = all_reduce(n*mu)/all_reduce(torch.tensor(n))                                 # (D,)
     # (D, D)
-    return mean, total((n - 1)*sigma + n*torch.outer(mu - mean, mu - mean))/(total(torch.tensor(n)) - 1)
+    return mean, all_reduce((n - 1)*sigma + n*torch.outer(mu - mean, mu - mean))/(all_reduce(torch.tensor(n)) - 1)
 
 # %% ../nbs/07_evaluation.ipynb #64d74e27
 _KEPT = 10_000  # images whose features are kept for KID, precision, recall, diversity and intra-FID
@@ -358,7 +355,7 @@ def _kept(n, seed=0):
 def _measure_all(evaluator, batches, n, probabilities=True, seed=0):
     "One pass over this process's share of n images: (mu, sigma), features of up to _KEPT images drawn at random, their indices, probabilities of all if asked for and known; of all processes"
     chosen = _kept(n, seed)                                                  # (m,)
-    mine = share(n)
+    mine = shard(n)
     kept, p, done = [], [], mine.start
     def features():
         nonlocal done
@@ -376,8 +373,8 @@ def _measure_all(evaluator, batches, n, probabilities=True, seed=0):
     if done != mine.stop:
         raise ValueError(f"there are {done - mine.start} images for {mine.stop - mine.start} labels")
     # (m, D)
-    kept = gather(torch.cat(kept), len(chosen), (chosen >= mine.start) & (chosen < mine.stop))
-    return *_pooled(mine.stop - mine.start, *statistics), kept, chosen, gather(torch.cat(p), n) if p else None
+    kept = all_gather(torch.cat(kept), len(chosen), (chosen >= mine.start) & (chosen < mine.stop))
+    return *_pooled(mine.stop - mine.start, *statistics), kept, chosen, all_gather(torch.cat(p), n) if p else None
 
 # %% ../nbs/07_evaluation.ipynb #1e77f590
 from safetensors import SafetensorError, safe_open
@@ -410,121 +407,15 @@ def reference(
 ) -> Reference: # The statistics
     "Statistics of real images, from the file if there is one; raises `ValueError` if it belongs to anything else"
     facts:dict[str, Any] = dict(data=images.name, split=split, count=len(images), size=images.size, interpolation=images.interpolation, evaluator=evaluator.name)
-    if file is not None and total(torch.tensor(int(Path(file).exists()))) == processes()[1]:
+    if file is not None and all_reduce(torch.tensor(int(Path(file).exists()))) == world_size():
         return _load_reference(Path(file), facts)
-    mu, sigma, features, chosen, _ = _measure_all(evaluator, images[share(len(images))].batches(batch), len(images), probabilities=False)
+    mu, sigma, features, chosen, _ = _measure_all(evaluator, images[shard(len(images))].batches(batch), len(images), probabilities=False)
     r = Reference(mu, sigma, features, images.y[chosen], **facts)
-    if file is not None and processes()[0] == 0:
+    if file is not None and rank() == 0:
         tensors = dict(mu=mu, sigma=sigma, features=features, labels=r.labels)
-        with whole_file(file) as new:
+        with atomic_write(file) as new:
             save_file({k: v.contiguous() for k, v in tensors.items()}, new, {k: str(v) for k, v in facts.items()})
     return r
-
-# %% ../nbs/07_evaluation.ipynb #ea9659e3
-def _kappa(pairs):
-    "Observed agreement, luck and kappa of color pairs (m, 2) of left and right twins, 0 to 35"
-    m = len(pairs)
-    if m < 2: return 0., 0., 0.
-    agree = (pairs[:, 0] == pairs[:, 1]).sum().item()
-    left, right = [p.bincount(minlength=36) for p in pairs.unbind(1)]         # (36,) each
-    observed, luck = agree/m, ((left*right).sum().item() - agree)/(m*(m - 1))
-    return observed, luck, (observed - luck)/(1 - luck) if luck < 1 else 0.
-
-# %% ../nbs/07_evaluation.ipynb #854734aa
-@dataclass(frozen=True)
-class Agreement:
-    "How often the twins of generated images agree; means over the classes, by their images with two twins"
-    # Share of images in which both twins can be made out, in [0, 1]; the rest is of these
-    two_twins:float
-    observed:float  # Share whose twins have the same colors, in [0, 1]
-    luck:float      # Share that agrees when twins of different images are re-paired, in [0, 1]
-    # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone, 1 when all agree
-    kappa:float
-    kappa_error:float # Its standard error over images, by 100 bootstrap samples
-    kappa_classes:list[float] # Kappa of each class that occurs, in order
-
-# %% ../nbs/07_evaluation.ipynb #f13169d9
-def agreement(
-    colours:Tensor, # From `twin_colours`, (n, 2, 2) int64
-    y:Tensor, # Classes of the images, (n,) int64
-) -> Agreement: # Over all classes, and kappa of each
-    "Agreement of twins beyond the images' own luck; raises `ValueError` if no class has two images"
-    if len(y) < 2 or y.bincount().max() < 2:
-        raise ValueError(f"luck needs two images of some class, got {len(y)} images")
-    both = (colours >= 0).all(2).all(1)  # (n,), are there two twins?
-    # (m, 2) each
-    pairs = [(6*c[..., 0] + c[..., 1]) for c in (colours[both & (y == k)] for k in y.unique())]
-    weight = torch.tensor([len(p) for p in pairs], dtype=torch.float64)       # (classes,)
-    # (classes, 3)
-    def measure(pairs): return torch.tensor([_kappa(p) for p in pairs], dtype=torch.float64)
-    def average(values): return (weight[:, None]*values).sum(0)/weight.sum().clamp(min=1)
-    g = torch.Generator().manual_seed(0)
-    again = [average(measure([p[torch.randint(max(1, len(p)), (len(p),), generator=g)] for p in pairs]))[2] for _ in range(100)]
-    values = measure(pairs)
-    observed, luck, kappa = average(values).tolist()
-    error = torch.stack(again).std().item()
-    return Agreement(both.float().mean().item(), observed, luck, kappa, error, values[:, 2].tolist())
-
-# %% ../nbs/07_evaluation.ipynb #563c5dd2
-@torch.no_grad()
-def _d_scores(D, images, labeled, batch=250):
-    "Scores (n,) of images in memory by a discriminator in evaluation mode"
-    device = next((p.device for p in D.parameters()), 'cpu')
-    out = []
-    for i in range(0, len(images), batch):
-        x, y = to_unit(images.x[i:i+batch]).to(device), images.y[i:i+batch].to(device)
-        s = D(x, y if labeled else None)                                      # (B,)
-        out.append((s[0] if isinstance(s, tuple) else s).float().cpu())
-    return torch.cat(out)
-
-# %% ../nbs/07_evaluation.ipynb #8890c8df
-def agreement_auc(
-    D:nn.Module, # Discriminator, called as D(x, y) in evaluation mode, and left in its own
-    data:str='twins', # Which twins: their name, as in `named_twins`
-    size:int=32, # Pixels of a side: 32 or 64
-    n:int=1000, # Images, each in four versions, at least 2
-    seed:int=1, # Of the images; the training images have 0
-    # Give D the classes? None to follow its `n_classes`, or the data if it has none
-    labeled:bool|None=None,
-) -> tuple[float, float]: # (AUC in [0, 1], its standard error), .5 is chance
-    "How often D prefers twins that agree to the same image with other colors in the right twin; raises `ValueError` for scores that are not finite"
-    if n < 2: raise ValueError(f"the standard error needs at least 2 images, got n={n}")
-    def draw(agree, exchange):
-        return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
-    if labeled is None: labeled = bool(getattr(D, 'n_classes', len(draw(True, False).classes)))
-    mode, right = D.training, torch.zeros(n, dtype=torch.float64)
-    D.eval()
-    try:
-        for exchange in (False, True):
-            # (n,) each
-            real, other = [_d_scores(D, draw(agree, exchange), labeled) for agree in (True, False)]
-            if not (real + other).isfinite().all():
-                raise ValueError("D's scores are not finite; its weights are broken")
-            right += (real > other)/2 + (real == other)/4
-    finally: D.train(mode)
-    return right.mean().item(), right.std().item()/n**.5
-
-# %% ../nbs/07_evaluation.ipynb #bf78f50c
-@contextmanager
-def _gammas_at_zero(net):
-    "Within this context attention layers and residual blocks are the identity; yields how many there are"
-    gammas = [m.gamma for m in net.modules() if isinstance(m, (SelfAttention, ResidualBlock))]
-    kept = [g.detach().clone() for g in gammas]
-    for g in gammas: g.data.zero_()
-    try: yield len(gammas)
-    finally:
-        for g, k in zip(gammas, kept): g.data.copy_(k)
-
-# %% ../nbs/07_evaluation.ipynb #9d8321f4
-def _twin_scores(colours, y, D, real):
-    "The fields of `Scores` on twins: of the images' colors (n, 2, 2), and of a discriminator if there is one"
-    out = asdict(agreement(colours, y)) | dict(colour_pairs=twin_pairs(colours))
-    if D is None: return out
-    how = dict(data=real.data, size=real.size, labeled=None if hasattr(D, 'n_classes') else len(y.unique()) > 1)
-    out['d_auc'], out['d_auc_error'] = agreement_auc(D, **how)
-    with _gammas_at_zero(D) as layers:
-        if layers: out['d_auc_gamma0'] = agreement_auc(D, **how)[0]
-    return out
 
 # %% ../nbs/07_evaluation.ipynb #6d7e9cf6
 @dataclass
@@ -607,7 +498,7 @@ def score(
     if len(y) < 10 or not (y.bincount() > 1).any():
         raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of "
                          f"{len(y.unique())} classes")
-    drawn, twins = real.data != 'digits' and comes_along(real.data), []
+    drawn, twins = real.data != 'digits' and is_builtin(real.data), []
     def batches():
         for b in _in_batches(x, real.size):
             if drawn:
@@ -617,7 +508,7 @@ def score(
     mu, sigma, f, chosen, p = _measure_all(evaluator, batches(), len(y))
     (kid, _), (precision, recall) = kernel_distance(f, real.features), precision_recall(f, real.features)
     mean, spread = inception_score(p) if p is not None else (None, None)
-    colours = gather(torch.cat(twins), len(y)) if drawn else None             # (n, 2, 2)
+    colours = all_gather(torch.cat(twins), len(y)) if drawn else None             # (n, 2, 2)
     diversity = (class_spread(f, y[chosen])/class_spread(real.features, real.labels)).item()
     return Scores(
         fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean, inception_spread=spread, kid=kid, precision=precision, recall=recall,

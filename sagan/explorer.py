@@ -13,7 +13,7 @@ import math, torch
 from collections.abc import Sequence
 from contextlib import ExitStack
 from torch import Tensor
-from .attention import SelfAttention, altered, attention_maps
+from .attention import attention_maps, intervene, SelfAttention
 from .networks import Discriminator, Generator
 from .training import SAGAN
 
@@ -71,14 +71,14 @@ def generated_maps(
     else: x, maps = named_maps(G, z, y)
     if gamma != 1 and maps:
         with ExitStack() as stack:
-            for m in maps.values(): stack.enter_context(altered(G, m, gamma=gamma))
+            for m in maps.values(): stack.enter_context(intervene(G, m, gamma=gamma))
             x, maps = named_maps(G, z, y)
     return x, maps if D is None else maps | named_maps(D, x, y)[1]
 
 # %% ../nbs/09_explorer.ipynb #fc5924f5
 import matplotlib
 from .data import to_bytes, to_unit
-from .visualization import POINT_COLOURS, _check_belongs
+from .visualization import _check_belongs, POINT_COLOURS
 
 # %% ../nbs/09_explorer.ipynb #fe25a862
 def _rows(beta):
@@ -177,7 +177,8 @@ def image_view(
 # %% ../nbs/09_explorer.ipynb #ce25c790
 import tempfile
 from pathlib import Path
-from .data import _decode, _list_folder, _read, whole_file
+from .data import _decode, _list_folder, _read
+from .storage import atomic_write
 
 # %% ../nbs/09_explorer.ipynb #874ef02c
 def own_images(
@@ -289,14 +290,14 @@ class AttentionExplorer(_Shown):
         path:str|Path, # File to write, such as explorer.html
     ):
         "Write `static` to a file, in one piece; raises `OSError` if it cannot be written"
-        with whole_file(path) as f: f.write_text(self.static(), encoding='utf-8')
+        with atomic_write(path) as f: f.write_text(self.static(), encoding='utf-8')
 
 # %% ../nbs/09_explorer.ipynb #68ac02f8
 import random
 import ipywidgets as W
 from contextlib import contextmanager
 from types import SimpleNamespace
-from .visualization import _png, effect_figure
+from .visualization import effect_figure, _png
 
 # %% ../nbs/09_explorer.ipynb #55eb2f25
 @contextmanager
@@ -340,7 +341,7 @@ def _told(caption, before, after):
 
 # %% ../nbs/09_explorer.ipynb #d3b1fe00
 def _effects(G, out):
-    "Two buttons that draw an image again with the layer in view altered; and what tells them of another image, and shows what changed it"
+    "Two buttons that draw an image again with the layer in view intervene; and what tells them of another image, and shows what changed it"
     cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the last '
                                                           'kept point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
     said, picture, drawn = W.HTML(), W.HTML(), None
@@ -360,7 +361,7 @@ def _effects(G, out):
                 raise ValueError(f"{out.layer} draws nothing; choose a layer of the generator: "
                                  f"{', '.join(maps)}")
             # (1, 3, S, S)
-            with torch.no_grad(), altered(G, maps[out.layer], **how): changed = G(*drawn)
+            with torch.no_grad(), intervene(G, maps[out.layer], **how): changed = G(*drawn)
             compare(drawn, f'{caption} in {out.layer}', x[0], changed[0])
             out.message = ''
     def cut_point(_):

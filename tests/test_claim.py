@@ -8,10 +8,11 @@ import claim
 import ship
 import pytest
 import torch
-from sagan.checkpoints import SHIPPED, load_run, read_log, shipped
+from sagan.checkpoints import read_log
+from sagan.runs import load_run, shipped, SHIPPED
 from sagan.cli import sagan_eval, sagan_train
 from sagan.data import named_twins, to_unit, twin_colours, twins
-from sagan.evaluation import agreement, agreement_auc
+from sagan.agreement import agreement, agreement_auc
 from sagan.experiments import load_experiment, table, table_markdown
 from sagan.networks import Discriminator
 
@@ -59,7 +60,7 @@ def test_the_card_says_them(run):
 
 def test_measuring_leaves_gamma_as_it_was(run):
     before = {k: v.clone() for k, v in load_run(run).model.D.state_dict().items()}
-    from sagan.evaluation import _gammas_at_zero
+    from sagan.agreement import _gammas_at_zero
     D = load_run(run).model.D
     with pytest.raises(KeyError), _gammas_at_zero(D) as layers:
         assert layers == 1 and not any(a.gamma for a in D.attention.values())

@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
-from sagan.checkpoints import load_run
+from sagan.runs import load_run
 
 BIN = Path(sys.executable).parent
 TINY = ['--steps', '20', '--batch', '16', '--g-width', '2', '--d-width', '4']

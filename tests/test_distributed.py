@@ -4,7 +4,8 @@ os.environ['OMP_NUM_THREADS'] = '1'
 import signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
-from sagan.checkpoints import load_run, read_log, states
+from sagan.checkpoints import read_log, states
+from sagan.runs import load_run
 
 TORCHRUN = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
 STARTED = []
@@ -18,58 +19,62 @@ def leave_nothing_running():
 
 def trained(double, **changes):
     "A tiny model after 20 steps with batches of 16 images of all processes, its first weights, and the loss"
-    from sagan.conditioning import processes
+    from sagan.distributed import rank, world_size
     from sagan.data import digits, image_dls
     from sagan.training import sagan_learner
-    rank, world = processes()
-    learn = sagan_learner(image_dls(digits(), 16//world, 20, flip=True, rank=rank, world=world), 'tiny', ema_start=5, dtype='float32', **changes)
+    me, world = rank(), world_size()
+    learn = sagan_learner(image_dls(digits(), 16//world, 20, flip=True, rank=me, world=world), 'tiny', ema_start=5, dtype='float32', **changes)
     if double: learn.model.double()
     began = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    if rank: learn.model.G.linear.bias.data.add_(1.)  # all are to begin with the weights of the first one
+    if me: learn.model.G.linear.bias.data.add_(1.)  # all are to begin with the weights of the first one
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return dict(began=began, ended=learn.model.state_dict(), loss=learn.sagan_trainer.d_loss)
 
 def measured():
     "Scores of an untrained generator and of drawn twins, odd numbers of images"
     from dataclasses import asdict
-    from sagan.conditioning import share
+    from sagan.distributed import shard
     from sagan.data import digits, to_unit, twins
     from sagan.evaluation import score, train_evaluator
     from sagan.networks import generate_batches, standing_statistics
-    from sagan.training import SAGAN, preset
+    from sagan.config import preset
+    from sagan.training import SAGAN
     y, real, drawn = torch.arange(203) % 10, digits(), twins(151)
     G = standing_statistics(SAGAN(preset('tiny')).ema, y, seed=1, batch=50)
-    return [asdict(score(generate_batches(G, y, part=share(203)), y, train_evaluator(real, steps=30), real)),
-            asdict(score(to_unit(drawn.x)[share(151)], drawn.y, train_evaluator(drawn, steps=30), drawn))]
+    return [asdict(score(generate_batches(G, y, part=shard(203)), y, train_evaluator(real, steps=30), real)),
+            asdict(score(to_unit(drawn.x)[shard(151)], drawn.y, train_evaluator(drawn, steps=30), drawn))]
 
 def grouped(group):
     "Batch norm of this process's share of 8 images over groups, its gradients of the whole batch, and its averages"
-    from sagan.conditioning import BatchNorm2d, gather, share, total
+    from sagan.conditioning import BatchNorm2d
+    from sagan.distributed import all_gather, all_reduce, shard
     torch.manual_seed(0)
     x, w = torch.randn(8, 4, 5, 5) + torch.arange(8.)[:, None, None, None], torch.randn(8, 4, 5, 5)
-    bn, mine = BatchNorm2d(4, group), x[share(8)].clone().requires_grad_()
+    bn, mine = BatchNorm2d(4, group), x[shard(8)].clone().requires_grad_()
     out = bn(mine)
-    (out**2*w[share(8)]).sum().backward()
-    return dict(out=gather(out.detach(), 8), grad=gather(mine.grad, 8), weight=total(bn.weight.grad), **bn.state_dict(prefix='bn.'))
+    (out**2*w[shard(8)]).sum().backward()
+    return dict(out=all_gather(out.detach(), 8), grad=all_gather(mine.grad, 8), weight=all_reduce(bn.weight.grad), **bn.state_dict(prefix='bn.'))
 
 def blamed():
     "What a step says when only the last process has an image that is not finite"
-    from sagan.conditioning import processes
+    from sagan.distributed import rank, world_size
     from sagan.losses import ttur
-    from sagan.training import SAGAN, NonFinite, d_step, preset
-    m, (rank, world) = SAGAN(preset('tiny')).train(), processes()
+    from sagan.config import preset
+    from sagan.diagnostics import NonFinite
+    from sagan.training import d_step, SAGAN
+    m = SAGAN(preset('tiny')).train()
     x, y, z = torch.zeros(4, 3, 32, 32), torch.arange(4), torch.zeros(4, 128)
-    try: d_step(m.G, m.D, ttur(m.G, m.D)[1], x*torch.nan if rank == world - 1 else x, y, z, y)
+    try: d_step(m.G, m.D, ttur(m.G, m.D)[1], x*torch.nan if rank() == world_size() - 1 else x, y, z, y)
     except NonFinite as e: return str(e), e.report['where']
 
 def work(folder):
     "What the tests of equality compare, one file for each process"
-    from sagan.conditioning import launched, processes
-    with launched():
+    from sagan.distributed import process_group, rank, world_size
+    with process_group():
         kept = dict(scores=measured(), single=trained(False), blamed=blamed(), grouped={g: grouped(g) for g in (2, 4)})
         torch.Tensor.float = torch.Tensor.double
         torch.set_default_dtype(torch.float64)  # whatever the package computes in float32
-        torch.save(kept | dict(double=trained(True), groups=trained(True, bn_group=8)), f'{folder}/{processes()[0]}of{processes()[1]}')
+        torch.save(kept | dict(double=trained(True), groups=trained(True, bn_group=8)), f'{folder}/{rank()}of{world_size()}')
 
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):

@@ -420,7 +420,8 @@ window.leave = render({{ model, el: document.getElementById('here') }})</script>
     page.evaluate('leave()')
 
 SETUP = f'''import torch
-from sagan.training import Config, SAGAN
+from sagan.config import Config
+from sagan.training import SAGAN
 torch.manual_seed(0)
 model = SAGAN(Config(size={S}, n_classes=3, g_width=4, d_width=8, g_attention=(8, 16), d_attention=(16,), form='released', z_dim=16)).eval()
 with torch.no_grad():

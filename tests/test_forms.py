@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest, torch, torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from sagan.attention import FORMS, SelfAttention, altered, attention_maps, resolve_form
-from sagan.checkpoints import load_run, load_weights, shipped, states
+from sagan.attention import attention_maps, FORMS, intervene, resolve_form, SelfAttention
+from sagan.checkpoints import load_weights, states
+from sagan.runs import load_run, shipped
 from sagan.cli import sagan_train
 from sagan.experiments import _claim, load_experiment
 from sagan.explorer import explore
 from sagan.networks import Discriminator, Generator, ResidualBlock
 from sagan.sharing import PretrainedSAGAN
-from sagan.training import SAGAN, Config, presets
+from sagan.config import Config, presets
+from sagan.training import SAGAN
 from sagan.visualization import map_statistics
 
 OLD = dict(paper='preprint', official='released')
@@ -73,9 +75,9 @@ def test_maps_and_what_attention_causes(form):
         assert m.beta.shape == (2, size**2, m.keys[0]*m.keys[1])
         torch.testing.assert_close(m.beta.sum(-1), torch.ones(2, size**2))
         with torch.no_grad():
-            with altered(net, m): assert torch.equal(net(given, y), out)       # nothing is altered
+            with intervene(net, m): assert torch.equal(net(given, y), out)       # nothing is intervene
             for how in (dict(gamma=0.), dict(uniform=True), dict(hide=(0, 0, 32, 16)), dict(cut=(3, 3))):
-                with altered(net, m, **how): assert not torch.equal(net(given, y), out), how
+                with intervene(net, m, **how): assert not torch.equal(net(given, y), out), how
         if size == 16: assert map_statistics(out, m)['attention']
 
 

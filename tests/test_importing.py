@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from safetensors.torch import load_file
 from sagan.attention import attention_maps
-from sagan.checkpoints import load_run, load_weights, read_config, save_weights
+from sagan.checkpoints import load_weights, read_config, save_weights
+from sagan.runs import load_run
 from sagan.cli import sagan_import
 from sagan.importing import import_checkpoint
 from sagan.sharing import PretrainedSAGAN

@@ -9,7 +9,8 @@ from sagan.data import digits, image_dls
 from sagan.losses import ttur
 from sagan.networks import Generator, standing_statistics
 from sagan.spectral import spectral_step
-from sagan.training import SAGAN, Config, d_step, g_step, preset, presets, sagan_learner
+from sagan.config import Config, preset, presets
+from sagan.training import d_step, g_step, SAGAN, sagan_learner
 
 @pytest.fixture(autouse=True)
 def seed(): torch.manual_seed(0)

@@ -6,9 +6,10 @@ import pytest, torch
 from PIL import Image
 from sagan import evaluation
 from sagan.checkpoints import check_scores
-from sagan.data import Images, ImageFiles, digits, to_unit
-from sagan.evaluation import (Evaluator, Scores, feature_statistics, frechet_distance, intra_frechet_distance,
-                              nearest_images, real_distances, reference, score)
+from sagan.data import digits, ImageFiles, Images, to_unit
+from sagan.evaluation import (
+    Evaluator, feature_statistics, frechet_distance, intra_frechet_distance, nearest_images,
+    real_distances, reference, score, Scores)
 
 
 class Shrunk(torch.nn.Module):

@@ -5,10 +5,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import onnx, onnxruntime, pytest, torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from sagan.attention import attention_maps
-from sagan.checkpoints import shipped
+from sagan.runs import shipped
 from sagan.cli import sagan_attend, sagan_explore, sagan_sample
 from sagan.networks import Generator
-from sagan.sharing import PretrainedSAGAN, export_onnx
+from sagan.sharing import export_onnx, PretrainedSAGAN
 
 
 def test_a_fresh_process_without_a_network_and_without_onnx():

@@ -3,7 +3,8 @@ import os, random, resource, shutil, signal, subprocess, sys, time
 import pytest
 from forked import STARTED, forked, leave_nothing_running
 from safetensors.torch import load_file
-from sagan.checkpoints import load_run, read_log, states
+from sagan.checkpoints import read_log, states
+from sagan.runs import load_run
 
 TINY = dict(preset='tiny', batch=8, z_dim=8, d_attention='none', device='cpu')
 

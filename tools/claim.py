@@ -17,9 +17,9 @@ warnings.filterwarnings('ignore', category=FutureWarning)
 from sagan.checkpoints import read_log
 from sagan.data import Images, load_images
 from sagan.evaluation import reference, train_evaluator
-from sagan.experiments import Plan, experiments, load_experiment, run_experiment, table
-from sagan.experiments import table_markdown, train_line
-from sagan.training import Config, presets, systems
+from sagan.experiments import experiments, load_experiment, Plan, run_experiment, table
+from sagan.experiments import table_markdown, train_variant
+from sagan.config import Config, presets, systems
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
 small = presets['small'].change(dtype='float32', steps=2400)
@@ -88,7 +88,7 @@ def run_row(name: str, system: str, seed: int, out: Path):
     stored_seeds = next(records for line, records in load_experiment(stored/name) if line.name == system)
     images = load_images(data, 32)
     folder = out/'again'/name/f'{system}-seed{seed}'
-    for r in train_line(folder, configure(system, images, base, seed), make_plan(images, every)):
+    for r in train_variant(folder, configure(system, images, base, seed), make_plan(images, every)):
         print(f"step {r['step']}: {scores(r)}", flush=True)
     print(f"stored, step {stored_seeds[seed][-1]['step']}: {scores(stored_seeds[seed][-1])}")
 

@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sagan.checkpoints import load_run, measure_generator, read_log
+from sagan.checkpoints import read_log
+from sagan.runs import load_run, measure_generator
 from sagan.data import twins
 from sagan.evaluation import reference, train_evaluator
 
