@@ -63,10 +63,13 @@ def save_weights(
     model:SAGAN, # Both networks and the average
     step:int, # Discriminator steps done
 ) -> None:
-    "Write a model's weights, spectral-norm vectors and batch norm averages in one piece; raises `OSError` that says how much room it needs"
+    """Write a model's weights, spectral-norm vectors and batch norm averages in one piece
+
+    Raises `OSError` that says how much room it needs."""
     header = dict(step=str(step), config=json.dumps(asdict(model.cfg)))
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with explain_write_errors(path, tensor_bytes(tensors)), atomic_write(path) as new: save_file(tensors, new, header)
+    with explain_write_errors(path, tensor_bytes(tensors)), atomic_write(path) as new:
+        save_file(tensors, new, header)
 
 # %% ../nbs/library/33_checkpoints.ipynb #d35e6008
 def _read_weights(path):
@@ -77,8 +80,7 @@ def _read_weights(path):
     except SafetensorError as e:
         raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated")
     if not {'step', 'config'} <= header.keys():
-        raise ValueError(f"{path} was not written by this package: its header has no step and "
-                         f"configuration")
+        raise ValueError(f"{path} was not written by this package: its header has no step and configuration")
     try: return int(header['step']), Config().change(**json.loads(header['config'])), tensors
     except (ValueError, TypeError) as e:
         raise ValueError(f"{path}: its header is damaged: {type(e).__name__} {e}")
@@ -106,12 +108,11 @@ def fill_model(
     model.load_state_dict(tensors)
 
 # %% ../nbs/library/33_checkpoints.ipynb #181ba0a3
-def _check_config(path, cfg, theirs):
-    "Raise `ValueError` that names the first field in which a file's configuration (a dictionary) differs from `cfg`"
+def _check_config(path, cfg, saved):
+    "Raise `ValueError` for the first field in which a file's configuration, a dictionary, differs from `cfg`"
     for k, v in asdict(cfg).items():
-        if k != 'steps' and theirs[k] != v:
-            raise ValueError(f"{path} belongs to another configuration: {k} is {theirs[k]!r} "
-                             f"there, {v!r} here")
+        if k != 'steps' and saved[k] != v:
+            raise ValueError(f"{path} belongs to another configuration: {k} is {saved[k]!r} there, {v!r} here")
 
 # %% ../nbs/library/33_checkpoints.ipynb #e600f9da
 def check_device(
@@ -120,8 +121,7 @@ def check_device(
     "Raise `ValueError` for a device that is not there"
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"there is no device {device!r} here ({str(e).splitlines()[0]}); cpu "
-                         f"always works")
+        raise ValueError(f"there is no device {device!r} here ({str(e).splitlines()[0]}); cpu always works")
     return device
 
 # %% ../nbs/library/33_checkpoints.ipynb #b34b0f46
@@ -130,13 +130,13 @@ def load_weights(
     cfg:Config|None=None, # Expected configuration, None to take the file's own
     device:str='cpu', # Where the model should be
 ) -> tuple: # (`SAGAN` in eval mode, step)
-    "Rebuild a model from its file; raises `FileNotFoundError`, or `ValueError` naming the first thing that does not fit"
+    "Rebuild a model; raises `FileNotFoundError`, or `ValueError` naming the first thing that does not fit"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there are no weights at {path}")
     check_device(device)
-    step, own, tensors = _read_weights(path)
-    if cfg is not None: _check_config(path, cfg, asdict(own))
-    model = SAGAN(own)
+    step, own_cfg, tensors = _read_weights(path)
+    if cfg is not None: _check_config(path, cfg, asdict(own_cfg))
+    model = SAGAN(own_cfg)
     fill_model(model, tensors, path)
     return model.to(device).eval(), step
 
@@ -150,18 +150,23 @@ from . import __version__
 # %% ../nbs/library/33_checkpoints.ipynb #b57b4308
 def _versions(): return dict(sagan=__version__, torch=str(torch.__version__))
 
-# %% ../nbs/library/33_checkpoints.ipynb #af1e0e57
 def save_state(
     path:str|Path, # File to write, such as `state.pt`
     learn:Learner, # From `sagan_learner` on `image_dls`, in a fit or after one
     notes:Any, # Plain lists, dictionaries, numbers and strings to keep with it
 ) -> None:
-    "Write everything that training needs to go on, in one piece; raises `ValueError` before the first fit, `OSError` that says how much room it needs"
+    """Write everything that training needs to go on, in one piece
+
+    Raises `ValueError` before the first fit, `OSError` that says how much room it needs."""
     t, loader = learn.sagan_trainer, learn.dls.train
     if t.rng is None: raise ValueError('there is no training state before the first fit; fit first')
-    state = dict(versions=_versions(), config=asdict(learn.model.cfg), model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(),
-                 step=t.step, loss_scale=t.loss_scale and asdict(t.loss_scale), device=t.rng.device.type, draws=t.rng.get_state(), losses=(t.d_loss.item(), float(t.g_loss)), scores={k: float(v) for k, v in t.scores.items()},
-                 data=dict(draws=loader.rng.get_state(), order=loader.order.clone()), notes=notes)
+    state = dict(
+        versions=_versions(), config=asdict(learn.model.cfg),
+        model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(),
+        step=t.step, loss_scale=t.loss_scale and asdict(t.loss_scale),
+        device=t.rng.device.type, draws=t.rng.get_state(),
+        losses=(t.d_loss.item(), float(t.g_loss)), scores={k: float(v) for k, v in t.scores.items()},
+        data=dict(draws=loader.rng.get_state(), order=loader.order.clone()), notes=notes)
     with explain_write_errors(path, tensor_bytes(state)), atomic_write(path) as new: torch.save(state, new)
 
 # %% ../nbs/library/33_checkpoints.ipynb #3c311b6d
@@ -184,15 +189,14 @@ def read_state(
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device):
-    "Raise `ValueError` for the state of another configuration or kind of device, and warn of other versions"
+    "Raise `ValueError` for a state of another configuration or kind of device, warn about other versions"
     _check_config(path, cfg, asdict(Config().change(**state['config'])))
     if state['device'] != device.type:
-        raise ValueError(f"{path} was saved on {state['device']} and cannot go on on "
-                         f"{device.type}, whose random numbers are others; use the device that it "
-                         f"began on")
-    if state['versions'] != (here := _versions()):
-        warn(f"{path} was written by {state['versions']}, this is {here}: the training goes on, "
-             f"but may differ in the last digits from one that was never stopped")
+        raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
+                         f"random numbers are others; use the device that it began on")
+    if state['versions'] != (versions := _versions()):
+        warn(f"{path} was written by {state['versions']}, this is {versions}: the training goes on, but may "
+             f"differ in the last digits from one that was never stopped")
 
 # %% ../nbs/library/33_checkpoints.ipynb #7200669e
 def load_state(
@@ -200,7 +204,10 @@ def load_state(
     learn:Learner, # A new learner of the same configuration and data
     draws:bool=True, # Also the order of the data and the noise? False goes on with those of `learn`
 ) -> Any: # The notes kept with it
-    "Put a new learner into the saved state; raises `ValueError` for another configuration (more steps are no difference), `DamagedState` for a file that is not whole"
+    """Put a new learner into the saved state
+
+    Raises `ValueError` for another configuration (more steps are no difference) or device, `DamagedState`
+    for a file that is not whole."""
     learn.model.to(learn.dls.device)  # where fastai would move it in a fit
     device, t, loader = next(learn.model.parameters()).device, learn.sagan_trainer, learn.dls.train
     state = read_state(path, device)
@@ -208,7 +215,8 @@ def load_state(
     learn.model.load_state_dict(state['model'])
     learn.create_opt()
     learn.opt.opt.load_state_dict(state['optimisers'])
-    t.step, t.d_loss, t.g_loss, t.scores = state['step'], torch.tensor(state['losses'][0]), state['losses'][1], state.get('scores', {})
+    d_loss, t.g_loss = state['losses']
+    t.step, t.d_loss, t.scores = state['step'], torch.tensor(d_loss), state.get('scores', {})
     t.loss_scale = LossScaler(**scale) if (scale := state.get('loss_scale')) else None
     if draws:
         t.rng = torch.Generator(device)
@@ -225,31 +233,33 @@ def write_config(
     options:dict, # What else it was asked for: how many states to keep, how to measure
 ) -> None:
     "Write `config.json`; raises `OSError` if it cannot"
-    with explain_write_errors(folder/'config.json'), atomic_write(folder/'config.json') as f:
-        f.write_text(json.dumps(dict(config=asdict(cfg), classes=list(classes), options=options), indent=1))
+    content = dict(config=asdict(cfg), classes=list(classes), options=options)
+    with explain_write_errors(folder/'config.json'), atomic_write(folder/'config.json') as new:
+        new.write_text(json.dumps(content, indent=1))
 
 # %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
-def _check_free(folder):
+def _check_empty(folder):
     "Raise `FileExistsError` for a folder with something in it"
-    if folder.exists() and (not folder.is_dir() or any(not f.name.startswith('.') for f in folder.iterdir())):
-        raise FileExistsError(f"{folder} already holds "
-                              f"{'a run' if (folder/'config.json').exists() else 'other files'}; "
-                              f"choose another folder with --out, remove it, or go on with a run "
-                              f"of it by --resume")
+    if not folder.exists(): return
+    if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
+    content = 'a run' if (folder/'config.json').exists() else 'other files'
+    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
+                          f"or go on with a run of it by --resume")
 
-# %% ../nbs/library/33_checkpoints.ipynb #5b7cb831
 def create_run(
     folder:str|Path, # Folder to make; must not exist, or be empty
     cfg:Config, # Configuration of the run
     classes:Sequence[str], # Class names, empty if unconditional
     options:dict|None=None, # What else it was asked for
 ) -> Path: # The folder
-    "Start a run folder with its `config.json`; raises `FileExistsError` if there is already something in it, `BlockingIOError` if another process is at it"
+    """Start a run folder with its `config.json`
+
+    Raises `FileExistsError` if there is something in it, `BlockingIOError` if another process is at it."""
     folder = Path(folder)
-    _check_free(folder)
+    _check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder):
-        _check_free(folder)
+        _check_empty(folder)
         write_config(folder, cfg, classes, options or {})
     return folder
 
@@ -259,18 +269,19 @@ def _check_classes(classes, cfg):
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"the class names must be a list of strings, got {classes!r}")
     if len(classes) != cfg.n_classes:
-        raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} "
-                         f"class names")
+        raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names")
 
 # %% ../nbs/library/33_checkpoints.ipynb #0696c307
 def read_config(
     folder:str|Path, # A run folder
 ) -> tuple: # (`Config`, class names, options)
-    "Read `config.json`; raises `FileNotFoundError` if there is none, `ValueError` for a damaged one, also if the class names are not those of its classes"
+    """Read `config.json`
+
+    Raises `FileNotFoundError` if there is none, `ValueError` for a damaged one, also if the class names are
+    not those of its classes."""
     file = Path(folder)/'config.json'
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); make one "
-                                f"with sagan-train")
+        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); make one with sagan-train")
     try:
         saved = json.loads(file.read_bytes())
         cfg, classes = Config().change(**saved['config']), saved['classes']
@@ -290,21 +301,25 @@ def check_scores(
             raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
 
 # %% ../nbs/library/33_checkpoints.ipynb #a8e9c474
+def _check_record(r):
+    "Raise `ValueError` for something that is no record of a step"
+    if not isinstance(r, dict) or not isinstance(r.get('step'), int):
+        raise ValueError('it is no record of a step')
+    if r.get('fid') is not None: check_scores(r)
+
 def read_log(
     folder:str|Path, # A run folder
 ) -> list[dict]: # One dictionary per record, up to a line that a crash cut off or spoiled
     "Read `log.jsonl`, which may not be there yet; raises `ValueError` for a line that is JSON, but no record"
     log, records = Path(folder)/'log.jsonl', []
-    for i, line in enumerate(log.read_bytes().splitlines(keepends=True) if log.exists() else [], 1):
+    if not log.exists(): return records
+    for i, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b'\n'): break
-        try: r = json.loads(line.decode())
+        try: record = json.loads(line.decode())
         except ValueError: break
-        try:
-            if not isinstance(r, dict) or not isinstance(r.get('step'), int):
-                raise ValueError('it is no record of a step')
-            if r.get('fid') is not None: check_scores(r)
+        try: _check_record(record)
         except ValueError as e: raise ValueError(f"{log} is damaged at line {i}: {e}")
-        records.append(r)
+        records.append(record)
     return records
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6f3d0a1
@@ -312,9 +327,9 @@ def best_record(
     records:list[dict], # From `read_log`
 ) -> dict|None: # The record with the lowest FID, None if nothing was measured
     "The best measurement, among those that were made like the last one"
-    scored = [r for r in records if r.get('fid') is not None]
-    like = [r for r in scored if all(r[k] == scored[-1][k] for k in ('evaluator', 'reference', 'samples'))]
-    return min(like, key=lambda r: r['fid'], default=None)
+    def how(r): return [r[k] for k in ('evaluator', 'reference', 'samples')]
+    measured = [r for r in records if r.get('fid') is not None]
+    return min((r for r in measured if how(r) == how(measured[-1])), key=lambda r: r['fid'], default=None)
 
 # %% ../nbs/library/33_checkpoints.ipynb #0c35d9a0
 def states(
