@@ -7,13 +7,13 @@ Docs: https://sagan-gan.github.io/sagan/library/checkpoints.html.md"""
 # %% auto #0
 __all__ = ['tensor_bytes', 'explain_write_errors', 'save_weights', 'fill_model', 'check_device', 'load_weights', 'save_state',
            'DamagedState', 'read_state', 'load_state', 'write_config', 'create_run', 'read_config', 'check_scores',
-           'read_log', 'best_record', 'states', 'state_file', 'file_step']
+           'read_log', 'best_record', 'states', 'state_file', 'file_step', 'Run']
 
 # %% ../nbs/library/33_checkpoints.ipynb #616f71b2
 import json, math, shutil, torch
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from torch import Tensor
@@ -112,7 +112,8 @@ def _check_config(path, cfg, saved):
     "Raise `ValueError` for the first field in which a file's configuration, a dictionary, differs from `cfg`"
     for k, v in asdict(cfg).items():
         if k != 'steps' and saved[k] != v:
-            raise ValueError(f"{path} belongs to another configuration: {k} is {saved[k]!r} there, {v!r} here")
+            raise ValueError(f"{path} belongs to another configuration: "
+                             f"{k} is {saved[k]!r} there, {v!r} here")
 
 # %% ../nbs/library/33_checkpoints.ipynb #e600f9da
 def check_device(
@@ -281,7 +282,8 @@ def read_config(
     not those of its classes."""
     file = Path(folder)/'config.json'
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); make one with sagan-train")
+        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
+                                f"make one with sagan-train")
     try:
         saved = json.loads(file.read_bytes())
         cfg, classes = Config().change(**saved['config']), saved['classes']
@@ -350,3 +352,14 @@ def file_step(
 ) -> int: # Discriminator steps done, 100 for `step-0000100`
     "The step in the name of a file"
     return int(Path(path).stem.removeprefix('step-'))
+
+# %% ../nbs/library/33_checkpoints.ipynb #effef7fb
+@dataclass
+class Run:
+    "What a run folder holds, loaded"
+    folder:Path # Where it is
+    model:SAGAN = field(repr=False) # In eval mode; sample from `model.ema`
+    cfg:Config # Its configuration
+    classes:list[str] # Class names, empty if unconditional
+    step:int # Discriminator steps that the weights have seen
+    records:list[dict] = field(repr=False) # The log, one dictionary per record

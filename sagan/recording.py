@@ -126,9 +126,9 @@ class _Checkpoints(_Files):
         self.recorded, self.warnings = t.step, []
 
     def warn(self, text):
-        "Print a warning, and put it into the next record"
+        "Tell a warning, and put it into the next record"
         self.warnings.append(text)
-        if self.first: print(f'step {self.sagan_trainer.step}: {text}', flush=True)
+        if self.first: self.tell(f'step {self.sagan_trainer.step}: {text}')
 
     def measured(self):
         "What the judge says of the averaged generator"
@@ -151,7 +151,7 @@ class _Checkpoints(_Files):
         self.save()
         self.rollbacks = 0
         if self.echo:
-            print(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''), flush=True)
+            self.tell(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''))
 
     def hurry(self):
         "Record and save, without a grid or a measurement; raises `NonFinite` before anything is written"
@@ -174,13 +174,15 @@ class RunWriter(_Checkpoints):
         folder:Path, # From `create_run`
         log_every:int=10, # Steps between two records
         save_every:int=100, # Steps between two checkpoints
-        echo:bool=False, # Print a line at each checkpoint? For where no progress bar can be drawn
+        echo:bool=False, # Tell a line at each checkpoint? For where no progress bar can be drawn
         keep:int=2, # Training states to keep, at least 1
         measure_every:int=0, # Steps between two measurements, 0 for none
         # Function of a generator and its discriminator D: returns a dictionary like
         # `measure_generator`'s
         measure=None,
+        tell=print, # Is given each line of text
     ):
+        self.tell = tell
         self.folder, self.log_every, self.save_every, self.echo, self.keep, self.measure_every, self.measure = Path(folder), log_every, save_every, echo, keep, measure_every, measure
         self.stop:bool|str = False  # or the name of the signal
         self.measuring, self.rollbacks, self.warnings, self.window = False, 0, list[str](), deque[dict](maxlen=10)

@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from sagan.checkpoints import read_log
-from sagan.runs import load_run, measure_generator
+from sagan.measuring import measure_generator
+from sagan.runs import load_run
 from sagan.data import twins
 from sagan.evaluation import reference, train_evaluator
 
