@@ -47,7 +47,7 @@ def standing_generator(
     G = standing_statistics(run.model.ema, y if run.classes else None, n, seed + 1)
     return G, f'standing statistics of {n} images'
 
-# %% ../nbs/library/39_measuring.ipynb #59fd8ea9
+# %% ../nbs/library/39_measuring.ipynb #e121e740
 def make_evaluator(
     name:str, # 'small' or 'inception'
     images:Images, # Real images, on which the small classifier is trained
@@ -58,7 +58,8 @@ def make_evaluator(
     "The evaluator of that name; raises `ValueError` for another name, or a file that holds no such weights"
     if name not in ('small', 'inception'):
         raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
-    return inception(weights, device) if name == 'inception' or weights else train_evaluator(images, seed=seed)
+    if name == 'inception' or weights: return inception(weights, device)
+    return train_evaluator(images, seed=seed)
 
 # %% ../nbs/library/39_measuring.ipynb #814c7acc
 def load_or_train_evaluator(
@@ -80,7 +81,7 @@ def load_or_train_evaluator(
     net.load_state_dict(kept['net'])
     return Evaluator(net, kept['name'], kept['held_out'])
 
-# %% ../nbs/library/39_measuring.ipynb #cf123f8d
+# %% ../nbs/library/39_measuring.ipynb #e1c78833
 def evaluation_images(
     run:Run, # The run to measure
     data:str, # 'digits', 'twins', or a folder of images
@@ -91,8 +92,8 @@ def evaluation_images(
     Raises `ValueError` if they have other classes or are not known, `OSError` for a missing folder."""
     cfg = run.cfg
     if data == 'imported':
-        raise ValueError(f"{run.folder} was imported and does not know its images; name a folder of real ones "
-                         f"with --data")
+        raise ValueError(f"{run.folder} was imported and does not know its images; name a folder of real "
+                         f"ones with --data")
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))
     # labels that the run knows nothing of say nothing about it

@@ -138,9 +138,9 @@ def absolute_data(
     "The name of data as a configuration keeps it"
     return data if is_builtin(data) else str(Path(data).resolve())
 
-# %% ../nbs/library/27_runs.ipynb #c5d0b904
+# %% ../nbs/library/27_runs.ipynb #b3656350
 def _on_device(images, device):
-    "The images on a GPU if they take less than a quarter of what is free there, so that none has to be copied"
+    "The images on a GPU, where no copy is needed later, if they fit into a quarter of its free memory"
     if not str(device).startswith('cuda') or not isinstance(images.x, Tensor): return images
     return images.to(device) if images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4 else images
 
@@ -157,9 +157,10 @@ def _make_learner(images, cfg, device):
     learn.model.to(device)
     return learn
 
-# %% ../nbs/library/27_runs.ipynb #c1331a7c
+# %% ../nbs/library/27_runs.ipynb #4f66d33a
 # options of `train_run` that a run folder remembers, with their defaults
-OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop', cache=None)
+OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop',
+               cache=None)
 
 def _check_options(**options):
     "The options of a run, those that are None left at their defaults; raises `ValueError`"
@@ -175,14 +176,14 @@ def _check_options(**options):
     if o['weights'] is not None: o['weights'] = str(o['weights'])
     return o
 
-# %% ../nbs/library/27_runs.ipynb #63f2afe1
+# %% ../nbs/library/27_runs.ipynb #69d782c8
 def _measure_function(folder, images, o, device):
     "The function that measures a generator for a run, None if it is not to be measured"
     if not o['measure_every']: return None
     small = o['evaluator'] == 'small' and not o['weights']
-    if small: evaluator = load_or_train_evaluator(folder/'evaluator.pt', images)
-    else: evaluator = inception(o['weights'], device)
-    real = real_statistics(images, evaluator, file=None if small else folder/'reference-inception.safetensors')
+    if small: evaluator, file = load_or_train_evaluator(folder/'evaluator.pt', images), None
+    else: evaluator, file = inception(o['weights'], device), folder/'reference-inception.safetensors'
+    real = real_statistics(images, evaluator, file=file)
     n = o['samples'] or (1000 if small else 50_000)
     return partial(measure_generator, images=images, evaluator=evaluator, real=real, n=n)
 
@@ -250,9 +251,9 @@ def _opening(learn, images, resumed, device):
     return (f'{len(images)} images of {images.name}, {len(images.classes)} classes; {began}{cfg.steps} steps '
             f'of {cfg.batch} on {where}{device} in {dtype}')
 
-# %% ../nbs/library/27_runs.ipynb #d34d813e
+# %% ../nbs/library/27_runs.ipynb #ff2c7022
 def _restore(folder, learn, tell):
-    "Put a learner into the newest state of a run; raises `ValueError` before anything is changed if it cannot go on"
+    "Put a learner into the newest state of a run; raises `ValueError`, with nothing changed, if it is finished"
     cfg, found = learn.model.cfg, states(folder)
     if not found:
         if (folder/'weights.safetensors').exists():
@@ -276,7 +277,7 @@ def _write_report(run, images):
     other = load_run(run.folder, best=True) if best and best['step'] != run.step else None
     return write_report(run, images, other)
 
-# %% ../nbs/library/27_runs.ipynb #cf2d16bb
+# %% ../nbs/library/27_runs.ipynb #593f200a
 def _train_in(folder, learn, images, options, device, tell, resumed=False, note=''):
     "Make the run folder, or go on with it, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
@@ -298,9 +299,9 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
         all_reduce(torch.zeros(()))  # the weights of the first process are there
         run = load_run(folder, device)
         if first: _write_report(run, images)
-        tell('\n'*bar + f'{run.step} steps in {run.records[-1]["seconds"]:.0f} s; open '
-             f'{folder/"report.html"}, or go on with sagan-sample {folder}, sagan-attend {folder}, sagan-eval '
-             f'{folder}')
+        more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
+        seconds = run.records[-1]['seconds']
+        tell('\n'*bar + f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or go on with {more}')
     return run
 
 # %% ../nbs/library/27_runs.ipynb #9d65d0c8
@@ -344,9 +345,9 @@ def train_run(
         return _train_in(folder, _make_learner(images, cfg, device), images, options, device, tell,
                          note=_moved_attention(preset or 'small', cfg, config))
 
-# %% ../nbs/library/27_runs.ipynb #9cde28ef
+# %% ../nbs/library/27_runs.ipynb #35445c8b
 def _resumed_config(folder, cfg, preset, config):
-    "The configuration of a run that goes on; raises `ValueError` for what differs from its own, or an imported one"
+    "The configuration of a run that goes on; raises `ValueError` for what differs, or an imported run"
     if cfg.data == 'imported':
         raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in "
                          f"Python, as the page on public weights does")
@@ -568,7 +569,7 @@ def report_run(
     images = training_images(str(data or run.cfg.data), run.cfg, run.cfg.n_classes, cache)
     with file_lock(run.folder): return _write_report(run, images)
 
-# %% ../nbs/library/27_runs.ipynb #547c09e1
+# %% ../nbs/library/27_runs.ipynb #64559972
 def _class_names(classes, n):
     "Names of n classes from a list, or a file with one in each line; without either their numbers"
     if classes is None: return [str(i) for i in range(n)]
@@ -585,17 +586,18 @@ def _class_names(classes, n):
 
 def _describe_import(c, about, folder):
     "What has been read, and as what"
-    def with_attention(at): return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
+    def with_attention(at):
+        return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
     networks = ('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)
     parts = [f'{name} {with_attention(at)}' for name, width, at in networks if width]
     step = f", step {about['step']}" if about['step'] else ''
-    colours = 'BGR, which are RGB now' if about['bgr'] else 'RGB'
-    skip = ''
-    if c.d_width: skip = f", the discriminator's shortcuts from {'rectified ' if about['relu_skip'] else ''}inputs"
+    colors = 'BGR, which are RGB now' if about['bgr'] else 'RGB'
+    rectified = 'rectified ' if about['relu_skip'] else ''
+    skip = f", the discriminator's shortcuts from {rectified}inputs" if c.d_width else ''
     return (f"{' and '.join(parts)}, {c.size} pixels, {c.n_classes} classes{step}: {folder}\n"
-            f"read as {about['project']}'s, colours {colours}{skip}")
+            f"read as {about['project']}'s, colours {colors}{skip}")
 
-# %% ../nbs/library/27_runs.ipynb #e4d2ceee
+# %% ../nbs/library/27_runs.ipynb #8dd91cf6
 def import_run(
     # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one
     # file that holds them all
@@ -613,8 +615,8 @@ def import_run(
     Raises `ValueError` naming the first thing that does not fit, `OSError` for a missing file or a folder
     that is not empty."""
     model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
-    cfg = model.cfg
-    options = dict(imported_from=about['files'], **{k: about[k] for k in ('project', 'eps', 'bgr', 'relu_skip')})
+    cfg, kept = model.cfg, ('project', 'eps', 'bgr', 'relu_skip')
+    options = dict(imported_from=about['files'], **{k: about[k] for k in kept})
     folder = create_run(out, cfg, _class_names(classes, cfg.n_classes), options)
     try: save_weights(folder/'weights.safetensors', model, about['step'])
     except BaseException:
