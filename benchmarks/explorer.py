@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from sagan.attention import AttentionMap
 from sagan.runs import shipped
-from sagan.cli import NOTEBOOK
+from sagan.reports import NOTEBOOK
 from sagan.explorer import AttentionExplorer, view
 
 S, N = 128, 400

@@ -1,14 +1,21 @@
 "What a page cannot hold: the installed commands as processes, their exit statuses, and Ctrl-C"
-import json, os, signal, subprocess, sys, time
+import inspect, json, os, signal, subprocess, sys, time
 from pathlib import Path
-import pytest
+from unittest.mock import patch
+import pytest, sagan
+from fastcore.script import anno_parser
+from sagan import __main__ as main, cli
 from sagan.runs import load_run
 
 BIN = Path(sys.executable).parent
+CAPTURED = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 TINY = ['--steps', '20', '--batch', '16', '--g-width', '2', '--d-width', '4']
 
 def command(name, *args, cwd):
-    return subprocess.run([BIN/name, *map(str, args)], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run([BIN/name, *map(str, args)], cwd=cwd, stdin=subprocess.DEVNULL, **CAPTURED)
+
+def start(name, *args, cwd):
+    return subprocess.Popen([BIN/name, *args], cwd=cwd, **CAPTURED)
 
 def refused(done, status, *words):
     assert done.returncode == status, done.stderr
@@ -27,11 +34,17 @@ def folder(tmp_path_factory):
 def test_default_run_leaves_a_whole_folder(folder):
     run = folder/'runs/digits'
     files = {p.name for p in run.iterdir()}
-    assert files == {'.lock', 'config.json', 'log.jsonl', 'samples', 'states', 'weights.safetensors', 'attention.png', 'report.html'}
+    assert files == {'.lock', 'config.json', 'log.jsonl', 'samples', 'states', 'weights.safetensors',
+                     'attention.png', 'report.html'}
     assert {p.name for p in (run/'states').iterdir()} == {'step-0000018.pt', 'step-0000020.pt'}
-    assert [json.loads(l)['step'] for l in (run/'log.jsonl').read_text().splitlines()] == list(range(2, 21, 2))
+    log = (run/'log.jsonl').read_text().splitlines()
+    assert [json.loads(l)['step'] for l in log] == list(range(2, 21, 2))
 
-@pytest.mark.parametrize('name, made', [('sagan-sample', 'samples-seed0.png'), ('sagan-attend', 'attention-seed0.png'), ('sagan-eval', 'eval.json')])
+@pytest.mark.parametrize('name, made', [
+    ('sagan-sample', 'samples-seed0.png'),
+    ('sagan-attend', 'attention-seed0.png'),
+    ('sagan-eval', 'eval.json'),
+])
 def test_works_from_the_run_folder_alone(folder, name, made):
     done = command(name, 'runs/digits', cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -51,25 +64,22 @@ def test_eval_tells_intra_fid_and_draws_the_nearest_images(folder):
 def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
     "The first 8 of them, each with three real images that no other one is nearer than"
     import torch
-    from matplotlib.figure import Figure
-    from sagan import checkpoints, cli, evaluation
+    from sagan import evaluation, measuring, reports
     from sagan.data import digits, to_unit
     shown, measured = {}, []
-    def figure(x, near, distance, usual):
-        shown.update(x=x, near=near, distance=distance, usual=usual)
-        return Figure()
+    def figure(x, near, distance, usual): shown.update(x=x, near=near, distance=distance, usual=usual)
     def score(x, *args):
         measured.extend(x)
         return evaluation.score(torch.cat(measured), *args)
-    monkeypatch.setattr(cli, 'nearest_figure', figure)
-    monkeypatch.setattr(checkpoints, 'score', score)
-    images, judge = digits(), evaluation.train_evaluator(digits(), 20)
-    real, G = evaluation.reference(images, judge), load_run(folder/'runs/digits').model.ema
-    checkpoints.measure_generator(G, images, judge, real, 30, 5)
-    cli._draw_nearest(folder/'picture.png', G, images, judge, real, 30, 5)
+    monkeypatch.setattr(reports, 'nearest_figure', figure)
+    monkeypatch.setattr(measuring, 'score', score)
+    images, evaluator = digits(), evaluation.train_evaluator(digits(), 20)
+    real, G = evaluation.reference(images, evaluator), load_run(folder/'runs/digits').model.ema
+    measuring.measure_generator(G, images, evaluator, real, 30, 5)
+    reports.draw_nearest(G, images, evaluator, real, 30, 5)
     x = torch.cat(measured)[:8]
     assert torch.allclose(shown['x'], x, atol=1e-4)  # drawn in a batch of another size
-    found, distance = evaluation.nearest_images(shown['x'], images, judge)
+    found, distance = evaluation.nearest_images(shown['x'], images, evaluator)
     assert torch.equal(shown['near'], to_unit(images.x[found]))
     assert torch.allclose(shown['distance'], distance, atol=1e-4) and shown['usual'] > 0
 
@@ -89,7 +99,8 @@ def test_unreadable_images_are_named_and_left_out_on_request(tmp_path):
         Image.new('RGB', (40, 40), (i, 200, 0)).save(tmp_path/f'data/{i}.png')
     (tmp_path/'data/zero.png').touch()
     (tmp_path/'data/text.jpg').write_text('not an image')
-    refused(command('sagan-train', '--data', 'data', *TINY, cwd=tmp_path), 1, 'zero.png (zero bytes)', 'text.jpg', '--skip-bad')
+    done = command('sagan-train', '--data', 'data', *TINY, cwd=tmp_path)
+    refused(done, 1, 'zero.png (zero bytes)', 'text.jpg', '--skip-bad')
     assert not (tmp_path/'runs').exists()
     done = command('sagan-train', '--data', 'data', '--skip-bad', *TINY, cwd=tmp_path)
     assert done.returncode == 0 and '20 images' in done.stdout, done.stderr
@@ -111,11 +122,13 @@ def folder_of(tmp, **classes):
 def test_data_that_does_not_fit(tmp_path, classes, args, words):
     (tmp_path/'data').mkdir()
     folder_of(tmp_path, **classes)
-    refused(command('sagan-train', '--data', 'data', '--g-width', 2, '--d-width', 4, *args, cwd=tmp_path), 1, words)
+    widths = '--g-width', 2, '--d-width', 4
+    refused(command('sagan-train', '--data', 'data', *widths, *args, cwd=tmp_path), 1, words)
     assert not (tmp_path/'runs').exists()
 
 def test_class_out_of_range(folder):
-    refused(command('sagan-sample', 'runs/digits', '--classes', '10', cwd=folder), 1, 'no class 10', '0, 1, 2')
+    done = command('sagan-sample', 'runs/digits', '--classes', '10', cwd=folder)
+    refused(done, 1, 'no class 10', '0, 1, 2')
 
 def test_arguments_of_the_wrong_form(tmp_path):
     refused(command('sagan-train', '--size', 'big', cwd=tmp_path), 2, 'big')
@@ -132,7 +145,7 @@ def test_weights_of_another_configuration(folder, tmp_path):
 
 def test_interrupt_at_once(tmp_path):
     "While the imports run, too: no traceback, nothing left"
-    p = subprocess.Popen([BIN/'sagan-train', *TINY], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = start('sagan-train', *TINY, cwd=tmp_path)
     time.sleep(1)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=300)
@@ -140,7 +153,7 @@ def test_interrupt_at_once(tmp_path):
     assert not list(tmp_path.iterdir())
 
 def test_interrupt_keeps_a_checkpoint(tmp_path):
-    p = subprocess.Popen([BIN/'sagan-train', *TINY, '--steps', '100000'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = start('sagan-train', *TINY, '--steps', '100000', cwd=tmp_path)
     log = tmp_path/'runs/digits/log.jsonl'
     for _ in range(3000):
         if log.exists() and log.stat().st_size: break
@@ -153,3 +166,91 @@ def test_interrupt_keeps_a_checkpoint(tmp_path):
     assert not [f for f in os.listdir(tmp_path/'runs/digits') if f.endswith('.new')]
     done = command('sagan-sample', 'runs/digits', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+def words_of(capsys, name, *args, **kw):
+    "The message of a command, called in this process, that must end with exit status 1"
+    with pytest.raises(SystemExit) as e: getattr(cli, f'sagan_{name}')(*args, **kw)
+    assert e.value.code == 1
+    return capsys.readouterr().err.strip()
+
+@pytest.mark.parametrize('message, name, kw', [
+    ('train: there is no folder', 'train', dict(data='nowhere')),
+    ('train: size must be 32, 64, 128 or 256', 'train', dict(size=48)),
+    ('train: the generator has no 64x64 feature map', 'train', dict(g_attention='64')),
+    ('train: attention is placed by comma-separated feature map sizes', 'train', dict(g_attention='16;8')),
+    ('train: the batch size must be from 1 to 1797', 'train', dict(batch=4096)),
+    ("train: there is no preset 'bigan'; did you mean biggan", 'train', dict(preset='bigan')),
+    ("train: preset 'cifar' brings no data", 'train', dict(preset='cifar')),
+    ('train: digits has 10 classes; n_classes can only be that, or 0', 'train', dict(n_classes=7)),
+    ('train: twins are drawn at 32 or 64 pixels, got 128', 'train', dict(data='twins', size=128)),
+    ('train: lr_g must be positive, got -1.0', 'train', dict(lr_g=-1.)),
+    ('train: keep must be at least 1, got 0', 'train', dict(keep=0)),
+    ("train: on_nan is 'stop' or 'rollback', got 'skip'", 'train', dict(on_nan='skip')),
+    ("train: evaluator is 'small' or 'inception', got 'vgg'", 'train', dict(evaluator='vgg')),
+    ("experiment: there is no experiment 'table3'", 'experiment', dict(experiment='table3')),
+    ('experiment: where attention is placed is', 'experiment', dict(experiment='table1', g_attention='16')),
+])
+def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
+    assert words_of(capsys, name, out=str(tmp_path/'new'), **kw).startswith(f'sagan-{message}')
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('message, name, kw', [
+    ('train: {run} already holds a run; choose another folder with --out', 'train', dict(out='{run}')),
+    ('train: --resume names the run folder; leave out --out', 'train', dict(resume='{run}', out='new')),
+    ('train: {run} has done 20 steps, and 20 were asked for: it is finished', 'train', dict(resume='{run}')),
+    ('train: {run} has done 20 steps, and 10 were asked for', 'train', dict(resume='{run}', steps=10)),
+    ('train: batch is 16 in {run}, 8 was asked for', 'train', dict(resume='{run}', steps=40, batch=8)),
+    ('train: size is 32 in {run}, 128 was', 'train', dict(resume='{run}', steps=40, preset='official')),
+    ('train: twins has 4 classes', 'train', dict(resume='{run}', steps=40, data='twins')),
+    ('train: nowhere is not a run folder', 'train', dict(resume='nowhere')),
+    ('experiment: {run} holds other', 'experiment', dict(experiment='figure3', out='{run}', preset='tiny')),
+    ('eval: {run}/config.json is not a file of', 'eval', dict(run='{run}', weights='{run}/config.json')),
+    ("eval: evaluator is 'small' or 'inception', got 'vgg'", 'eval', dict(run='{run}', evaluator='vgg')),
+    ('eval: n must be at least 10, got 0', 'eval', dict(run='{run}', n=0)),
+    ('eval: n must be at least 10, got 5', 'eval', dict(run='{run}', n=5)),
+    ('sample: nowhere is not a run folder', 'sample', dict(run='nowhere')),
+    ('sample: there is no class 10; there are 0, 1', 'sample', dict(run='{run}', classes='10')),
+    ('attend: there is no attention at 8x8', 'attend', dict(run='{run}', layer=8)),
+    ('attend: ', 'attend', dict(run='{run}', points='40,2')),
+    ('attend: points are pairs of row,column', 'attend', dict(run='{run}', points='8 8')),
+    ('attend: n must be at least 1, got 0', 'attend', dict(run='{run}', n=0)),
+    ("attend: there is no device 'warp' here", 'attend', dict(run='{run}', device='warp')),
+    ('explore: there is no folder cats', 'explore', dict(run='cats')),
+    ('import: name the run folder to make with --out', 'import', dict(eps=1e-5)),
+])
+def test_what_a_run_cannot_do(folder, capsys, message, name, kw):
+    run = folder/'runs/digits'
+    before = sorted(folder.rglob('*'))
+    kw = {k: v.format(run=run) if isinstance(v, str) else v for k, v in kw.items()}
+    assert words_of(capsys, name, **kw).startswith(f'sagan-{message.format(run=run)}')
+    assert sorted(folder.rglob('*')) == before
+
+def test_a_wrong_option_is_refused_with_the_nearest_names(capsys):
+    "With status 2, and by `sagan train`, too"
+    for args, message in (
+        (['--ema-begin', '5'], 'there is no option --ema-begin; did you mean --ema or --ema-start'),
+        (['digits'], 'digits stands alone'), (['--qqqq'], 'no option --qqqq; --help lists')):
+        with patch.object(sys, 'argv', ['sagan', 'train', *args]), pytest.raises(SystemExit) as e: main.main()
+        said = capsys.readouterr().err
+        assert e.value.code == 2 and said.startswith('sagan-train: ') and message in said
+
+def test_the_command_for_all(tmp_path):
+    "`sagan` and `python -m sagan`; what lists the commands and tells the version imports nothing heavy"
+    assert {f.removeprefix('sagan_') for f in vars(cli) if f.startswith('sagan_')} == main.COMMANDS.keys()
+    module = [sys.executable, '-X', 'importtime', '-m', 'sagan', '--version']
+    done = subprocess.run(module, **CAPTURED)
+    assert done.stdout == f'sagan {sagan.__version__}\n' and 'torch' not in done.stderr
+    listed = subprocess.run([sys.executable, '-m', 'sagan'], **CAPTURED).stdout
+    assert all(f'\n  {name} ' in listed for name in main.COMMANDS)
+    done = subprocess.run([sys.executable, '-m', 'sagan', 'sample', 'nowhere'], cwd=tmp_path, **CAPTURED)
+    refused(done, 1, 'sagan-sample: nowhere is not a run folder')
+    page = tmp_path/'twins.html'
+    with patch.object(sys, 'argv', ['sagan', 'explore', 'twins', '--out', str(page)]): main.main()
+    assert page.exists()
+
+def test_the_command_line_is_short():
+    "It parses and prints; what a command does is a call of another module"
+    lines = inspect.getsource(cli).splitlines()
+    assert len(lines) < 300
+    parameters = {p.dest for p in anno_parser(cli.sagan_import, 'sagan-import')._actions}
+    assert parameters >= {'files', 'out', 'classes', 'eps', 'bgr', 'relu_skip'}

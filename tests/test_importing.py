@@ -405,5 +405,5 @@ def test_command_line_refusals_leave_nothing(files, capsys):
 def test_a_disk_that_is_full_leaves_nothing(files, capsys, monkeypatch):
     _, _, attempt, tmp = files
     def full(*_): raise OSError('no space left on device')
-    monkeypatch.setattr('sagan.cli.save_weights', full)
+    monkeypatch.setattr('sagan.runs.save_weights', full)
     refused(attempt, tmp, capsys, 'no space left')

@@ -156,7 +156,7 @@ def test_images_in_files(tmp_path):
 
 def test_rows_of_real_images(tmp_path):
     "The same from memory, from files, and from a mapped file"
-    from sagan.cli import _image_rows
+    from sagan.reports import _image_rows
     from sagan.data import folder
     for i, x in enumerate(digits().x[:6]):
         Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
