@@ -1,4 +1,4 @@
-"""Images in [-1, 1] with their labels, from a folder, a data set or a line of code, fast enough that training hardly waits
+"""Images in [-1, 1] with their labels, from a folder, a data set or a line of code, in batches
 
 Docs: https://sagan-gan.github.io/sagan/library/data.html.md"""
 
