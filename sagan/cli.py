@@ -11,17 +11,17 @@ __all__ = ['plain_errors', 'config_options', 'sagan_train', 'sagan_sample', 'sag
 # %% ../nbs/library/30_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/library/30_cli.ipynb #15238911
+# %% ../nbs/library/30_cli.ipynb #15fa6d73
 # fastai's business, not the user's
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 try:
     import os, re
     from argparse import BooleanOptionalAction
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import contextmanager
     from dataclasses import fields
     from difflib import get_close_matches
-    from functools import partial, wraps
+    from functools import wraps
     from inspect import Parameter, signature
     from pathlib import Path
     from time import perf_counter
@@ -37,11 +37,11 @@ try:
 # importing takes seconds, in which one may change one's mind
 except KeyboardInterrupt: raise SystemExit('interrupted')
 
-# %% ../nbs/library/30_cli.ipynb #cd08da59
+# %% ../nbs/library/30_cli.ipynb #a9264ed8
 @contextmanager
 def plain_errors(
     command:str, # Name of the command, to begin the message with
-) -> Iterator[None]:
+):
     """Turn errors that the user can mend, and Ctrl-C, into one sentence on standard error and exit status 1
 
     A training that SIGTERM has stopped ends well, with a line on standard output. Raises `SystemExit`."""
@@ -118,19 +118,19 @@ def config_options(
     setattr(with_options, '__signature__', both)
     return with_options
 
-# %% ../nbs/library/30_cli.ipynb #43f1dafb
+# %% ../nbs/library/30_cli.ipynb #4f6f140c
 @call_parse(nested=True)
 @config_options
 def sagan_train(
-    # 'digits', 'twins', or a folder of images (one subfolder per class, or none) (default: digits;
-    # with --resume where the run found them)
+    # 'digits', 'twins', or a folder of images (one subfolder per class, or none) (default: digits; with
+    # --resume where the run found them)
     data:str=None,
     out:str=None, # Run folder to make (default: runs/ and the name of the data)
-    # Run folder to go on with, from its newest whole state; only --steps and the options from
-    # --keep on may change, and the number of devices (but not cuda for cpu)
+    # Run folder to go on with, from its newest whole state; only --steps and the options from --keep on may
+    # change, and the number of devices (but not cuda for cpu)
     resume:str=None,
-    # Configuration to start from: small (two cores, minutes), tiny (seconds), paper, official,
-    # biggan, cifar, or a row of the paper such as table1-feat32 (default: small)
+    # Configuration to start from: small (two cores, minutes), tiny (seconds), paper, official, biggan, cifar,
+    # or a row of the paper such as table1-feat32 (default: small)
     preset:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     # Steps between two measurements of the averaged generator, 0 for none (default: 0)
@@ -138,11 +138,10 @@ def sagan_train(
     evaluator:str=None, # Who measures: 'small' or 'inception' (default: small)
     weights:str=None, # File of Inception weights (default: fetched at first use)
     samples:int=None, # Images to draw for a measurement (default: 1,000, with Inception the paper's 50,000)
-    # What to do about a number that is not finite: 'stop', or 'rollback' to the last checkpoint and
-    # on with other data (default: stop)
+    # What to do about a number that is not finite: 'stop', or 'rollback' to the last checkpoint and on with
+    # other data (default: stop)
     on_nan:str=None,
-    # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache
-    # folder)
+    # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache folder)
     cache:str=None,
     device:str=None, # cpu or cuda (default: cuda if there is one)
     **changes # Fields of `Config`, each an option of its own
@@ -157,28 +156,27 @@ def sagan_train(
         if resume: resume_run(resume, **options, **_parsed(changes))
         else: train_run(out=out, **options, **_parsed(changes))
 
-# %% ../nbs/library/30_cli.ipynb #0771d665
+# %% ../nbs/library/30_cli.ipynb #f2000f4e
 @call_parse
 def sagan_sample(
     run:str, # Run folder
     n:int=8, # Images per class (or in all, without classes)
     classes:str=None, # Classes to draw, by name or number, comma-separated (default: all)
     seed:int=0, # Of the latents
-    # Picture to write (default: samples-seed<seed>.png in the run folder, with other options in its
-    # name)
+    # Picture to write (default: samples-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
-        r, wanted = load_run(run, find_device(device)), classes and classes.split(',')
+        r, wanted = load_run(run, find_device(device)), None if classes is None else classes.split(',')
         file = sample_run(r, n, wanted, seed, out)
         rows = [r.classes[i] for i in class_numbers(r.classes, wanted)]
         drawn = n*max(1, len(rows))
         each = f', one row for each of {", ".join(rows)}' if rows else ''
         print(f'{drawn} image{"s"[:drawn != 1]}{each}: {file}')
 
-# %% ../nbs/library/30_cli.ipynb #01539b3d
+# %% ../nbs/library/30_cli.ipynb #42552f78
 @call_parse
 def sagan_attend(
     run:str, # Run folder
@@ -187,8 +185,7 @@ def sagan_attend(
     seed:int=0, # Of the latents
     layer:int=None, # Size of the feature map whose attention to show (default: the last)
     points:str=None, # Query points row,column in pixels, such as 8,8;20,16 (default: picked for each image)
-    # Picture to write (default: attention-seed<seed>.png in the run folder, with other options in
-    # its name)
+    # Picture to write (default: attention-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
@@ -197,12 +194,12 @@ def sagan_attend(
         file = attend_run(run, label, n, seed, layer, _points(points), out, device)
         print(f'attention in {n} image{"s"[:n != 1]}: {file}')
 
-# %% ../nbs/library/30_cli.ipynb #c44abd91
+# %% ../nbs/library/30_cli.ipynb #877c7164
 @call_parse
 def sagan_explore(
     run:str, # Run folder; or digits or twins, which come with the package
-    # One's own images, at which the discriminator looks: a folder, with one subfolder per class if
-    # the run has classes
+    # One's own images, at which the discriminator looks: a folder, with one subfolder per class if the run
+    # has classes
     images:str=None,
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str=None, # cpu or cuda (default: cuda if there is one)
@@ -212,12 +209,12 @@ def sagan_explore(
         explore_run(run, images, out, device)
         if out: print(f'open {out}')
 
-# %% ../nbs/library/30_cli.ipynb #5e07fc3e
+# %% ../nbs/library/30_cli.ipynb #1ea5df90
 @call_parse
 def sagan_eval(
     run:str, # Run folder
-    # Images to draw, of classes as frequent as in the data (default: 1,000, with Inception the
-    # paper's 50,000)
+    # Images to draw, of classes as frequent as in the data (default: 1,000, with Inception the paper's
+    # 50,000)
     n:int=None,
     seed:int=0, # Of the latents and of the classifier
     data:str=None, # Real images, if they have moved since the training
@@ -226,11 +223,10 @@ def sagan_eval(
     # 'inception'
     evaluator:str='small',
     weights:str=None, # File of Inception weights (default: fetched at first use)
-    # File to keep the statistics of the real images in (default: with Inception,
-    # reference-inception.safetensors in the run folder)
+    # File to keep the statistics of the real images in (default: with Inception, reference-
+    # inception.safetensors in the run folder)
     reference:str=None,
-    # Images to measure the batch norm averages on anew (standing statistics), 0 for those of the
-    # training
+    # Images to measure the batch norm averages on anew (standing statistics), 0 for those of the training
     standing:int=0,
     device:str=None, # cpu or cuda (default: cuda if there is one)
 ):
@@ -242,14 +238,14 @@ def sagan_eval(
         for k, v in scores.items(): _print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
         _print(f'nearest images   {picture}')
 
-# %% ../nbs/library/30_cli.ipynb #1ffe6295
+# %% ../nbs/library/30_cli.ipynb #cf8036ae
 @call_parse(nested=True)
 @config_options
 def sagan_experiment(
     experiment:str, # table1, table2, figure3, claim or local
     data:str='twins', # 'digits', 'twins', or a folder of images
-    # Folder for everything (default: runs/ and the names of experiment and data); continued if it
-    # holds the same
+    # Folder for everything (default: runs/ and the names of experiment and data); continued if it holds the
+    # same
     out:str=None,
     preset:str='small', # What all rows have in common
     seeds:int=3, # Seeds per row, from --seed on
@@ -274,15 +270,15 @@ def sagan_experiment(
         if weights or evaluator != 'small': judge = make_evaluator(evaluator, images, weights, 0, device)
         folder = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}')
         run_experiment(experiment, images, base.change(data=absolute_data(data)), folder, seeds, every,
-                       samples, judge, jobs, device, partial(print, flush=True))
+                       samples, judge, jobs, device, _print)
         print(f'\n{(folder/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 
-# %% ../nbs/library/30_cli.ipynb #3b5a9bb1
+# %% ../nbs/library/30_cli.ipynb #71544b0e
 @call_parse
 def sagan_import(
-    # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or
-    # one file that holds them all
+    # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one file
+    # that holds them all
     *files:str,
     out:str=None, # Run folder to make
     classes:str=None, # File with the name of a class in each line (default: their numbers)

@@ -251,9 +251,9 @@ def _opening(learn, images, resumed, device):
     return (f'{len(images)} images of {images.name}, {len(images.classes)} classes; {began}{cfg.steps} steps '
             f'of {cfg.batch} on {where}{device} in {dtype}')
 
-# %% ../nbs/library/27_runs.ipynb #ff2c7022
+# %% ../nbs/library/27_runs.ipynb #7c43f611
 def _restore(folder, learn, tell):
-    "Put a learner into the newest state of a run; raises `ValueError`, with nothing changed, if it is finished"
+    "Put a learner into the newest state of a run; raises `ValueError`, with nothing changed, if it has ended"
     cfg, found = learn.model.cfg, states(folder)
     if not found:
         if (folder/'weights.safetensors').exists():
@@ -277,7 +277,7 @@ def _write_report(run, images):
     other = load_run(run.folder, best=True) if best and best['step'] != run.step else None
     return write_report(run, images, other)
 
-# %% ../nbs/library/27_runs.ipynb #593f200a
+# %% ../nbs/library/27_runs.ipynb #7ec39787
 def _train_in(folder, learn, images, options, device, tell, resumed=False, note=''):
     "Make the run folder, or go on with it, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
@@ -301,7 +301,8 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
         if first: _write_report(run, images)
         more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
         seconds = run.records[-1]['seconds']
-        tell('\n'*bar + f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or go on with {more}')
+        done = f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or go on with {more}'
+        tell('\n'*bar + done)
     return run
 
 # %% ../nbs/library/27_runs.ipynb #9d65d0c8

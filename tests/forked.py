@@ -15,17 +15,17 @@ def leave_nothing_running():
         p.kill()
         p.join()
 
-def _command(said, name, args, options):
-    fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _call(output, name, args, options):
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     import sagan.cli
     getattr(sagan.cli, name)(*args, **options)
 
-def forked(said, name, *args, **options):
-    "A command's function as a process that has been started, and whose output goes to the file `said`"
-    p = PROCESSES.Process(target=_command, args=(said, name, args, options))
-    p.said = said
+def forked(output, name, *args, **options):
+    "A command's function as a process that has been started, and whose output goes to a file, `p.output`"
+    p = PROCESSES.Process(target=_call, args=(output, name, args, options))
+    p.output = output
     STARTED.append(p)
     p.start()
     return p

@@ -6,7 +6,8 @@ BIN = Path(sys.executable).parent
 
 def test_digits_are_recognised(tmp_path):
     for args in (['sagan-train'], ['sagan-eval', 'runs/digits']):
-        done = subprocess.run([BIN/args[0], *args[1:]], cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        command = [BIN/args[0], *args[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path/'runs/digits/eval.json').read_text())
     # of real digits that the classifier has not seen
