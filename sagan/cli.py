@@ -42,12 +42,13 @@ try:
     from sagan.storage import atomic_write, file_lock
     from sagan.evaluation import (
         inception, nearest_images, real_distances, reference as real_statistics, train_evaluator)
-    from sagan.experiments import run_experiment, variants
+    from sagan.experiments import variants
     from sagan.explorer import AttentionExplorer, class_view, image_view, own_images
     from sagan.importing import import_checkpoint
     from sagan.networks import generate, generate_batches, standing_statistics
     from sagan.config import Config, for_size, preset as named_preset
     from sagan.precision import fastest_dtype
+    from sagan.runner import run_experiment
     from sagan.training import sagan_learner
     from sagan.visualization import (
         attention_figure, class_rows, grid_image, nearest_figure, report_html, training_figure)
