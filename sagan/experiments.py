@@ -15,6 +15,7 @@ import torch
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 from .attention import FORMS
@@ -127,7 +128,7 @@ def variants(
 # %% ../nbs/10_experiments.ipynb #6ae03901
 def read_json(
     file:str|Path, # Such as records.json
-) -> list|dict: # What it holds
+) -> Any: # A list or a dictionary
     "Read a JSON file of an experiment; raises `ValueError` for a damaged one"
     try: return json.loads(Path(file).read_text())
     except json.JSONDecodeError as e:
@@ -215,7 +216,7 @@ def format_score(
     spread = row.get(f'{key} sd')
     return f'{row[key]:{spec}}' + ('' if spread is None else f' ± {spread:{spec}}')
 
-# %% ../nbs/10_experiments.ipynb #ac82f4fb
+# %% ../nbs/10_experiments.ipynb #cb3c981c
 def _row_title(row):
     "The row's name, with the number of seeds that diverged"
     diverged = f' (**{row["diverged"]} of {row["seeds"]} diverged**)' if row['diverged'] else ''
