@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/library/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/library/37_all.ipynb #47f4e7dd
+# %% ../nbs/library/37_all.ipynb #c679f860
 import sagan
 from .agreement import *
 from .attention import *
@@ -28,19 +28,20 @@ from .networks import *
 from .precision import *
 from .recording import *
 from .reports import *
+from .runner import *
 from .runs import *
 from .spectral import *
 from .storage import *
 from .training import *
 from .visualization import *
 
-# %% ../nbs/library/37_all.ipynb #18ee7271
+# %% ../nbs/library/37_all.ipynb #dfff919d
 _modules = [
     sagan.agreement, sagan.attention, sagan.checkpoints, sagan.conditioning, sagan.config, sagan.data,
     sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
     sagan.importing, sagan.kernels, sagan.losses, sagan.measuring, sagan.networks, sagan.precision,
-    sagan.recording, sagan.reports, sagan.runs, sagan.spectral, sagan.storage, sagan.training,
-    sagan.visualization]
+    sagan.recording, sagan.reports, sagan.runner, sagan.runs, sagan.spectral, sagan.storage,
+    sagan.training, sagan.visualization]
 try:
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -11,7 +11,7 @@ __all__ = ['plain_errors', 'config_options', 'sagan_train', 'sagan_sample', 'sag
 # %% ../nbs/library/30_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/library/30_cli.ipynb #15fa6d73
+# %% ../nbs/library/30_cli.ipynb #696587f9
 # fastai's business, not the user's
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 try:
@@ -29,8 +29,9 @@ try:
     from fastcore.docments import docments
     from fastcore.script import call_parse
     from sagan.config import Config, preset as named_preset
-    from sagan.experiments import run_experiment, variants
+    from sagan.experiments import variants
     from sagan.measuring import make_evaluator
+    from sagan.runner import run_experiment
     from sagan.runs import (
         absolute_data, attend_run, class_numbers, configure, evaluate_run, explore_run, find_device,
         import_run, Interrupted, load_run, resume_run, sample_run, train_run, training_images)

@@ -1,4 +1,4 @@
-"Agreement beyond luck where users meet it: logs, sagan-eval, the model card, and the commands of tools/claim.py"
+"Agreement beyond luck where users meet it: logs, sagan-eval, the model card, and tools/claim.py"
 import json
 import subprocess
 import sys
@@ -16,7 +16,8 @@ from sagan.agreement import agreement, agreement_auc
 from sagan.experiments import load_experiment, table, table_markdown
 from sagan.networks import Discriminator
 
-FIELDS = {'two_twins', 'observed', 'luck', 'kappa', 'kappa_error', 'kappa_classes', 'colour_pairs', 'd_auc', 'd_auc_error', 'd_auc_gamma0'}
+FIELDS = {'two_twins', 'observed', 'luck', 'kappa', 'kappa_error', 'kappa_classes', 'colour_pairs', 'd_auc',
+          'd_auc_error', 'd_auc_gamma0'}
 # The first ten images of version 0.1.0: colors of the left twin, classes, and the mean of 50 images
 PAIRS = [23, 9, 26, 28, 32, 14, 1, 21, 35, 27]
 CLASSES = [1, 0, 1, 0, 2, 3, 3, 0, 2, 1]
@@ -42,14 +43,14 @@ def test_a_measured_run_logs_both_measures(run):
 
 def test_sagan_eval_prints_and_stores_them(run, capsys):
     sagan_eval(str(run), n=40)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     stored = json.loads((run/'eval-n40.json').read_text())
     assert FIELDS <= stored.keys()
     D = load_run(run).model.D
     assert (stored['d_auc'], stored['d_auc_error']) == agreement_auc(D)
     for layer in D.attention.values(): torch.nn.init.zeros_(layer.gamma)
     assert stored['d_auc_gamma0'] == agreement_auc(D)[0]
-    assert all(name in said for name in FIELDS)
+    assert all(name in output for name in FIELDS)
 
 
 def test_the_card_says_them(run):
@@ -71,7 +72,8 @@ def test_measuring_leaves_gamma_as_it_was(run):
 @pytest.mark.parametrize('classes, width, attention', [(4, 4, (16,)), (0, 4, ()), (4, (8, 8), (16,))])
 def test_an_untrained_discriminator_is_at_chance(classes, width, attention):
     torch.manual_seed(1)
-    auc, error = agreement_auc(Discriminator(32, classes, width, attention, down=2 if isinstance(width, tuple) else 0))
+    down = 2 if isinstance(width, tuple) else 0
+    auc, error = agreement_auc(Discriminator(32, classes, width, attention, down=down))
     assert error < .02 and abs(auc - .5) <= 3*error + 1e-6
 
 
@@ -102,10 +104,10 @@ def test_the_first_images_are_those_of_older_versions():
 
 def test_show_prints_the_tables_of_the_page(capsys):
     claim.show()
-    said = capsys.readouterr().out
-    assert '\nclaim\n' in said and '\nclaim-long, seed1\n' in said
+    output = capsys.readouterr().out
+    assert '\nclaim\n' in output and '\nclaim-long, seed1\n' in output
     for name in [n for n in claim.PARTS if (claim.stored/n).exists()]:
-        assert table_markdown(table(load_experiment(claim.stored/name)), claim.COLUMNS) in said
+        assert table_markdown(table(load_experiment(claim.stored/name)), claim.COLUMNS) in output
 
 
 def test_a_row_is_trained_again(tmp_path, capsys, monkeypatch):
@@ -113,8 +115,8 @@ def test_a_row_is_trained_again(tmp_path, capsys, monkeypatch):
     tiny = claim.small.change(g_width=2, d_width=4, z_dim=8, steps=2, batch=8)
     monkeypatch.setitem(claim.PARTS, 'claim', ('claim', 'twins', tiny, 5, 1))
     claim.run_row('claim', 'claim-both', 1, tmp_path)
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split(':')[0] for line in said] == ['step 1', 'step 2', 'stored, step 2400']
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(':')[0] for line in lines] == ['step 1', 'step 2', 'stored, step 2400']
 
 
 def test_the_tool_explains_itself():
@@ -126,8 +128,9 @@ def test_the_tool_explains_itself():
 def logged(folder, *kappas):
     "A run folder with a log of measurements"
     folder.mkdir(parents=True)
-    rows = [dict(step=i, kappa=k, fid=1., samples=1000, evaluator='E', reference='R') for i, k in enumerate(kappas)]
-    (folder/'log.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    measured = dict(fid=1., samples=1000, evaluator='E', reference='R')
+    records = [dict(step=i, kappa=k) | measured for i, k in enumerate(kappas)]
+    (folder/'log.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
 
 
 def test_the_shipped_run_is_chosen_by_its_last_kappa(tmp_path):
@@ -137,7 +140,8 @@ def test_the_shipped_run_is_chosen_by_its_last_kappa(tmp_path):
     assert ship.choose_run(tmp_path).name == 'seed1'
 
 
-@pytest.mark.parametrize('scores', [dict(kappa=.05, d_auc=.7), dict(kappa=.2, d_auc=.5), dict(kappa=float('nan'), d_auc=.7)])
+@pytest.mark.parametrize('scores', [
+    dict(kappa=.05, d_auc=.7), dict(kappa=.2, d_auc=.5), dict(kappa=float('nan'), d_auc=.7)])
 def test_a_run_that_did_not_learn_is_not_shipped(scores):
     with pytest.raises(ValueError, match='did not learn'): ship.check_learned(scores)
 

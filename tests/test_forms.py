@@ -10,9 +10,10 @@ from sagan.attention import attention_maps, FORMS, intervene, resolve_form, Self
 from sagan.checkpoints import load_weights, states
 from sagan.runs import load_run, shipped
 from sagan.cli import sagan_train
-from sagan.experiments import _claim, load_experiment
+from sagan.experiments import load_experiment
 from sagan.explorer import explore
 from sagan.networks import Discriminator, Generator, ResidualBlock
+from sagan.runner import _write_settings
 from sagan.sharing import PretrainedSAGAN
 from sagan.config import Config, presets
 from sagan.training import SAGAN
@@ -166,8 +167,8 @@ def test_an_experiment_under_the_older_name_goes_on(tmp_path):
         folder.mkdir()
         asked = dict(experiment='table1', base=base | dict(form=old), seeds=1)
         (folder/'experiment.json').write_text(json.dumps(asked))
-        _claim(folder, asked | dict(base=asdict(Config(**base | dict(form=new)))))    # the same experiment
+        _write_settings(folder, asked | dict(base=asdict(Config(**base | dict(form=new)))))    # the same experiment
         assert json.loads((folder/'experiment.json').read_text())['base']['form'] == new
         with pytest.raises(ValueError, match=f"form is '{new}' there, 'published' here"):
-            _claim(folder, asked | dict(base=asdict(Config(**base | dict(form='published')))))
+            _write_settings(folder, asked | dict(base=asdict(Config(**base | dict(form='published')))))
     assert {l.cfg.form for l, _ in load_experiment(root/'nbs/experiments/table1-twins')} == {'released', 'residual'}

@@ -11,7 +11,8 @@ from sagan.config import Config, presets
 from sagan.data import digits, image_dls
 from sagan.experiments import run_experiment
 from sagan.recording import fit_run, resume, RunWriter
-from sagan.runs import load_or_train_evaluator, load_run
+from sagan.measuring import load_or_train_evaluator
+from sagan.runs import load_run
 from sagan.sharing import PretrainedSAGAN
 from sagan.training import sagan_learner
 from old.pixels import evaluator

@@ -1,8 +1,10 @@
-"""The test of the claim on page 17: train what is missing, show what is stored, or train one row again.
+"""The test of the claim: train what is missing, show what is stored, or train one row again.
 
-    python tools/claim.py                            # all of it, resumable; about two hours on two cores (25 + 2 + 36 trainings)
-    python tools/claim.py --show                     # the page's tables, from the records in nbs/experiments
-    python tools/claim.py --row claim-both --seed 0  # one row again, beside its stored record; about five minutes"""
+    python tools/claim.py                            # all 63 trainings, resumable; two hours on two cores
+    python tools/claim.py --show                     # the page's tables, from nbs/experiments
+    python tools/claim.py --row claim-both --seed 0  # one row beside its stored record; five minutes
+
+The page is nbs/library/40_claim.ipynb."""
 import argparse
 import os
 
@@ -15,11 +17,11 @@ from pathlib import Path
 
 warnings.filterwarnings('ignore', category=FutureWarning)
 from sagan.checkpoints import read_log
+from sagan.config import Config, presets, systems
 from sagan.data import Images, load_images
 from sagan.evaluation import reference, train_evaluator
-from sagan.experiments import experiments, load_experiment, Plan, run_experiment, table
-from sagan.experiments import table_markdown, train_variant
-from sagan.config import Config, presets, systems
+from sagan.experiments import experiments, load_experiment, table, table_markdown
+from sagan.runner import Plan, run_experiment, train_variant
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
 small = presets['small'].change(dtype='float32', steps=2400)
@@ -27,7 +29,8 @@ local = small.change(g_width=4, steps=1500, dtype='bfloat16')
 # Name of a folder: experiment, data, configuration, seeds, steps between measurements
 PARTS = {'claim': ('claim', 'twins', small, 5, 800),
          **{f'local-gap{gap}': ('local', f'twins-gap{gap}', local, 3, 750) for gap in (4, 10, 18, 24)}}
-COLUMNS = ['row', 'attention at', "D's AUC", "with D's gamma 0", 'kappa', 'observed', 'luck', 'two twins', 'color pairs', 'FID']
+COLUMNS = ['row', 'attention at', "D's AUC", "with D's gamma 0", 'kappa', 'observed', 'luck', 'two twins',
+           'color pairs', 'FID']
 KEPT = 'experiment.json', 'records.json', 'samples.png', 'log.jsonl'
 
 
@@ -65,8 +68,9 @@ def train_long(folder: Path, seed: int):
     options = dict(data='twins', dtype='bfloat16', steps=7200, seed=seed, measure_every=800, out=folder)
     new = [word for k, v in options.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     command = Path(sys.executable).parent/'sagan-train'
-    asked = ['--resume', folder] if (folder/'states').exists() else new
-    return subprocess.Popen([command, *asked], env=os.environ | dict(OMP_NUM_THREADS='1'), stdin=subprocess.DEVNULL)
+    args = ['--resume', folder] if (folder/'states').exists() else new
+    environment = os.environ | dict(OMP_NUM_THREADS='1')
+    return subprocess.Popen([command, *args], env=environment, stdin=subprocess.DEVNULL)
 
 
 def run_long(out: Path):
@@ -85,7 +89,7 @@ def scores(record: dict) -> str:
 def run_row(name: str, system: str, seed: int, out: Path):
     "Train one row and seed of a part again, and print it beside its stored record"
     _, data, base, seeds, every = PARTS[name]
-    stored_seeds = next(records for line, records in load_experiment(stored/name) if line.name == system)
+    stored_seeds = next(seeds for variant, seeds in load_experiment(stored/name) if variant.name == system)
     images = load_images(data, 32)
     folder = out/'again'/name/f'{system}-seed{seed}'
     for r in train_variant(folder, configure(system, images, base, seed), make_plan(images, every)):
@@ -109,12 +113,13 @@ if __name__ == '__main__':
     p.add_argument('--show', action='store_true', help='print the tables from the stored records')
     rows = [row.system for experiment in ('claim', 'local') for row in experiments[experiment]]
     p.add_argument('--row', choices=rows, metavar='ROW', help=f"train one row again: {', '.join(rows)}")
-    p.add_argument('--gap', type=int, choices=(4, 10, 18, 24), default=18, help='with --row local-*: which gap')
+    p.add_argument('--gap', type=int, choices=(4, 10, 18, 24), default=18,
+                   help='with --row local-*: which gap')
     p.add_argument('--seed', type=int, default=0, help='with --row: which seed, from 0')
     p.add_argument('--jobs', type=int, default=2, help='rows that train at once')
     p.add_argument('--out', type=Path, default=Path('runs'), help='folder of the runs')
-    p.add_argument('--only', nargs='*', choices=[*PARTS, 'claim-long'], default=['claim', 'claim-long', *list(PARTS)[1:]],
-                   help='parts to train, in this order')
+    p.add_argument('--only', nargs='*', choices=[*PARTS, 'claim-long'],
+                   default=['claim', 'claim-long', *list(PARTS)[1:]], help='parts to train, in this order')
     args = p.parse_args()
     if args.show: show()
     elif args.row:

@@ -1,10 +1,11 @@
 """Put the two runs that come with the package into sagan/runs.
 
-    python tools/claim.py --only claim-long    # trains two runs on twins; about ten minutes on two idle cores
+    python tools/claim.py --only claim-long    # trains two runs on twins; ten minutes on two idle cores
     python tools/ship.py                       # trains digits, chooses among the twins, checks, and copies
 
-Digits is the default run. Twins is one of the longer runs of page 17, seeds 0 and 1: the one with the higher
-kappa at its last step. It must have learned agreement, and its weights must give the scores that its log says."""
+Digits is the default run. Twins is one of the two longer runs of the page of the claim
+(nbs/library/40_claim.ipynb): the one with the higher kappa at its last step. It must have learned
+agreement, and its weights must give the scores that its log says."""
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 from sagan.checkpoints import read_log
-from sagan.measuring import measure_generator
-from sagan.runs import load_run
 from sagan.data import twins
 from sagan.evaluation import reference, train_evaluator
+from sagan.measuring import measure_generator
+from sagan.runs import load_run
 
 root = Path(__file__).resolve().parent.parent
 FILES = 'config.json', 'weights.safetensors', 'log.jsonl'
@@ -48,8 +49,7 @@ def check_learned(scores: dict):
     "Raise `ValueError` for a run that did not learn agreement"
     for name, least in LEAST.items():
         if not scores[name] >= least:
-            raise ValueError(f"{name} is {scores[name]:.3f}, below {least}: this run did not learn that "
-                             f"twins agree")
+            raise ValueError(f"{name} is {scores[name]:.3f}, below {least}: this run did not learn agreement")
 
 
 def ship(run: Path, name: str):
@@ -72,9 +72,9 @@ def ship_twins(folder: Path):
     scores = measure_twins(run)
     check_learned(scores)
     for name in LEAST:
-        said = last_scores(run)[name]
-        if abs(scores[name] - said) > .01:
-            raise ValueError(f"{name} is {scores[name]:.3f}, but the log says {said:.3f}")
+        logged = last_scores(run)[name]
+        if abs(scores[name] - logged) > .01:
+            raise ValueError(f"{name} is {scores[name]:.3f}, but the log says {logged:.3f}")
     ship(run, 'twins')
     print(f"twins: {run.name}, kappa {scores['kappa']:.3f}, D's AUC {scores['d_auc']:.3f}")
 
