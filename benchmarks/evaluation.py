@@ -2,7 +2,8 @@
 from time import perf_counter
 import numpy as np, torch
 from scipy.linalg import sqrtm
-from sagan.evaluation import feature_statistics, frechet_distance
+from sagan.evaluation import frechet_distance
+from sagan.references import feature_statistics
 
 D, n = 2048, 5000
 g = torch.Generator().manual_seed(0)

@@ -8,8 +8,8 @@ from sagan import evaluation
 from sagan.checkpoints import check_scores
 from sagan.data import digits, ImageFiles, Images, to_unit
 from sagan.evaluation import (
-    Evaluator, feature_statistics, frechet_distance, intra_frechet_distance, nearest_images,
-    real_distances, reference, score, Scores)
+    frechet_distance, intra_frechet_distance, nearest_images, real_distances, score, Scores)
+from sagan.references import Evaluator, feature_statistics, reference
 
 
 class Shrunk(torch.nn.Module):
