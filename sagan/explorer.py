@@ -78,7 +78,7 @@ def generated_maps(
 # %% ../nbs/09_explorer.ipynb #fc5924f5
 import matplotlib
 from .data import to_bytes, to_unit
-from .visualization import _check_belongs, POINT_COLOURS
+from .visualization import check_maps, POINT_COLOURS
 
 # %% ../nbs/09_explorer.ipynb #fe25a862
 def _rows(beta):
@@ -95,7 +95,7 @@ def _check_view(x, maps, labels):
     if len(labels) != len(x):
         raise ValueError(f"{len(x)} images need as many pairs of class and seed, got {len(labels)}")
     if not maps: raise ValueError("there are no maps to show; name at least one attention layer")
-    for m in maps.values(): _check_belongs(x, m)
+    for m in maps.values(): check_maps(x, m)
     if not all(t.isfinite().all() for t in (x, *(t for m in maps.values() for t in (m.q, m.k)))):
         raise ValueError("images or maps hold numbers that are not finite: the model has diverged; "
                          "take an earlier state of it")
@@ -297,7 +297,7 @@ import random
 import ipywidgets as W
 from contextlib import contextmanager
 from types import SimpleNamespace
-from .visualization import effect_figure, _png
+from .visualization import effect_figure, png_data_uri
 
 # %% ../nbs/09_explorer.ipynb #55eb2f25
 @contextmanager
@@ -337,7 +337,7 @@ def _told(caption, before, after):
              f'in the mean, {change.max():.2g}% at most')
     return f'<span role="status">{words}</span>', (f'<img style="width:100%;max-width:26rem" '
                                                    f'alt="{words}" '
-                                                   f'src="{_png(effect_figure({"as trained": before, caption: after}))}">')
+                                                   f'src="{png_data_uri(effect_figure({"as trained": before, caption: after}))}">')
 
 # %% ../nbs/09_explorer.ipynb #d3b1fe00
 def _effects(G, out):
