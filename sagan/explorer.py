@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/explorer.html.md"""
 __all__ = ['latents', 'named_maps', 'generated_maps', 'view', 'class_view', 'image_view', 'own_images', 'AttentionExplorer',
            'Explorer', 'explore']
 
-# %% ../nbs/09_explorer.ipynb #ba6de398
+# %% ../nbs/09_explorer.ipynb #bf8d8ecb
 import anywidget, base64, ipywidgets as W, json, math, matplotlib, random, re, tempfile, torch
 import traitlets as T
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 from types import SimpleNamespace
 from .attention import attention_maps, intervene, SelfAttention
-from .data import _decode, _list_folder, to_bytes, to_unit
+from .data import decode_images, list_images, to_bytes, to_unit
 from .networks import Discriminator, Generator
 from .storage import atomic_write
 from .training import SAGAN
@@ -191,7 +191,7 @@ def image_view(
     known = ['']*len(x) if y is None or not classes else [classes[c] for c in y]
     return view(x, maps, [*zip(known, names or range(len(x)), strict=True)], 'image')
 
-# %% ../nbs/09_explorer.ipynb #626bc8c6
+# %% ../nbs/09_explorer.ipynb #9e037993
 def own_images(
     path:str|Path, # Folder of images, or of one subfolder per class if the model has classes
     size:int, # Pixels of a side of the model's images
@@ -201,7 +201,7 @@ def own_images(
     """One's own images for `explore`; raises `FileNotFoundError` if there is no folder
 
     Raises `ValueError` for subfolders that are no classes of the model, or unreadable images."""
-    names, y, found = _list_folder(Path(path))
+    names, y, found = list_images(Path(path))
     if classes and not found:
         raise ValueError(f"the model has classes, {path} has none; put the images into subfolders "
                          f"named after their classes: {', '.join(classes[:10])}")
@@ -210,7 +210,7 @@ def own_images(
                          f"has {', '.join(classes[:10])}")
     pick = torch.linspace(0, len(names) - 1, min(most, len(names))).long()     # (B,)
     x:list[Tensor] = []
-    if bad := _decode(Path(path), [names[i] for i in pick], size, x.append):
+    if bad := decode_images(Path(path), [names[i] for i in pick], size, x.append):
         reasons = '; '.join(f'{n} ({why})' for n, why in bad.items())
         raise ValueError(f"{path} has files that cannot be read: {reasons}; repair or remove them")
     labels = torch.tensor([classes.index(c) for c in found])[y[pick]] if classes else None   # (B,)
@@ -323,14 +323,14 @@ def _show_errors(out):
     except (ValueError, IndexError, TypeError, RuntimeError, OSError) as e:
         out.message = str(e) or type(e).__name__
 
-# %% ../nbs/09_explorer.ipynb #33bdb83e
+# %% ../nbs/09_explorer.ipynb #7fa37a51
 def _read_uploads(files, size):
     "Images (B, 3, S, S) and names of a `FileUpload`"
     if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
     x:list[Tensor] = []                                                        # (3, S, S) each
     with tempfile.TemporaryDirectory() as tmp:
         for i, f in enumerate(files): Path(tmp, str(i)).write_bytes(f['content'])
-        bad = _decode(Path(tmp), [str(i) for i in range(len(files))], size, x.append)
+        bad = decode_images(Path(tmp), [str(i) for i in range(len(files))], size, x.append)
     if bad:
         reasons = '; '.join(f"{files[int(i)]['name']} ({why})" for i, why in bad.items())
         raise ValueError(f"no image that can be read: {reasons}")
