@@ -137,14 +137,14 @@ class _Inception(nn.Module):
         self.net = FeatureExtractorInceptionV3('inception-v3-compat', features, str(weights))
     def forward(self, x): return self.net(to_bytes(x))                        # (B, 2048), (B, 1008)
 
-# %% ../nbs/library/38_references.ipynb #942561aa
+# %% ../nbs/library/38_references.ipynb #fd581961
 def _fetch(path):
     "Download the Inception weights to a file; raises `OSError` without a network"
     path.parent.mkdir(parents=True, exist_ok=True)
     try: download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.split('-')[-1])
     except (OSError, RuntimeError) as e:
-        raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} where there "
-                      f"is a network, and give the file (weights=, --weights)")
+        raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
+                      f"where there is a network, and give the file (weights=, --weights)")
 
 # %% ../nbs/library/38_references.ipynb #9b1fc45e
 def inception(
@@ -270,7 +270,7 @@ class Reference:
         how = f'{self.split}, {self.size} px, interpolation: {self.interpolation}'
         return f'{self.count} images of {self.data} ({how})'
 
-# %% ../nbs/library/38_references.ipynb #cd787b8d
+# %% ../nbs/library/38_references.ipynb #f047c1c7
 def _load_reference(file, facts):
     "A `Reference` from a file whose header must say the same facts"
     try:
@@ -282,7 +282,8 @@ def _load_reference(file, facts):
     for k, v in facts.items():
         if header.get(k) != str(v):
             raise ValueError(f"{file} is not the reference that is needed: its {k} is {header.get(k)!r}, "
-                             f"here it is {str(v)!r}; name another file, or remove it, and it is computed again")
+                             f"here it is {str(v)!r}; name another file, or remove it, and it is "
+                             f"computed again")
     return Reference(**tensors, **facts)
 
 def _save_reference(file, r, facts):
