@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/library/all.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/library/37_all.ipynb #c679f860
+# %% ../nbs/library/37_all.ipynb #dee3b4dc
 import sagan
 from .agreement import *
 from .attention import *
@@ -27,6 +27,7 @@ from .measuring import *
 from .networks import *
 from .precision import *
 from .recording import *
+from .references import *
 from .reports import *
 from .runner import *
 from .runs import *
@@ -35,13 +36,13 @@ from .storage import *
 from .training import *
 from .visualization import *
 
-# %% ../nbs/library/37_all.ipynb #dfff919d
+# %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.checkpoints, sagan.conditioning, sagan.config, sagan.data,
     sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
     sagan.importing, sagan.kernels, sagan.losses, sagan.measuring, sagan.networks, sagan.precision,
-    sagan.recording, sagan.reports, sagan.runner, sagan.runs, sagan.spectral, sagan.storage,
-    sagan.training, sagan.visualization]
+    sagan.recording, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral,
+    sagan.storage, sagan.training, sagan.visualization]
 try:
     from sagan.sharing import *
     _modules.append(sagan.sharing)

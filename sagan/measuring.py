@@ -7,15 +7,16 @@ Docs: https://sagan-gan.github.io/sagan/library/measuring.html.md"""
 # %% auto #0
 __all__ = ['measure_generator', 'standing_generator', 'make_evaluator', 'load_or_train_evaluator', 'evaluation_images']
 
-# %% ../nbs/library/42_measuring.ipynb #35bd46b0
+# %% ../nbs/library/42_measuring.ipynb #e33d62ae
 import torch
 from dataclasses import asdict
 from pathlib import Path
 from .checkpoints import explain_write_errors, read_config, Run
 from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
-from .evaluation import Classifier, Evaluator, inception, Reference, score, train_evaluator
+from .evaluation import score
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
+from .references import Classifier, Evaluator, inception, Reference, train_evaluator
 from .storage import atomic_write
 
 # %% ../nbs/library/42_measuring.ipynb #d724c8a7

@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/library/reports.html.md"""
 __all__ = ['NOTEBOOK', 'save_figure', 'draw_samples', 'draw_attention', 'draw_nearest', 'explorer_page', 'open_notebook',
            'report_pictures', 'summarize_run', 'write_report']
 
-# %% ../nbs/library/36_reports.ipynb #441eb3b8
+# %% ../nbs/library/36_reports.ipynb #c527680f
 import json, subprocess, sys, tempfile, torch
 import matplotlib.pyplot as plt
 from collections.abc import Callable, Iterator
@@ -21,9 +21,10 @@ from torch import Tensor
 from .attention import attention_maps
 from .checkpoints import best_record, Run
 from .data import Images, to_unit
-from .evaluation import Evaluator, nearest_images, real_distances, Reference
+from .evaluation import nearest_images, real_distances
 from .explorer import AttentionExplorer, class_view, image_view
 from .networks import generate, generate_batches, Generator
+from .references import Evaluator, Reference
 from .storage import atomic_write
 from .visualization import (
     attention_figure, class_rows, grid_image, nearest_figure, report_html, training_figure)

@@ -9,7 +9,7 @@ __all__ = ['SHIPPED', 'OPTIONS', 'load_run', 'shipped', 'find_device', 'configur
            'stop_on_interrupt', 'Interrupted', 'train_run', 'resume_run', 'class_numbers', 'sample_run', 'attend_run',
            'explore_run', 'evaluate_run', 'report_run', 'import_run']
 
-# %% ../nbs/library/27_runs.ipynb #3ecb70b3
+# %% ../nbs/library/27_runs.ipynb #08b65416
 import json, shutil, signal, sys, threading, torch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,7 +25,6 @@ from .checkpoints import (
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
 from .distributed import all_reduce, process_group, rank, world_size
-from .evaluation import inception, reference as real_statistics
 from .explorer import own_images
 from .importing import import_checkpoint
 from .measuring import (
@@ -33,6 +32,7 @@ from .measuring import (
 from .networks import generate
 from .precision import fastest_dtype
 from .recording import fit_run, resume, RunWriter
+from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, write_report)
 from .storage import atomic_write, file_lock

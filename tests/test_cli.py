@@ -64,7 +64,7 @@ def test_eval_tells_intra_fid_and_draws_the_nearest_images(folder):
 def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
     "The first 8 of them, each with three real images that no other one is nearer than"
     import torch
-    from sagan import evaluation, measuring, reports
+    from sagan import evaluation, measuring, references, reports
     from sagan.data import digits, to_unit
     shown, measured = {}, []
     def figure(x, near, distance, usual): shown.update(x=x, near=near, distance=distance, usual=usual)
@@ -73,8 +73,8 @@ def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
         return evaluation.score(torch.cat(measured), *args)
     monkeypatch.setattr(reports, 'nearest_figure', figure)
     monkeypatch.setattr(measuring, 'score', score)
-    images, evaluator = digits(), evaluation.train_evaluator(digits(), 20)
-    real, G = evaluation.reference(images, evaluator), load_run(folder/'runs/digits').model.ema
+    images, evaluator = digits(), references.train_evaluator(digits(), 20)
+    real, G = references.reference(images, evaluator), load_run(folder/'runs/digits').model.ema
     measuring.measure_generator(G, images, evaluator, real, 30, 5)
     reports.draw_nearest(G, images, evaluator, real, 30, 5)
     x = torch.cat(measured)[:8]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sagan.checkpoints import read_log
 from sagan.data import twins
-from sagan.evaluation import reference, train_evaluator
 from sagan.measuring import measure_generator
+from sagan.references import reference, train_evaluator
 from sagan.runs import load_run
 
 root = Path(__file__).resolve().parent.parent
