@@ -11,7 +11,7 @@ __all__ = ['plain_errors', 'config_options', 'sagan_train', 'sagan_sample', 'sag
 # %% ../nbs/library/30_cli.ipynb #642c54c9
 import sys, warnings
 
-# %% ../nbs/library/30_cli.ipynb #696587f9
+# %% ../nbs/library/30_cli.ipynb #6d8b5c25
 # fastai's business, not the user's
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 try:
@@ -25,7 +25,7 @@ try:
     from inspect import Parameter, signature
     from pathlib import Path
     from time import perf_counter
-    from typing import Annotated
+    from typing import Annotated, Any
     from fastcore.docments import docments
     from fastcore.script import call_parse
     from sagan.config import Config, preset as named_preset
@@ -38,7 +38,7 @@ try:
 # importing takes seconds, in which one may change one's mind
 except KeyboardInterrupt: raise SystemExit('interrupted')
 
-# %% ../nbs/library/30_cli.ipynb #a9264ed8
+# %% ../nbs/library/30_cli.ipynb #cff208ed
 @contextmanager
 def plain_errors(
     command:str, # Name of the command, to begin the message with
@@ -50,8 +50,10 @@ def plain_errors(
     # without fastai's line on where it came from
     except (ValueError, OSError, FloatingPointError) as e: message = str(e).rsplit('\n\t', 1)[-1]
     except Interrupted as e:
-        if e.signal == 'SIGTERM': return _print(e)
         message = str(e)
+        if e.signal == 'SIGTERM':
+            _print(message)
+            return
     except KeyboardInterrupt: message = 'interrupted'
     else: return
     print(f'{command}: {message}', file=sys.stderr)
@@ -61,14 +63,16 @@ def _print(text):
     "Print a line; of several processes only the first one does"
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': print(text, flush=True)
 
-# %% ../nbs/library/30_cli.ipynb #5fd1bb03
+# %% ../nbs/library/30_cli.ipynb #91752f52
+def _check(ok, message):
+    if not ok: raise ValueError(message)
+
 def _sizes(text):
     "Feature map sizes from text such as 16,32 or none"
     if text == 'none': return ()
     places = [s.strip() for s in text.split(',')]
-    if not all(re.fullmatch(r'\d+(-\d+)?', s) for s in places):
-        raise ValueError(f"attention is placed by comma-separated feature map sizes such as 16,32, or none; "
-                         f"got {text!r}")
+    _check(all(re.fullmatch(r'\d+(-\d+)?', s) for s in places), f"attention is placed by comma-separated "
+           f"feature map sizes such as 16,32, or none; got {text!r}")
     return tuple(int(s) if s.isdigit() else s for s in places)
 
 def _parsed(changes):
@@ -80,9 +84,8 @@ def _points(text):
     "Pairs (row, column) from text such as 8,8;20,16; None without a wish"
     try: at = [tuple(int(v) for v in p.split(',')) for p in text.split(';')] if text else None
     except ValueError: at = [()]
-    if at and any(len(p) != 2 for p in at):
-        raise ValueError(f"points are pairs of row,column with ; between them, such as 8,8;20,16; got "
-                         f"{text!r}")
+    _check(not at or all(len(p) == 2 for p in at), f"points are pairs of row,column with ; between them, "
+           f"such as 8,8;20,16; got {text!r}")
     return at
 
 # %% ../nbs/library/30_cli.ipynb #b44d2b5f
@@ -119,7 +122,7 @@ def config_options(
     setattr(with_options, '__signature__', both)
     return with_options
 
-# %% ../nbs/library/30_cli.ipynb #4f6f140c
+# %% ../nbs/library/30_cli.ipynb #6823f45c
 @call_parse(nested=True)
 @config_options
 def sagan_train(
@@ -149,11 +152,11 @@ def sagan_train(
 ):
     """Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html; or
     go on with one"""
-    options = dict(data=data, preset=preset, keep=keep, measure_every=measure_every, evaluator=evaluator,
-                   weights=weights, samples=samples, on_nan=on_nan, cache=cache, device=device)
-    options = {k: v for k, v in options.items() if v is not None}
+    given = dict(data=data, preset=preset, keep=keep, measure_every=measure_every, evaluator=evaluator,
+                 weights=weights, samples=samples, on_nan=on_nan, cache=cache, device=device)
+    options:dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     with plain_errors('sagan-train'):
-        if resume and out: raise ValueError('--resume names the run folder; leave out --out')
+        _check(not (resume and out), '--resume names the run folder; leave out --out')
         if resume: resume_run(resume, **options, **_parsed(changes))
         else: train_run(out=out, **options, **_parsed(changes))
 
@@ -239,7 +242,7 @@ def sagan_eval(
         for k, v in scores.items(): _print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
         _print(f'nearest images   {picture}')
 
-# %% ../nbs/library/30_cli.ipynb #cf8036ae
+# %% ../nbs/library/30_cli.ipynb #db8aa95e
 @call_parse(nested=True)
 @config_options
 def sagan_experiment(
@@ -263,9 +266,8 @@ def sagan_experiment(
     start = perf_counter()
     with plain_errors('sagan-experiment'):
         variants(experiment, named_preset('tiny'))  # an unknown name is refused before data are read
-        if changes.keys() & {'g_attention', 'd_attention'}:
-            raise ValueError("where attention is placed is what the rows of an experiment differ in; leave "
-                             "out --g-attention and --d-attention")
+        _check(not changes.keys() & {'g_attention', 'd_attention'}, "where attention is placed is what the "
+               "rows of an experiment differ in; leave out --g-attention and --d-attention")
         base, device = configure(preset, **changes), find_device(device)
         images, judge = training_images(data, base, changes.get('n_classes')), None
         if weights or evaluator != 'small': judge = make_evaluator(evaluator, images, weights, 0, device)
@@ -275,7 +277,7 @@ def sagan_experiment(
         print(f'\n{(folder/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 
-# %% ../nbs/library/30_cli.ipynb #71544b0e
+# %% ../nbs/library/30_cli.ipynb #a1ae9dcc
 @call_parse
 def sagan_import(
     # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one file
@@ -291,5 +293,5 @@ def sagan_import(
 ):
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
     with plain_errors('sagan-import'):
-        if not out: raise ValueError("name the run folder to make with --out")
-        import_run(*files, out=out, classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip)
+        _check(out, "name the run folder to make with --out")
+        import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip)

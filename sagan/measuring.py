@@ -7,10 +7,11 @@ Docs: https://sagan-gan.github.io/sagan/library/measuring.html.md"""
 # %% auto #0
 __all__ = ['measure_generator', 'standing_generator', 'make_evaluator', 'load_or_train_evaluator', 'evaluation_images']
 
-# %% ../nbs/library/42_measuring.ipynb #e33d62ae
+# %% ../nbs/library/42_measuring.ipynb #bf442b45
 import torch
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from .checkpoints import explain_write_errors, read_config, Run
 from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
@@ -35,7 +36,7 @@ def measure_generator(
     x = generate_batches(G, y if images.classes else None, n, seed, part=shard(n))  # (B, 3, S, S) each
     return asdict(score(x, y, evaluator, real, D))
 
-# %% ../nbs/library/42_measuring.ipynb #218e535f
+# %% ../nbs/library/42_measuring.ipynb #6b7809fa
 def standing_generator(
     run:Run, # A run with a generator
     images:Images, # Real images, for their classes
@@ -45,6 +46,7 @@ def standing_generator(
     "The averaged generator of a run with the batch norm averages that are wanted"
     if not n: return run.model.ema, 'averages of the training'
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # (n,)
+    assert run.model.ema is not None
     G = standing_statistics(run.model.ema, y if run.classes else None, n, seed + 1)
     return G, f'standing statistics of {n} images'
 
@@ -82,7 +84,7 @@ def load_or_train_evaluator(
     net.load_state_dict(kept['net'])
     return Evaluator(net, kept['name'], kept['held_out'])
 
-# %% ../nbs/library/42_measuring.ipynb #e1c78833
+# %% ../nbs/library/42_measuring.ipynb #12d80b0e
 def evaluation_images(
     run:Run, # The run to measure
     data:str, # 'digits', 'twins', or a folder of images
@@ -95,6 +97,7 @@ def evaluation_images(
     if data == 'imported':
         raise ValueError(f"{run.folder} was imported and does not know its images; name a folder of real "
                          f"ones with --data")
+    images:Any
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))
     # labels that the run knows nothing of say nothing about it

@@ -38,14 +38,16 @@ def save_figure(
     with atomic_write(path) as f: fig.savefig(f, format='png', dpi=130)
     plt.close(fig)
 
-# %% ../nbs/library/36_reports.ipynb #e3ac18b5
+# %% ../nbs/library/36_reports.ipynb #da909939
 def draw_samples(
     run:Run, # A run with a generator
 ) -> Figure|Image.Image: # 8 images for each of the first ten classes in a row; without classes 64 images
     "The sample grid of a run's averaged generator (figure 6)"
-    if not run.classes: return grid_image(generate(run.model.ema, None, 64, run.cfg.seed))
+    G = run.model.ema
+    assert G is not None
+    if not run.classes: return grid_image(generate(G, None, 64, run.cfg.seed))
     labels = torch.arange(min(len(run.classes), 10))
-    x = generate(run.model.ema, labels.repeat_interleave(8), seed=run.cfg.seed)   # (8*classes, 3, S, S)
+    x = generate(G, labels.repeat_interleave(8), seed=run.cfg.seed)  # (8*classes, 3, S, S)
     return class_rows(x, [run.classes[i] for i in labels])
 
 # %% ../nbs/library/36_reports.ipynb #5214db13
@@ -75,7 +77,7 @@ def draw_attention(
     try: return attention_figure(x, maps[-1] if layer is None else maps[sizes.index(layer)], points)
     except IndexError as e: raise ValueError(str(e))
 
-# %% ../nbs/library/36_reports.ipynb #19cdc3c7
+# %% ../nbs/library/36_reports.ipynb #475b3bbd
 def _image_rows(images, numbers):
     "Real images by their numbers (n, k), read one by one: (n, k, 3, S, S) in [-1, 1]"
     x = [b for i in numbers.flatten().tolist() for b in images[i:i+1].batches()]   # (1, 3, S, S) each
@@ -91,12 +93,12 @@ def draw_nearest(
 ) -> Figure: # Eight columns: an image, and below it the real images nearest to it
     "The first 8 of the images that `measure_generator` measures, with their nearest real ones"
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # (n,)
-    y = y if images.classes else None
-    x = torch.cat(list(generate_batches(G, y, n, seed, part=slice(0, 8))))    # (8, 3, S, S)
+    batches = generate_batches(G, y if images.classes else None, n, seed, part=slice(0, 8))
+    x = torch.cat(list(batches))                                              # (8, 3, S, S)
     found, distance = nearest_images(x, real, evaluator)                      # (8, k) each
     return nearest_figure(x, _image_rows(images, found), distance, real_distances(real).median().item())
 
-# %% ../nbs/library/36_reports.ipynb #465fed27
+# %% ../nbs/library/36_reports.ipynb #107cda34
 def explorer_page(
     run:Run, # The run
     # Images (n, 3, S, S) in [-1, 1] and labels (n,) or None, at which D looks; None for G's own
@@ -106,16 +108,16 @@ def explorer_page(
     """The explorer of a run: two seeds of each of the first ten classes, or given images
 
     Raises `ValueError` for a run without attention, or images that do not fit."""
-    def first(n): return tuple(t if t is None else t[:n] for t in images)
     if images:
-        n = max(1, max_bytes//len(image_view(run.model, *first(1))[1]))
-        return AttentionExplorer(*image_view(run.model, *first(n), run.classes))
+        x, y = images
+        n = max(1, max_bytes//len(image_view(run.model, x[:1], y if y is None else y[:1])[1]))
+        return AttentionExplorer(*image_view(run.model, x[:n], y if y is None else y[:n], run.classes))
     labels = list(range(min(len(run.classes), 10))) if run.classes else None
     n = max(1, max_bytes//len(class_view(run.model, run.classes, labels and labels[:1], [0])[1]))
     seeds = [0, 1][:max(1, n//len(labels or [0]))]
     return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], seeds))
 
-# %% ../nbs/library/36_reports.ipynb #37e54d5d
+# %% ../nbs/library/36_reports.ipynb #dca93a2b
 NOTEBOOK = """from sagan.runs import load_run
 from sagan.explorer import explore, own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
@@ -136,7 +138,7 @@ def open_notebook(
                          "voila), or write a page with --out FILE.html")
     source = NOTEBOOK.format(run=str(Path(folder).resolve()), device=device,
                              images=images and str(Path(images).resolve()))
-    cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)
+    cell:dict = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)
     with tempfile.TemporaryDirectory() as tmp:
         file = Path(tmp)/'explorer.ipynb'
         file.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))

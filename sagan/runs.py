@@ -438,7 +438,7 @@ def class_numbers(
         raise ValueError(f"there is no class {unknown}; there are {names}")
     return [i for i in found if i is not None]
 
-# %% ../nbs/library/27_runs.ipynb #cb383baa
+# %% ../nbs/library/27_runs.ipynb #a4bcae2a
 def sample_run(
     run:Run|str|Path, # A run or its folder
     n:int=8, # Images per class (or in all, without classes)
@@ -452,16 +452,16 @@ def sample_run(
 
     Raises `ValueError` for a class that does not exist, `OSError` for a folder that is no run."""
     _at_least(n, 1)
-    run = _open_generator(run, _run_device(run, device))
-    labels = class_numbers(run.classes, classes)
+    r = _open_generator(run, _run_device(run, device))
+    labels = class_numbers(r.classes, classes)
     y = torch.tensor(labels).repeat_interleave(n) if labels else None        # (n*classes,)
-    x = generate(run.model.ema, y, None if labels else n, seed)              # (n*classes, 3, S, S)
+    x = generate(r.model.ema, y, None if labels else n, seed)              # (n*classes, 3, S, S)
     asked = dict(n=n if n != 8 else None, classes=classes and ','.join(map(str, classes)))
-    file = Path(out or run.folder/_named(f'samples-seed{seed}', '.png', **asked))
+    file = Path(out or r.folder/_named(f'samples-seed{seed}', '.png', **asked))
     with atomic_write(file) as f: grid_image(x, n if labels else 8).save(f, format='png')
     return file
 
-# %% ../nbs/library/27_runs.ipynb #225bde99
+# %% ../nbs/library/27_runs.ipynb #ec2706a1
 def attend_run(
     run:Run|str|Path, # A run or its folder
     label:int|str|None=None, # Class to draw, by name or number, None for one image of each of the first
@@ -477,16 +477,16 @@ def attend_run(
 
     Raises `ValueError` for a class, layer or point that does not exist."""
     _at_least(n, 1)
-    run = _open_generator(run, _run_device(run, device))
-    number = None if label is None else class_numbers(run.classes, [label])[0]
-    fig = draw_attention(run, number, seed, n, layer, points and list(points))
+    r = _open_generator(run, _run_device(run, device))
+    number = None if label is None else class_numbers(r.classes, [label])[0]
+    fig = draw_attention(r, number, seed, n, layer, list(points) if points else None)
     asked = dict(label=None if label is None else str(label), n=n if n != 4 else None, layer=layer,
                  points=points and ';'.join(f'{r},{c}' for r, c in points))
-    file = Path(out or run.folder/_named(f'attention-seed{seed}', '.png', **asked))
+    file = Path(out or r.folder/_named(f'attention-seed{seed}', '.png', **asked))
     save_figure(fig, file)
     return file
 
-# %% ../nbs/library/27_runs.ipynb #80c456e2
+# %% ../nbs/library/27_runs.ipynb #3bb86db4
 def explore_run(
     run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
     # One's own images, at which the discriminator looks: a folder, with one subfolder per class if the
@@ -504,9 +504,9 @@ def explore_run(
     device = _run_device(run, device)
     r = (_open_run if images else _open_generator)(run, device)
     own = own_images(images, r.cfg.size, r.classes) if images else None
-    if not out: return open_notebook(r.folder, device, images, tell)
-    explorer_page(r, own).save(out)
-    return Path(out)
+    if out: explorer_page(r, own).save(out)
+    else: open_notebook(r.folder, device, images, tell)
+    return Path(out) if out else None
 
 # %% ../nbs/library/27_runs.ipynb #7bbbfeff
 def evaluate_run(
