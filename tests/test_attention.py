@@ -23,7 +23,9 @@ def opened(channels, form='preprint', gamma=1., **kwargs):
     return layer
 
 
-@pytest.mark.parametrize('B, Nq, Nk, D, Dv', [(2, 64, 16, 4, 32), (3, 2100, 2000, 4, 8), (33, 1024, 256, 16, 64)])
+SHAPES = (2, 64, 16, 4, 32), (3, 2100, 2000, 4, 8), (33, 1024, 256, 16, 64)
+
+@pytest.mark.parametrize('B, Nq, Nk, D, Dv', SHAPES)
 def test_attend_is_the_explicit_form(B, Nq, Nk, D, Dv):
     "Output and gradients, small and large maps, also with fewer keys than queries"
     torch.manual_seed(0)
