@@ -36,58 +36,56 @@ def power_iteration(
             u = F.normalize(W @ v, dim=0)     # (out,)
     return u, v
 
+# %% ../nbs/01_spectral.ipynb #bd8fea9e
+def _initial_vectors(W):
+    "u (out,) and v (in,) after 15 rounds from a random start, as in PyTorch"
+    u = torch.randn(len(W), device=W.device, dtype=W.dtype)
+    return power_iteration(W, u, 1 if W.is_meta else 15)  # the meta device knows only shapes
+
+def _outputs_first(weight, dim):
+    "The weight with a row per output, (out, ...)"
+    return weight.transpose(0, 1).contiguous() if dim else weight
+
 # %% ../nbs/01_spectral.ipynb #da78ef33
 class SpectralNorm(nn.Module):
     "Parametrization W -> W/sigma(W) with kept vectors u, v (section 4.1)"
     u: Tensor # (out,)
     v: Tensor # (in*kh*kw,)
+    ready: Tensor|None = None # W/sigma within `cached_spectral_norm`, (out, ...)
+    kept: Tensor|None = None # The memory that each such block writes it to, (out, ...)
     def __init__(self,
         weight:Tensor, # The weight to normalize, (out, ...), or (in, out, ...) with `dim=1`
         dim:int=0, # The dimension of the outputs: 0, or 1 for transposed convolutions
     ):
         super().__init__()
         self.dim = dim
-        W = self._outputs_first(weight.detach()).flatten(1)  # (out, in*kh*kw)
-        u = torch.randn(len(W), device=W.device, dtype=W.dtype)
-        # a fair start, as in PyTorch; on the meta device there are only shapes
-        u, v = power_iteration(W, u, 1 if W.is_meta else 15)
+        u, v = _initial_vectors(_outputs_first(weight.detach(), dim).flatten(1))
         self.register_buffer('u', u)
         self.register_buffer('v', v)
-        # W/sigma within `cached_spectral_norm`, and the memory that each such block writes it to
-        self.ready: Tensor|None = None
-        self.kept: Tensor|None = None
-
-    def _outputs_first(self, weight):
-        return weight.transpose(0, 1).contiguous() if self.dim else weight  # (out, ...)
-
     def sigma(self,
         weight:Tensor, # W, in the shape of the layer's weight, (out, ...)
     ) -> Tensor: # (), > 0 once u and v have settled
         "The estimate of the spectral norm by the kept vectors"
-        with no_autocast(weight):
-            W = self._outputs_first(weight).flatten(1)  # (out, in*kh*kw)
-            return torch.dot(self.u, torch.mv(W, self.v))
-
+        W = _outputs_first(weight, self.dim).flatten(1)  # (out, in*kh*kw)
+        with no_autocast(W): return torch.dot(self.u, torch.mv(W, self.v))
     def quotient(self,
         weight:Tensor, # W, in the shape of the layer's weight, (out, ...)
         dtype:torch.dtype, # Dtype of the result
         kept:Tensor|None=None, # An earlier result, (out, ...), whose memory is used again
     ) -> Tensor: # In the shape of `weight`, (out, ...)
         "`weight` divided by its spectral norm"
+        W = _outputs_first(weight, self.dim)
         memory = None if kept is None else kept.transpose(0, self.dim)
-        W_hat = fused_quotient(self._outputs_first(weight), self.u, self.v, dtype, memory)
-        return W_hat.transpose(0, self.dim)
-
+        return fused_quotient(W, self.u, self.v, dtype, memory).transpose(0, self.dim)
     def forward(self, weight):
         "W/sigma(W) in the shape of `weight`, (out, ...)"
         return self.quotient(weight, weight.dtype) if self.ready is None else self.ready
-
     @torch.no_grad()
     def step(self,
         weight:Tensor, # W, in the shape of the layer's weight, (out, ...)
     ) -> None:
         "One power iteration of the kept vectors"
-        W = self._outputs_first(weight)
+        W = _outputs_first(weight, self.dim)
         u, v = power_iteration(flatten_weight(W), self.u)
         self.u.copy_(u)
         self.v.copy_(from_memory_order(v, W))
