@@ -112,7 +112,8 @@ def _check_config(path, cfg, saved):
     "Raise `ValueError` for the first field in which a file's configuration, a dictionary, differs from `cfg`"
     for k, v in asdict(cfg).items():
         if k != 'steps' and saved[k] != v:
-            raise ValueError(f"{path} belongs to another configuration: {k} is {saved[k]!r} there, {v!r} here")
+            raise ValueError(f"{path} belongs to another configuration: "
+                             f"{k} is {saved[k]!r} there, {v!r} here")
 
 # %% ../nbs/library/33_checkpoints.ipynb #e600f9da
 def check_device(
@@ -281,7 +282,8 @@ def read_config(
     not those of its classes."""
     file = Path(folder)/'config.json'
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); make one with sagan-train")
+        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
+                                f"make one with sagan-train")
     try:
         saved = json.loads(file.read_bytes())
         cfg, classes = Config().change(**saved['config']), saved['classes']
