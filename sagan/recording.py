@@ -216,6 +216,7 @@ def run_measurement(self:RunWriter) -> dict:
     try: return self.measure(self.model.ema, D=self.model.D)
     finally: self.measuring = False
 
+# %% ../nbs/library/34_recording.ipynb #99398825
 @patch
 def checkpoint(self:RunWriter, measure:bool) -> None:
     "Sample, measure if asked to, record, save; raises `NonFinite` before anything is written"

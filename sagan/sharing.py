@@ -295,13 +295,18 @@ def _make_card(model, info, repo_id, license):
         repo=info.repo_url, paper=info.paper_url, docs=info.docs_url, **_drawing_parts(model))
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
 
-# %% ../nbs/library/29_sharing.ipynb #128ef4e2
-class _SavableSAGAN(
-    DescribedSAGAN, ModelHubMixin, library_name='sagan',
-    tags=['gan', 'sagan', 'self-attention', 'image-generation'],
+# %% ../nbs/library/29_sharing.ipynb #e18b6141
+_HUB_INFO:dict = dict(
+    library_name='sagan', tags=['gan', 'sagan', 'self-attention', 'image-generation'],
     repo_url='https://github.com/sagan-gan/sagan', paper_url='https://arxiv.org/abs/1805.08318v1',
-    docs_url='https://sagan-gan.github.io/sagan/',
-):
+    docs_url='https://sagan-gan.github.io/sagan/')
+
+def _card_arguments(kw, repo_id, license):
+    "Arguments of the card; those in `kw` are given as other models of the hub's library take them"
+    return dict(repo_id=repo_id, license=license) | (kw.pop('model_card_kwargs', None) or {})
+
+# %% ../nbs/library/29_sharing.ipynb #128ef4e2
+class _SavableSAGAN(DescribedSAGAN, ModelHubMixin, **_HUB_INFO):
     "A `DescribedSAGAN` that can be saved as a folder and pushed to the hub"
     def _save_pretrained(self, save_directory): _write_folder(self, save_directory)
 
@@ -324,8 +329,7 @@ class _SavableSAGAN(
         Raises `FileExistsError` if there is something in it, `OSError` if there is no room, `TypeError` for
         arguments that only `push_to_hub` takes."""
         folder = Path(save_directory)
-        card = dict(repo_id=repo_id or folder.absolute().name, license=license)
-        card |= kw.pop('model_card_kwargs', None) or {}
+        card = _card_arguments(kw, repo_id or folder.absolute().name, license)
         kw.pop('config', None)  # the mixin's own, which is written by us
         if kw and not push_to_hub: raise TypeError(f"{', '.join(kw)}: only with push_to_hub=True")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -342,7 +346,7 @@ class _SavableSAGAN(
         **kw, # Of `ModelHubMixin`: private, token, commit_message, branch, create_pr, ignore_patterns, ...
     ) -> str: # Address of the commit
         "Save the model and upload it in one commit"
-        card = dict(repo_id=repo_id, license=license) | (kw.pop('model_card_kwargs', None) or {})
+        card = _card_arguments(kw, repo_id, license)
         self.generate_model_card(**card)
         return super().push_to_hub(repo_id, model_card_kwargs=card, **kw)
 
