@@ -331,5 +331,6 @@ def fit_run(
     "Fit up to the steps of the configuration; raises `NonFinite` that names the report and what to do"
     while True:
         learn.dls.train.steps = learn.model.cfg.steps - learn.sagan_trainer.step
-        try: return learn.fit(1)
+        try: learn.fit(1)
         except NonFinite as error: _roll_back(learn, error, on_nan)
+        else: break
