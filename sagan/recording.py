@@ -156,8 +156,9 @@ def before_fit(self:RunWriter):
 
 # %% ../nbs/library/34_recording.ipynb #edbef25d
 @patch
-def save_samples(self:RunWriter) -> float|None:
-    "Draw and write the grid; returns its diversity relative to real images, None if those have none"
+def save_samples(self:RunWriter
+) -> float|None: # Diversity of the grid relative to real images, None if those have none
+    "Draw the grid of samples, and write it"
     x, y = _draw_grid(self.model)
     if rank() == 0:
         file = self.folder/'samples'/f'step-{self.sagan_trainer.step:07d}.png'
@@ -181,7 +182,9 @@ def save(self:RunWriter) -> None:
 
 # %% ../nbs/library/34_recording.ipynb #35402904
 @patch
-def record(self:RunWriter, more:dict) -> None:
+def record(self:RunWriter,
+    more:dict, # What else the record holds: diversity, signs of collapse, scores
+) -> None:
     "Add a line to the log: what the trainer watches, dtype, learning rates, spectral norms, seconds, `more`"
     t, hypers = self.sagan_trainer, self.opt.hypers
     r = t.figures() | dict(dtype=t.dtype, lr_g=hypers[0]['lr'], lr_d=hypers[2]['lr'])
@@ -194,15 +197,19 @@ def record(self:RunWriter, more:dict) -> None:
     self.recorded_step, self.warnings = t.step, []
 
 @patch
-def warn(self:RunWriter, text:str) -> None:
+def warn(self:RunWriter,
+    text:str, # One sentence
+) -> None:
     "Print a warning, and put it into the next record"
     self.warnings.append(text)
     if rank() == 0: print(f'step {self.sagan_trainer.step}: {text}', flush=True)
 
 # %% ../nbs/library/34_recording.ipynb #bd32bac4
 @patch
-def warn_of_collapse(self:RunWriter, diversity:float|None) -> dict:
-    "Warn of signs of collapse that were not reported before; returns what the record says of them"
+def warn_of_collapse(self:RunWriter,
+    diversity:float|None, # Of the grid, from `save_samples`
+) -> dict: # What the record says of them
+    "Warn of signs of collapse that were not reported before"
     signs = signs_of_collapse(diversity, self.window)
     new = [k for k in signs if k not in self.reported_signs]
     for k in new: self.warn(signs[k])
@@ -210,7 +217,8 @@ def warn_of_collapse(self:RunWriter, diversity:float|None) -> dict:
     return dict(signs=new) if new else {}
 
 @patch
-def run_measurement(self:RunWriter) -> dict:
+def run_measurement(self:RunWriter
+) -> dict: # What `measure` returns
     "Scores of the averaged generator; `measuring` is True meanwhile, as a signal may end it"
     self.measuring = True
     try: return self.measure(self.model.ema, D=self.model.D)
@@ -218,7 +226,9 @@ def run_measurement(self:RunWriter) -> dict:
 
 # %% ../nbs/library/34_recording.ipynb #99398825
 @patch
-def checkpoint(self:RunWriter, measure:bool) -> None:
+def checkpoint(self:RunWriter,
+    measure:bool, # Measure, too?
+) -> None:
     "Sample, measure if asked to, record, save; raises `NonFinite` before anything is written"
     _check_finite(self.model, self.opt.opt)
     more = dict(diversity=self.save_samples())
