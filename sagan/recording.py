@@ -20,7 +20,7 @@ from .checkpoints import (
     save_weights, state_file, states, tensor_bytes)
 from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
-from .distributed import all_reduce, rank
+from .distributed import all_reduce, barrier, rank
 from .evaluation import class_spread
 from .networks import generate
 from .spectral import sigmas
@@ -254,7 +254,7 @@ def truncate_run(
     step:int, # The last step that stays
 ) -> None:
     "Remove records, sample grids and training states of later steps, and what was left half-written"
-    all_reduce(torch.zeros(()))  # several processes wait here until all have read the state
+    barrier()  # until all processes have read the state
     if rank(): return
     folder = Path(folder)
     for f in folder.rglob('.*.new'): f.unlink()
