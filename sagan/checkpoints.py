@@ -313,7 +313,7 @@ def read_log(
     folder:str|Path, # A run folder
 ) -> list[dict]: # One dictionary per record, up to a line that a crash cut off or spoiled
     "Read `log.jsonl`, which may not be there yet; raises `ValueError` for a line that is JSON, but no record"
-    log, records = Path(folder)/'log.jsonl', []
+    log, records = Path(folder)/'log.jsonl', list[dict]()
     if not log.exists(): return records
     for i, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b'\n'): break

@@ -7,19 +7,20 @@ Docs: https://sagan-gan.github.io/sagan/library/recording.html.md"""
 # %% auto #0
 __all__ = ['ROLLBACKS', 'real_spread', 'describe_data', 'RunWriter', 'truncate_run', 'resume', 'fit_run']
 
-# %% ../nbs/library/34_recording.ipynb #13c00632
+# %% ../nbs/library/34_recording.ipynb #1831de5e
 import hashlib, json, math, os, torch
 from collections import deque
 from pathlib import Path
 from time import perf_counter
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
-from sagan.checkpoints import (
-    best_record, DamagedState, explain_write_errors, load_state, read_log, save_state, save_weights, states,
-    tensor_bytes)
+from fastcore.basics import patch
+from .checkpoints import (
+    best_record, DamagedState, explain_write_errors, file_step, load_state, read_log, save_state,
+    save_weights, state_file, states, tensor_bytes)
 from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
-from .distributed import all_reduce, rank
+from .distributed import all_reduce, barrier, rank
 from .evaluation import class_spread
 from .networks import generate
 from .spectral import sigmas
@@ -27,82 +28,44 @@ from .storage import atomic_write
 from .training import SAGANTrainer
 from .visualization import grid_image
 
-# %% ../nbs/library/34_recording.ipynb #0cbb5182
-def _spaced(i, n):
+# %% ../nbs/library/34_recording.ipynb #18609226
+def _evenly_spaced(i, n):
     "At most n entries of a tensor, from the first to the last"
     return i[torch.linspace(0, len(i) - 1, min(n, len(i)), dtype=torch.float64).long()]
 
-# %% ../nbs/library/34_recording.ipynb #ef974fd1
 def real_spread(
     images:Images, # Real images
     # In units of pixel values times the root of their number; NaN if no class has two images
 ) -> float:
-    "Mean pixel distance between two real images of a class, for at most 32 images of each of the first ten classes, from its first to its last"
-    # (n,)
-    i = torch.cat([_spaced((images.y == c).nonzero().flatten(), 32) for c in range(max(1, min(10, len(images.classes))))])
-    return class_spread(to_unit(images.x[i]).flatten(1), images.y[i]).item()  # (n, 3*S*S)
+    """Mean pixel distance between two real images of a class
 
-# %% ../nbs/library/34_recording.ipynb #56dfd9a4
+    Of each of the first ten classes at most 32 images count, evenly spaced from its first to its last."""
+    classes = range(max(1, min(10, len(images.classes))))
+    i = torch.cat([_evenly_spaced((images.y == c).nonzero().flatten(), 32) for c in classes])  # (n,)
+    return class_spread(to_unit(images.x[i]).flatten(1), images.y[i]).item()                   # (n, 3*S*S)
+
+# %% ../nbs/library/34_recording.ipynb #6b489052
+def _draw_grid(model):
+    "Images (n, 3, S, S) of the averaged generator and their classes (n,): 8 of each of the first 10, or 64"
+    n, seed = model.cfg.n_classes, model.cfg.seed
+    if not n: return generate(model.ema, None, 64, seed), torch.zeros(64)
+    y = torch.arange(min(n, 10)).repeat_interleave(8)
+    return generate(model.ema, y, None, seed), y
+
+# %% ../nbs/library/34_recording.ipynb #dc0ae81d
 def describe_data(
     images:Images, # Training images
 ) -> dict: # Number of images and classes, and a digest
-    "What tells data sets apart, cheaply for large ones: the digest is of all labels, the class names, and up to 1,000 images from the first to the last"
+    """What tells data sets apart, cheaply for large ones
+
+    The digest is of all labels, the class names, and up to 1,000 images from the first to the last."""
     h = hashlib.sha256(json.dumps(list(images.classes)).encode())
-    for part in (images.y, images.x[_spaced(torch.arange(len(images)), 1000)]):
+    for part in (images.y, images.x[_evenly_spaced(torch.arange(len(images)), 1000)]):
         h.update(part.cpu().contiguous().numpy().tobytes())
     return dict(images=len(images), classes=len(images.classes), digest=h.hexdigest()[:16])
 
-# %% ../nbs/library/34_recording.ipynb #b8477c6f
-def _check_numbers(model, opt):
-    "Raise `NonFinite` if a weight, an average or a moment of Adam is not a finite number"
-    named = dict(model.state_dict()) | {f'{net}.{n}: {s}': v for net, o in (('G', opt.opt_g), ('D', opt.opt_d)) for n, p in getattr(model, net).named_parameters() for s, v in o.state.get(p, {}).items()}
-    for k, v in named.items():
-        if v.is_floating_point() and not v.isfinite().all():
-            raise NonFinite(f"a weight, average or moment is not finite: {k}", dict(network=k.partition('.')[0], where='weights', layer=k))
-
-# %% ../nbs/library/34_recording.ipynb #87776fe7
-def _remove_old(folder, keep, best):
-    "Remove all training states but the last ones and that of the best record"
-    for f in states(folder)[:-keep]:
-        if best is None or int(f.stem[5:]) != best['step']: f.unlink()
-
-# %% ../nbs/library/34_recording.ipynb #b6b5d471
-class _Files(Callback):
-    "The files of a run folder that are written whole"
-    def before_fit(self):
-        m, images = self.model, self.dls.train.dataset
-        self.first, self.facts, self.real = rank() == 0, describe_data(images), real_spread(images)
-        self.best = best_record(read_log(self.folder))
-        # with Adam's moments
-        self.size = tensor_bytes([m.state_dict()] + 2*[m.G.state_dict()] + 2*[m.D.state_dict()])
-
-    def writing(self, path): return explain_write_errors(path, self.size)
-
-    def sample(self):
-        "Draw the grid: 8 for each of the first 10 classes; returns their diversity, None if real images have none"
-        n, seed = self.model.cfg.n_classes, self.model.cfg.seed
-        y = torch.arange(min(n, 10)).repeat_interleave(8) if n else None      # (n,)
-        x = generate(self.model.ema, y, None if n else 64, seed)              # (n, 3, S, S)
-        if self.first:
-            file = self.folder/'samples'/f'step-{self.sagan_trainer.step:07d}.png'
-            file.parent.mkdir(exist_ok=True)
-            with self.writing(file), atomic_write(file) as new: grid_image(x).save(new, format='png')
-        return class_spread(x.flatten(1), torch.zeros(len(x)) if y is None else y).item()/self.real if self.real > 0 else None
-
-    def save(self):
-        "The state, then the weights for the other commands; then older states go"
-        self.saved = step = self.sagan_trainer.step
-        if not self.first: return
-        file = self.folder/'states'/f'step-{step:07d}.pt'
-        file.parent.mkdir(exist_ok=True)
-        save_state(file, self.learn, dict(data=self.facts))
-        save_weights(self.folder/'weights.safetensors', self.model, step)
-        if (log := self.folder/'log.jsonl').exists():
-            with open(log, 'a') as f: os.fsync(f.fileno())  # not older than the state
-        _remove_old(self.folder, self.keep, self.best)
-
-# %% ../nbs/library/34_recording.ipynb #c3a32c1e
-def _norms(model):
+# %% ../nbs/library/34_recording.ipynb #d28e8b60
+def _spectral_norms(model):
     "First and last spectral norm of each network, none of a G without them"
     found = {}
     for k in 'GD':
@@ -110,65 +73,29 @@ def _norms(model):
         found |= {f'sigma {k}.{n}': v for n, v in norms[:1] + norms[-1:]}
     return found
 
-# %% ../nbs/library/34_recording.ipynb #4322cab9
-class _Checkpoints(_Files):
-    "Records, warnings and checkpoints"
-    def record(self, more):
-        "One line of the log: what the trainer watches, dtype, learning rates, spectral norms, seconds, and `more`"
-        t, hypers = self.sagan_trainer, self.opt.hypers
-        r = t.figures() | dict(dtype=t.dtype, lr_g=hypers[0]['lr'], lr_d=hypers[2]['lr']) | _norms(self.model) | dict(seconds=round(perf_counter() - self.start, 2)) | more
-        if self.warnings: r['warnings'] = self.warnings
-        # JSON has no NaN: G may not have stepped yet
-        line = json.dumps({k: None if v != v else v for k, v in r.items()}) + '\n'
-        if self.first:
-            with self.writing(self.folder/'log.jsonl'), open(self.folder/'log.jsonl', 'a') as f:
-                f.write(line)
-        self.recorded, self.warnings = t.step, []
+# %% ../nbs/library/34_recording.ipynb #69598429
+def _check_finite(model, opt):
+    "Raise `NonFinite` if a weight, an average or a moment of Adam is not a finite number"
+    named = dict(model.state_dict())
+    for net, optimizer in (('G', opt.opt_g), ('D', opt.opt_d)):
+        for name, p in getattr(model, net).named_parameters():
+            named |= {f'{net}.{name}: {k}': v for k, v in optimizer.state.get(p, {}).items()}
+    for name, v in named.items():
+        if v.is_floating_point() and not v.isfinite().all():
+            raise NonFinite(f"a weight, average or moment is not finite: {name}",
+                            dict(network=name.partition('.')[0], where='weights', layer=name))
 
-    def warn(self, text):
-        "Tell a warning, and put it into the next record"
-        self.warnings.append(text)
-        if self.first: self.tell(f'step {self.sagan_trainer.step}: {text}')
+# %% ../nbs/library/34_recording.ipynb #ea5a6b6c
+def _remove_old_states(folder, keep, best):
+    "Remove all training states but the last ones and that of the best record"
+    for f in states(folder)[:-keep]:
+        if best is None or file_step(f) != best['step']: f.unlink()
 
-    def measured(self):
-        "What the judge says of the averaged generator"
-        self.measuring = True
-        try: return self.measure(self.model.ema, D=self.model.D)
-        finally: self.measuring = False
+# %% ../nbs/library/34_recording.ipynb #0690007f
+class RunWriter(Callback):
+    """Writes log, sample grids and checkpoints of a fit into a run folder
 
-    def checkpoint(self, measure):
-        "Sample, measure if asked to, record, save; raises `NonFinite` before anything is written"
-        _check_numbers(self.model, self.opt.opt)
-        more = dict(diversity=self.sample())
-        signs = {k: v for k, v in signs_of_collapse(more['diversity'], self.window).items() if k not in self.told}
-        for text in signs.values(): self.warn(text)
-        if signs:
-            self.told |= signs.keys()
-            more['signs'] = list(signs)
-        if measure: more |= self.measured()
-        self.record(more)
-        if measure: self.best = best_record(read_log(self.folder))
-        self.save()
-        self.rollbacks = 0
-        if self.echo:
-            self.tell(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''))
-
-    def hurry(self):
-        "Record and save, without a grid or a measurement; raises `NonFinite` before anything is written"
-        _check_numbers(self.model, self.opt.opt)
-        if self.recorded != self.sagan_trainer.step: self.record({})
-        self.save()
-
-# %% ../nbs/library/34_recording.ipynb #91ea43a1
-def _asked(writer):
-    "Was this process asked to stop, or another one? Then `stop` says by what; 'SIGTERM' if only another one was"
-    asked = bool(all_reduce(torch.tensor(int(bool(writer.stop)))) > 0)
-    if asked: writer.stop = writer.stop or 'SIGTERM'
-    return asked
-
-# %% ../nbs/library/34_recording.ipynb #0b70801d
-class RunWriter(_Checkpoints):
-    "Writes log, sample grids and checkpoints of a fit into a run folder; a fit that ends, or is stopped, leaves a checkpoint"
+    A fit that ends, or is stopped, leaves a checkpoint."""
     order, run_valid = SAGANTrainer.order + 1, False
     def __init__(self,
         folder:Path, # From `create_run`
@@ -177,61 +104,169 @@ class RunWriter(_Checkpoints):
         echo:bool=False, # Tell a line at each checkpoint? For where no progress bar can be drawn
         keep:int=2, # Training states to keep, at least 1
         measure_every:int=0, # Steps between two measurements, 0 for none
-        # Function of a generator and its discriminator D: returns a dictionary like
-        # `measure_generator`'s
+        # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
         measure=None,
         tell=print, # Is given each line of text
     ):
-        self.tell = tell
-        self.folder, self.log_every, self.save_every, self.echo, self.keep, self.measure_every, self.measure = Path(folder), log_every, save_every, echo, keep, measure_every, measure
+        self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
+        self.log_every, self.save_every = log_every, save_every
+        self.measure_every, self.measure = measure_every, measure
         self.stop:bool|str = False  # or the name of the signal
-        self.measuring, self.rollbacks, self.warnings, self.window = False, 0, list[str](), deque[dict](maxlen=10)
-
-    def before_fit(self):
-        "Go on with the clock of the log; a new run begins with a grid and a state"
-        super().before_fit()
-        records, self.recorded = read_log(self.folder), self.sagan_trainer.step
-        self.start = perf_counter() - (records[-1]['seconds'] if records else 0)
-        self.told = {k for r in records for k in r.get('signs', [])}
-        if self.recorded == 0: self.sample()
-        self.save()
+        self.measuring, self.rollbacks = False, 0
+        self.warnings, self.window = list[str](), deque[dict](maxlen=10)
 
     def after_batch(self):
         "Record, or checkpoint, where it is time; raises `CancelFitException` if it is asked to stop"
         t = self.sagan_trainer
-        if t.step % self.log_every == 0:
-            self.window.append({k: float(v) for k, v in t.scores.items()} | dict(d_loss=t.d_loss.item()))
+        log = t.step % self.log_every == 0
         measure = bool(self.measure_every) and t.step % self.measure_every == 0
+        if log: self.window.append({k: float(v) for k, v in t.scores.items()} | dict(d_loss=t.d_loss.item()))
         if measure or t.step % self.save_every == 0: self.checkpoint(measure)
-        elif t.step % self.log_every == 0: self.record({})
-        if _asked(self): raise CancelFitException
+        elif log: self.record({})
+        if _stop_requested(self): raise CancelFitException
 
     def after_fit(self):
         "Leave a checkpoint of the last step"
-        if self.saved == self.sagan_trainer.step: return
-        asked = _asked(self)
+        if self.saved_step == self.sagan_trainer.step: return
+        stopped = _stop_requested(self)
         try:
-            if not asked: self.checkpoint(bool(self.measure_every))
+            if not stopped: self.checkpoint(bool(self.measure_every))
         except CancelFitException: pass  # stopped while it measured
-        if self.saved != self.sagan_trainer.step: self.hurry()
+        if self.saved_step != self.sagan_trainer.step: self.quick_checkpoint()
 
-# %% ../nbs/library/34_recording.ipynb #4be9a41a
+# %% ../nbs/library/34_recording.ipynb #836c39d5
+def _stop_requested(writer):
+    "Was any process asked to stop? Then `stop` says by what; 'SIGTERM' if only another one was"
+    stop = bool(all_reduce(torch.tensor(int(bool(writer.stop)))) > 0)
+    if stop: writer.stop = writer.stop or 'SIGTERM'
+    return stop
+
+# %% ../nbs/library/34_recording.ipynb #7e5b999c
+@patch
+def before_fit(self:RunWriter):
+    "Take up what the folder has; a new run begins with a grid and a state"
+    model, images, records = self.model, self.dls.train.dataset, read_log(self.folder)
+    self.data_description, self.real_spread = describe_data(images), real_spread(images)
+    moments = 2*[model.G.state_dict(), model.D.state_dict()]  # Adam keeps two of each number
+    self.needed_bytes = tensor_bytes([model.state_dict(), *moments])
+    self.best, self.recorded_step = best_record(records), self.sagan_trainer.step
+    self.start = perf_counter() - (records[-1]['seconds'] if records else 0)
+    self.reported_signs = {k for r in records for k in r.get('signs', [])}
+    if self.recorded_step == 0: self.save_samples()
+    self.save()
+
+# %% ../nbs/library/34_recording.ipynb #edbef25d
+@patch
+def save_samples(self:RunWriter
+) -> float|None: # Diversity of the grid relative to real images, None if those have none
+    "Draw the grid of samples, and write it"
+    x, y = _draw_grid(self.model)
+    if rank() == 0:
+        file = self.folder/'samples'/f'step-{self.sagan_trainer.step:07d}.png'
+        file.parent.mkdir(exist_ok=True)
+        with explain_write_errors(file, self.needed_bytes), atomic_write(file) as new:
+            grid_image(x).save(new, format='png')
+    return class_spread(x.flatten(1), y).item()/self.real_spread if self.real_spread > 0 else None
+
+@patch
+def save(self:RunWriter) -> None:
+    "Write the state, then the weights for the other commands; then remove older states"
+    self.saved_step = step = self.sagan_trainer.step
+    if rank(): return
+    file = state_file(self.folder, step)
+    file.parent.mkdir(exist_ok=True)
+    save_state(file, self.learn, dict(data=self.data_description))
+    save_weights(self.folder/'weights.safetensors', self.model, step)
+    if (log := self.folder/'log.jsonl').exists():
+        with open(log, 'a') as f: os.fsync(f.fileno())  # not older than the state
+    _remove_old_states(self.folder, self.keep, self.best)
+
+# %% ../nbs/library/34_recording.ipynb #35402904
+@patch
+def record(self:RunWriter,
+    more:dict, # What else the record holds: diversity, signs of collapse, scores
+) -> None:
+    "Add a line to the log: what the trainer watches, dtype, learning rates, spectral norms, seconds, `more`"
+    t, hypers = self.sagan_trainer, self.opt.hypers
+    r = t.figures() | dict(dtype=t.dtype, lr_g=hypers[0]['lr'], lr_d=hypers[2]['lr'])
+    r |= _spectral_norms(self.model) | dict(seconds=round(perf_counter() - self.start, 2)) | more
+    if self.warnings: r['warnings'] = self.warnings
+    line = json.dumps({k: None if v != v else v for k, v in r.items()}) + '\n'
+    if rank() == 0:
+        log = self.folder/'log.jsonl'
+        with explain_write_errors(log, self.needed_bytes), open(log, 'a') as f: f.write(line)
+    self.recorded_step, self.warnings = t.step, []
+
+@patch
+def warn(self:RunWriter,
+    text:str, # One sentence
+) -> None:
+    "Tell a warning, and put it into the next record"
+    self.warnings.append(text)
+    if rank() == 0: self.tell(f'step {self.sagan_trainer.step}: {text}')
+
+# %% ../nbs/library/34_recording.ipynb #bd32bac4
+@patch
+def warn_of_collapse(self:RunWriter,
+    diversity:float|None, # Of the grid, from `save_samples`
+) -> dict: # What the record says of them
+    "Warn of signs of collapse that were not reported before"
+    signs = signs_of_collapse(diversity, self.window)
+    new = [k for k in signs if k not in self.reported_signs]
+    for k in new: self.warn(signs[k])
+    self.reported_signs |= set(new)
+    return dict(signs=new) if new else {}
+
+@patch
+def run_measurement(self:RunWriter
+) -> dict: # What `measure` returns
+    "Scores of the averaged generator; `measuring` is True meanwhile, as a signal may end it"
+    self.measuring = True
+    try: return self.measure(self.model.ema, D=self.model.D)
+    finally: self.measuring = False
+
+# %% ../nbs/library/34_recording.ipynb #99398825
+@patch
+def checkpoint(self:RunWriter,
+    measure:bool, # Measure, too?
+) -> None:
+    "Sample, measure if asked to, record, save; raises `NonFinite` before anything is written"
+    _check_finite(self.model, self.opt.opt)
+    more = dict(diversity=self.save_samples())
+    more |= self.warn_of_collapse(more['diversity'])
+    if measure: more |= self.run_measurement()
+    self.record(more)
+    if measure: self.best = best_record(read_log(self.folder))
+    self.save()
+    self.rollbacks = 0
+    if not self.echo: return
+    self.tell(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''))
+
+@patch
+def quick_checkpoint(self:RunWriter) -> None:
+    "Record and save, without a grid or a measurement; raises `NonFinite` before anything is written"
+    _check_finite(self.model, self.opt.opt)
+    if self.recorded_step != self.sagan_trainer.step: self.record({})
+    self.save()
+
+# %% ../nbs/library/34_recording.ipynb #3ebdec8a
 def truncate_run(
     folder:str|Path, # A run folder
     step:int, # The last step that stays
 ) -> None:
-    "Remove records, sample grids and training states of later steps, and what a killed process left half-written"
-    all_reduce(torch.zeros(()))  # several processes wait here until all have read the state
+    "Remove records, sample grids and training states of later steps, and what was left half-written"
+    barrier()  # until all processes have read the state
     if rank(): return
     folder = Path(folder)
     for f in folder.rglob('.*.new'): f.unlink()
-    log, kept = folder/'log.jsonl', ''.join(json.dumps(r) + '\n' for r in read_log(folder) if r['step'] <= step)
+    log = folder/'log.jsonl'
+    kept = ''.join(json.dumps(r) + '\n' for r in read_log(folder) if r['step'] <= step)
     if log.exists() and log.read_text() != kept:
         with explain_write_errors(log), atomic_write(log) as new: new.write_text(kept)
     for f in [*(folder/'samples').glob('step-*.png'), *states(folder)]:
-        if int(f.stem[5:]) > step: f.unlink()
+        if file_step(f) > step: f.unlink()
 
-# %% ../nbs/library/34_recording.ipynb #8f8d8e14
+# %% ../nbs/library/34_recording.ipynb #1846cc4c
 def _check_data(folder, notes, images):
     "Raise `ValueError` if a state was trained on other images"
     here = describe_data(images)
@@ -240,13 +275,14 @@ def _check_data(folder, notes, images):
             raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here[k]} here; "
                              f"give the same data (if they have moved, with --data)")
 
-# %% ../nbs/library/34_recording.ipynb #20070a69
 def resume(
     folder:str|Path, # A run folder
     learn:Learner, # A new learner of its configuration and data
     tell=print, # Is given a line of text for everything that is not as it should be
 ) -> None:
-    "Put a learner into the newest whole state of a run folder, and cut the folder back to it; raises `ValueError` for other data, another configuration, or if no state is whole"
+    """Put a learner into the newest whole state of a run folder, and truncate the folder to it
+
+    Raises `ValueError` for other data, another configuration, or if no state is whole."""
     files = states(folder)
     for f in reversed(files):
         try:
@@ -255,55 +291,57 @@ def resume(
         except DamagedState as e:
             tell(str(e).replace('; remove it to begin anew', '; the one before it is taken'))
     else:
-        raise ValueError(f"none of the {len(files)} training states in {folder} is whole; begin "
-                         f"anew in another folder")
+        raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "
+                         f"begin anew in another folder")
     _check_data(folder, notes, learn.dls.train.dataset)
     truncate_run(folder, learn.sagan_trainer.step)
 
-# %% ../nbs/library/34_recording.ipynb #19fb2c9f
-def _plain(v):
-    "Numbers that JSON does not have, as text"
-    if isinstance(v, dict): return {k: _plain(w) for k, w in v.items()}
-    if isinstance(v, list): return [_plain(w) for w in v]
+# %% ../nbs/library/34_recording.ipynb #5be1768e
+def _as_json(v):
+    "The same with numbers that JSON does not have as text"
+    if isinstance(v, dict): return {k: _as_json(w) for k, w in v.items()}
+    if isinstance(v, list): return [_as_json(w) for w in v]
     return str(v) if isinstance(v, float) and not math.isfinite(v) else v
 
-# %% ../nbs/library/34_recording.ipynb #f787900e
-def _report(learn, e):
-    "Write `nan-report.json`; returns a sentence that says what is in it, and the step that failed"
-    w, t = learn.run_writer, learn.sagan_trainer
+def _write_nan_report(learn, error):
+    "Write `nan-report.json`; returns a sentence that says which step failed, and where"
+    t, report, file = learn.sagan_trainer, error.report, learn.run_writer.folder/'nan-report.json'
     # D's step was not counted yet, G's was
-    step, file = t.step + (e.report['network'] == 'D' and e.report['where'] != 'weights'), w.folder/'nan-report.json'
-    facts = dict(step=step) | e.report | dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss), lr_g=learn.opt.hypers[0]['lr'], lr_d=learn.opt.hypers[2]['lr'])
-    if w.first:
+    step = t.step + (report['network'] == 'D' and report['where'] != 'weights')
+    losses = dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss))
+    rates = dict(lr_g=learn.opt.hypers[0]['lr'], lr_d=learn.opt.hypers[2]['lr'])
+    if rank() == 0:
         with explain_write_errors(file), atomic_write(file) as new:
-            new.write_text(json.dumps(_plain(facts), indent=1))
-    return f"step {step}: {e.report['message']} (figures in {file})"
+            new.write_text(json.dumps(_as_json(dict(step=step) | report | losses | rates), indent=1))
+    return f"step {step}: {report['message']} (figures in {file})"
 
-# %% ../nbs/library/34_recording.ipynb #003a3e98
+# %% ../nbs/library/34_recording.ipynb #b72abf04
 ROLLBACKS = 3  # without a checkpoint in between
+
+def _roll_back(learn, error, on_nan):
+    "Go back to the last checkpoint; raises `NonFinite` if the run is to stop, or has gone back too often"
+    writer, message = learn.run_writer, _write_nan_report(learn, error)
+    last = states(writer.folder)[-1]
+    if on_nan == 'stop':
+        raise NonFinite(f"{message}. The checkpoint of step {file_step(last)} is whole; go on from it with "
+                        f"other images and noise by --on-nan rollback, or begin a run with smaller learning "
+                        f"rates", error.report) from None
+    if writer.rollbacks == ROLLBACKS:
+        raise NonFinite(f"{message}. This is after {ROLLBACKS} rollbacks to step {file_step(last)} with no "
+                        f"checkpoint in between; begin a run with smaller learning rates",
+                        error.report) from None
+    load_state(last, learn, draws=False)
+    truncate_run(writer.folder, learn.sagan_trainer.step)
+    writer.rollbacks += 1
+    writer.warn(f"rolled back from {message}; {writer.rollbacks} of {ROLLBACKS}")
 
 def fit_run(
     learn:Learner, # With a `RunWriter`, at any step before the last one
-    # 'stop', or 'rollback' to go back to the last checkpoint and on with other data
-    on_nan:str='stop',
+    on_nan:str='stop', # 'stop', or 'rollback' to go back to the last checkpoint and on with other data
 ) -> None:
-    "Fit up to the steps of the configuration; raises `NonFinite` that says where the report is and what to do"
-    w, t = learn.run_writer, learn.sagan_trainer
+    "Fit up to the steps of the configuration; raises `NonFinite` that names the report and what to do"
     while True:
-        learn.dls.train.steps = learn.model.cfg.steps - t.step
+        learn.dls.train.steps = learn.model.cfg.steps - learn.sagan_trainer.step
         try: learn.fit(1)
-        except NonFinite as e:
-            said, last = _report(learn, e), states(w.folder)[-1]
-            step = int(last.stem[5:])
-            if on_nan == 'stop':
-                raise NonFinite(f"{said}. The checkpoint of step {step} is whole; go on from it "
-                                f"with other images and noise by --on-nan rollback, or begin a run "
-                                f"with smaller learning rates", e.report) from None
-            if w.rollbacks == ROLLBACKS:
-                raise NonFinite(f"{said}. This is after {ROLLBACKS} rollbacks to step {step} with "
-                                f"no checkpoint in between; begin a run with smaller learning rates", e.report) from None
-            load_state(last, learn, draws=False)
-            truncate_run(w.folder, t.step)
-            w.rollbacks += 1
-            w.warn(f"rolled back from {said}; {w.rollbacks} of {ROLLBACKS}")
+        except NonFinite as error: _roll_back(learn, error, on_nan)
         else: break

@@ -9,13 +9,14 @@ from sagan.checkpoints import load_state, read_config, read_log, states
 from sagan.cli import sagan_train
 from sagan.config import Config, presets
 from sagan.data import digits, image_dls
+from sagan.evaluation import Evaluator
 from sagan.experiments import run_experiment
 from sagan.recording import fit_run, resume, RunWriter
 from sagan.measuring import load_or_train_evaluator
 from sagan.runs import load_run
 from sagan.sharing import PretrainedSAGAN
 from sagan.training import sagan_learner
-from old.pixels import evaluator
+from old.pixels import NAME, Quarters
 
 old = Path(__file__).parent/'old'
 expected = json.loads((old/'expected.json').read_text())
@@ -114,7 +115,8 @@ def test_an_experiment_goes_on(folders):
     "In the middle of its second network of three; the first is only read"
     base = presets['tiny'].change(batch=8, z_dim=4, steps=6, dtype='float32')
     messages = []
-    results = run_experiment('local', digits()[:40], base, folders/'experiment', 1, 2, 20, evaluator(),
+    evaluator = Evaluator(Quarters(), NAME)
+    results = run_experiment('local', digits()[:40], base, folders/'experiment', 1, 2, 20, evaluator,
                              tell=messages.append)
     assert not (folders/'experiment/local-conv/seed0/weights.safetensors').exists()
     for variant, (records,) in results:

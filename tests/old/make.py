@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from sagan.checkpoints import kept_evaluator, load_run, states
 from sagan.cli import sagan_train
 from sagan.data import digits
-from sagan.evaluation import train_evaluator
+from sagan.evaluation import Evaluator, train_evaluator
 from sagan.experiments import run_experiment
 from sagan.sharing import PretrainedSAGAN
 from sagan.training import presets
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here))
-from pixels import evaluator
+from pixels import NAME, Quarters
 
 RUN = dict(preset='tiny', batch=8, z_dim=8, g_width=2, d_width=4, dtype='float32', device='cpu')
 BASE = presets['tiny'].change(batch=8, z_dim=4, g_width=2, d_width=4, steps=6, dtype='float32')
@@ -72,7 +72,8 @@ def experiment(folder, stop=False):
     def tell(text):
         lines.append(text)
         if stop and len(lines) == 5: raise Stop  # its facts, three records, and one of the second network
-    try: run_experiment('local', digits()[:40], BASE, folder, 1, 2, 20, evaluator(), tell=tell)
+    evaluator = Evaluator(Quarters(), NAME)
+    try: run_experiment('local', digits()[:40], BASE, folder, 1, 2, 20, evaluator, tell=tell)
     except Stop: pass
 
 
