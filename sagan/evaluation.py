@@ -233,7 +233,7 @@ def _check_scorable(y, evaluator, real):
         raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of "
                          f"{len(y.unique())} classes")
 
-# %% ../nbs/07_evaluation.ipynb #9053dcd2
+# %% ../nbs/07_evaluation.ipynb #ce984fec
 def score(
     # Generated images, (n, 3, S, S), float in [-1, 1] or bytes, or batches of them; with several
     # processes, the `shard` of this one
@@ -248,7 +248,8 @@ def score(
     Raises `ValueError` for images outside [-1, 1], too few, or another evaluator's reference."""
     if not isinstance(real, Reference): real = reference(real, evaluator)
     _check_scorable(y, evaluator, real)
-    colours = [] if real.data != 'digits' and is_builtin(real.data) else None
+    drawn = real.data != 'digits' and is_builtin(real.data)                   # twins?
+    colours:list[Tensor]|None = [] if drawn else None
     mu, sigma, f, chosen, p = measure_all(evaluator, _in_batches(x, real.size, colours), len(y))
     kid, _ = kernel_distance(f, real.features)
     precision, recall = precision_recall(f, real.features)

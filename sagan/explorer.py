@@ -272,7 +272,7 @@ class _ExplorerState(anywidget.AnyWidget):
     def _clear_message(self, _):
         if self.header: self.message = ''                      # it was about the state before
 
-# %% ../nbs/09_explorer.ipynb #5ff80b92
+# %% ../nbs/09_explorer.ipynb #724c5758
 class AttentionExplorer(_ExplorerState):
     """Images with the attention map of a point over them
 
@@ -295,7 +295,8 @@ class AttentionExplorer(_ExplorerState):
         Otherwise it begins with the last layer of the first network."""
         names = [l['name'] for l in header['layers']]
         with self.hold_sync():
-            if self.header.get('size') != header['size']: self.point, self.pins = None, []
+            if self.header.get('size') != header['size']:
+                self.point, self.pins = None, []  # type: ignore[assignment] # allow_none
             self.header, self.data, self.message, self.path = header, data, '', []
             if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
             if self.image >= len(header['images']): self.image = 0
