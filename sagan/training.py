@@ -343,7 +343,7 @@ class SAGANTrainer(TrainingFigures):
         device = next(self.model.parameters()).device
         if device.type == 'cpu': keep_freed_memory()
         if self.cfg.compile and not self.compiled:
-            compile_networks(self.model)
+            compile_networks(self.model, cuda_graphs=self.cfg.accumulate == 1)
             self.compiled = True
         asked, settings = _asked_dtype(self.learn)
         self.dtype = asked or (fastest_dtype(device) if self.cfg.dtype == 'auto' else self.cfg.dtype)
