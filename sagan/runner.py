@@ -25,7 +25,7 @@ from .checkpoints import load_state, save_state, save_weights
 from .config import Config
 from .data import image_dls, Images
 from .diagnostics import NonFinite
-from .evaluation import Classifier, Evaluator, Reference, reference
+from .references import Classifier, Evaluator, Reference, reference
 from .experiments import curves_figure, format_score, load_experiment, read_json
 from .experiments import strips_figure, table, table_markdown, variants
 from .networks import generate

@@ -13,7 +13,7 @@ import pytest
 from forked import forked, leave_nothing_running
 from sagan.config import presets
 from sagan.data import digits, Images, twins
-from sagan.evaluation import reference, train_evaluator
+from sagan.references import reference, train_evaluator
 from sagan.experiments import load_experiment, strips_figure, table
 from sagan.runner import Plan, run_experiment, train_variant
 from sagan.runs import load_or_train_evaluator
