@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/library/agreement.html.md"""
 # %% auto #0
 __all__ = ['Agreement', 'agreement', 'agreement_auc', 'gammas_at_zero', 'twin_scores']
 
-# %% ../nbs/library/35_agreement.ipynb #1223b79d
+# %% ../nbs/library/35_agreement.ipynb #e3a3072b
 import torch, torch.nn as nn
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from .attention import SelfAttention
 from .data import named_twins, to_unit, twin_pairs
 from .networks import ResidualBlock
 
-# %% ../nbs/library/35_agreement.ipynb #4cc8f99e
+# %% ../nbs/library/35_agreement.ipynb #a15027f0
 def _kappa(pairs):
     "Observed agreement, luck and kappa of color pairs (m, 2) of left and right twins, 0 to 35"
     m = len(pairs)
@@ -27,7 +27,7 @@ def _kappa(pairs):
     observed, luck = agree/m, ((left*right).sum().item() - agree)/(m*(m - 1))
     return observed, luck, (observed - luck)/(1 - luck) if luck < 1 else 0.
 
-# %% ../nbs/library/35_agreement.ipynb #5596f216
+# %% ../nbs/library/35_agreement.ipynb #134ce616
 @dataclass(frozen=True)
 class Agreement:
     "How often the twins of images agree; means over the classes, by their images with two twins"
@@ -39,7 +39,7 @@ class Agreement:
     kappa_error:float # Its standard error over images, by 100 bootstrap samples
     kappa_classes:list[float] # Kappa of each class that occurs, in order
 
-# %% ../nbs/library/35_agreement.ipynb #cde84fa3
+# %% ../nbs/library/35_agreement.ipynb #a372ad01
 def agreement(
     colours:Tensor, # From `twin_colours`, (n, 2, 2) int64
     y:Tensor, # Classes of the images, (n,) int64
@@ -61,7 +61,7 @@ def agreement(
     error = torch.stack(kappas).std().item()
     return Agreement(both.float().mean().item(), observed, luck, kappa, error, values[:, 2].tolist())
 
-# %% ../nbs/library/35_agreement.ipynb #1fbd6b1d
+# %% ../nbs/library/35_agreement.ipynb #2df724b4
 @torch.no_grad()
 def _d_scores(D, images, labeled, batch=250):
     "Scores (n,) of images in memory by a discriminator in evaluation mode"
@@ -73,7 +73,7 @@ def _d_scores(D, images, labeled, batch=250):
         out.append((s[0] if isinstance(s, tuple) else s).float().cpu())
     return torch.cat(out)
 
-# %% ../nbs/library/35_agreement.ipynb #b4850084
+# %% ../nbs/library/35_agreement.ipynb #a5c43022
 def agreement_auc(
     D:nn.Module, # Discriminator, called as D(x, y) in evaluation mode, and left in its own
     data:str='twins', # Which twins: their name, as in `named_twins`
@@ -101,7 +101,7 @@ def agreement_auc(
     finally: D.train(mode)
     return right.mean().item(), right.std().item()/n**.5
 
-# %% ../nbs/library/35_agreement.ipynb #bce5f4bd
+# %% ../nbs/library/35_agreement.ipynb #6de2dcc7
 @contextmanager
 def gammas_at_zero(
     net:nn.Module, # Network whose attention layers and residual blocks are changed, and put back at the end
@@ -114,7 +114,7 @@ def gammas_at_zero(
     finally:
         for g, value in zip(gammas, values): g.data.copy_(value)
 
-# %% ../nbs/library/35_agreement.ipynb #94f9ece8
+# %% ../nbs/library/35_agreement.ipynb #f81dd029
 def twin_scores(
     colours:Tensor, # Colors of the images' twins, from `twin_colours`, (n, 2, 2) int64
     y:Tensor, # Classes of the images, (n,) int64

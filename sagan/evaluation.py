@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 __all__ = ['inception_score', 'frechet_distance', 'intra_frechet_distance', 'kernel_distance', 'precision_recall', 'Scores',
            'class_spread', 'score', 'nearest_images', 'real_distances']
 
-# %% ../nbs/07_evaluation.ipynb #8b6cc8c2
+# %% ../nbs/07_evaluation.ipynb #0cab066c
 import math, numpy as np, torch, torch.nn as nn
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ def _exp_kl(p):
     kl = (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1)               # (n,)
     return kl.mean().exp()                                                    # ()
 
-# %% ../nbs/07_evaluation.ipynb #cee74fac
+# %% ../nbs/07_evaluation.ipynb #685fbebe
 def inception_score(
     p:Tensor, # Class probabilities of generated images, (n, classes), rows sum to 1
     splits:int=10, # Parts over which mean and spread are taken
@@ -45,7 +45,7 @@ def inception_score(
     scores = torch.stack([_exp_kl(p[a:b]) for a, b in zip(ends, ends[1:])])   # (splits,)
     return scores.mean().item(), scores.std(unbiased=False).item()
 
-# %% ../nbs/07_evaluation.ipynb #8a68dbb7
+# %% ../nbs/07_evaluation.ipynb #39c94db6
 def frechet_distance(
     mu1:Tensor, # Mean features of the first set, (D,)
     sigma1:Tensor, # Their covariance, (D, D)
@@ -62,7 +62,7 @@ def frechet_distance(
     trace = squared.clamp(min=0).sqrt().sum()                        # tr (sigma1 sigma2)^(1/2)
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2*trace).item()
 
-# %% ../nbs/07_evaluation.ipynb #96ced9bf
+# %% ../nbs/07_evaluation.ipynb #f0970de3
 def _distance_of_samples(f, g):
     "Frechet distance of two sets of features, (n, D) and (m, D) in float64"
     if min(len(f), len(g)) > f.shape[1]:
@@ -73,7 +73,7 @@ def _distance_of_samples(f, g):
     root = torch.linalg.svdvals(A @ B.T).sum()/math.sqrt(n*m)        # tr (sigma1 sigma2)^(1/2)
     return ((f.mean(0) - g.mean(0)).square().sum() + traces - 2*root).item()
 
-# %% ../nbs/07_evaluation.ipynb #b1a23854
+# %% ../nbs/07_evaluation.ipynb #1f951653
 def _describe_few(y, real_y, least):
     "Name a class with fewer than `least` generated or real images, and their numbers; '' if none"
     K = 1 + max(int(y.max()), int(real_y.max()))
@@ -102,7 +102,7 @@ def intra_frechet_distance(
     each = [_distance_of_samples(f[y == c], real_f[real_y == c]) for c in real_y.unique()]
     return sum(each)/len(each)
 
-# %% ../nbs/07_evaluation.ipynb #3143f50a
+# %% ../nbs/07_evaluation.ipynb #d15d7df0
 def _squared_mmd(a, b):
     "KID of m features each, (m, D) in NumPy"
     m = len(a)
@@ -111,7 +111,7 @@ def _squared_mmd(a, b):
     within = (off_diagonal(k(a, a)) + off_diagonal(k(b, b)))/(m*(m - 1))
     return within - 2*k(a, b).sum(0).sum()/m**2
 
-# %% ../nbs/07_evaluation.ipynb #37e7d2cc
+# %% ../nbs/07_evaluation.ipynb #7fd1066c
 def kernel_distance(
     f:Tensor, # Features of generated images, (n, D)
     g:Tensor, # Features of real images, (m, D)
@@ -130,7 +130,7 @@ def kernel_distance(
     values = [_squared_mmd(draw(f), draw(g)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
-# %% ../nbs/07_evaluation.ipynb #91731c9c
+# %% ../nbs/07_evaluation.ipynb #f492e6f4
 def _covered(points, centers, k):
     "Share of `points` (n, D) in balls around `centers` (m, D) that reach to their k-th neighbors"
     # (m,): of the distances to all centers, the first is that to itself
@@ -151,7 +151,7 @@ def precision_recall(
                          f"{len(f)} and {len(g)}")
     return _covered(f, g, k), _covered(g, f, k)
 
-# %% ../nbs/07_evaluation.ipynb #2075b56f
+# %% ../nbs/07_evaluation.ipynb #6cc1b189
 @dataclass
 class Scores:
     "Numbers, and what they were measured with"
@@ -185,7 +185,7 @@ class Scores:
     d_auc_error:float|None=None  # Its standard error
     d_auc_gamma0:float|None=None # The same with D's gammas at 0; None if it has none
 
-# %% ../nbs/07_evaluation.ipynb #b579c0ce
+# %% ../nbs/07_evaluation.ipynb #05433960
 def class_spread(
     f:Tensor, # Feature vectors, (n, D); of each class the first 500 count
     y:Tensor, # Their classes, (n,)
@@ -194,7 +194,7 @@ def class_spread(
     per_class = [torch.pdist(f[y == c][:500]).mean() for c in y.unique() if (y == c).sum() > 1]
     return torch.stack(per_class).mean() if per_class else torch.tensor(torch.nan)
 
-# %% ../nbs/07_evaluation.ipynb #e1b65ed0
+# %% ../nbs/07_evaluation.ipynb #569afbf1
 def _accuracy(p, y, evaluator):
     "Share of probabilities (n, K) whose largest is the class asked for; None without such classes"
     return None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item()
@@ -213,7 +213,7 @@ def _intra_fid(f, y, real):
         return None
     return max(0., intra_frechet_distance(f, y, real.features, real.labels))
 
-# %% ../nbs/07_evaluation.ipynb #08f062d0
+# %% ../nbs/07_evaluation.ipynb #04ea27c8
 def _in_batches(x, size, colours):
     "Images, all or in batches, as batches; adds the colors of twins to a list if there is one"
     for b in x.split(100) if isinstance(x, Tensor) else x:
@@ -233,7 +233,7 @@ def _check_scorable(y, evaluator, real):
         raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of "
                          f"{len(y.unique())} classes")
 
-# %% ../nbs/07_evaluation.ipynb #13763e8c
+# %% ../nbs/07_evaluation.ipynb #ce984fec
 def score(
     # Generated images, (n, 3, S, S), float in [-1, 1] or bytes, or batches of them; with several
     # processes, the `shard` of this one
@@ -248,7 +248,8 @@ def score(
     Raises `ValueError` for images outside [-1, 1], too few, or another evaluator's reference."""
     if not isinstance(real, Reference): real = reference(real, evaluator)
     _check_scorable(y, evaluator, real)
-    colours = [] if real.data != 'digits' and is_builtin(real.data) else None
+    drawn = real.data != 'digits' and is_builtin(real.data)                   # twins?
+    colours:list[Tensor]|None = [] if drawn else None
     mu, sigma, f, chosen, p = measure_all(evaluator, _in_batches(x, real.size, colours), len(y))
     kid, _ = kernel_distance(f, real.features)
     precision, recall = precision_recall(f, real.features)
@@ -263,7 +264,7 @@ def score(
         intra_fid=_intra_fid(f, y[chosen], real), samples=len(y), compared=len(f),
         evaluator=str(evaluator), reference=str(real), **on_twins)
 
-# %% ../nbs/07_evaluation.ipynb #26595cc1
+# %% ../nbs/07_evaluation.ipynb #17c2d104
 def _nearest(f, batches, k):
     "Of rows in batches (B, D), the k nearest to each row of f (n, D): numbers and distances (n, k)"
     found, done = torch.empty(len(f), 0, dtype=torch.int64), 0                # (n, 0)
@@ -276,7 +277,7 @@ def _nearest(f, batches, k):
         done += len(g)
     return found, best
 
-# %% ../nbs/07_evaluation.ipynb #9c689ba2
+# %% ../nbs/07_evaluation.ipynb #0e99ed58
 def _compared(x, evaluator):
     "What images are compared by: features, or without an evaluator pixels; (B, D)"
     return as_images(x).cpu().flatten(1) if evaluator is None else evaluator.measure(x)[0]
@@ -302,7 +303,7 @@ def nearest_images(
     found, distance = _nearest(f, images.features.split(1000), k)
     return kept_indices(images.count)[found], distance
 
-# %% ../nbs/07_evaluation.ipynb #b225094a
+# %% ../nbs/07_evaluation.ipynb #e991508f
 def real_distances(
     real:Reference, # Statistics of real images
     n:int=1000, # Images to try at most, drawn at random from those whose features are kept

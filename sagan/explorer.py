@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/explorer.html.md"""
 __all__ = ['latents', 'named_maps', 'generated_maps', 'view', 'class_view', 'image_view', 'own_images', 'AttentionExplorer',
            'Explorer', 'explore']
 
-# %% ../nbs/09_explorer.ipynb #bf8d8ecb
+# %% ../nbs/09_explorer.ipynb #908ebd64
 import anywidget, base64, ipywidgets as W, json, math, matplotlib, random, re, tempfile, torch
 import traitlets as T
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from .storage import atomic_write
 from .training import SAGAN
 from .visualization import check_maps, effect_figure, png_data_uri, POINT_COLOURS
 
-# %% ../nbs/09_explorer.ipynb #49f5685a
+# %% ../nbs/09_explorer.ipynb #128dbad7
 def _device(net): return next(net.parameters()).device
 def _has_attention(net): return any(isinstance(m, SelfAttention) for m in net.modules())
 
@@ -36,7 +36,7 @@ def _network(model, name):
                          f"was imported without one")
     return net
 
-# %% ../nbs/09_explorer.ipynb #65d06050
+# %% ../nbs/09_explorer.ipynb #7c23da0c
 def latents(
     G:Generator, # Generator
     seeds:Sequence[int], # Seeds, one for each latent
@@ -51,7 +51,7 @@ def latents(
         return math.cos(t*math.pi/2)*z(a) + math.sin(t*math.pi/2)*z(b)
     return torch.cat([mixed(a, b) for a, b in zip(seeds, towards or seeds)]).to(_device(G))
 
-# %% ../nbs/09_explorer.ipynb #c6e16dc5
+# %% ../nbs/09_explorer.ipynb #d6d301ee
 def named_maps(
     net:Generator|Discriminator, # Network, used in eval mode and left in its own
     *inputs:Tensor|None, # (z, y) or (x, y), (B, ...) each; y may be None
@@ -64,7 +64,7 @@ def named_maps(
     finally: net.train(mode)
     return out, {name(m): m for m in maps}
 
-# %% ../nbs/09_explorer.ipynb #01f973c6
+# %% ../nbs/09_explorer.ipynb #c3c8ec74
 @torch.no_grad()
 def generated_maps(
     model:SAGAN|Generator, # Model, of which the averaged generator draws, or a generator alone
@@ -86,7 +86,7 @@ def generated_maps(
             x, maps = named_maps(G, z, y)
     return x, maps if D is None else maps | named_maps(D, x, y)[1]
 
-# %% ../nbs/09_explorer.ipynb #306244a3
+# %% ../nbs/09_explorer.ipynb #cd70836d
 def _quantize(beta):
     """Part of a map (B, n, Nk) as bytes
 
@@ -97,7 +97,7 @@ def _quantize(beta):
     rows = torch.where(beta < top, (255*beta/top).round().clamp(max=254), 255)
     return rows.to(torch.uint8).cpu(), (top[..., 0]*beta.shape[-1]).cpu()
 
-# %% ../nbs/09_explorer.ipynb #3a5d0d41
+# %% ../nbs/09_explorer.ipynb #0a5fed5b
 def _check_view(x, maps, labels):
     "Raises `ValueError` if images, maps and labels do not fit, or hold no finite numbers"
     if len(labels) != len(x):
@@ -108,7 +108,7 @@ def _check_view(x, maps, labels):
         raise ValueError("images or maps hold numbers that are not finite: the model has diverged; "
                          "take an earlier state of it")
 
-# %% ../nbs/09_explorer.ipynb #1ebb1f10
+# %% ../nbs/09_explorer.ipynb #083289ac
 def view(
     x:Tensor, # Images, (B, 3, H, W) in [-1, 1]
     maps:dict, # {name: AttentionMap for these images}
@@ -134,7 +134,7 @@ def view(
     return dict(size=list(x.shape[2:]), images=images, numbered=numbered, layers=layers,
                 magma=magma, colours=list(POINT_COLOURS)), bytes(data)
 
-# %% ../nbs/09_explorer.ipynb #f40ce740
+# %% ../nbs/09_explorer.ipynb #427e6a9c
 def _check_names(net, classes):
     "Raises `ValueError` if these are not as many names as the network has classes"
     if len(classes) != net.n_classes:
@@ -157,7 +157,7 @@ def class_view(
     x, maps = generated_maps(model, latents(G, [s for _, s in pairs]), y)
     return view(x, maps, [('' if l is None else classes[l], s) for l, s in pairs])
 
-# %% ../nbs/09_explorer.ipynb #8405a1b1
+# %% ../nbs/09_explorer.ipynb #3ff9a53c
 def _check_images(x, y):
     "Raises `TypeError` for what is no tensor, `ValueError` for what are no images"
     if not all(isinstance(t, Tensor|None) for t in (x, y)):
@@ -167,7 +167,7 @@ def _check_images(x, y):
         raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become "
                          "that by to_unit")
 
-# %% ../nbs/09_explorer.ipynb #52a5ea98
+# %% ../nbs/09_explorer.ipynb #dbc33c3e
 def image_view(
     # Model, of which the discriminator looks, or a discriminator alone
     model:SAGAN|Generator|Discriminator,
@@ -191,7 +191,7 @@ def image_view(
     known = ['']*len(x) if y is None or not classes else [classes[c] for c in y]
     return view(x, maps, [*zip(known, names or range(len(x)), strict=True)], 'image')
 
-# %% ../nbs/09_explorer.ipynb #9e037993
+# %% ../nbs/09_explorer.ipynb #c1ec5807
 def own_images(
     path:str|Path, # Folder of images, or of one subfolder per class if the model has classes
     size:int, # Pixels of a side of the model's images
@@ -216,7 +216,7 @@ def own_images(
     labels = torch.tensor([classes.index(c) for c in found])[y[pick]] if classes else None   # (B,)
     return to_unit(torch.stack(x)), labels
 
-# %% ../nbs/09_explorer.ipynb #34b110ee
+# %% ../nbs/09_explorer.ipynb #2196fa19
 _PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
     'content="width=device-width,initial-scale=1"><title>Attention explorer</title>\n'
@@ -229,7 +229,7 @@ _PAGE = (
     '<script type="text/plain" id="sagan-data">@@data@@</script>\n'
     '<script type="module" id="sagan-js">@@js@@</script></html>\n')
 
-# %% ../nbs/09_explorer.ipynb #6b726449
+# %% ../nbs/09_explorer.ipynb #3aba9b96
 class _ExplorerState(anywidget.AnyWidget):
     "What an `AttentionExplorer` shows: its traits, and which values they take"
     _esm = (files('sagan')/'explorer.js').read_text(encoding='utf-8')
@@ -272,7 +272,7 @@ class _ExplorerState(anywidget.AnyWidget):
     def _clear_message(self, _):
         if self.header: self.message = ''                      # it was about the state before
 
-# %% ../nbs/09_explorer.ipynb #80f343f6
+# %% ../nbs/09_explorer.ipynb #724c5758
 class AttentionExplorer(_ExplorerState):
     """Images with the attention map of a point over them
 
@@ -295,7 +295,8 @@ class AttentionExplorer(_ExplorerState):
         Otherwise it begins with the last layer of the first network."""
         names = [l['name'] for l in header['layers']]
         with self.hold_sync():
-            if self.header.get('size') != header['size']: self.point, self.pins = None, []
+            if self.header.get('size') != header['size']:
+                self.point, self.pins = None, []  # type: ignore[assignment] # allow_none
             self.header, self.data, self.message, self.path = header, data, '', []
             if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
             if self.image >= len(header['images']): self.image = 0
@@ -315,7 +316,7 @@ class AttentionExplorer(_ExplorerState):
         "Write `static` to a file, in one piece; raises `OSError` if it cannot be written"
         with atomic_write(path) as f: f.write_text(self.static(), encoding='utf-8')
 
-# %% ../nbs/09_explorer.ipynb #9becfe00
+# %% ../nbs/09_explorer.ipynb #cda6e52f
 @contextmanager
 def _show_errors(out):
     "Show an error of the user in the widget"
@@ -323,7 +324,7 @@ def _show_errors(out):
     except (ValueError, IndexError, TypeError, RuntimeError, OSError) as e:
         out.message = str(e) or type(e).__name__
 
-# %% ../nbs/09_explorer.ipynb #7fa37a51
+# %% ../nbs/09_explorer.ipynb #030a5e92
 def _read_uploads(files, size):
     "Images (B, 3, S, S) and names of a `FileUpload`"
     if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
@@ -336,7 +337,7 @@ def _read_uploads(files, size):
         raise ValueError(f"no image that can be read: {reasons}")
     return to_unit(torch.stack(x)), [f['name'] for f in files]
 
-# %% ../nbs/09_explorer.ipynb #edd6f8ea
+# %% ../nbs/09_explorer.ipynb #489ab178
 def _input_widgets(classes):
     "Widgets that choose what to draw, in the order in which they are shown"
     width = W.Layout(width='17rem', max_width='95%')
@@ -355,7 +356,7 @@ def _input_widgets(classes):
         own=W.FileUpload(accept='image/*', multiple=True, description='Own images',
                          tooltip='Where the discriminator looks in images of your own'))
 
-# %% ../nbs/09_explorer.ipynb #f206b8b9
+# %% ../nbs/09_explorer.ipynb #54aa3893
 def _describe_change(caption, before, after):
     "HTML of a sentence and of a picture on what changed an image (3, S, S); '' without a caption"
     if not caption: return '', ''
@@ -375,7 +376,7 @@ def _describe_drawing(w):
 _EFFECTS = (('Cut point', 'Attention gives nothing to the last kept point'),
             ('Hide region', 'No query sees the box around the kept points'))
 
-# %% ../nbs/09_explorer.ipynb #29a50e8b
+# %% ../nbs/09_explorer.ipynb #df8690bc
 class _Effects(W.VBox):
     "Two buttons that draw the image in view again with the layer in view changed, and the change"
     def __init__(self, G, out):
@@ -421,7 +422,7 @@ class _Effects(W.VBox):
         (top, bottom), (left, right) = [(min(v), max(v) + 1) for v in zip(*self.out.pins)]
         self.draw('region hidden', hide=(top, left, bottom, right))
 
-# %% ../nbs/09_explorer.ipynb #9c940890
+# %% ../nbs/09_explorer.ipynb #242d2268
 def _controls(model, classes, out):
     "ipywidgets that generate what a widget shows, above and below it"
     G, D = _network(model, 'ema'), getattr(model, 'D', None)
@@ -464,7 +465,7 @@ def _connect(w, draw, look):
     w.own.observe(look, 'value')
     w.label.observe(lambda _: look() if w.own.value else draw(), 'value')
 
-# %% ../nbs/09_explorer.ipynb #dbde9813
+# %% ../nbs/09_explorer.ipynb #f58456f7
 class Explorer(W.VBox):
     "What `explore` returns: the `AttentionExplorer`, between controls if it generates"
     @property
@@ -482,7 +483,7 @@ class Explorer(W.VBox):
         "As `AttentionExplorer.save`"
         self.view.save(path)
 
-# %% ../nbs/09_explorer.ipynb #512942e6
+# %% ../nbs/09_explorer.ipynb #0d2122a3
 def explore(
     model, # `Run` from `load_run`, model, or one network
     classes:Sequence[str]=(), # Class names, empty if unconditional or if those of the run

@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/library/references.html.md"""
 __all__ = ['MAX_FEATURES', 'as_images', 'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'check_features',
            'feature_statistics', 'kept_indices', 'measure_all', 'Reference', 'reference']
 
-# %% ../nbs/library/38_references.ipynb #2e0e9923
+# %% ../nbs/library/38_references.ipynb #31a8a6b7
 import hashlib, torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from .data import ImageFiles, Images, to_bytes, to_unit
 from .distributed import all_gather, all_reduce, rank, shard, world_size
 from .storage import atomic_write
 
-# %% ../nbs/library/38_references.ipynb #58f27034
+# %% ../nbs/library/38_references.ipynb #93e61962
 def as_images(
     x:Tensor, # Images, (B, 3, S, S), uint8 or float in [-1, 1]
 ) -> Tensor: # The same as float in [-1, 1], (B, 3, S, S)
@@ -41,7 +41,7 @@ def as_images(
                          f"{x.max():.3g}; or give bytes as uint8")
     return x
 
-# %% ../nbs/library/38_references.ipynb #5d4a67f7
+# %% ../nbs/library/38_references.ipynb #e91681f5
 @dataclass
 class Evaluator:
     "A network that measures, and the name that goes with every number it gives"
@@ -67,12 +67,12 @@ class Evaluator:
         f, logits = out if isinstance(out, tuple) else (out, None)
         return f.float().cpu(), None if logits is None else logits.double().softmax(1).float().cpu()
 
-# %% ../nbs/library/38_references.ipynb #17cc246f
+# %% ../nbs/library/38_references.ipynb #69c51d41
 def _half(c_in, c_out):
     "(B, c_in, S, S) -> (B, c_out, S/2, S/2)"
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, 2, 1), nn.BatchNorm2d(c_out), nn.ReLU())
 
-# %% ../nbs/library/38_references.ipynb #ddb42b3e
+# %% ../nbs/library/38_references.ipynb #b3b4a1bc
 class Classifier(nn.Module):
     "A small convolutional network: 64 pooled features of images averaged down to 32x32, and class logits"
     def __init__(self,
@@ -86,7 +86,7 @@ class Classifier(nn.Module):
         f = self.body(F.adaptive_avg_pool2d(x, 32)).mean((2, 3))              # (B, 64)
         return f if self.head is None else (f, self.head(f))                  # (B, 64), (B, n_classes)
 
-# %% ../nbs/library/38_references.ipynb #2cd52349
+# %% ../nbs/library/38_references.ipynb #3fbc4628
 def _fit(net, train, steps):
     "Train a classifier in place"
     opt = torch.optim.AdamW(net.parameters(), 3e-3)
@@ -99,14 +99,14 @@ def _fit(net, train, steps):
         opt.step()
         schedule.step()
 
-# %% ../nbs/library/38_references.ipynb #4e9be3b6
+# %% ../nbs/library/38_references.ipynb #bc4f0c0d
 def _digest(tensors):
     "Eight characters that differ for other numbers"
     h = hashlib.sha256()
     for t in tensors: h.update(t.cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:8]
 
-# %% ../nbs/library/38_references.ipynb #6d676a0a
+# %% ../nbs/library/38_references.ipynb #f4dafb2d
 def train_evaluator(
     images:Images, # Real images; a fifth is held out
     steps:int=500, # Training steps of 64 images
@@ -129,7 +129,7 @@ def train_evaluator(
     evaluator.held_out = (p.argmax(1) == held_out.y).float().mean().item()
     return evaluator
 
-# %% ../nbs/library/38_references.ipynb #14aca902
+# %% ../nbs/library/38_references.ipynb #8ef219e0
 class _Inception(nn.Module):
     def __init__(self, weights):
         super().__init__()
@@ -137,7 +137,7 @@ class _Inception(nn.Module):
         self.net = FeatureExtractorInceptionV3('inception-v3-compat', features, str(weights))
     def forward(self, x): return self.net(to_bytes(x))                        # (B, 2048), (B, 1008)
 
-# %% ../nbs/library/38_references.ipynb #fd581961
+# %% ../nbs/library/38_references.ipynb #0fe6d83a
 def _fetch(path):
     "Download the Inception weights to a file; raises `OSError` without a network"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _fetch(path):
         raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
                       f"where there is a network, and give the file (weights=, --weights)")
 
-# %% ../nbs/library/38_references.ipynb #9b1fc45e
+# %% ../nbs/library/38_references.ipynb #57a5c095
 def inception(
     # File of weights in torch-fidelity's layout, None to fetch them at first use
     weights:str|Path|None=None,
@@ -169,7 +169,7 @@ def inception(
     name = f'Inception-v3 of torch-fidelity {version("torch-fidelity")}, weights {digest}'
     return Evaluator(net.to(device), name)
 
-# %% ../nbs/library/38_references.ipynb #af62da71
+# %% ../nbs/library/38_references.ipynb #2d8433d8
 def check_features(
     f:Tensor, # Features, (n, D)
 ) -> Tensor: # The same as float64 on the CPU, (n, D)
@@ -181,7 +181,7 @@ def check_features(
                          f"the images or the network that measures are broken")
     return f.cpu().double()
 
-# %% ../nbs/library/38_references.ipynb #d24e45d4
+# %% ../nbs/library/38_references.ipynb #f625c9fe
 def feature_statistics(
     f:Tensor|Iterable, # Features, (n, D), n >= 2, or batches of them
 ) -> tuple: # (mu, sigma): mean (D,) and covariance (D, D), float64, on the CPU
@@ -196,7 +196,7 @@ def feature_statistics(
     if n < 2: raise ValueError(f"features must have shape (n, D) with n >= 2, got {n} of them")
     return mu, S/(n - 1)
 
-# %% ../nbs/library/38_references.ipynb #084c0427
+# %% ../nbs/library/38_references.ipynb #67dc13f0
 def _pooled(n, mu, sigma):
     "Mean and covariance of the images of all processes, from those of the n of this one"
     total = all_reduce(torch.tensor(n))                                       # ()
@@ -204,7 +204,7 @@ def _pooled(n, mu, sigma):
     squares = (n - 1)*sigma + n*torch.outer(mu - mean, mu - mean)             # (D, D)
     return mean, all_reduce(squares)/(total - 1)
 
-# %% ../nbs/library/38_references.ipynb #53ece309
+# %% ../nbs/library/38_references.ipynb #f2b9c646
 MAX_FEATURES = 10_000  # images whose features are kept for KID, precision, recall, diversity and intra-FID
 
 def kept_indices(
@@ -215,14 +215,14 @@ def kept_indices(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))  # (n,)
     return order[:MAX_FEATURES].sort().values
 
-# %% ../nbs/library/38_references.ipynb #d37c6750
+# %% ../nbs/library/38_references.ipynb #c29d7513
 def _check_count(n, D):
     "Warn of too few images for the covariance of D features"
     if n > D: return
     warn(f"{n} images are too few for {D} features: their covariance has rank {n-1} at most, and the Frechet "
          f"distance comes out too large; take more than {D}, better ten times as many")
 
-# %% ../nbs/library/38_references.ipynb #e823484e
+# %% ../nbs/library/38_references.ipynb #fac55c02
 def measure_all(
     evaluator:Evaluator, # The network that measures
     batches:Iterable, # This process's shard of the images, in batches (B, 3, S, S)
@@ -251,7 +251,7 @@ def measure_all(
     mu, sigma = _pooled(part.stop - part.start, *statistics)
     return mu, sigma, f, chosen, all_gather(torch.cat(p), n) if p else None
 
-# %% ../nbs/library/38_references.ipynb #1f8fa2f0
+# %% ../nbs/library/38_references.ipynb #3633830b
 @dataclass
 class Reference:
     "What an evaluator sees in real images, and what they are"
@@ -270,7 +270,7 @@ class Reference:
         how = f'{self.split}, {self.size} px, interpolation: {self.interpolation}'
         return f'{self.count} images of {self.data} ({how})'
 
-# %% ../nbs/library/38_references.ipynb #f047c1c7
+# %% ../nbs/library/38_references.ipynb #e233a2f6
 def _load_reference(file, facts):
     "A `Reference` from a file whose header must say the same facts"
     try:
@@ -292,7 +292,7 @@ def _save_reference(file, r, facts):
     header = {k: str(v) for k, v in facts.items()}
     with atomic_write(file) as new: save_file({k: v.contiguous() for k, v in tensors.items()}, new, header)
 
-# %% ../nbs/library/38_references.ipynb #3cd82eca
+# %% ../nbs/library/38_references.ipynb #12f9401c
 def reference(
     images:Images|ImageFiles, # Real images, in memory or in a folder
     evaluator:Evaluator, # The network that measures

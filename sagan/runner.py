@@ -270,7 +270,7 @@ def _write_report(folder, experiment, base, plan, results, how):
     html = report_html(f'{experiment} on {plan.images.name}', description, pictures, facts)
     with atomic_write(folder/'report.html') as new: new.write_text(html)
 
-# %% ../nbs/library/39_runner.ipynb #f065675b
+# %% ../nbs/library/39_runner.ipynb #c206a111
 def _resolve(images, base, every, samples, evaluator, device):
     "The base at the size of the images, the interval, and the number of samples"
     dtype = fastest_dtype(device) if base.dtype == 'auto' else base.dtype
@@ -290,7 +290,7 @@ def _make_plan(folder, experiment, images, base, seeds, every, samples, evaluato
     real = reference(images, evaluator, file=folder/'reference.safetensors')
     return Plan(every, samples, evaluator, real, images, device)
 
-# %% ../nbs/library/39_runner.ipynb #22721d5a
+# %% ../nbs/library/39_runner.ipynb #9eb7f90f
 def run_experiment(
     experiment:str, # 'table1', 'table2', 'figure3', 'claim' or 'local'
     images:Images, # Training images

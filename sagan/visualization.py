@@ -9,7 +9,7 @@ __all__ = ['POINT_COLOURS', 'grid_image', 'class_rows', 'nearest_figure', 'sprea
            'attention_figure', 'map_statistics', 'statistics_figure', 'effect_figure', 'training_figure',
            'png_data_uri', 'report_html']
 
-# %% ../nbs/08_visualization.ipynb #b7f61696
+# %% ../nbs/08_visualization.ipynb #9d2cddb4
 import base64, html, io, math, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from torchvision.utils import make_grid
 from .attention import AttentionMap
 from .data import to_bytes
 
-# %% ../nbs/08_visualization.ipynb #1706b50f
+# %% ../nbs/08_visualization.ipynb #2c5c35c5
 def _picture(x):
     "(3, S, S) in [-1, 1] -> (S, S, 3) bytes"
     return to_bytes(x).permute(1, 2, 0).numpy()
@@ -31,7 +31,7 @@ def grid_image(
     "Images side by side as a picture that can be saved"
     return Image.fromarray(_picture(make_grid(x.cpu(), columns, padding=2, pad_value=1.)))
 
-# %% ../nbs/08_visualization.ipynb #9ff4dd0a
+# %% ../nbs/08_visualization.ipynb #7b7d667a
 def class_rows(
     # Images, (n, 3, S, S) in [-1, 1], all of the first class first, then all of the second, ...
     x:Tensor,
@@ -50,7 +50,7 @@ def class_rows(
     ax.spines[:].set_visible(False)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #16c93d91
+# %% ../nbs/08_visualization.ipynb #8f1d3747
 def nearest_figure(
     x:Tensor, # Generated images, (n, 3, S, S) in [-1, 1]
     near:Tensor, # The real images nearest to each, (n, k, 3, S, S) in [-1, 1], nearest first
@@ -75,11 +75,11 @@ def nearest_figure(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #ab55368e
+# %% ../nbs/08_visualization.ipynb #6cf704dd
 # Okabe and Ito's, told apart by color-blind readers
 POINT_COLOURS = '#D55E00', '#009E73', '#0072B2', '#E69F00', '#CC79A7', '#56B4E9', '#F0E442'
 
-# %% ../nbs/08_visualization.ipynb #8b7f0059
+# %% ../nbs/08_visualization.ipynb #20ca0133
 def spread_points(
     x:Tensor, # One image, (3, S, S) in [-1, 1]
     n:int=3, # Points to pick
@@ -100,7 +100,7 @@ def spread_points(
         distance = torch.minimum(distance, (f - f[points[-1]]).norm(dim=1))
     return [divmod(p, S) for p in points]
 
-# %% ../nbs/08_visualization.ipynb #b385535d
+# %% ../nbs/08_visualization.ipynb #fc22a8c0
 def most_attended(
     m:Tensor, # The map of one query, (h, w)
     image:tuple, # (height, width) of the image in pixels
@@ -109,7 +109,7 @@ def most_attended(
     i, j = divmod(m.argmax().item(), m.shape[1])
     return (i + .5)*image[0]/m.shape[0] - .5, (j + .5)*image[1]/m.shape[1] - .5
 
-# %% ../nbs/08_visualization.ipynb #07558260
+# %% ../nbs/08_visualization.ipynb #acd418fa
 def _draw_map(ax, x, beta, point, colour):
     "One image (3, S, S), greyed, under the map (h, w) of one query point"
     size = tuple(x.shape[1:])
@@ -125,7 +125,7 @@ def _draw_map(ax, x, beta, point, colour):
     ax.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
     ax.set_xlabel(f'max {strongest:.1f}x uniform', fontsize=7, labelpad=2)
 
-# %% ../nbs/08_visualization.ipynb #a4c82a1a
+# %% ../nbs/08_visualization.ipynb #9a9478c1
 def check_maps(
     x:Tensor, # Images, (B, 3, S, S)
     m:AttentionMap, # Map of one attention layer
@@ -135,7 +135,7 @@ def check_maps(
         raise ValueError(f"images of shape {tuple(x.shape)} do not belong to a map of {len(m)} "
                          f"images of {m.image[0]}x{m.image[1]} pixels")
 
-# %% ../nbs/08_visualization.ipynb #7e1d4dfb
+# %% ../nbs/08_visualization.ipynb #a77d5712
 def attention_figure(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images, from `attention_maps`
@@ -164,7 +164,7 @@ def attention_figure(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #4ffc9593
+# %% ../nbs/08_visualization.ipynb #5f75c1e3
 def _ranks(t):
     "Twice the ranks along the last dimension, equal values at their mean rank, centered to mean 0"
     ordered, t = t.sort(-1).values, t.contiguous()
@@ -176,7 +176,7 @@ def _correlation(a, b):
     "Of centered ranks along the last dimension, NaN where one of them is constant"
     return (a*b).sum(-1)/((a*a).sum(-1)*(b*b).sum(-1)).sqrt()
 
-# %% ../nbs/08_visualization.ipynb #b21f8d33
+# %% ../nbs/08_visualization.ipynb #7bbea8b6
 def _measures(beta, distance, near, alike):
     """The measures of weights (B, n, N): {name: (B, n)}
 
@@ -192,7 +192,7 @@ def _measures(beta, distance, near, alike):
         'sharp': (beta.amax(-1)*beta.shape[-1] >= 3).float(),
         'colour': wc, 'nearness': wn, 'colour, held': partial}
 
-# %% ../nbs/08_visualization.ipynb #cde86c66
+# %% ../nbs/08_visualization.ipynb #45658367
 def _centers(grid, device):
     "Centers of the cells of a grid in sides of the image, (N, 2)"
     return torch.cartesian_prod(*[(torch.arange(n, device=device) + .5)/n for n in grid])
@@ -205,7 +205,7 @@ def _distances(a, b):
     "Euclidean, (..., N, D), (..., n, D) -> (..., N, n)"
     return torch.cdist(a, b, compute_mode='donot_use_mm_for_euclid_dist')
 
-# %% ../nbs/08_visualization.ipynb #2a3a7cef
+# %% ../nbs/08_visualization.ipynb #cf6f6aab
 def map_statistics(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images
@@ -237,7 +237,7 @@ def map_statistics(
         means.setdefault(kind, {})[name] = total/n if n else math.nan
     return means
 
-# %% ../nbs/08_visualization.ipynb #839cd76a
+# %% ../nbs/08_visualization.ipynb #605ddc07
 _KINDS = (('attention', 'o', POINT_COLOURS[0], 8), ('same', 'x', 'black', 6),
           ('window', 'D', POINT_COLOURS[2], 5), ('uniform', '|', '#767676', 14))
 
@@ -263,7 +263,7 @@ def statistics_figure(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #73ee8235
+# %% ../nbs/08_visualization.ipynb #08497998
 def effect_figure(
     # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
     images:dict,
@@ -287,7 +287,7 @@ def effect_figure(
     bar.ax.tick_params(labelsize=7)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #f37403bf
+# %% ../nbs/08_visualization.ipynb #ddfb201a
 _PANELS = (('losses', ('d_loss', 'g_loss')), (r'$\gamma$ of attention', ('gamma',)),
            (r'$\sigma(W)$ before division', ('sigma',)))
 
@@ -313,7 +313,7 @@ def training_figure(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/08_visualization.ipynb #dcda77ac
+# %% ../nbs/08_visualization.ipynb #7ffb788d
 def png_data_uri(
     figure, # Matplotlib figure, which is closed, PIL image, or bytes of a PNG
 ) -> str: # 'data:image/png;base64,...'
@@ -328,7 +328,7 @@ def png_data_uri(
         data = out.getvalue()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()
 
-# %% ../nbs/08_visualization.ipynb #9e9cb94f
+# %% ../nbs/08_visualization.ipynb #3e143d1a
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 body{color:#222;background:#fff}
@@ -339,7 +339,7 @@ td,th{border-bottom:1px solid #ddd;overflow-wrap:anywhere}
 @media(prefers-color-scheme:dark){figcaption{color:#aaa}td,th{border-color:#444}}
 """
 
-# %% ../nbs/08_visualization.ipynb #7c770b25
+# %% ../nbs/08_visualization.ipynb #c2cd196f
 def report_html(
     title:str, # Heading
     summary:str, # One paragraph of plain text under it

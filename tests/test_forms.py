@@ -173,11 +173,12 @@ def test_an_experiment_under_the_older_name_goes_on(tmp_path):
     for old, new in OLD.items():
         folder = tmp_path/old
         folder.mkdir()
-        asked = dict(experiment='table1', base=base | dict(form=old), seeds=1)
-        (folder/'experiment.json').write_text(json.dumps(asked))
-        _write_settings(folder, asked | dict(base=asdict(Config(**base | dict(form=new)))))    # the same experiment
+        settings = dict(experiment='table1', base=base | dict(form=old), seeds=1)
+        (folder/'experiment.json').write_text(json.dumps(settings))
+        def asked(form): return settings | dict(base=asdict(Config(**base | dict(form=form))))
+        _write_settings(folder, asked(new))    # the same experiment
         assert json.loads((folder/'experiment.json').read_text())['base']['form'] == new
         with pytest.raises(ValueError, match=f"form is '{new}' there, 'published' here"):
-            _write_settings(folder, asked | dict(base=asdict(Config(**base | dict(form='published')))))
-    lines = load_experiment(root/'nbs/experiments/table1-twins')
-    assert {line.cfg.form for line, _ in lines} == {'released', 'residual'}
+            _write_settings(folder, asked('published'))
+    results = load_experiment(root/'nbs/experiments/table1-twins')
+    assert {variant.cfg.form for variant, _ in results} == {'released', 'residual'}

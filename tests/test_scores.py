@@ -161,8 +161,9 @@ def test_rows_of_real_images(tmp_path):
     for i, x in enumerate(digits().x[:6]):
         Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
     numbers = torch.tensor([[5, 0], [2, 2]])
+    files = ImageFiles(tmp_path, 32)
     mapped = folder(tmp_path, 32, max_gb=0, cache=tmp_path/'cache')
-    for images in (digits()[:6], ImageFiles(tmp_path, 32), mapped):
+    for images in (digits()[:6], files, mapped):
         assert torch.equal(_image_rows(images, numbers), to_unit(digits().x[numbers]))
 
 
