@@ -12,7 +12,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import Tensor
-from .distributed import all_reduce, world_size
+from .distributed import all_reduce_mean, sync_batch_norm, update_running_stats, world_size
 from .spectral import spectral_norm
 
 # %% ../nbs/03_conditioning.ipynb #1f14802e
@@ -21,39 +21,33 @@ def check_labels(
     n_classes:int, # Classes of the network, 0 when unconditional
     batch:int, # Expected B
 ) -> None:
-    "Raise `ValueError` when labels do not fit a network, naming what was given and what is possible"
+    "Raise `ValueError` when labels do not fit a network, naming what was given and what fits"
     if not n_classes:
         if y is not None:
             raise ValueError("this network is unconditional (n_classes=0) and takes no labels; "
                              "pass y=None")
         return
     if y is None:
-        raise ValueError(f"this network is conditional and needs labels: an int64 tensor of shape "
-                         f"({batch},) with values from 0 to {n_classes-1}")
+        raise ValueError(f"this network is conditional and needs labels: an int64 tensor "
+                         f"of shape ({batch},) with values from 0 to {n_classes-1}")
     if y.shape != (batch,) or y.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 of shape ({batch},), got {y.dtype} of shape "
-                         f"{tuple(y.shape)}")
-    if not torch.compiler.is_compiling() and y.device.type == 'cpu' and len(y) and not (0 <= y.min() and y.max() < n_classes):
-        raise ValueError(f"labels go from 0 to {n_classes-1}, got values from {y.min()} to "
-                         f"{y.max()}")
-
-# %% ../nbs/03_conditioning.ipynb #64d13c04
-def _record(bn, mean, var):
-    "Move the running averages of a batch norm layer towards mean and unbiased variance, (C,) each"
-    bn.num_batches_tracked += 1
-    momentum = 1/bn.num_batches_tracked.item() if bn.momentum is None else bn.momentum
-    bn.running_mean.lerp_(mean.detach().float(), momentum)
-    bn.running_var.lerp_(var.detach().float(), momentum)
+        raise ValueError(f"labels must be int64 of shape ({batch},), "
+                         f"got {y.dtype} of shape {tuple(y.shape)}")
+    readable = not torch.compiler.is_compiling() and y.device.type == 'cpu'
+    if readable and len(y) and not (0 <= y.min() and y.max() < n_classes):
+        raise ValueError(f"labels go from 0 to {n_classes-1}, "
+                         f"got values from {y.min()} to {y.max()}")
 
 # %% ../nbs/03_conditioning.ipynb #694bf3f7
 class BatchNorm2d(nn.BatchNorm2d):
-    "`nn.BatchNorm2d` over the batch of all processes, if there are several and `together` is true, or over groups of images; raises `ValueError` for a negative group"
-    together = True
+    """`nn.BatchNorm2d` over the batch of all processes, unless `sync` is false, or over groups;
+    raises `ValueError` for a negative group"""
+    sync = True
 
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
-        # Consecutive images that share mean and variance in training, a divisor of B; 0 for all of
-        # all processes
+        # Consecutive images that share mean and variance in training, a divisor of B; 0 for all
+        # images of all processes
         group:int=0,
         **kwargs, # Further arguments of `nn.BatchNorm2d`, such as `affine`
     ):
@@ -62,45 +56,15 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.group = group
 
     def forward(self, x):
-        "Features `x` (B, C, H, W) to the same shape, normalized over its group, or over the batches of all processes"
-        if self.training and self.group: return _in_groups(self, x)
-        if not (self.training and self.together and world_size() > 1): return super().forward(x)
-        h = x.float()                                                         # (B, C, H, W)
-        # (C,) each, of this process
-        v, m = [s.double() for s in torch.var_mean(h, (0, 2, 3), correction=0)]
-        n = torch.full_like(m[:1], h[:, 0].numel())                           # (1,)
-        s = all_reduce(torch.cat([n*m, n*(v + m**2), n]))                          # (2C + 1,)
-        n, mean = s[-1], s[:len(m)]/s[-1]                                     # (), (C,)
-        var = s[len(m):-1]/n - mean**2                                        # (C,)
-        if self.track_running_stats: _record(self, mean, var*n/(n - 1))
-        scale = (var + self.eps).rsqrt()*(1 if self.weight is None else self.weight)   # (C,)
-        shift = (0 if self.bias is None else self.bias) - mean*scale                   # (C,)
-        # (B, C, H, W)
-        return torch.addcmul(shift.float()[:, None, None], h, scale.float()[:, None, None]).to(x.dtype)
-
-# %% ../nbs/03_conditioning.ipynb #d05ba836
-def _in_groups(bn, x):
-    "A batch norm layer in training over each `bn.group` of consecutive images of x (B, C, H, W)"
-    if len(x) % bn.group:
-        raise ValueError(f"batch norm over groups of {bn.group} images takes a multiple of them, "
-                         f"got {len(x)}; "
-                         f"change bn_group, or set it to 0 for one group of all")
-    parts = x.split(bn.group)  # (group, C, H, W) each
-    # (groups, C)
-    means, variances = [torch.zeros(len(parts), x.shape[1]).to(bn.running_mean) for _ in 'mv']
-    kept = zip(means, variances) if bn.track_running_stats else [(None, None)]*len(parts)
-    # a momentum of 1 keeps this group's
-    h = torch.cat([F.batch_norm(part, m, v, bn.weight, bn.bias, True, 1., bn.eps)
-                   for part, (m, v) in zip(parts, kept)])                     # (B, C, H, W)
-    if bn.track_running_stats:
-        found = torch.stack([means.mean(0), variances.mean(0)])               # (2, C)
-        if world_size() > 1: found = all_reduce(found)/world_size()
-        _record(bn, *found)
-    return h
+        "Features `x` (B, C, H, W) to the same shape, normalized over the batch or each group"
+        if self.training and self.group: return _group_batch_norm(self, x)
+        if self.training and self.sync and world_size() > 1: return sync_batch_norm(self, x)
+        return super().forward(x)
 
 # %% ../nbs/03_conditioning.ipynb #67ef92eb
 class ConditionalBatchNorm2d(nn.Module):
-    "Batch norm with one gain and bias per class (section 5, ref. [17]); plain affine batch norm when `n_classes` is 0; raises `ValueError` for other `tables`"
+    """Batch norm with one gain and bias per class (section 5, ref. [17]);
+    plain affine batch norm when `n_classes` is 0; raises `ValueError` for other `tables`"""
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
         n_classes:int=0, # Rows of the tables, 0 for unconditional
@@ -114,7 +78,7 @@ class ConditionalBatchNorm2d(nn.Module):
             raise ValueError(f"tables is 'zeros' or 'xavier', got {tables!r}")
         self.bn = BatchNorm2d(channels, group, affine=not n_classes)
         if n_classes:
-            self.gain, self.bias = nn.Embedding(n_classes, channels), nn.Embedding(n_classes, channels)
+            self.gain, self.bias = [nn.Embedding(n_classes, channels) for _ in range(2)]
             for table in (self.gain, self.bias):
                 if tables == 'zeros': nn.init.zeros_(table.weight)
                 else: nn.init.xavier_uniform_(table.weight)
@@ -124,8 +88,8 @@ class ConditionalBatchNorm2d(nn.Module):
         "Features `x` (B, C, H, W) and labels `y` (B,) to (B, C, H, W)"
         h = self.bn(x)                                                        # (B, C, H, W)
         if not self.n_classes: return h
-        # (B, C, 1, 1)
-        gain, bias = [t.to(h.dtype)[..., None, None] for t in (1 + self.gain(y), self.bias(y))]
+        tables = 1 + self.gain(y), self.bias(y)                               # (B, C) each
+        gain, bias = [t.to(h.dtype)[..., None, None] for t in tables]         # (B, C, 1, 1) each
         return gain*h + bias                                                  # (B, C, H, W)
 
 # %% ../nbs/03_conditioning.ipynb #52b2c302
@@ -133,15 +97,35 @@ class ConditionalBatchNorm2d(nn.Module):
 def frozen_statistics(
     net:nn.Module, # Network whose batch norms keep their running averages as they are
 ) -> Iterator[None]:
-    "Within this context batch norm layers in training mode use the batch's statistics without recording them"
-    bns = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    "Within this context batch norm in training uses the batch's statistics and records nothing"
+    bns = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    bns = [m for m in bns if m.track_running_stats]
     for m in bns: m.track_running_stats = False
     try: yield
     finally:
         for m in bns: m.track_running_stats = True
 
+# %% ../nbs/03_conditioning.ipynb #d05ba836
+def _group_batch_norm(bn, x):
+    "A batch norm layer in training over each `bn.group` of consecutive images of x (B, C, H, W)"
+    if len(x) % bn.group:
+        raise ValueError(f"batch norm over groups of {bn.group} images takes a multiple of them, "
+                         f"got {len(x)}; change bn_group, or set it to 0 for one group of all")
+    parts = x.split(bn.group)  # (group, C, H, W) each
+    # (groups, C) each
+    means, variances = torch.zeros(2, len(parts), x.shape[1]).to(bn.running_mean)
+    records = zip(means, variances) if bn.track_running_stats else [(None, None)]*len(parts)
+    # a momentum of 1 writes this group's statistics into its row
+    h = torch.cat([F.batch_norm(part, m, v, bn.weight, bn.bias, True, 1., bn.eps)
+                   for part, (m, v) in zip(parts, records)])                  # (B, C, H, W)
+    if bn.track_running_stats:
+        averages = torch.stack([means.mean(0), variances.mean(0)])            # (2, C)
+        all_reduce_mean([averages])
+        update_running_stats(bn, *averages)
+    return h
+
 # %% ../nbs/03_conditioning.ipynb #cf17b758
-def _bounded(layer):
+def _spectral_layer(layer):
     "The layer with Xavier weights, spectrally normalised, and a bias of 0 if it has one"
     nn.init.xavier_uniform_(layer.weight)
     if isinstance(layer, nn.Linear): nn.init.zeros_(layer.bias)
@@ -149,7 +133,7 @@ def _bounded(layer):
 
 # %% ../nbs/03_conditioning.ipynb #f911ecd6
 class ProjectionHead(nn.Module):
-    "Score of pooled features, plus their inner product with the label's embedding (section 5, ref. [17])"
+    "Score of pooled features and their inner product with the label's embedding (section 5, [17])"
     def __init__(self,
         channels:int, # C of the features h(x)
         n_classes:int=0, # Classes, 0 for unconditional
@@ -157,7 +141,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(channels, 1)
         self.embed = nn.Embedding(n_classes, channels) if n_classes else None
-        for layer in filter(None, (self.linear, self.embed)): _bounded(layer)
+        for layer in filter(None, (self.linear, self.embed)): _spectral_layer(layer)
 
     def forward(self, h, y=None):
         "Features `h` (B, C) and labels `y` (B,) to scores (B,)"
@@ -166,17 +150,18 @@ class ProjectionHead(nn.Module):
 
 # %% ../nbs/03_conditioning.ipynb #1a8073fc
 class AuxiliaryHead(nn.Module):
-    "Score of pooled features, and -log P(C = y | x) by a classifier on the same features (AC-GAN, table 2); raises `ValueError` for fewer than 2 classes"
+    """Score of pooled features, and -log P(C = y | x) by a classifier on them (AC-GAN, table 2);
+    raises `ValueError` for fewer than 2 classes"""
     def __init__(self,
         channels:int, # C of the features h(x)
         n_classes:int, # Classes, at least 2; otherwise `ValueError`
     ):
         super().__init__()
         if n_classes < 2:
-            raise ValueError(f"the auxiliary classifier of AC-GAN needs at least 2 classes, got "
-                             f"{n_classes}; use the projection head")
+            raise ValueError(f"the auxiliary classifier of AC-GAN needs at least 2 classes, "
+                             f"got {n_classes}; use the projection head")
         self.linear, self.classify = nn.Linear(channels, 1), nn.Linear(channels, n_classes)
-        for layer in (self.linear, self.classify): _bounded(layer)
+        for layer in (self.linear, self.classify): _spectral_layer(layer)
 
     def forward(self, h, y):
         "Features `h` (B, C) and labels `y` (B,) to scores (B,) and -log P(C = y | x) (B,)"

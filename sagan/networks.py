@@ -284,6 +284,6 @@ def standing_statistics(
         if isinstance(m, BatchNorm2d):
             m.reset_running_stats()
             # a plain mean from now on, each process by itself
-            m.momentum, m.together, m.group = None, False, 0
+            m.momentum, m.sync, m.group = None, False, 0
     for _ in _draw(G, y, n, seed, batch): pass
     return G.eval()
