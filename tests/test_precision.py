@@ -14,7 +14,8 @@ def seed(): torch.manual_seed(0)
 
 def multiply_gradient(D, factor):
     "Multiply the gradient in front of a convolution"
-    D.blocks[1].conv1.register_full_backward_hook(lambda m, grad_in, grad_out: tuple(g*factor for g in grad_in))
+    def hook(m, grad_in, grad_out): return tuple(g*factor for g in grad_in)
+    D.blocks[1].conv1.register_full_backward_hook(hook)
 
 
 SPOILS = {

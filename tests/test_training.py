@@ -22,8 +22,8 @@ from sagan.losses import ttur
 from sagan.networks import Discriminator, generate, Generator
 from sagan.spectral import spectral_step
 from sagan.training import (
-    check_images, check_networks, d_step, draw_inputs, ema_update, frozen_weights, g_step, SAGAN, sagan_learner,
-    SAGANTrainer, score_together, split_batch, TrainingFigures, TwoOptimizers)
+    check_images, check_networks, d_step, draw_inputs, ema_update, frozen_weights, g_step, SAGAN,
+    sagan_learner, SAGANTrainer, score_together, split_batch, TrainingFigures, TwoOptimizers)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,8 @@ def fit(learn, epochs=1):
 def state(net): return {k: v.clone() for k, v in net.state_dict().items()}
 
 
-def changed(net, before): return sorted(k for k, v in net.state_dict().items() if not torch.equal(v, before[k]))
+def changed(net, before):
+    return sorted(k for k, v in net.state_dict().items() if not torch.equal(v, before[k]))
 
 
 # One step of each player
@@ -116,7 +117,8 @@ def test_a_batch_in_parts(batch, n_classes):
         for k in once: assert torch.allclose(state(G)[k].float(), steps[1][1][k].float(), atol=1e-6), k
     assert scores.keys() == {'d_real', 'd_fake'}
     for parts in (2, 4):
-        for k, v in steps[1][0].items(): assert torch.allclose(steps[parts][0][k], v, rtol=1e-5, atol=1e-5), (parts, k)
+        for k, v in steps[1][0].items():
+            assert torch.allclose(steps[parts][0][k], v, rtol=1e-5, atol=1e-5), (parts, k)
     assert {steps[4][1][k].item() for k in once if k.endswith('tracked')} == {1}
     with pytest.raises(ValueError, match='a batch of 16 cannot be split into 3 equal parts'):
         d_step(G, D, opt_d, x, labels, z, labels, accumulate=3)
@@ -181,7 +183,8 @@ def test_a_network_stays_in_its_mode_when_it_is_checked():
     cfg = presets['tiny'].change(z_dim=8)
     check_networks(G.train(), D.eval(), cfg)
     assert G.training and not D.training
-    with pytest.raises(ValueError, match='must have the attribute z_dim = 9'): check_networks(G, D, cfg.change(z_dim=9))
+    with pytest.raises(ValueError, match='must have the attribute z_dim = 9'):
+        check_networks(G, D, cfg.change(z_dim=9))
 
 
 # The callback
@@ -208,10 +211,10 @@ def test_names_of_the_figures():
 def test_images_are_checked(batch):
     x, _ = batch
     check_images(x)
-    for bad, message in ((x[:, :1], r'must be float images of shape \(B, 3, S, S\), got torch.float32 of shape '
-                                    r'\(16, 1, 32, 32\)'),
-                         ((x + 1)/2, 'got values from 0 to 1'), (x*torch.nan, 'got values from nan to nan')):
-        with pytest.raises(ValueError, match=message): check_images(bad)
+    shape = r'must be float images of shape \(B, 3, S, S\), got torch.float32 of shape \(16, 1, 32, 32\)'
+    with pytest.raises(ValueError, match=shape): check_images(x[:, :1])
+    with pytest.raises(ValueError, match='got values from 0 to 1'): check_images((x + 1)/2)
+    with pytest.raises(ValueError, match='got values from nan to nan'): check_images(x*torch.nan)
 
 
 def test_drawn_inputs():
@@ -250,8 +253,9 @@ def test_every_system_of_the_paper_trains(name):
 
 def test_fewer_steps_of_the_generator():
     learn = fit(tiny_learner(n_d=3))
-    steps = [{int(s['step']) for s in opt.state.values()} for opt in (learn.opt.opt.opt_d, learn.opt.opt.opt_g)]
-    assert steps == [{6}, {2}]
+    def steps(opt): return {int(s['step']) for s in opt.state.values()}
+    both = learn.opt.opt
+    assert (steps(both.opt_d), steps(both.opt_g)) == ({6}, {2})
 
 
 class LogRates(Callback):
@@ -287,7 +291,8 @@ def test_fastais_callbacks_and_schedules_work(tmp_path):
 
 def test_a_model_cannot_be_pickled():
     "Which is what `learn.export` would have to do"
-    with pytest.raises(RuntimeError, match='only supported through state_dict'): pickle.dumps(tiny_learner().model)
+    with pytest.raises(RuntimeError, match='only supported through state_dict'):
+        pickle.dumps(tiny_learner().model)
 
 
 def test_other_peoples_loaders(batch, tmp_path):
@@ -316,7 +321,8 @@ def test_without_labels():
 
 def test_a_configuration_takes_over_what_the_data_decide():
     cfg = sagan_learner(image_dls(digits(), 16, steps=6), 'paper', g_width=2, d_width=4).model.cfg
-    assert (cfg.size, cfg.n_classes, cfg.batch, cfg.steps, cfg.data, cfg.flip) == (32, 10, 16, 6, 'digits', False)
+    found = cfg.size, cfg.n_classes, cfg.batch, cfg.steps, cfg.data, cfg.flip
+    assert found == (32, 10, 16, 6, 'digits', False)
 
 
 class OneBatch:
@@ -334,7 +340,8 @@ def test_a_batch_that_does_not_fit_is_rejected(batch):
         train(torch.randint(256, (16, 3, 32, 32)).float())
     with pytest.raises(ValueError, match='got values from 0 to 1'):
         train(torch.arange(16*3*32*32).view(16, 3, 32, 32)/49151)
-    with pytest.raises(ValueError, match='labels go from 0 to 9, got values from 11 to 11'): train(batch[0], 11)
+    with pytest.raises(ValueError, match='labels go from 0 to 9, got values from 11 to 11'):
+        train(batch[0], 11)
 
 
 def test_a_configuration_that_does_not_fit_is_rejected():
