@@ -16,6 +16,7 @@ from types import MethodType
 from typing import Any
 from warnings import warn
 from torch import Tensor
+from .kernels import fused_attention
 from .spectral import spectral_norm
 
 # %% ../nbs/02_attention.ipynb #aec52d08
@@ -33,19 +34,12 @@ def attend(
     v:Tensor, # Values h(x), (B, Nk, Dv)
 ) -> Tensor: # o, (B, Nq, Dv)
     "Equations 1 and 2: mix the values by the attention weights, without storing a large map"
-    width, qkv = v.shape[2], (q, k, v)
-    if q.device.type == 'cpu':
-        n = q.shape[0]*q.shape[1]*k.shape[1]
-        # (B, Nq, Dv); an export leaves B open
-        if not isinstance(n, int) or n <= 2**23: return attention_weights(q, k) @ v
-        # (B, 1 head, N, one width)
-        q, k, v = [F.pad(t, (0, max(q.shape[2], width) - t.shape[2]))[:, None] for t in qkv]
-    # (B, 1 head, N, widths that fused kernels take)
-    else: q, k, v = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in qkv]
-    return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0, :, :width]  # (B, Nq, Dv)
+    entries = q.shape[0]*q.shape[1]*k.shape[1]  # no int where an export leaves B open
+    small = q.device.type == 'cpu' and (not isinstance(entries, int) or entries <= 2**23)
+    return attention_weights(q, k) @ v if small else fused_attention(q, k, v)  # (B, Nq, Dv)
 
 # %% ../nbs/02_attention.ipynb #517f3323
-def _project(c_in, c_out, sn):
+def _projection(c_in, c_out, sn):
     "A 1x1 convolution, spectrally normalised or not"
     conv = nn.Conv2d(c_in, c_out, 1, bias=False)
     nn.init.xavier_uniform_(conv.weight)
@@ -59,7 +53,8 @@ def resolve_form(
     # Today's name: 'paper' gives 'preprint', 'official' gives 'released', and any other name itself
 ) -> str:
     "Today's name of a form of `SelfAttention`"
-    return dict(paper='preprint', official='released').get(form, form) if isinstance(form, str) else form
+    older = dict(paper='preprint', official='released')
+    return older.get(form, form) if isinstance(form, str) else form
 
 # %% ../nbs/02_attention.ipynb #6a57748b
 def _checked_form(form):
@@ -73,7 +68,8 @@ def _checked_form(form):
 
 # %% ../nbs/02_attention.ipynb #1e819324
 class SelfAttention(nn.Module):
-    "The attention layer of section 3 in one of its three forms, on (B, C, H, W); the identity until `gamma` has moved from 0; raises `ValueError` for other channels and forms"
+    """The attention layer of section 3 in one of its three forms, on (B, C, H, W);
+    the identity until `gamma` has moved from 0; raises `ValueError` for other channels and forms"""
     def __init__(self,
         # C, divisible by 8; in the form 'released', whose code rounds down, at least 8
         channels:int,
@@ -84,13 +80,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.form = _checked_form(form)
         if channels < 8 or channels % 8 and self.form != 'released':
-            raise ValueError(f"SelfAttention needs channels divisible by 8 (queries and keys have "
-                             f"C/8), got {channels}; "
-                             "use a width that gives such a feature map")
+            raise ValueError(f"SelfAttention needs channels divisible by 8 "
+                             f"(queries and keys have C/8), got {channels}; "
+                             f"use a width that gives such a feature map")
         values = dict(preprint=channels, published=channels//8, released=channels//2)[self.form]
-        self.query, self.key = [_project(channels, channels//8, sn) for _ in range(2)]  # g, f
-        self.value = _project(channels, values, sn)                                            # h
-        self.out = nn.Identity() if self.form == 'preprint' else _project(values, channels, sn)  # v
+        self.query, self.key = [_projection(channels, channels//8, sn) for _ in range(2)]  # g, f
+        self.value = _projection(channels, values, sn)  # h
+        # v, which the preprint does without
+        self.out = nn.Identity() if self.form == 'preprint' else _projection(values, channels, sn)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     @property
@@ -100,12 +97,13 @@ class SelfAttention(nn.Module):
 
     def qkv(self,
         x:Tensor, # Features, (B, C, H, W)
-        # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv); Nk is HW, or
-        # HW/4 when pooled
+        # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv);
+        # Nk is HW, or HW/4 when pooled
     ) -> list[Tensor]:
         "What equations 1 and 2 are about"
-        pool = (lambda t: F.max_pool2d(t, 2)) if self.pooled == 2 else (lambda t: t)
-        return [t.flatten(2).mT for t in (self.query(x), pool(self.key(x)), pool(self.value(x)))]
+        q, k, v = self.query(x), self.key(x), self.value(x)    # (B, channels, H, W) each
+        if self.pooled == 2: k, v = F.max_pool2d(k, 2), F.max_pool2d(v, 2)
+        return [t.flatten(2).mT for t in (q, k, v)]
 
     def forward(self, x):
         "Equation 3 on features `x` (B, C, H, W)"
@@ -113,8 +111,8 @@ class SelfAttention(nn.Module):
         return self.gamma * self.out(o) + x                    # (B, C, H, W)
 
 # %% ../nbs/02_attention.ipynb #7127b146
-def _cell(grid, image, row, col):
-    "Number of the cell of a grid (H, W) that covers a pixel of an image (height, width), counted row by row"
+def _cell_at(grid, image, row, col):
+    "Number, row by row, of the cell of a grid (H, W) that covers a pixel of an image of that size"
     if not (0 <= row < image[0] and 0 <= col < image[1]):
         raise IndexError(f"pixel ({row}, {col}) is outside the image; rows go from 0 to "
                          f"{image[0]-1}, columns from 0 to {image[1]-1}")
@@ -123,7 +121,8 @@ def _cell(grid, image, row, col):
 # %% ../nbs/02_attention.ipynb #b8b81411
 @dataclass
 class AttentionMap:
-    "The map of one attention layer for B images, with what is needed to place it on them; raises `IndexError` for pixels outside"
+    """The map of one attention layer for B images, with what is needed to place it on them;
+    raises `IndexError` for pixels outside"""
     name:str                 # The layer's name in the network
     q:Tensor                 # Queries g(x), (B, H*W, D)
     k:Tensor                 # Keys f(x), (B, h*w, D)
@@ -141,47 +140,48 @@ class AttentionMap:
         col:int, # Pixel column in the image, from 0 at the left
     ) -> Tensor: # (B, h, w), >= 0, summing to 1
         "Where the query of a pixel looks; raises `IndexError` outside the image"
-        j = _cell(self.queries, self.image, row, col)
+        j = _cell_at(self.queries, self.image, row, col)
         return attention_weights(self.q[:, j:j+1], self.k)[:, 0].unflatten(1, self.keys)
     def on_image(self,
         row:int, # Pixel row in the image, from 0 at the top
         col:int, # Pixel column in the image, from 0 at the left
     ) -> Tensor: # (B, height, width), >= 0
-        "`at`, interpolated between the centres of its cells to the image's resolution; raises `IndexError` outside the image"
-        return F.interpolate(self.at(row, col)[:, None], size=self.image, mode='bilinear', align_corners=False)[:, 0]
+        "`at`, interpolated between its cells' centers; raises `IndexError` outside the image"
+        beta = self.at(row, col)[:, None]  # (B, 1, h, w)
+        return F.interpolate(beta, self.image, mode='bilinear', align_corners=False)[:, 0]
     def parts(self) -> Iterator[Tensor]: # (B, n, h*w) each, of at most 67 MB or one query
         "The map in parts of some queries, in order"
-        return (attention_weights(q, self.k) for q in self.q.split(max(1, 2**24//(len(self)*self.k.shape[1])), 1))
+        n = max(1, 2**24//(len(self)*self.k.shape[1]))
+        return (attention_weights(q, self.k) for q in self.q.split(n, 1))
     def looked_at_from(self,
         row:int, # Pixel row in the image, from 0 at the top
         col:int, # Pixel column in the image, from 0 at the left
     ) -> Tensor: # (B, H, W), each in [0, 1]
-        "From where a pixel is looked at: the weight that each query gives to its key; raises `IndexError` outside the image"
-        i = _cell(self.keys, self.image, row, col)
-        # a view would keep its whole part
-        return torch.cat([beta[:, :, i].clone() for beta in self.parts()], 1).unflatten(1, self.queries)
+        "The weight that each query gives to a pixel's key; raises `IndexError` outside the image"
+        i = _cell_at(self.keys, self.image, row, col)
+        columns = [part[:, :, i].clone() for part in self.parts()]  # a view would keep its part
+        return torch.cat(columns, 1).unflatten(1, self.queries)
 
 # %% ../nbs/02_attention.ipynb #9a6cb588
 @contextmanager
-def _inputs(net, names):
-    "Yields a list that fills with (name, layer, input) of the named layers, in the order in which they run within this context"
-    seen = []
-    def note(name): return lambda layer, args, out: seen.append((name, layer, args[0]))
-    hooks = [net.get_submodule(name).register_forward_hook(note(name)) for name in names]
+def _record_inputs(net, names):
+    "Yields a list that fills with (name, layer, input) of the named layers as they run"
+    records = []
+    def hook(name): return lambda layer, args, out: records.append((name, layer, args[0]))
+    hooks = [net.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
-        # compiled code knows nothing of hooks
-        with torch.compiler.set_stance('force_eager'): yield seen
+        # compiled code ignores hooks
+        with torch.compiler.set_stance('force_eager'): yield records
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/02_attention.ipynb #95a3dc01
-def _map(name, layer, x, image):
+# %% ../nbs/02_attention.ipynb #0988e019
+def _attention_map(name, layer, x, image):
     "The `AttentionMap` of a layer that was given x (B, C, H, W)"
     q, k, _ = layer.qkv(x)  # (B, H*W, D), (B, h*w, D)
     keys = tuple(s//layer.pooled for s in x.shape[-2:])
     return AttentionMap(name, q.float(), k.float(), tuple(x.shape[-2:]), keys, image)
 
-# %% ../nbs/02_attention.ipynb #0988e019
 @torch.no_grad()
 def attention_maps(
     # A network with `SelfAttention` layers; used in the mode (train or eval) that it is in
@@ -190,35 +190,37 @@ def attention_maps(
     layers:list|str|None=None, # Names of attention layers in the network, None for all
     # (output of the network, its maps in the order of the forward pass)
 ) -> tuple[Any, list[AttentionMap]]:
-    "Run `net` once and return its output with the map of attention layers (eq. 1); raises `ValueError` if it has none, or none of that name"
+    """Run `net` once and return its output with the map of attention layers (eq. 1);
+    raises `ValueError` if it has none, or none of that name"""
     found = [name for name, m in net.named_modules() if isinstance(m, SelfAttention)]
     layers = [layers] if isinstance(layers, str) else layers
     if not found:
-        raise ValueError(f"{type(net).__name__} has no SelfAttention layer; build it with an "
-                         f"attention placement")
+        raise ValueError(f"{type(net).__name__} has no SelfAttention layer; "
+                         f"build it with an attention placement")
     if unknown := [n for n in layers or () if n not in found]:
-        raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; it has "
-                         f"{', '.join(map(repr, found))}")
-    with _inputs(net, [n for n in found if layers is None or n in layers]) as seen:
+        raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; "
+                         f"it has {', '.join(map(repr, found))}")
+    with _record_inputs(net, [n for n in found if layers is None or n in layers]) as records:
         out = net(*inputs)
     # a generator's image comes out, a discriminator's goes in
     image = tuple((out if isinstance(out, Tensor) and out.ndim == 4 else inputs[0]).shape[-2:])
-    return out, [_map(name, layer, x, image) for name, layer, x in seen]
+    return out, [_attention_map(name, layer, x, image) for name, layer, x in records]
 
 # %% ../nbs/02_attention.ipynb #96ae48cc
-def _seen(m, hide):
-    "Which keys are seen when those with their centre in a box of pixels are hidden, (h*w,) of bool; a slice of all if it is None"
+def _visible_keys(m, hide):
+    "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
     top, left, bottom, right = hide
     # (h,), (w,) in pixels
     rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(m.keys, m.image)]
     # (h*w,)
-    seen = ~torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
-    if seen.all() or not seen.any():
-        raise ValueError(f"the box {hide} hides {'no key' if seen.any() else 'all keys'}; a key is "
-                         f"{m.image[0]//m.keys[0]}x{m.image[1]//m.keys[1]} of "
-                         f"{m.image[0]}x{m.image[1]} pixels, and its centre counts")
-    return seen
+    hidden = torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
+    if hidden.all() or not hidden.any():
+        (height, width), (h, w) = m.image, m.keys
+        raise ValueError(f"the box {hide} hides {'all keys' if hidden.any() else 'no key'}; "
+                         f"a key is {height//h}x{width//w} of {height}x{width} pixels, "
+                         f"and its centre counts")
+    return ~hidden
 
 # %% ../nbs/02_attention.ipynb #1114e801
 @contextmanager
@@ -232,18 +234,21 @@ def intervene(
     hide:tuple|None=None,
     uniform:bool=False, # Give all keys the same weight?
 ) -> Iterator[None]:
-    "Within this context one attention layer works differently; raises `IndexError` for a pixel outside the image, `ValueError` for a box that hides no key or all of them, or a map of another network"
+    """Within this context one attention layer works differently;
+    raises `IndexError` for a pixel outside the image, `ValueError` for a box that hides no key
+    or all of them, or a map of another network"""
     layer = dict(net.named_modules()).get(m.name)
     if not isinstance(layer, SelfAttention):
-        raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; make the map "
-                         f"with this network")
+        raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; "
+                         f"make the map with this network")
     if 'forward' in vars(layer):
-        raise ValueError(f"{m.name!r} is intervene already; give both changes to one call")
-    seen, j = _seen(m, hide), None if cut is None else _cell(m.queries, m.image, *cut)
+        raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
+    visible = _visible_keys(m, hide)
+    j = None if cut is None else _cell_at(m.queries, m.image, *cut)
     def forward(layer, x):
         q, k, v = layer.qkv(x)
         # (B, HW, Cv); queries of 0 see all alike
-        o = attend(q*(not uniform), k[:, seen], v[:, seen])
+        o = attend(q*(not uniform), k[:, visible], v[:, visible])
         if j is not None: o = o.index_fill(1, torch.tensor([j], device=o.device), 0.)
         return gamma*layer.gamma*layer.out(o.mT.unflatten(2, x.shape[2:])) + x  # (B, C, H, W)
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from typing import Any
 from .attention import SelfAttention
 from .conditioning import ConditionalBatchNorm2d
-from .networks import D_DOWN, _places
+from .networks import D_DOWN, name_places
 from .config import presets
 from .training import SAGAN
 
@@ -330,7 +330,7 @@ def layout(
     "What names and shapes say about a network; raises `ValueError` for one that is no SAGAN"
     (blocks, at), D = _entries(f), f.kind == 'D'
     size, down = _size(f, blocks)
-    places = _places([size >> min(i + 1, down) if D else 8 << i for i in range(len(blocks))])
+    places = name_places([size >> min(i + 1, down) if D else 8 << i for i in range(len(blocks))])
     width = tuple(len(_weight(f, f'{b}.{f.name("conv1")}', 4)[1]) for b in blocks)
     attention = tuple(int(places[i]) if places[i].isdigit() else places[i] for i in at)
     names = {f'blocks.{i}': b for i, b in enumerate(blocks)} | {f'attention.{places[i]}': e for i, e in at.items()}

@@ -30,19 +30,20 @@ def g_hinge_loss(
 def d_acgan_loss(
     real:Tensor, # Scores s of real images, (B,)
     fake:Tensor, # Scores s of generated images, (B',)
-    surprise_real:Tensor, # -log P(C = y | x) of real images, (B,)
-    surprise_fake:Tensor, # The same of generated images with the labels asked for, (B',)
+    class_loss_real:Tensor, # -log P(C = y | x) of real images, (B,)
+    class_loss_fake:Tensor, # The same of generated images with the labels asked for, (B',)
 ) -> Tensor: # (), >= 0
     "AC-GAN's discriminator loss, -(L_S + L_C)"
-    return F.softplus(-real).mean() + F.softplus(fake).mean() + surprise_real.mean() + surprise_fake.mean()
+    source_loss = F.softplus(-real).mean() + F.softplus(fake).mean()
+    return source_loss + class_loss_real.mean() + class_loss_fake.mean()
 
 # %% ../nbs/05_losses.ipynb #5543c2d2
 def g_acgan_loss(
     fake:Tensor, # Scores s of generated images, (B,)
-    surprise_fake:Tensor, # -log P(C = y | G(z, y)), (B,)
+    class_loss_fake:Tensor, # -log P(C = y | G(z, y)), (B,)
 ) -> Tensor: # (), >= 0
     "AC-GAN's generator loss, L_S - L_C in the form that does not saturate"
-    return F.softplus(-fake).mean() + surprise_fake.mean()
+    return F.softplus(-fake).mean() + class_loss_fake.mean()
 
 # %% ../nbs/05_losses.ipynb #7cd54801
 def ttur(
@@ -51,13 +52,14 @@ def ttur(
     lr_g:float=1e-4, # G's learning rate, > 0
     lr_d:float=4e-4, # D's learning rate, > 0
     betas:tuple=(0., .9), # Adam's decay rates (beta1, beta2), each in [0, 1)
-    # Learning rate of the bias vectors (not of the class tables) as a share of their network's, >=
-    # 0
+    # Learning rate of the bias vectors (not of the class tables) as a share of their network's,
+    # at least 0
     bias_lr:float=1.,
 ) -> tuple: # (opt_g, opt_d): two `torch.optim.Adam`, each with a group of weights and one of biases
     "Two Adams with imbalanced learning rates (section 4.2 and 5)"
     def adam(net, lr):
-        named = list(net.named_parameters())
-        groups = [dict(params=[p for n, p in named if n.endswith('bias') == b], lr=lr*(bias_lr if b else 1)) for b in (False, True)]
+        weights = [p for name, p in net.named_parameters() if not name.endswith('bias')]
+        biases = [p for name, p in net.named_parameters() if name.endswith('bias')]
+        groups = [dict(params=weights, lr=lr), dict(params=biases, lr=lr*bias_lr)]
         return torch.optim.Adam(groups, lr, tuple(map(float, betas)), fused=True)
     return adam(G, lr_g), adam(D, lr_d)

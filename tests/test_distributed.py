@@ -1,4 +1,4 @@
-"Two processes that train and measure together, on the CPU: the same as one, and what happens when one of them is stopped or killed"
+"Two processes that train and measure together, on the CPU: the same as one; stopped, and killed"
 import os
 os.environ['OMP_NUM_THREADS'] = '1'
 import signal, subprocess, sys, time
@@ -8,6 +8,7 @@ from sagan.checkpoints import read_log, states
 from sagan.runs import load_run
 
 TORCHRUN = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
+TRAIN = Path(sys.executable).parent/'sagan-train'
 STARTED = []
 
 @pytest.fixture(scope='module', autouse=True)
@@ -23,10 +24,11 @@ def trained(double, **changes):
     from sagan.data import digits, image_dls
     from sagan.training import sagan_learner
     me, world = rank(), world_size()
-    learn = sagan_learner(image_dls(digits(), 16//world, 20, flip=True, rank=me, world=world), 'tiny', ema_start=5, dtype='float32', **changes)
+    dls = image_dls(digits(), 16//world, 20, flip=True, rank=me, world=world)
+    learn = sagan_learner(dls, 'tiny', ema_start=5, dtype='float32', **changes)
     if double: learn.model.double()
     began = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    if me: learn.model.G.linear.bias.data.add_(1.)  # all are to begin with the weights of the first one
+    if me: learn.model.G.linear.bias.data.add_(1.)  # all are to begin with the weights of the first
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return dict(began=began, ended=learn.model.state_dict(), loss=learn.sagan_trainer.d_loss)
 
@@ -41,11 +43,12 @@ def measured():
     from sagan.training import SAGAN
     y, real, drawn = torch.arange(203) % 10, digits(), twins(151)
     G = standing_statistics(SAGAN(preset('tiny')).ema, y, seed=1, batch=50)
-    return [asdict(score(generate_batches(G, y, part=shard(203)), y, train_evaluator(real, steps=30), real)),
-            asdict(score(to_unit(drawn.x)[shard(151)], drawn.y, train_evaluator(drawn, steps=30), drawn))]
+    of_g = score(generate_batches(G, y, part=shard(203)), y, train_evaluator(real, steps=30), real)
+    of_drawn = score(to_unit(drawn.x)[shard(151)], drawn.y, train_evaluator(drawn, steps=30), drawn)
+    return [asdict(of_g), asdict(of_drawn)]
 
 def grouped(group):
-    "Batch norm of this process's share of 8 images over groups, its gradients of the whole batch, and its averages"
+    "Batch norm of this process's share of 8 images over groups, all gradients, and its averages"
     from sagan.conditioning import BatchNorm2d
     from sagan.distributed import all_gather, all_reduce, shard
     torch.manual_seed(0)
@@ -53,10 +56,11 @@ def grouped(group):
     bn, mine = BatchNorm2d(4, group), x[shard(8)].clone().requires_grad_()
     out = bn(mine)
     (out**2*w[shard(8)]).sum().backward()
-    return dict(out=all_gather(out.detach(), 8), grad=all_gather(mine.grad, 8), weight=all_reduce(bn.weight.grad), **bn.state_dict(prefix='bn.'))
+    rows = dict(out=all_gather(out.detach(), 8), grad=all_gather(mine.grad, 8))
+    return rows | dict(weight=all_reduce(bn.weight.grad), **bn.state_dict(prefix='bn.'))
 
 def blamed():
-    "What a step says when only the last process has an image that is not finite"
+    "The message of a step in which only the last process has an image that is not finite"
     from sagan.distributed import rank, world_size
     from sagan.losses import ttur
     from sagan.config import preset
@@ -64,17 +68,31 @@ def blamed():
     from sagan.training import d_step, SAGAN
     m = SAGAN(preset('tiny')).train()
     x, y, z = torch.zeros(4, 3, 32, 32), torch.arange(4), torch.zeros(4, 128)
-    try: d_step(m.G, m.D, ttur(m.G, m.D)[1], x*torch.nan if rank() == world_size() - 1 else x, y, z, y)
+    if rank() == world_size() - 1: x = x*torch.nan
+    try: d_step(m.G, m.D, ttur(m.G, m.D)[1], x, y, z, y)
     except NonFinite as e: return str(e), e.report['where']
+
+def begun():
+    "A layer with this process's weights, after it was given those of the first"
+    from sagan.distributed import all_gather_object, all_reduce_mean, barrier, broadcast_parameters, rank
+    layer = torch.nn.Linear(2, 1)
+    torch.nn.init.constant_(layer.weight, rank() + 1.)
+    broadcast_parameters(layer)
+    barrier()
+    means = [torch.tensor([1., 2.])*(rank() + 1), torch.tensor(float(rank()))]
+    all_reduce_mean(means)
+    return dict(weight=layer.weight.detach(), means=means, ranks=all_gather_object(rank()))
 
 def work(folder):
     "What the tests of equality compare, one file for each process"
     from sagan.distributed import process_group, rank, world_size
     with process_group():
-        kept = dict(scores=measured(), single=trained(False), blamed=blamed(), grouped={g: grouped(g) for g in (2, 4)})
+        results = dict(scores=measured(), single=trained(False), blamed=blamed(), begun=begun())
+        results |= dict(grouped={g: grouped(g) for g in (2, 4)})
         torch.Tensor.float = torch.Tensor.double
         torch.set_default_dtype(torch.float64)  # whatever the package computes in float32
-        torch.save(kept | dict(double=trained(True), groups=trained(True, bn_group=8)), f'{folder}/{rank()}of{world_size()}')
+        results |= dict(double=trained(True), groups=trained(True, bn_group=8))
+        torch.save(results, f'{folder}/{rank()}of{world_size()}')
 
 @pytest.fixture(scope='module')
 def kept(tmp_path_factory):
@@ -85,8 +103,16 @@ def kept(tmp_path_factory):
         assert done.returncode == 0, done.stderr
     return [torch.load(tmp/name) for name in ('0of1', '0of2', '1of2')]
 
+def test_weights_means_and_objects_of_both(kept):
+    alone, *both = [k['begun'] for k in kept]
+    assert torch.equal(alone['means'][0], torch.tensor([1., 2.])) and alone['ranks'] == [0]
+    for one in both:
+        assert torch.equal(one['weight'], torch.ones(1, 2))                    # those of the first
+        assert torch.equal(one['means'][0], torch.tensor([1.5, 3.])) and one['means'][1] == .5
+        assert one['ranks'] == [0, 1]
+
 def test_two_processes_train_as_one(kept):
-    "In float64; in float32 the rounding of the first step is enough for 20 steps of a GAN to end elsewhere (page 06)"
+    "In float64; in float32 the rounding of one step is enough for 20 steps of a GAN to end elsewhere"
     alone, first = [k['double'] for k in kept[:2]]
     for k, v in alone['ended'].items():
         assert torch.allclose(first['ended'][k].double(), v.double(), rtol=0, atol=1e-7), k
@@ -95,17 +121,20 @@ def test_two_processes_train_as_one(kept):
         assert (alone['ended'][k] - alone['began'][k]).abs().max() > 1e-4, k
 
 def test_groups_of_batch_norm_are_the_same_on_one_process_and_on_two(kept):
-    "A group of all images of a process is batch norm without synchronization; the averages are those of all groups"
+    "A group of all images of a process is batch norm without synchronization; averages are of all groups"
     alone, first, second = [k['grouped'] for k in kept]
     for group in (2, 4):
         assert alone[group].keys() == first[group].keys()
         for k, v in alone[group].items():
-            assert torch.allclose(first[group][k], v, rtol=1e-5, atol=1e-4 if k == 'weight' else 1e-5), (group, k)
+            atol = 1e-4 if k == 'weight' else 1e-5
+            assert torch.allclose(first[group][k], v, rtol=1e-5, atol=atol), (group, k)
             assert torch.equal(first[group][k], second[group][k]), (group, k)
-    x = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0)) + torch.arange(8.)[:, None, None, None]
+    x = torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    x = x + torch.arange(8.)[:, None, None, None]
     # PyTorch's own in each process, which knows of no other
     layers = [torch.nn.BatchNorm2d(4) for _ in range(2)]
-    assert torch.allclose(first[4]['out'], torch.cat([bn(part) for bn, part in zip(layers, x.chunk(2))]), atol=1e-6)
+    out = torch.cat([bn(part) for bn, part in zip(layers, x.chunk(2))])
+    assert torch.allclose(first[4]['out'], out, atol=1e-6)
     for k in ('running_mean', 'running_var'):
         assert torch.allclose(first[4][f'bn.{k}'], sum(getattr(bn, k) for bn in layers)/2, rtol=1e-6), k
 
@@ -137,33 +166,38 @@ def test_a_number_that_is_not_finite_is_found_by_all(kept):
 
 def processes_of(launcher):
     "The process ids of the workers, by rank"
-    pids = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(launcher.pid)], capture_output=True, text=True).stdout.split()
-    rank = {int(dict(v.split('=', 1) for v in Path(f'/proc/{p}/environ').read_text().split('\0') if '=' in v)['RANK']): int(p) for p in pids}
-    return [rank[r] for r in sorted(rank)]
+    command = ['ps', '-o', 'pid=', '--ppid', str(launcher.pid)]
+    pids = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    def rank(pid):
+        variables = Path(f'/proc/{pid}/environ').read_text().split('\0')
+        return int(dict(v.split('=', 1) for v in variables if '=' in v)['RANK'])
+    return [int(pid) for pid in sorted(pids, key=rank)]
 
 def train_until(tmp, step, *options):
     "sagan-train in two processes; the launcher, once the run has a state of that step or a later one"
-    p = subprocess.Popen([*TORCHRUN, '--no-python', Path(sys.executable).parent/'sagan-train', '--steps', '1000', *options], cwd=tmp, stdout=open(tmp/'said', 'w'), stderr=subprocess.STDOUT)
+    command = [*TORCHRUN, '--no-python', TRAIN, '--steps', '1000', *options]
+    p = subprocess.Popen(command, cwd=tmp, stdout=open(tmp/'output', 'w'), stderr=subprocess.STDOUT)
     STARTED.append(p)
     for _ in range(6000):
         if any(int(f.stem[5:]) >= step for f in states(tmp/'run')): return p
-        assert p.poll() is None, (tmp/'said').read_text()
+        assert p.poll() is None, (tmp/'output').read_text()
         time.sleep(.05)
-    raise AssertionError((tmp/'said').read_text())
+    raise AssertionError((tmp/'output').read_text())
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    "A run whose second process got SIGTERM, and what the commands said"
+    "A run whose second process got SIGTERM; beside it what the command printed"
     tmp = tmp_path_factory.mktemp('run')
     p = train_until(tmp, 100, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGTERM)
-    assert p.wait(300) == 0, (tmp/'said').read_text()
+    assert p.wait(300) == 0, (tmp/'output').read_text()
     return tmp/'run'
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
-    said, step = (run.parent/'said').read_text(), load_run(run).step
-    assert 100 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1000' in said and 'Traceback' not in said
-    assert said.count('steps of 16 on 2 processes') == 1                      # only the first one speaks
+    output, step = (run.parent/'output').read_text(), load_run(run).step
+    assert 100 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1000' in output
+    assert 'Traceback' not in output
+    assert output.count('steps of 16 on 2 processes') == 1                    # only the first one speaks
     assert [r['step'] for r in read_log(run)] == sorted({*range(10, step + 1, 10), step})
 
 def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(run):
@@ -171,13 +205,15 @@ def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(ru
     p = train_until(run.parent, step + 40, '--resume', 'run', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGKILL)
     assert p.wait(300) != 0
-    said = (run.parent/'said').read_text()
-    assert f'from step {step} to 1000 steps' in said and (
-        'sagan-train: one of the 2 processes is gone') in said and (
-            'go on with sagan-train --resume run') in said
+    output = (run.parent/'output').read_text()
+    assert f'from step {step} to 1000 steps' in output
+    assert 'sagan-train: one of the 2 processes is gone' in output
+    assert 'go on with sagan-train --resume run' in output
     assert load_run(run).step >= step + 40
     with open(run/'config.json') as f: assert '"batch": 16' in f.read()
-    done = subprocess.run([Path(sys.executable).parent/'sagan-train', '--resume', 'run', '--steps', str(load_run(run).step + 10), '--device', 'cpu'], cwd=run.parent, capture_output=True, text=True)
+    steps = str(load_run(run).step + 10)
+    command = [TRAIN, '--resume', 'run', '--steps', steps, '--device', 'cpu']
+    done = subprocess.run(command, cwd=run.parent, capture_output=True, text=True)
     # one process goes on where two were
     assert done.returncode == 0 and (run/'report.html').exists(), done.stderr
 

@@ -1,4 +1,4 @@
-"The three forms of the attention layer: equations, parameters, maps; and files and code that use the older names"
+"The three forms of the attention layer: equations, parameters, maps; files and code with the older names"
 import json, pickle, shutil, warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -24,19 +24,18 @@ root = Path(__file__).resolve().parent.parent
 
 def by_hand(layer, form, x):
     "Equations 1 to 3 in the words of each source, location by location, in float64"
-    W = {n: m.weight.detach().double()[:, :, 0, 0] for n, m in layer.named_children() if n != 'out' or form != 'preprint'}
+    W = {n: m.weight.detach().double()[:, :, 0, 0] for n, m in layer.named_children()
+         if n != 'out' or form != 'preprint'}
     def project(name): return torch.einsum('oc,bchw->bohw', W[name], x)
     f, g, h = project('key'), project('query'), project('value')
-    if form == 'released':
-        f, h = F.max_pool2d(f, 2), F.max_pool2d(h, 2)
+    if form == 'released': f, h = F.max_pool2d(f, 2), F.max_pool2d(h, 2)
     f, g, h = f.flatten(2), g.flatten(2), h.flatten(2)                         # (B, channels, locations)
     o = torch.empty(len(x), h.shape[1], g.shape[2], dtype=x.dtype)
     for j in range(g.shape[2]):
         s = (f*g[:, :, j:j+1]).sum(1)                                          # (B, Nk), s_ij for all i
         beta = s.exp()/s.exp().sum(1, keepdim=True)
         o[:, :, j] = (h*beta[:, None]).sum(2)
-    if form != 'preprint':
-        o = W['out'] @ o                                                       # v
+    if form != 'preprint': o = W['out'] @ o                                    # v
     return layer.gamma.item()*o.unflatten(2, x.shape[2:]) + x
 
 
@@ -52,7 +51,9 @@ def test_equations(form, sn):
     torch.testing.assert_close(y, by_hand(layer, form, x))
 
 
-@pytest.mark.parametrize('form, parts', [('preprint', (8, 8, 1, 0)), ('published', (8, 8, 8, 8)), ('released', (8, 8, 2, 2))])
+PARTS = dict(preprint=(8, 8, 1, 0), published=(8, 8, 8, 8), released=(8, 8, 2, 2))
+
+@pytest.mark.parametrize('form, parts', PARTS.items())
 def test_parameters(form, parts):
     for C in (8, 64, 256):
         layer = SelfAttention(C, form)
@@ -67,7 +68,8 @@ def test_parameters(form, parts):
 def test_maps_and_what_attention_causes(form):
     torch.manual_seed(0)
     z, y, image = torch.randn(2, 8), torch.tensor([0, 2]), torch.randn(2, 3, 32, 32)
-    for net, given, size in ((Generator(32, 3, 4, (16,), form, z_dim=8), z, 16), (Discriminator(32, 3, 8, (8,), form), image, 8)):
+    G, D = Generator(32, 3, 4, (16,), form, z_dim=8), Discriminator(32, 3, 8, (8,), form)
+    for net, given, size in ((G, z, 16), (D, image, 8)):
         net.eval()
         for a in net.attention.values(): torch.nn.init.constant_(a.gamma, 1.)
         out, (m,) = attention_maps(net, given, y)
@@ -75,22 +77,26 @@ def test_maps_and_what_attention_causes(form):
         assert m.beta.shape == (2, size**2, m.keys[0]*m.keys[1])
         torch.testing.assert_close(m.beta.sum(-1), torch.ones(2, size**2))
         with torch.no_grad():
-            with intervene(net, m): assert torch.equal(net(given, y), out)       # nothing is intervene
-            for how in (dict(gamma=0.), dict(uniform=True), dict(hide=(0, 0, 32, 16)), dict(cut=(3, 3))):
-                with intervene(net, m, **how): assert not torch.equal(net(given, y), out), how
+            with intervene(net, m): assert torch.equal(net(given, y), out)     # nothing is altered
+            for change in (dict(gamma=0.), dict(uniform=True), dict(hide=(0, 0, 32, 16)), dict(cut=(3, 3))):
+                with intervene(net, m, **change): assert not torch.equal(net(given, y), out), change
         if size == 16: assert map_statistics(out, m)['attention']
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_explorer(form):
-    cfg = Config(size=32, n_classes=3, g_width=4, d_width=8, g_attention=(16,), d_attention=(16,), form=form, z_dim=16)
+    cfg = Config(size=32, n_classes=3, g_width=4, d_width=8, form=form, z_dim=16,
+                 g_attention=(16,), d_attention=(16,))
     shown = explore(SAGAN(cfg).eval(), ['cat', 'dog', 'owl']).view
     keys = [8, 8] if form == 'released' else [16, 16]
     assert [(l['queries'], l['keys']) for l in shown.header['layers']] == [([16, 16], keys)]*2
     assert '<script' in shown.static()
 
 
-@pytest.mark.parametrize('make', [lambda f: SelfAttention(16, f), lambda f: Generator(32, 0, 4, (8,), f), lambda f: Config(form=f)], ids=['layer', 'network', 'config'])
+MAKERS = dict(layer=lambda f: SelfAttention(16, f), network=lambda f: Generator(32, 0, 4, (8,), f),
+              config=lambda f: Config(form=f))
+
+@pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize('form', ['pooled', 'Paper', '', None, ['paper'], 1])
 def test_an_unknown_form_is_refused_with_the_names_of_the_three(make, form):
     with pytest.raises(ValueError, match="form is 'preprint' or 'published' or 'released'.*got"): make(form)
@@ -104,7 +110,8 @@ def test_older_names_in_code(old, new):
     assert layer.form == new
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert Config(form=old) == Config(form=new) == Config().change(form=old) and Config(form=old).form == new
+        assert Config(form=old) == Config(form=new) == Config().change(form=old)
+        assert Config(form=old).form == new
         SAGAN(presets['tiny'].change(form=old))  # no warning: the configuration has today's name
     layer = SelfAttention(16, new, sn=False)
     pooled, layer.form = layer.pooled, old  # as an earlier version has pickled it
@@ -114,14 +121,15 @@ def test_older_names_in_code(old, new):
 
 def renamed(d): return d | dict(form={new: old for old, new in OLD.items()}[d['form']])
 
-def aged(run):
+def with_older_names(run):
     "Write the older names into every file of a run folder"
     file = run/'config.json'
     saved = json.loads(file.read_text())
     file.write_text(json.dumps(saved | dict(config=renamed(Config(**saved['config']).__dict__)), indent=1))
     for f in run.glob('*.safetensors'):
         with safe_open(f, 'pt') as whole: header = whole.metadata()
-        save_file(load_file(f), f, header | dict(config=json.dumps(renamed(asdict(Config(**json.loads(header['config'])))))))
+        cfg = Config(**json.loads(header['config']))
+        save_file(load_file(f), f, header | dict(config=json.dumps(renamed(asdict(cfg)))))
     for f in states(run):
         state = torch.load(f, weights_only=True)
         state['config'] = renamed(state['config'])
@@ -131,7 +139,7 @@ def aged(run):
 
 @pytest.mark.parametrize('name', ['digits', 'twins'])
 def test_shipped_runs_under_the_older_name(name, tmp_path):
-    run = aged(shutil.copytree(shipped(name), tmp_path/name))
+    run = with_older_names(shutil.copytree(shipped(name), tmp_path/name))
     assert json.loads((run/'config.json').read_text())['config']['form'] == 'official'
     ours, theirs = load_run(shipped(name)).model, load_run(run).model
     assert ours.cfg == theirs.cfg and theirs.cfg.form == 'released'
@@ -148,7 +156,7 @@ def test_a_run_under_the_older_name_goes_on(old, new, tmp_path, capsys):
     tiny = dict(device='cpu', g_width=2, d_width=4, batch=8, dtype='float32')
     sagan_train(data='digits', preset='tiny', out=str(tmp_path/'new'), steps=4, form=old, **tiny)
     assert json.loads((tmp_path/'new/config.json').read_text())['config']['form'] == new
-    run = aged(shutil.copytree(tmp_path/'new', tmp_path/'old'))
+    run = with_older_names(shutil.copytree(tmp_path/'new', tmp_path/'old'))
     assert torch.load(states(run)[-1], weights_only=True)['config']['form'] == old
     sagan_train(resume=str(tmp_path/'new'), steps=8, device='cpu', form=new)
     sagan_train(resume=str(run), steps=8, device='cpu', form=old)
@@ -170,4 +178,5 @@ def test_an_experiment_under_the_older_name_goes_on(tmp_path):
         assert json.loads((folder/'experiment.json').read_text())['base']['form'] == new
         with pytest.raises(ValueError, match=f"form is '{new}' there, 'published' here"):
             _claim(folder, asked | dict(base=asdict(Config(**base | dict(form='published')))))
-    assert {l.cfg.form for l, _ in load_experiment(root/'nbs/experiments/table1-twins')} == {'released', 'residual'}
+    lines = load_experiment(root/'nbs/experiments/table1-twins')
+    assert {line.cfg.form for line, _ in lines} == {'released', 'residual'}

@@ -1,0 +1,217 @@
+"Attention: fused and explicit form, maps and interventions, memory, and what is refused"
+import os, subprocess, sys
+
+import pytest, torch, torch.nn as nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.testing import assert_close
+from sagan.attention import (
+    FORMS, SelfAttention, _cell_at, _projection, _record_inputs, _visible_keys, attend, attention_maps,
+    attention_weights, intervene, resolve_form)
+
+
+def explicit(q, k, v): return attention_weights(q, k) @ v
+
+def output_and_gradients(f, q, k, v, w):
+    "Of one pass; w is an arbitrary direction"
+    o = f(q, k, v)
+    return [o, *torch.autograd.grad((o*w).sum(), (q, k, v))]
+
+def opened(channels, form='preprint', gamma=1., **kwargs):
+    "An attention layer whose gamma is no longer 0"
+    layer = SelfAttention(channels, form, **kwargs)
+    nn.init.constant_(layer.gamma, gamma)
+    return layer
+
+
+SHAPES = (2, 64, 16, 4, 32), (3, 2100, 2000, 4, 8), (33, 1024, 256, 16, 64)
+
+@pytest.mark.parametrize('B, Nq, Nk, D, Dv', SHAPES)
+def test_attend_is_the_explicit_form(B, Nq, Nk, D, Dv):
+    "Output and gradients, small and large maps, also with fewer keys than queries"
+    torch.manual_seed(0)
+    q, k, v = [torch.randn(B, n, d, requires_grad=True) for n, d in [(Nq, D), (Nk, D), (Nk, Dv)]]
+    w = torch.randn(B, Nq, Dv)
+    for a, b in zip(*[output_and_gradients(f, q, k, v, w) for f in (explicit, attend)]):
+        assert (a - b).abs().max() < 2e-5*a.abs().max()
+
+
+def test_bfloat16_is_at_least_as_accurate_as_the_explicit_form_under_autocast():
+    "Both against float64 from the same rounded inputs"
+    torch.manual_seed(0)
+    q, k, v, w = [torch.randn(4, 1500, d).bfloat16().requires_grad_() for d in (8, 8, 32, 32)]
+    exact = output_and_gradients(explicit, *[t.double() for t in (q, k, v, w)])
+    def errors(f):
+        with torch.autocast('cpu', torch.bfloat16): got = output_and_gradients(f, q, k, v, w)
+        return [((a - b).norm()/a.norm()).item() for a, b in zip(exact, got)]
+    assert max(errors(attend)) < 1.5*max(errors(explicit))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_fused_kernel_takes_our_shapes_on_a_gpu_and_stores_no_map():
+    q, k, v = [torch.randn(2, 4096, d, device='cuda') for d in (8, 8, 64)]
+    o = attention_weights(q, k) @ v
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION): assert_close(attend(q, k, v), o, rtol=0, atol=1e-4)
+    # far below the map's own size
+    assert torch.cuda.max_memory_allocated() - before < o.numel()*4 + 2*4096**2*4/4
+
+
+def grown(setup, *codes):
+    "MB by which a process, after `setup`, grows at most while it runs each of the codes"
+    script = f'''
+from pathlib import Path
+def mb(what): return int(Path("/proc/self/status").read_text().split(what)[1].split()[0])/1e3
+{setup}
+for code in {codes!r}:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = mb("VmRSS:")
+    exec(code)
+    print(mb("VmHWM:") - before)'''
+    env = os.environ | dict(MALLOC_MMAP_THRESHOLD_='100000')  # what is freed is given back
+    command = [sys.executable, '-c', script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    return [float(line) for line in done.stdout.split()]
+
+linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+
+@linux
+def test_memory_grows_with_the_locations_and_not_with_their_square():
+    "One forward and backward pass of one image with 64 channels"
+    cases = [('explicit', 2048), ('explicit', 4096), ('attend', 4096), ('attend', 8192), ('attend', 16384)]
+    mb = dict(zip(cases, grown('''
+import torch
+from sagan.attention import attend, attention_weights
+def explicit(q, k, v): return attention_weights(q, k) @ v
+def both(f, n):
+    q, k, v = [torch.randn(1, n, d, requires_grad=True) for d in (8, 8, 64)]
+    o = f(q, k, v)
+    torch.autograd.grad(o, (q, k, v), o)
+both(explicit, 64)  # what PyTorch loads at first use
+both(attend, 3000)''', *[f'both({f}, {n})' for f, n in cases])))
+    assert mb['attend', 16384] < 2.2*mb['attend', 8192] and mb['attend', 8192] < 2.2*mb['attend', 4096]
+    assert 3 < mb['explicit', 4096]/mb['explicit', 2048] < 5  # and at 16,384 16 times the second
+
+@linux
+def test_looking_at_a_large_map_takes_a_part_of_it_at_a_time():
+    "Sixteen images with 4,096 queries and as many keys: the whole map would be 1.07 GB"
+    mb, = grown('''
+import torch
+from sagan.attention import AttentionMap
+q, k = [torch.randn(16, 4096, 16) for _ in range(2)]
+m = AttentionMap('large', q, k, (64, 64), (64, 64), (128, 128))
+''', '''
+seen = m.looked_at_from(127, 127)
+assert torch.allclose(seen[:, 63, 62], m.at(127, 125)[:, 63, 63])''')
+    assert mb < 300
+
+
+def test_a_projection_is_a_matrix():
+    torch.manual_seed(0)
+    x, conv = torch.randn(2, 16, 8, 8), _projection(16, 2, False)
+    assert_close(conv(x).flatten(2), conv.weight[:, :, 0, 0] @ x.flatten(2), rtol=0, atol=1e-6)
+
+
+def test_the_published_form_by_hand():
+    torch.manual_seed(0)
+    layer, x = opened(16, 'published', .5), torch.randn(2, 16, 8, 8)
+    X = x.flatten(2)                                                           # (B, C, N)
+    projections = layer.query, layer.key, layer.value, layer.out
+    Wg, Wf, Wh, Wv = [m.weight[:, :, 0, 0] for m in projections]
+    assert [tuple(W.shape) for W in (Wg, Wf, Wh, Wv)] == [(2, 16), (2, 16), (2, 16), (16, 2)]
+    s = torch.einsum('bci,bcj->bij', Wf@X, Wg@X)                               # (B, N keys, N queries)
+    beta = s.exp()/s.exp().sum(1, keepdim=True)                                # (B, N keys, N queries)
+    o = Wv @ torch.einsum('bij,bci->bcj', beta, Wh@X)                          # (B, C, N)
+    assert_close(layer(x), (.5*o + X).unflatten(2, (8, 8)), rtol=0, atol=1e-5)
+    assert_close(attention_weights(*layer.qkv(x)[:2]), beta.mT, rtol=0, atol=1e-6)
+
+
+def test_forms_have_today_s_names():
+    assert [resolve_form(f) for f in ('paper', 'official')] == ['preprint', 'released']
+    assert [resolve_form(f) for f in FORMS] == list(FORMS)
+
+
+def test_the_cell_that_covers_a_pixel():
+    pixels = (0, 0), (0, 15), (14, 2), (15, 3)
+    assert [_cell_at((8, 8), (16, 16), *pixel) for pixel in pixels] == [0, 7, 7*8 + 1, 7*8 + 1]
+    with pytest.raises(IndexError, match='rows go from 0 to 15'): _cell_at((8, 8), (16, 16), 16, 0)
+
+
+def test_inputs_are_recorded_and_hooks_removed():
+    net, image = nn.Sequential(nn.Conv2d(3, 16, 1), SelfAttention(16)), torch.randn(1, 3, 4, 4)
+    with _record_inputs(net, ['1']) as records: net(image)
+    [(name, layer, h)] = records
+    assert (name, layer) == ('1', net[1]) and torch.equal(h, net[0](image))
+    assert not net[1]._forward_hooks
+
+
+@pytest.fixture
+def miniature():
+    "A network with 8x8 queries and 4x4 keys, its input, its output and its map"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), opened(16, 'released'),
+                        nn.Upsample(scale_factor=2), nn.Conv2d(16, 3, 3, 1, 1))
+    x = torch.randn(2, 3, 16, 16)
+    out, (m,) = attention_maps(net, x)
+    return net, x, out, m
+
+def test_maps_of_some_layers_and_of_a_compiled_network(miniature):
+    net, x, *_ = miniature
+    assert [len(attention_maps(net, x, layers=l)[1]) for l in (None, ['1'], '1', [])] == [1, 1, 1, 0]
+    compiled = nn.Sequential(*net)
+    compiled.compile(backend='eager')
+    compiled(x)
+    assert len(attention_maps(compiled, x)[1]) == 1  # its compiled code is left alone
+
+def test_parts_and_resolution_of_a_map(miniature):
+    *_, m = miniature
+    assert_close(torch.cat(list(m.parts()), 1), m.beta, rtol=0, atol=1e-6)
+    assert m.on_image(14, 2).shape == (2, 16, 16)
+
+def test_visible_keys(miniature):
+    *_, m = miniature
+    # the left half of the image: the keys of columns 0 and 1
+    left = _visible_keys(m, (0, 0, 16, 8)).view(4, 4)
+    assert left.tolist() == [[False, False, True, True]]*4
+    with pytest.raises(ValueError, match='all keys'): _visible_keys(m, (0, 0, 16, 16))
+    with pytest.raises(ValueError, match='hides no key; a key is 4x4 of 16x16 pixels'):
+        _visible_keys(m, (4, 4, 5, 5))
+
+def test_the_layer_is_itself_again_after_an_intervention(miniature):
+    net, x, out, m = miniature
+    with pytest.raises(ZeroDivisionError), intervene(net, m, gamma=0.): 1/0
+    assert 'forward' not in vars(net[1]) and torch.equal(net(x), out)
+
+@pytest.mark.parametrize('form', ['preprint', 'published'])
+def test_intervening_where_keys_are_as_many_as_queries(form):
+    torch.manual_seed(0)
+    net, h = nn.Sequential(opened(16, form), nn.Conv2d(16, 3, 3, 1, 1)), torch.randn(2, 16, 8, 8)
+    _, (m,) = attention_maps(net, h)
+    assert m.keys == (8, 8)
+    o = (m.beta @ net[0].qkv(h)[2]).mT.unflatten(2, (8, 8))                    # (B, Cv, H, W)
+    half = h + .5*net[0].out(o)                                                # (B, C, H, W)
+    with intervene(net, m, gamma=.5): assert_close(net(h), net[1](half), rtol=0, atol=1e-5)
+
+
+def test_channels_and_forms_that_are_refused():
+    with pytest.raises(ValueError, match='divisible by 8'): SelfAttention(12)
+    with pytest.raises(ValueError, match='divisible by 8'): SelfAttention(12, 'published')
+    with pytest.raises(ValueError, match='got 4'): SelfAttention(4, 'released')
+    with pytest.raises(ValueError, match="'preprint' or 'published' or 'released', got 'ours'"):
+        SelfAttention(16, 'ours')
+    # rounded down, as in the released code
+    layer = SelfAttention(12, 'released')
+    widths = [getattr(layer, n).out_channels for n in ('query', 'key', 'value', 'out')]
+    assert widths == [1, 1, 6, 12]
+
+def test_maps_and_interventions_that_are_refused(miniature):
+    net, x, _, m = miniature
+    with pytest.raises(ValueError, match='no SelfAttention layer'):
+        attention_maps(nn.Conv2d(3, 3, 1), x)
+    with pytest.raises(ValueError, match="no attention layer '0'; it has '1'"):
+        attention_maps(net, x, layers=['0'])
+    with pytest.raises(IndexError, match='rows go from 0 to 15'): m.at(16, 0)
+    with pytest.raises(IndexError, match='columns from 0 to 15'): m.looked_at_from(0, -1)
+    with pytest.raises(ValueError, match='altered already'), intervene(net, m), intervene(net, m): pass
+    other = nn.Sequential(SelfAttention(16), nn.Conv2d(16, 3, 3, 1, 1))
+    with pytest.raises(ValueError, match="no attention layer '1'"), intervene(other, m): pass
