@@ -1,4 +1,4 @@
-"Gives setuptools what stands in settings.ini, and README.md as a package index shows it; the rest stands in pyproject.toml"
+"Gives setuptools what settings.ini holds, and README.md for a package index; the rest is in pyproject.toml"
 import re, sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -18,10 +18,13 @@ if 'editable_wheel' in sys.argv: scripts.append('nbdev_test=nbdev.test:nbdev_tes
 url = dict(re.findall(r'^(\w+) = "(https:.*?)/?"$', text('pyproject.toml'), re.M))
 tag = 'v' + re.search(r'__version__ = "(.*)"', text('sagan/__init__.py'))[1]
 def absolute(link):
-    "A link of README.md from elsewhere: pages lead to the docs, pictures and other files to the repository as of this version"
+    """A link of README.md from elsewhere.
+
+    Pages lead to the docs, pictures and other files to the repository as of this version."""
     picture, words, path = link.groups()
-    if page := re.fullmatch(r'nbs/(?:\d+_)?(\w+)\.ipynb(#.*)?', path):
-        return f"{words}({url['Documentation']}/{page[1]}.html{page[2] or ''})"
+    if page := re.fullmatch(r'nbs/(library/)?(?:\d+_)?(\w+)\.ipynb(#.*)?', path):
+        folder, name, place = [p or '' for p in page.groups()]
+        return f"{words}({url['Documentation']}/{folder}{name}.html{place})"
     return f"{picture}{words}({url['Repository']}/{'raw' if picture else 'blob'}/{tag}/{path})"
 
 setup(

@@ -1,4 +1,4 @@
-"""Images in [-1, 1] with their labels, from a folder, a data set or a line of code, fast enough that training hardly waits
+"""Images in [-1, 1] with their labels, from a folder, a data set or a line of code, in batches
 
 Docs: https://sagan-gan.github.io/sagan/library/data.html.md"""
 
@@ -6,26 +6,27 @@ Docs: https://sagan-gan.github.io/sagan/library/data.html.md"""
 
 # %% auto #0
 __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'FITTED', 'to_unit', 'to_bytes', 'check_size', 'Images', 'digits',
-           'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'folder', 'ImageFiles', 'from_dataset',
-           'MemoryLoader', 'image_dls', 'named_twins', 'is_builtin', 'load_images']
+           'twins', 'twin_colours', 'twin_agreement', 'twin_pairs', 'list_images', 'read_image', 'decode_images',
+           'folder', 'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls', 'named_twins', 'is_builtin',
+           'load_images']
 
 # %% ../nbs/library/21_data.ipynb #37a79b58
-import json, os, re, shutil, torch, torch.nn.functional as F
-from collections.abc import Iterator
-from typing import Any
+import os, re, torch, torch.nn.functional as F
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from warnings import warn
 import numpy as np
 from fastai.data.core import DataLoaders
+from fastai.torch_core import show_images
 from fastprogress import progress_bar
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
-from .storage import atomic_write, file_lock, MappedImages
+from .storage import cached_images, MappedImages, Prefetcher, take_images
 
 # %% ../nbs/library/21_data.ipynb #907c01d5
 def to_unit(
@@ -49,43 +50,50 @@ def check_size(
 ) -> None:
     "Raise `ValueError` for a size that the networks do not have"
     if size not in (32, 64, 128, 256):
-        raise ValueError(f"size must be 32, 64, 128 or 256 pixels (a power of two that the "
-                         f"networks have), got {size!r}")
+        raise ValueError(f"size must be 32, 64, 128 or 256 pixels (a power of two that the networks have), "
+                         f"got {size!r}")
 
 # %% ../nbs/library/21_data.ipynb #c31faf46
 @dataclass
 class Images:
     "A labelled set of images, in memory or in a file"
-    x:Any         # (n, 3, S, S) uint8: a `Tensor`, or a `MappedImages` where they do not fit into memory
-    y:Tensor      # (n,) int64, indices into `classes`; all 0 without classes
-    classes:list[str]  # Class names; empty when there are none (unconditional)
-    name:str      # Where they come from
-    interpolation:str = 'none'  # How they were brought to their size
+    x:Any # (n, 3, S, S) uint8: a `Tensor`, or a `MappedImages` where they do not fit into memory
+    y:Tensor # (n,) int64, indices into `classes`; all 0 without classes
+    classes:list[str] # Class names; empty when there are none (unconditional)
+    name:str # Where they come from
+    interpolation:str = 'none' # How they were brought to their size
+
     def __len__(self): return len(self.x)
-    def _with(self, x, y): return Images(x, y, self.classes, self.name, self.interpolation)
     def __getitem__(self, i):
-        return self._with(self.x[i] if isinstance(self.x, Tensor) else self.x.rows(i), self.y[i])
+        x = self.x[i] if isinstance(self.x, Tensor) else self.x.rows(i)
+        return replace(self, x=x, y=self.y[i])
+
     @property
     def size(self) -> int: # Pixels
         "Of a side"
         return self.x.shape[-1]
+
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
     ) -> Iterator[Tensor]: # x (B, 3, S, S) uint8 each, in order
         "One pass over the images"
         return (self.x[i:i+n] for i in range(0, len(self), n))
+
     def split(self,
         share:float=.2, # Share of the images that is held out, between 0 and 1
         seed:int=0, # Seed of the shuffle
     ) -> tuple['Images', 'Images']: # Those to train on, those held out
         "Shuffle and split; the same seed gives the same split"
-        order, n = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)), round(len(self)*share)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        n = round(len(self)*share)
         return self[order[n:]], self[order[:n]]
+
     def to(self,
         device:str|torch.device, # Where images and labels should be held
     ) -> 'Images': # There; images in a file stay in their file
-        "Hold the data on a device, for one that has room for it: batches are then indexed there, and no image is copied during training"
-        return self._with(self.x.to(device) if isinstance(self.x, Tensor) else self.x, self.y.to(device))
+        "Hold the data on a device that has room for it: batches are indexed there, and no image is copied"
+        x = self.x.to(device) if isinstance(self.x, Tensor) else self.x
+        return replace(self, x=x, y=self.y.to(device))
 
 # %% ../nbs/library/21_data.ipynb #5261c3d3
 def digits(
@@ -94,37 +102,38 @@ def digits(
     "Scikit-learn's handwritten digits, enlarged by bicubic interpolation"
     check_size(size)
     d = load_digits()
-    x = torch.tensor(d.images, dtype=torch.float32)[:, None]/8 - 1  # (n, 1, 8, 8) in [-1, 1]
-    x = F.interpolate(x, size=size, mode='bicubic', align_corners=False)       # (n, 1, S, S)
-    return Images(to_bytes(x).expand(-1, 3, -1, -1).contiguous(), torch.tensor(d.target), [str(c) for c in range(10)], 'digits', 'bicubic')
+    x = torch.tensor(d.images, dtype=torch.float32)[:, None]/8 - 1              # (n, 1, 8, 8) in [-1, 1]
+    x = F.interpolate(x, size=size, mode='bicubic', align_corners=False)        # (n, 1, S, S)
+    x = to_bytes(x).expand(-1, 3, -1, -1).contiguous()                          # (n, 3, S, S)
+    return Images(x, torch.tensor(d.target), [str(c) for c in range(10)], 'digits', 'bicubic')
 
 # %% ../nbs/library/21_data.ipynb #4a0d368e
-# widths of the six rows of each shape, symmetric, so that its centroid is its centre
-TWIN_SHAPES = dict(
-    square=(6, 6, 6, 6, 6, 6), disc=(4, 6, 6, 6, 6, 4), diamond=(2, 4, 6, 6, 4, 2), plus=(2, 2, 6, 6, 2, 2))
+# widths of the six rows of each shape, symmetric, so that its centroid is its center
+TWIN_SHAPES = dict(square=(6, 6, 6, 6, 6, 6), disc=(4, 6, 6, 6, 6, 4),
+                   diamond=(2, 4, 6, 6, 4, 2), plus=(2, 2, 6, 6, 2, 2))
 # (6, 3): red yellow green cyan blue magenta
 TWIN_COLOURS = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]).float()
 
 # %% ../nbs/library/21_data.ipynb #812d98ed
-def _mask(widths, scale):
+def _draw_mask(widths, scale):
     "A shape of 6x6 cells from the widths of its rows, each cell `scale` pixels wide: (6s, 6s) of bool"
     m = torch.tensor([[abs(c - 2.5) < w/2 for c in range(6)] for w in widths])  # (6, 6)
     return m.repeat_interleave(scale, 0).repeat_interleave(scale, 1)            # (6s, 6s)
 
 # %% ../nbs/library/21_data.ipynb #b063d39d
-def _paint(x, mask, colours, top, left):
-    "Paint a twin into one image x (3, S, S) where `mask` (h, w) is true, in the two colours"
+def _paint_twin(x, mask, colors, top, left):
+    "Paint a twin into one image x (3, S, S) where `mask` (h, w) is true, in the two colors"
     h, w = mask.shape
-    paint = TWIN_COLOURS[colours].repeat_interleave(h//2, 0).T[:, :, None]    # (3, h, 1)
+    paint = TWIN_COLOURS[colors].repeat_interleave(h//2, 0).T[:, :, None]     # (3, h, 1)
     box = x[:, top:top+h, left:left+w]                                        # (3, h, w), a view
     box.copy_(torch.where(mask, paint, box))
 
 # %% ../nbs/library/21_data.ipynb #6d110763
-def _twin_columns(n, size, pick, gap):
+def _place_twins(n, size, draw, gap):
     "Left edges of both twins (n, 2), and the masks of the shapes (classes, 6s, w)"
     s = size//32
-    edge = pick(2*s+1, n, 2)                                                  # (n, 2)
-    masks = torch.stack([_mask(w, s) for w in TWIN_SHAPES.values()])          # (4, 6s, 6s)
+    edge = draw(2*s+1, n, 2)                                                  # (n, 2)
+    masks = torch.stack([_draw_mask(w, s) for w in TWIN_SHAPES.values()])     # (4, 6s, 6s)
     if gap is None: return torch.stack([edge[:, 0], size - 6*s - edge[:, 1]], 1), masks
     left = (size - gap)//2
     return torch.tensor([left - 4*s, left + gap]).expand(n, 2), masks[:1, :, s:5*s]
@@ -136,8 +145,7 @@ def twins(
     seed:int=0, # Seed of everything that is drawn
     agree:bool=True, # Same colors in both twins? Otherwise the right one draws its own
     gap:int|None=None, # Pixels between the twins, even; None for one at each edge of the image
-    # Give the left twin the second pair of colors that is drawn, instead of the first?
-    exchange:bool=False,
+    exchange:bool=False, # Give the left twin the second pair of colors that is drawn, instead of the first?
 ) -> Images: # `n` images, 4 classes (the shapes); with `gap` upright bars and no classes
     "Images of two far-apart shapes of the same colors; raises `ValueError` for other sizes or gaps"
     if size not in (32, 64): raise ValueError(f"twins are drawn at 32 or 64 pixels, got {size!r}")
@@ -145,259 +153,192 @@ def twins(
     if gap is not None and (type(gap) is not int or gap % 2 or not 0 <= gap <= widest):
         raise ValueError(f"the gap must be an even number from 0 to {widest} pixels, got {gap!r}")
     g, s = torch.Generator().manual_seed(seed), size//32
-    def pick(high, *shape): return torch.randint(high, shape, generator=g)
+    def draw(high, *shape): return torch.randint(high, shape, generator=g)
     x = .25 + .4*torch.rand(n, 1, 4, 4, generator=g)
     x = F.interpolate(x, size=size, mode='bicubic').repeat(1, 3, 1, 1)        # gray background
-    y, pair = pick(4, n), pick(6, n, 2)                                       # upper, lower color
-    top = pick(26*s+1, n, 2)                                                  # of both twins
-    left, masks = _twin_columns(n, size, pick, gap)
+    y, pair = draw(4, n), draw(6, n, 2)                                       # upper, lower color
+    top = draw(26*s+1, n, 2)                                                  # of both twins
+    left, masks = _place_twins(n, size, draw, gap)
     if gap is not None: y = torch.zeros_like(y)
-    other = pick(6, n, 2)                                                     # drawn last
+    other = draw(6, n, 2)                                                     # drawn last
     if exchange: pair, other = other, pair
     right = pair if agree else other
     for i in range(n):
-        _paint(x[i], masks[y[i]], pair[i], top[i, 0], left[i, 0])
-        _paint(x[i], masks[y[i]], right[i], top[i, 1], left[i, 1])
+        _paint_twin(x[i], masks[y[i]], pair[i], top[i, 0], left[i, 0])
+        _paint_twin(x[i], masks[y[i]], right[i], top[i, 1], left[i, 1])
     name = ('twins' if gap is None else f'twins-gap{gap}') + ('' if agree else ', not agreeing')
     return Images(to_bytes(x*2 - 1), y, list(TWIN_SHAPES) if gap is None else [], name)
 
 # %% ../nbs/library/21_data.ipynb #d31c87de
-def _parts(halves):
-    "Where the two parts of a twin are in each half of the images (n, 2, 3, S, S/2) in [0, 1]: (n, 2 halves, 2 parts, S, S/2) of 0 and 1"
+def _find_parts(halves):
+    "Masks of a twin's two parts in each half (n, 2, 3, S, S/2) in [0, 1]: (n, 2 halves, 2 parts, S, S/2)"
     twin = (halves.amax(2) - halves.amin(2) > .5).float()                     # (n, 2, S, S/2)
     rows = torch.arange(halves.shape[3], device=halves.device)[:, None]       # (S, 1)
-    centre = (twin*rows).sum((2, 3)) / twin.sum((2, 3)).clamp(min=1)          # (n, 2)
-    upper = (rows < centre[..., None, None]).float()                          # (n, 2, S, 1)
+    center = (twin*rows).sum((2, 3)) / twin.sum((2, 3)).clamp(min=1)          # (n, 2)
+    upper = (rows < center[..., None, None]).float()                          # (n, 2, S, 1)
     return torch.stack([twin*upper, twin*(1-upper)], 2)                       # (n, 2, 2, S, S/2)
 
 # %% ../nbs/library/21_data.ipynb #b5f1595e
 def twin_colours(
     x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64
-    # (n, 2, 2) int64: [left or right twin, upper or lower part] -> index into `TWIN_COLOURS`, -1
-    # for no twin
-) -> Tensor:
-    "Read the colours of both twins back from the pixels"
+) -> Tensor: # (n, 2, 2) int64: [left or right, upper or lower] -> index into `TWIN_COLOURS`, -1: no twin
+    "Read the colors of both twins back from the pixels"
     x, size = x.float()*.5 + .5, x.shape[-1]                                  # [0, 1]
     halves = torch.stack([x[..., :size//2], x[..., size//2:]], 1)             # (n, 2, 3, S, S/2)
-    parts = _parts(halves)                                                    # (n, 2, 2, S, S/2)
-    colour = torch.einsum('nhpij,nhcij->nhpc', parts, halves)                 # (n, 2, 2, 3)
-    # (6, 3), hue directions
-    palette = F.normalize(TWIN_COLOURS.to(x) - TWIN_COLOURS.to(x).mean(1, keepdim=True), dim=1)
-    named = ((colour - colour.mean(3, keepdim=True)) @ palette.T).argmax(3)   # (n, 2, 2)
+    parts = _find_parts(halves)                                               # (n, 2, 2, S, S/2)
+    color = torch.einsum('nhpij,nhcij->nhpc', parts, halves)                  # (n, 2, 2, 3)
+    palette = TWIN_COLOURS.to(x)
+    hues = F.normalize(palette - palette.mean(1, keepdim=True), dim=1)        # (6, 3)
+    named = ((color - color.mean(3, keepdim=True)) @ hues.T).argmax(3)        # (n, 2, 2)
     return torch.where(parts.sum((2, 3, 4))[..., None] >= 8*(size//32)**2, named, -1)
 
 # %% ../nbs/library/21_data.ipynb #5af9bd31
-def _agreeing(x):
-    "Which images (or colours of images) have two twins of the same colours, (n,) of bool, and the colours of the left twins, (n, 2)"
+def _find_agreeing(x):
+    "Which images (or colors of images) have twins of the same colors, (n,) bool; the left colors (n, 2)"
     left, right = (x if x.ndim == 3 else twin_colours(x)).unbind(1)           # (n, 2) each
     return ((left == right) & (left >= 0)).all(1), left
 
 # %% ../nbs/library/21_data.ipynb #6c5f8de8
 def twin_agreement(
-    # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n,
-    # 2, 2)
-    x:Tensor,
+    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their `twin_colours`, (n, 2, 2)
 ) -> float: # Share in [0, 1]: 1 for real images, about 1/36 for unrelated halves
-    "Share of images with two twins whose upper and lower colours both agree"
-    return _agreeing(x)[0].float().mean().item()
+    "Share of images with two twins whose upper and lower colors both agree"
+    return _find_agreeing(x)[0].float().mean().item()
 
 # %% ../nbs/library/21_data.ipynb #359d14b9
 def twin_pairs(
-    # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their colours from `twin_colours`, (n,
-    # 2, 2)
-    x:Tensor,
+    x:Tensor, # Images, (n, 3, S, S), float in [-1, 1], S 32 or 64; or their `twin_colours`, (n, 2, 2)
 ) -> int: # 0 to 36
-    "Number of different (upper, lower) colour pairs among the images whose twins agree: 1 for a collapsed generator"
-    agree, left = _agreeing(x)                                                # (n,), (n, 2)
+    "Different (upper, lower) color pairs among images whose twins agree: 1 for a collapsed generator"
+    agree, left = _find_agreeing(x)                                           # (n,), (n, 2)
     return len(left[agree].unique(dim=0))
 
 # %% ../nbs/library/21_data.ipynb #461a10ba
 EXTENSIONS = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff'
-def _images_in(path):
+
+def _image_files(path):
     return sorted(n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in EXTENSIONS)
 
 # %% ../nbs/library/21_data.ipynb #ab507288
-def _per_class(path, sub):
+def _list_classes(path, subfolders):
     "The images of each subfolder, class -> names; raises `ValueError` naming those without"
-    per_class = {p.name: _images_in(p) for p in sub}
+    per_class = {p.name: _image_files(p) for p in subfolders}
     empty = [c for c, names in per_class.items() if not names]
     if empty:
-        raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or "
-                         f"remove the subfolder"
-                                   + (f" (did you mean {path/empty[0]}?)" if any(p.is_dir() for p in (path/empty[0]).iterdir()) else ''))
+        first = path/empty[0]
+        hint = f" (did you mean {first}?)" if any(p.is_dir() for p in first.iterdir()) else ''
+        raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or remove "
+                         f"the subfolder{hint}")
     return per_class
 
 # %% ../nbs/library/21_data.ipynb #865ccd93
-def _list_folder(path):
-    "Names relative to the folder, labels and class names, or an error that says what is wrong with it"
+def list_images(
+    path:Path, # Folder of images, or of one subfolder per class
+) -> tuple[list[str], Tensor, list[str]]: # Names relative to it, labels (n,) int64, class names
+    """The image files of a folder, sorted
+
+    Raises `FileNotFoundError` if there is no folder, `ValueError` if it has no images or mixes them with
+    subfolders."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one "
                                 f"subfolder of images per class")
-    here, sub = _images_in(path), sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    if here and sub:
+    here = _image_files(path)
+    subfolders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
+    if here and subfolders:
         raise ValueError(f"{path} holds both images and subfolders; keep either images (no "
                          f"classes) or one subfolder per class")
-    if not here and not sub:
+    if not here and not subfolders:
         raise ValueError(f"{path} holds no images; they may end in {', '.join(EXTENSIONS)}")
     if here: return here, torch.zeros(len(here), dtype=torch.int64), []
-    per_class = _per_class(path, sub)
+    per_class = _list_classes(path, subfolders)
     counts = torch.tensor([len(names) for names in per_class.values()])  # (classes,)
-    return [f'{c}/{n}' for c, names in per_class.items() for n in names], torch.arange(len(counts)).repeat_interleave(counts), list(per_class)
+    names = [f'{c}/{n}' for c, names in per_class.items() for n in names]
+    return names, torch.arange(len(counts)).repeat_interleave(counts), list(per_class)
 
 # %% ../nbs/library/21_data.ipynb #60500c76
 FITTED = 'central square, Pillow bicubic'  # what `ImageOps.fit` does
 
-def _fitted(im, size):
+def _crop_and_resize(im, size):
     "A PIL image as (3, S, S) bytes"
     square = ImageOps.fit(im.convert('RGB'), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 # %% ../nbs/library/21_data.ipynb #a05a7919
-def _read(file, size):
-    "One image file as (3, S, S) bytes, or the reason why it cannot be read"
+def read_image(
+    file:Path, # Image file
+    size:int, # Pixels of a side after cropping and resizing
+) -> Tensor: # (3, S, S) uint8
+    "Read an image, upright, central square, resized; raises `ValueError` with the reason if it cannot"
     try:
-        with Image.open(file) as im: return _fitted(ImageOps.exif_transpose(im), size)
+        with Image.open(file) as im: return _crop_and_resize(ImageOps.exif_transpose(im), size)
     except Exception as e:
-        return 'zero bytes' if file.stat().st_size == 0 else f'{type(e).__name__}: {e}'.replace(str(file), file.name)
+        reason = f'{type(e).__name__}: {e}'.replace(str(file), file.name)
+        raise ValueError(reason if file.stat().st_size else 'zero bytes') from e
 
 # %% ../nbs/library/21_data.ipynb #f2be7d54
-def _bar(steps, n): return progress_bar(steps, leave=False) if n > 1000 else steps
+def _show_progress(steps, n): return progress_bar(steps, leave=False) if n > 1000 else steps
 
-def _decode(path, names, size, put):
-    "Hand every image that can be read to `put`, in order; returns the others, name -> reason"
+def decode_images(
+    path:Path, # Folder
+    names:list[str], # Image files in it, relative to it
+    size:int, # Pixels of a side after cropping and resizing
+    put:Callable[[Tensor], Any], # Called with each image that can be read, (3, S, S) uint8, in order
+) -> dict[str, str]: # Files that cannot be read: name -> reason
+    "Read images in several threads"
     bad = {}
     with ThreadPoolExecutor() as pool:
-        for i in _bar(range(0, len(names), 256), len(names)):
-            for name, r in zip(names[i:i+256], pool.map(lambda n: _read(path/n, size), names[i:i+256])):
-                if isinstance(r, str): bad[name] = r
-                else: put(r)
+        for i in _show_progress(range(0, len(names), 256), len(names)):
+            for name, reading in [(n, pool.submit(read_image, path/n, size)) for n in names[i:i+256]]:
+                try: image = reading.result()
+                except ValueError as e: bad[name] = str(e)
+                else: put(image)
     return bad
 
 # %% ../nbs/library/21_data.ipynb #63290610
-def _in_memory(path, names, size):
+def _decode_to_memory(path, names, size):
     "The images of a folder that can be read, (n, 3, S, S), and the others, name -> reason"
     x = torch.empty(len(names), 3, size, size, dtype=torch.uint8)  # (n, 3, S, S)
     rows = iter(x)
-    bad = _decode(path, names, size, lambda r: next(rows).copy_(r))
+    bad = decode_images(path, names, size, lambda image: next(rows).copy_(image))
     return x[:len(names) - len(bad)], bad
 
 # %% ../nbs/library/21_data.ipynb #ed355582
-def _refuse(path, names, bad, skip_bad):
+def _report_unreadable(path, names, bad, skip_bad):
     "Raise `ValueError` naming the bad files, or warn with their names if they may be left out"
-    message = (f"{len(bad)} of {len(names)} files in {path} cannot be read: "
-               f"{'; '.join(f'{n} ({r})' for n, r in list(bad.items())[:10])}") + ('; ...' if len(bad) > 10 else '')
-    if not skip_bad or len(bad) == len(names):
-        raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True "
-                                   "(--skip-bad)")
-    warn(message + '. They are left out')
+    reasons = [f'{name} ({reason})' for name, reason in list(bad.items())[:10]]
+    message = (f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(reasons)}"
+               + ('; ...' if len(bad) > 10 else ''))
+    if skip_bad and len(bad) < len(names): return warn(message + '. They are left out')
+    raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
 
 # %% ../nbs/library/21_data.ipynb #cb03ee54
 def folder(
     path:str|Path, # Folder of images, or of one subfolder per class
     size:int=128, # Pixels of a side after cropping and resizing
-    # Leave out files that cannot be read (with a warning that names them) instead of refusing?
-    skip_bad:bool=False,
-    # Largest data set to hold in memory, GB; a larger one is decoded once into a cache file
-    max_gb:float=8.,
-    # Folder for cache files, None for `sagan` in $XDG_CACHE_HOME or ~/.cache
-    cache:str|Path|None=None,
+    skip_bad:bool=False, # Leave out files that cannot be read, with a warning that names them, or refuse?
+    max_gb:float=8., # Largest set to hold in memory, GB; a larger one is decoded once into a cache file
+    cache:str|Path|None=None, # Folder for cache files, None for `sagan` in $XDG_CACHE_HOME or ~/.cache
 ) -> Images: # The images; `classes` are the names of the subfolders, empty if there are none
-    "Read a folder of images; raises `FileNotFoundError`, `ValueError` naming the files or folders that are in the way, or `OSError` if a cache is needed and cannot be written"
+    """Read a folder of images
+
+    Raises `FileNotFoundError`, `ValueError` naming the files or folders that are in the way, or `OSError` if
+    a cache is needed and cannot be written."""
     check_size(size)
     path = Path(path)
-    names, y, classes = _list_folder(path)
+    names, y, classes = list_images(path)
+    def decode(names, put): return decode_images(path, names, size, put)
+    x:Any
     in_file = len(names)*3*size**2 > max_gb*1e9
-    x, bad = _cached(path, names, size, cache) if in_file else _in_memory(path, names, size)
+    if in_file: x, bad = cached_images(path, names, size, FITTED, decode, cache)
+    else: x, bad = _decode_to_memory(path, names, size)
     if bad:
-        _refuse(path, names, bad, skip_bad)
+        _report_unreadable(path, names, bad, skip_bad)
         y = y[[n not in bad for n in names]]
     lost = [c for c, n in zip(classes, torch.bincount(y, minlength=len(classes))) if not n]
     if lost:
-        raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its "
-                         f"images, or remove the subfolder")
+        raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or "
+                         f"remove the subfolder")
     return Images(MappedImages(x, size) if in_file else x, y, classes, str(path), FITTED)
-
-# %% ../nbs/library/21_data.ipynb #56f9a34a
-def _sources(path, names):
-    "Digest of what the files are called, how large they are and when they were changed"
-    h = sha256()
-    for n in names:
-        s = os.stat(f'{path}/{n}')
-        h.update(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode(errors='surrogateescape'))
-    return h.hexdigest()[:16]
-
-# %% ../nbs/library/21_data.ipynb #373e94f2
-def _sample(file, row):
-    "Digest of 64 images of `row` bytes, spread over the file from the first to the last"
-    h, n = sha256(), file.stat().st_size//row
-    with open(file, 'rb') as f:
-        for k in np.linspace(0, n - 1, 64).astype(int) if n else ():
-            f.seek(int(k)*row)
-            h.update(f.read(row))
-    return h.hexdigest()[:16]
-
-# %% ../nbs/library/21_data.ipynb #1e8a5fae
-def _unusable(at, wanted, path, row):
-    "Why the cache in the folder `at` is not what is wanted; '' if it is, None if there is none; and the files that it leaves out"
-    try:
-        about = dict(json.loads((at/'about.json').read_text()))
-        bad = dict(about['bad'])
-        stored = (at/'images').stat().st_size
-    except OSError: return None, {}
-    except (ValueError, TypeError, KeyError) as e:
-        return f'about.json is damaged ({type(e).__name__})', {}
-    for k, v in wanted.items():
-        if about.get(k) != v: return f"its {k} was {about.get(k)!r} and is {v!r} now", {}
-    whole = (wanted['number of files'] - len(bad))*row
-    if stored != whole: return f'its images take {stored:,} bytes instead of {whole:,}', {}
-    if _sample(at/'images', row) != about.get('sample'):
-        return 'its images are not those that were written', {}
-    healed = [n for n in bad if not isinstance(_read(path/n, wanted['size']), str)]
-    return f'{healed[0]} can be read now' if healed else '', bad
-
-# %% ../nbs/library/21_data.ipynb #f73fc437
-def _cache_folder(path, size, cache):
-    "Where the cache of a folder of images is, or would be"
-    home = Path(cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'sagan')
-    return home/f"{path.resolve().name}-{size}px-{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
-
-# %% ../nbs/library/21_data.ipynb #59ca03b2
-def _make_cache(at, path, names, wanted, row, why):
-    "Decode a folder into the cache `at`; returns the files that it leaves out, name -> reason; raises `OSError` where there is no room"
-    for f in (*at.glob('.*.new'), at/'about.json', at/'images'): f.unlink(missing_ok=True)
-    size, need, free = wanted['size'], len(names)*row, shutil.disk_usage(at).free
-    if free < need:
-        raise OSError(f"{len(names):,} images at {size} px need {need/1e9:.1f} GB in {at}, where "
-                      f"{free/1e9:.1f} GB are free; make room, name another folder as cache, or "
-                      f"use a smaller size")
-    print(f"{path}: {len(names):,} images at {size} px take {need/1e9:.1f} GB and are decoded once "
-          f"into {at}" + (f", made anew because {why}" if why else ''), flush=True)
-    try:
-        with atomic_write(at/'images') as new, open(new, 'wb') as f:
-            bad = _decode(path, names, size, lambda r: f.write(r.numpy()))
-    except OSError as e:
-        raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
-    about = wanted | dict(sample=_sample(at/'images', row), bad=bad)
-    with atomic_write(at/'about.json') as new: new.write_text(json.dumps(about, indent=1))
-    return bad
-
-# %% ../nbs/library/21_data.ipynb #d92d7c44
-def _cached(path, names, size, cache):
-    "The file with the decoded images of a folder, made where it is missing, and the files that it leaves out, name -> reason"
-    at, row = _cache_folder(path, size, cache), 3*size**2
-    wanted = {'number of files': len(names), 'size': size, 'interpolation': FITTED, 'digest of names, sizes and times': _sources(path, names)}
-    why, bad = _unusable(at, wanted, path, row)
-    if why == '': return at/'images', bad
-    try:
-        at.mkdir(parents=True, exist_ok=True)
-        (at/'.lock').touch()
-    except OSError as e:
-        raise type(e)(f"the cache folder {at.parent} cannot be written ({e.strerror}); name "
-                      f"another one as cache") from None
-    with file_lock(at, wait=True):
-        why, bad = _unusable(at, wanted, path, row)  # another process may have made it meanwhile
-        if why != '': bad = _make_cache(at, path, names, wanted, row, why)
-    return at/'images', bad
 
 # %% ../nbs/library/21_data.ipynb #5d378d45
 class ImageFiles:
@@ -408,40 +349,41 @@ class ImageFiles:
     ):
         check_size(size)
         self.path, self.size, self.name, self.interpolation = Path(path), size, str(path), FITTED
-        self.files, self.y, self.classes = _list_folder(self.path)                # names; (n,)
+        self.files, self.y, self.classes = list_images(self.path)  # names; (n,)
+
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
         new = copy(self)
         new.files, new.y = self.files[i], self.y[i]
         return new
+
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
     ) -> Iterator[Tensor]: # x (B, 3, S, S) uint8 each, in the order of the files
         "One pass over the files; raises `ValueError` naming those that cannot be read"
-        with ThreadPoolExecutor() as pool:
-            for i in range(0, len(self), n):
-                names = self.files[i:i+n]
-                read = list(pool.map(lambda n: _read(self.path/n, self.size), names))
-                bad = [f'{n} ({r})' for n, r in zip(names, read) if isinstance(r, str)]
-                if bad:
-                    raise ValueError(f"files in {self.path} cannot be read: {'; '.join(bad[:10])}. "
-                                     f"Repair or remove them")
-                yield torch.stack(read)                                          # (B, 3, S, S)
+        for i in range(0, len(self), n):
+            images:list[Tensor] = []
+            bad = decode_images(self.path, self.files[i:i+n], self.size, images.append)
+            if bad:
+                reasons = [f'{name} ({reason})' for name, reason in list(bad.items())[:10]]
+                raise ValueError(f"files in {self.path} cannot be read: {'; '.join(reasons)}. Repair or "
+                                 f"remove them")
+            yield torch.stack(images)  # (B, 3, S, S)
 
 # %% ../nbs/library/21_data.ipynb #efeeaa64
-def _columns(ds, columns):
-    "Item i of a Hugging Face data set as (image, label), and its class names; or an error that says what there is"
+def _read_columns(ds, columns):
+    "A function that gives item i of a Hugging Face data set as (image, label), and the class names"
     image, label = columns
     if isinstance(ds, dict):
         raise ValueError(f"this data set has the splits {', '.join(ds)}; give one of them, such as "
                          f"ds[{next(iter(ds))!r}]")
     if not hasattr(ds, '__len__'):
-        raise ValueError("this data set is streamed and has no length; load it without "
-                         "streaming=True, or save its images to a folder")
+        raise ValueError("this data set is streamed and has no length; load it without streaming=True, or "
+                         "save its images to a folder")
     for c in (image, label):
         if c not in (*ds.features, None):
-            raise ValueError(f"the data set has no column {c!r}; give columns=(image, label) out "
-                             f"of {', '.join(ds.features)}")
+            raise ValueError(f"the data set has no column {c!r}; give columns=(image, label) out of "
+                             f"{', '.join(ds.features)}")
     def item(i):
         row = ds[i]
         return row[image], row[label] if label else 0
@@ -449,48 +391,41 @@ def _columns(ds, columns):
 
 # %% ../nbs/library/21_data.ipynb #b4248c33
 def from_dataset(
-    # A data set with `len` whose items are (PIL image, int label), or one split of Hugging Face's
-    # `datasets`
-    ds:Any,
+    ds:Any, # `len` items of (PIL image, int label), or one split of Hugging Face's `datasets`
     size:int, # Pixels of a side after cropping and resizing
-    # Names of a Hugging Face data set's columns with images and labels; None for no labels
-    columns:tuple=('image', 'label'),
+    columns:tuple=('image', 'label'), # Hugging Face columns with images and labels; None for no labels
 ) -> Images: # The images; class names from `ds.classes`, or from the label's column, if it has them
-    "Read a data set into memory; raises `ValueError` for a Hugging Face data set that is streamed, has splits, or lacks a column"
+    """Read a data set into memory
+
+    Raises `ValueError` for a Hugging Face data set that is streamed, has splits, or lacks a column."""
     check_size(size)
-    item, classes = _columns(ds, columns) if hasattr(ds, 'column_names') else (ds.__getitem__, getattr(ds, 'classes', None))
+    item, classes = ds.__getitem__, getattr(ds, 'classes', None)
+    if hasattr(ds, 'column_names'): item, classes = _read_columns(ds, columns)
     x, y = [], []
-    for i in _bar(range(len(ds)), len(ds)):
+    for i in _show_progress(range(len(ds)), len(ds)):
         im, label = item(i)
-        x.append(_fitted(im, size))
+        x.append(_crop_and_resize(im, size))
         y.append(int(label))
+    if classes is None: classes = range(max(y) + 1)
     name = getattr(getattr(ds, 'info', None), 'dataset_name', None) or type(ds).__name__
-    return Images(torch.stack(x), torch.tensor(y), [str(c) for c in (range(max(y)+1) if classes is None else classes)], name, FITTED)
+    return Images(torch.stack(x), torch.tensor(y), [str(c) for c in classes], name, FITTED)
 
 # %% ../nbs/library/21_data.ipynb #4cbd6882
-def _draw(rng, order, n, images, flip):
-    "The next n indices of `order`, or of a new order of all `images` where it is too short; which of them are mirrored; the order that is left"
-    if len(order) < n: order = torch.randperm(images, generator=rng)
-    return order[:n], torch.rand(n, 1, 1, 1, generator=rng) < .5 if flip else None, order[n:]
-
-# %% ../nbs/library/21_data.ipynb #1f598906
-def _take(x, i):
-    "The images i (B,) of a tensor or a `MappedImages` x, (B, 3, S, S) uint8"
-    return x.index_select(0, i.to(x.device)) if isinstance(x, Tensor) else x[i]
+def _draw_batch(rng, order, n, images, flip):
+    "The next n indices of `order`, which of them are mirrored, and the order that is left"
+    if len(order) < n: order = torch.randperm(images, generator=rng)  # a new pass
+    mirrored = torch.rand(n, 1, 1, 1, generator=rng) < .5 if flip else None
+    return order[:n], mirrored, order[n:]
 
 # %% ../nbs/library/21_data.ipynb #8014e3ea
 def _check_batch(images, bs, rank, world):
-    "Raise `ValueError` for a rank that is none of the processes', or a batch size that the images do not give"
+    "Raise `ValueError` for an impossible rank, or a batch larger than the images give"
     if not 0 <= rank < world:
         raise ValueError(f"rank must be from 0 to {world-1} for world={world}, got {rank}")
-    if not 1 <= bs <= len(images)//world:
-        raise ValueError(f"the batch size must be from 1 to {len(images)//world} (the number of "
-                         f"images in "
-                         f"{images.name}{f', shared by {world} processes' if world > 1 else ''}), "
-                         f"got {bs}")
-
-# %% ../nbs/library/21_data.ipynb #9d886dad
-from fastai.torch_core import show_images
+    most, shared = len(images)//world, f', shared by {world} processes' if world > 1 else ''
+    if not 1 <= bs <= most:
+        raise ValueError(f"the batch size must be from 1 to {most} (the number of images in "
+                         f"{images.name}{shared}), got {bs}")
 
 # %% ../nbs/library/21_data.ipynb #3fa43e6c
 def _show_batch(
@@ -507,7 +442,7 @@ def _show_batch(
 
 # %% ../nbs/library/21_data.ipynb #43870b88
 class MemoryLoader:
-    "Batches of (x, y) from `Images`, by indexing; x (B, 3, S, S) float in [-1, 1], y (B,) int64; raises `ValueError` for a batch size or a rank that cannot be"
+    "Batches of x (B, 3, S, S) in [-1, 1] and y (B,); raises `ValueError` for impossible sizes or ranks"
     def __init__(self,
         images:Images, # What to draw from
         bs:int=64, # Images in a batch, at most `len(images)`
@@ -516,44 +451,40 @@ class MemoryLoader:
         seed:int=0, # Seed of the order and the flips
         device:str|torch.device='cpu', # Where batches are delivered
         rank:int=0, # Which of `world` processes this is, from 0
-        world:int=1, # How many processes share each step, each with `bs` images of its own
+        world:int=1, # How many processes share each step, each with its own `bs` images
     ):
         _check_batch(images, bs, rank, world)
-        self.dataset, self.bs, self.steps, self.flip, self.device, self.rank, self.world = images, bs, steps, flip, device, rank, world
+        self.dataset, self.bs, self.steps, self.flip = images, bs, steps, flip
+        self.device, self.rank, self.world = device, rank, world
         self.rng, self.order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
 
     def __len__(self): return self.steps or len(self.dataset)//(self.bs*self.world)
+    def _shard(self, drawn): return drawn[self.rank*self.bs:(self.rank+1)*self.bs]
+    def _draw(self, rng):
+        i, mirrored, order = _draw_batch(rng, self.order, self.bs*self.world, len(self.dataset), self.flip)
+        return self._shard(i), self._shard(mirrored) if self.flip else None, order
+    def _make_batch(self, x, i, mirrored):
+        x = to_unit(x.to(self.device))                                        # (B, 3, S, S)
+        if self.flip: x = torch.where(mirrored.to(x.device), x.flip(3), x)
+        return x, self.dataset.y[i].to(self.device)
+    def __iter__(self):
+        with Prefetcher(self.dataset.x) as prefetcher:
+            for _ in range(len(self)):
+                i, mirrored, self.order = self._draw(self.rng)
+                same_pass = len(self.order) >= self.bs*self.world
+                x = prefetcher.take(i, ahead=self._shard(self.order) if same_pass else None)
+                yield self._make_batch(x, i, mirrored)
+
     def to(self,
         device:str|torch.device, # Where batches should go
     ) -> None:
         "fastai moves its loaders by this"
         self.device = device
-    def _mine(self, drawn): return drawn[self.rank*self.bs:(self.rank+1)*self.bs]
-    def _draw(self, rng):
-        return _draw(rng, self.order, self.bs*self.world, len(self.dataset), self.flip)
-    def _batch(self, x, i, mirrored):
-        x = to_unit(x.to(self.device))                                        # (B, 3, S, S)
-        if self.flip: x = torch.where(self._mine(mirrored).to(x.device), x.flip(3), x)
-        return x, self.dataset.y[i].to(self.device)
-
-    def __iter__(self):
-        ahead, reading = torch.empty(0), None  # images that are being read in the background
-        with ThreadPoolExecutor(1) as pool:
-            for _ in range(len(self)):
-                drawn, mirrored, self.order = self._draw(self.rng)
-                i = self._mine(drawn)
-                x = reading.result() if torch.equal(i, ahead) else _take(self.dataset.x, i)
-                if isinstance(self.dataset.x, MappedImages) and len(self.order) >= self.bs*self.world:
-                    ahead = self._mine(self.order)
-                    reading = pool.submit(_take, self.dataset.x, ahead)
-                yield self._batch(x, i, mirrored)
-
-    show_batch = _show_batch
     def one_batch(self) -> tuple[Tensor, Tensor]: # x (B, 3, S, S), y (B,)
         "The batch that comes next, without taking it"
-        drawn, mirrored, _ = self._draw(self.rng.clone_state())
-        i = self._mine(drawn)
-        return self._batch(_take(self.dataset.x, i), i, mirrored)
+        i, mirrored, _ = self._draw(self.rng.clone_state())
+        return self._make_batch(take_images(self.dataset.x, i), i, mirrored)
+    show_batch = _show_batch
 
 # %% ../nbs/library/21_data.ipynb #e0630852
 def image_dls(
@@ -564,11 +495,9 @@ def image_dls(
     seed:int=0, # Seed of the order and the flips
     device:str|torch.device='cpu', # Where batches are delivered
     rank:int=0, # Which of `world` processes this is, from 0
-    world:int=1, # How many processes share each step, each with `bs` images of its own
-    # fastai `DataLoaders` with `vocab` (class names), `c` (their number, 0 for none) and `size`
-    # (pixels)
-) -> DataLoaders:
-    "The `DataLoaders` that `sagan_learner` takes; raises `ValueError` as `MemoryLoader` does"
+    world:int=1, # How many processes share each step, each with its own `bs` images
+) -> DataLoaders: # With `vocab` (class names), `c` (their number, 0 for none) and `size` (pixels)
+    "The fastai `DataLoaders` that `sagan_learner` takes; raises `ValueError` as `MemoryLoader` does"
     dls = DataLoaders(MemoryLoader(images, bs, steps, flip, seed, device, rank, world), device=device)
     dls.vocab, dls.c, dls.size = images.classes, len(images.classes), images.x.shape[-1]
     return dls
@@ -595,8 +524,7 @@ def load_images(
     data:str, # 'digits', 'twins', 'twins-gap18' (or another gap), or the path of a folder
     size:int, # Pixels of a side
     skip_bad:bool=False, # Leave out files that cannot be read?
-    # Folder for the cache file of a folder that is too large for memory, see `folder`
-    cache:str|Path|None=None,
+    cache:str|Path|None=None, # Folder for the cache file of a folder too large for memory, see `folder`
     max_gb:float=8., # Largest folder to hold in memory, GB
 ) -> Images: # The images
     "Images by name; the errors of `digits`, `twins` and `folder`"

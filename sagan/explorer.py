@@ -177,7 +177,7 @@ def image_view(
 # %% ../nbs/09_explorer.ipynb #ce25c790
 import tempfile
 from pathlib import Path
-from .data import _decode, _list_folder, _read
+from .data import decode_images, list_images
 from .storage import atomic_write
 
 # %% ../nbs/09_explorer.ipynb #874ef02c
@@ -188,7 +188,7 @@ def own_images(
     most:int=24, # Images to take
 ) -> tuple: # (images (B, 3, S, S) in [-1, 1], labels (B,) int64 or None)
     "One's own images for `explore`; raises `ValueError` if the subfolders are not classes of the model or an image cannot be read, `FileNotFoundError` if there is no folder"
-    names, y, found = _list_folder(Path(path))
+    names, y, found = list_images(Path(path))
     if classes and not found:
         raise ValueError(f"the model has classes, {path} has none; put the images into subfolders "
                          f"named after their classes: {', '.join(classes[:10])}")
@@ -197,7 +197,7 @@ def own_images(
                          f"has {', '.join(classes[:10])}")
     pick = torch.linspace(0, len(names) - 1, min(most, len(names))).long()     # (B,)
     x:list[Tensor] = []
-    if bad := _decode(Path(path), [names[i] for i in pick], size, x.append):
+    if bad := decode_images(Path(path), [names[i] for i in pick], size, x.append):
         raise ValueError(f"{path} has files that cannot be read: "
                          f"{'; '.join(f'{n} ({why})' for n, why in bad.items())}; repair or remove "
                          f"them")
@@ -311,11 +311,13 @@ def _said(out):
 def _uploaded(files, size):
     "Images (B, 3, S, S) and names of a `FileUpload`"
     if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
+    x, names = [], [str(i) for i in range(len(files))]
     with tempfile.TemporaryDirectory() as tmp:
-        for i, f in enumerate(files): Path(tmp, str(i)).write_bytes(f['content'])
-        x = [_read(Path(tmp, str(i)), size) for i in range(len(files))] # (3, S, S) each, or why not
-    if bad := [f"{f['name']} ({why})" for f, why in zip(files, x) if isinstance(why, str)]:
-        raise ValueError(f"no image that can be read: {'; '.join(bad)}")
+        for name, f in zip(names, files): Path(tmp, name).write_bytes(f['content'])
+        bad = decode_images(Path(tmp), names, size, x.append)
+    if bad:
+        reasons = [f"{files[int(name)]['name']} ({reason})" for name, reason in bad.items()]
+        raise ValueError(f"no image that can be read: {'; '.join(reasons)}")
     return to_unit(torch.stack(x)), [f['name'] for f in files]
 
 # %% ../nbs/09_explorer.ipynb #89589bfa

@@ -1,61 +1,180 @@
-"What the data page cannot hold: a cache whose maker is killed or interrupted, and two processes that need the same one"
-import os, signal, subprocess, sys, time
-from pathlib import Path
+"What the data page does not show: folders with mistakes, files that cannot be read, settings that cannot be"
+import threading, tracemalloc, warnings
+
 import pytest, torch
 from PIL import Image
-from sagan.data import folder
+from sagan.data import (
+    decode_images, digits, folder, image_dls, ImageFiles, Images, list_images, load_images, MemoryLoader,
+    read_image, to_unit, twins)
+from sagan.storage import MappedImages
 
-CODE = '''
-import sys
-from sagan.data import folder
-images = folder(sys.argv[1], 32, max_gb=0, cache=sys.argv[2])
-print('OPEN', len(images), flush=True)
-'''
-N = 3000
 
-def start(images, cache):
-    return subprocess.Popen([sys.executable, '-c', CODE, str(images), str(cache)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def paint(path, color, size=(50, 40)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, color).save(path)
 
-def being_made(cache):
-    "Wait until a cache is being written; the temporary file"
-    end = time.monotonic() + 300
-    while time.monotonic() < end:
-        for f in cache.glob('*/.images.*.new'):
-            if f.stat().st_size: return f
-        time.sleep(.005)
-    raise AssertionError('no cache was begun')
 
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    path = tmp_path_factory.mktemp('images')
-    for i in range(N): Image.new('RGB', (120, 100), (i % 256, i//256, 0)).save(path/f'{i:05}.jpg')
-    return path
+@pytest.fixture
+def photos(tmp_path):
+    "A folder of two classes, of nine images"
+    root = tmp_path/'photos'
+    for i in range(4):
+        paint(root/'sky'/f'{i}.jpg', (120, 180, 250 - i))
+        paint(root/'grass'/f'{i}.png', (40 + i, 160, 60), (30, 90))
+    Image.new('L', (64, 64), 128).save(root/'sky'/'gray.png')
+    return root
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
-    maker = start(images, tmp_path)
+
+@pytest.fixture
+def in_file(photos, tmp_path):
+    "The same images from a mapped file"
+    images = folder(photos, 32)
+    (tmp_path/'bytes').write_bytes(images.x.numpy().tobytes())
+    return Images(MappedImages(tmp_path/'bytes', 32), images.y, images.classes, images.name)
+
+
+@pytest.mark.parametrize('gap', [5, 26, -2, 4., True])
+def test_impossible_gaps_of_twins(gap):
+    with pytest.raises(ValueError, match='even number from 0 to 24'): twins(2, gap=gap)
+
+
+@pytest.mark.parametrize('size', [48, 128])
+def test_impossible_sizes_of_twins(size):
+    with pytest.raises(ValueError, match='drawn at 32 or 64 pixels'): twins(2, size)
+
+
+def test_a_size_that_the_networks_do_not_have(photos):
+    with pytest.raises(ValueError, match='must be 32, 64, 128 or 256'): folder(photos, 48)
+    with pytest.raises(ValueError, match='must be 32, 64, 128 or 256'): ImageFiles(photos, 48)
+    with pytest.raises(ValueError, match='must be 32, 64, 128 or 256'): digits(48)
+
+
+def test_no_folder(photos):
+    with pytest.raises(FileNotFoundError, match='there is no folder'): folder(photos/'nowhere')
+    with pytest.raises(FileNotFoundError, match='there is no folder'): load_images('digit', 32)
+
+
+def test_a_class_without_images(photos):
+    (photos/'empty').mkdir()
+    with pytest.raises(ValueError, match='class without images in .*: empty; add images'): folder(photos, 32)
+    with pytest.raises(ValueError, match='holds no images; they may end in .jpg'): folder(photos/'empty', 32)
+
+
+def test_one_level_too_many(photos):
+    with pytest.raises(ValueError, match='did you mean .*photos'): folder(photos.parent, 32)
+
+
+def test_images_beside_subfolders(photos):
+    paint(photos/'stray.png', 'red')
+    with pytest.raises(ValueError, match='both images and subfolders'): folder(photos, 32)
+
+
+def test_hidden_folders_are_no_classes(photos):
+    (photos/'.thumbnails').mkdir()
+    assert list_images(photos)[2] == ['grass', 'sky']
+
+
+def test_files_that_cannot_be_read(photos):
+    "All are named; with `skip_bad` they are left out, and named in a warning"
+    whole = folder(photos, 32)
+    (photos/'sky'/'half.jpg').write_bytes((photos/'sky'/'0.jpg').read_bytes()[:200])
+    (photos/'sky'/'nothing.png').touch()
+    with pytest.raises(ValueError) as e: folder(photos, 32)
+    assert str(e.value).startswith(f'2 of 11 files in {photos} cannot be read: sky/half.jpg (')
+    assert 'sky/nothing.png (zero bytes). Repair or remove them' in str(e.value)
+    with pytest.warns(UserWarning, match='half.jpg'): images = folder(photos, 32, skip_bad=True)
+    assert len(images) == 9 and torch.equal(images.x, whole.x) and torch.equal(images.y, whole.y)
+
+
+def test_no_file_can_be_read(tmp_path):
+    "A set of no images, or a class of none, is no set"
+    for i in range(12): (tmp_path/f'{i:02}.png').touch()
+    with pytest.raises(ValueError, match=r'12 of 12 files .*09.png \(zero bytes\); \.\.\.'):
+        folder(tmp_path, 32, skip_bad=True)
+
+
+def test_a_class_of_which_no_file_can_be_read(photos):
+    for file in (photos/'grass').iterdir(): file.write_bytes(b'')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(ValueError, match='class without readable images in .*: grass'):
+            folder(photos, 32, skip_bad=True)
+
+
+def test_reasons(photos):
+    "An unreadable image is an error with a short reason, and does not stop the others"
+    (photos/'sky'/'text.png').write_text('no image')
+    (photos/'sky'/'nothing.png').touch()
+    with pytest.raises(ValueError, match='^zero bytes$'): read_image(photos/'sky'/'nothing.png', 32)
+    names, images = ['sky/0.jpg', 'sky/text.png', 'sky/nothing.png', 'grass/1.png'], []
+    bad = decode_images(photos, names, 32, images.append)
+    assert list(bad) == names[1:3] and bad['sky/nothing.png'] == 'zero bytes'
+    assert bad['sky/text.png'] == "UnidentifiedImageError: cannot identify image file 'text.png'"
+    assert torch.equal(torch.stack(images), torch.stack([read_image(photos/names[i], 32) for i in (0, 3)]))
+
+
+def test_one_pass_names_files_that_cannot_be_read(photos):
+    (photos/'sky'/'nothing.png').touch()
+    with pytest.raises(ValueError, match='nothing.png .zero bytes.. Repair or remove them'):
+        list(ImageFiles(photos, 32).batches())
+
+
+def test_listing_a_folder_keeps_one_string_per_file(tmp_path):
+    for c in range(10):
+        (tmp_path/f'class{c}').mkdir()
+        for i in range(1000): (tmp_path/f'class{c}'/f'n0144{c:04}_{i:05}.JPEG').touch()
+    tracemalloc.start()
     try:
-        left = being_made(tmp_path)
-        maker.send_signal(how)
-        out, _ = maker.communicate(timeout=300)
-    finally: maker.kill()
-    assert maker.returncode != 0 and 'OPEN' not in out
-    assert left.exists() == (how == signal.SIGKILL) and sorted(p.name for p in left.parent.iterdir() if p != left) == ['.lock']
-    cached = folder(images, 32, max_gb=0, cache=tmp_path)
-    assert torch.equal(cached.x[:], folder(images, 32).x)
-    assert sorted(p.name for p in left.parent.iterdir()) == ['.lock', 'about.json', 'images']
+        names, y, _ = list_images(tmp_path)
+        _, most = tracemalloc.get_traced_memory()
+    finally: tracemalloc.stop()
+    assert (len(names), y.bincount().tolist()) == (10_000, [1000]*10)
+    assert most/len(names) < 300  # bytes
 
-def test_the_second_process_waits_for_the_first(images, tmp_path):
-    first = start(images, tmp_path)
-    try:
-        being_made(tmp_path)
-        os.kill(first.pid, signal.SIGSTOP)  # it stays in the middle while the second starts
-        second = start(images, tmp_path)
-        try:
-            assert second.stdout.readline().startswith('waiting for another process')
-            os.kill(first.pid, signal.SIGCONT)
-            outs = first.communicate(timeout=300)[0], second.communicate(timeout=300)[0]
-        finally: second.kill()
-    finally: first.kill()
-    assert [f'OPEN {N}' in o for o in outs] == [True, True] and ['decoded once' in o for o in outs] == [True, False]
-    assert torch.equal(folder(images, 32, max_gb=0, cache=tmp_path).x[:], folder(images, 32).x)
+
+@pytest.mark.parametrize('bs, kwargs, message', [
+    (0, {}, 'from 1 to 1797 .the number of images in digits., got 0'),
+    (4096, {}, 'from 1 to 1797 .the number of images in digits., got 4096'),
+    (899, dict(rank=0, world=2),
+     'from 1 to 898 .the number of images in digits, shared by 2 processes., got 899'),
+    (8, dict(rank=2, world=2), 'rank must be from 0 to 1 for world=2, got 2'),
+    (8, dict(rank=-1, world=2), 'rank must be from 0 to 1 for world=2, got -1')])
+def test_impossible_settings_of_the_loader(bs, kwargs, message):
+    with pytest.raises(ValueError, match=message): MemoryLoader(digits(), bs, **kwargs)
+    with pytest.raises(ValueError, match=message): image_dls(digits(), bs, **kwargs)
+
+
+def test_the_loader_reads_ahead(photos, in_file):
+    "Images in a file give the same batches, and all but the first of each pass are read by a second thread"
+    by, own = [], threading.get_ident()
+    class Watched(MappedImages):
+        def __getitem__(self, i):
+            by.append(threading.get_ident() == own)
+            return super().__getitem__(i)
+    in_memory = folder(photos, 32)
+    watched = Images(Watched(photos.parent/'bytes', 32), in_file.y, in_file.classes, in_file.name)
+    ours, theirs = [list(MemoryLoader(images, 3, 6, flip=True)) for images in (watched, in_memory)]
+    assert len(ours) == len(theirs) == 6
+    for (x, y), (x2, y2) in zip(ours, theirs): assert torch.equal(x, x2) and torch.equal(y, y2)
+    assert by == [True, False, False]*2  # nine images: two passes of three batches
+
+
+def test_a_state_put_back_in_the_middle_of_a_pass(in_file):
+    "It counts from the next batch on, whatever has been read ahead"
+    loader = MemoryLoader(in_file, 2, 8, flip=True)
+    batches = iter(loader)
+    next(batches)
+    state, order = loader.rng.get_state(), loader.order
+    expected = [next(batches)[0] for _ in range(3)]
+    loader.rng.set_state(state)
+    loader.order = order
+    for x in expected: assert torch.equal(next(batches)[0], x)
+    assert torch.equal(loader.one_batch()[0], next(batches)[0])
+
+
+def test_images_in_a_file_stay_there(photos, in_file):
+    assert in_file.to('meta').x is in_file.x
+    assert in_file.to('meta').y.is_meta
+    x, y = next(iter(MemoryLoader(in_file, 9)))
+    colors, expected = [images.mean((2, 3)).unique(dim=0) for images in (x, to_unit(folder(photos, 32).x))]
+    assert torch.equal(colors, expected)

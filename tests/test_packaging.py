@@ -1,4 +1,4 @@
-"The sdist, and the wheel that is built from it: what is in them, and that the wheel works with nothing but what it asks for"
+"The sdist and the wheel built from it: what they hold, and that the wheel works with its requirements alone"
 import email, fcntl, os, re, subprocess, sys, tarfile, venv, zipfile
 from configparser import ConfigParser
 from importlib.metadata import distribution
@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, yaml
+from nbdev.config import nbpath2html
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from release import quick_start, tiny
@@ -15,19 +16,21 @@ root = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope='session')
 def dist(tmp_path_factory):
-    "Both archives, and the wheel's metadata; pytest's processes share them, as the build writes into the tree"
+    "Both archives and the wheel's metadata; pytest's processes share them, as building writes into the tree"
     base = tmp_path_factory.getbasetemp()
     out = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'dist'
     with open(out.with_suffix('.lock'), 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
-            subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, root], check=True)
+            build = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, root]
+            subprocess.run(build, check=True)
     wheel, = out.glob('*.whl')
     sdist, = out.glob('*.tar.gz')
     with zipfile.ZipFile(wheel) as z:
         files = {n: z.read(n).decode() for n in z.namelist() if '.dist-info/' in n}
     info = {Path(n).name: text for n, text in files.items()}
-    return SimpleNamespace(wheel=wheel, sdist=sdist, info=info, metadata=email.message_from_string(info['METADATA']))
+    metadata = email.message_from_string(info['METADATA'])
+    return SimpleNamespace(wheel=wheel, sdist=sdist, info=info, metadata=metadata)
 
 
 def needed(lines, extras=(), seen=None):
@@ -44,7 +47,7 @@ def needed(lines, extras=(), seen=None):
 
 @pytest.fixture(scope='session')
 def alone(dist, tmp_path_factory):
-    "The folder of programs of an environment that holds the wheel and, as links to what is installed here, its requirements"
+    "The programs of an environment with the wheel and, as links to what is installed here, its requirements"
     home = tmp_path_factory.mktemp('alone')
     venv.create(home)
     site, = home.glob('lib/python*/site-packages')
@@ -52,27 +55,33 @@ def alone(dist, tmp_path_factory):
         d = distribution(name)
         for top in {f.parts[0] for f in d.files} - {'..', '__pycache__'}:
             if not (site/top).exists(): (site/top).symlink_to(d.locate_file(top))
-    subprocess.run([sys.executable, '-m', 'pip', '--python', home/'bin/python', 'install', '-q', '--no-deps', '--ignore-installed', dist.wheel], check=True)
+    install = ['install', '-q', '--no-deps', '--ignore-installed', dist.wheel]
+    subprocess.run([sys.executable, '-m', 'pip', '--python', home/'bin/python', *install], check=True)
     return home/'bin'
 
 
 def run(alone, code):
     "What Python code prints in the wheel's environment"
-    return subprocess.run([alone/'python', '-Ic', code], check=True, capture_output=True, text=True).stdout.split()
+    result = subprocess.run([alone/'python', '-Ic', code], check=True, capture_output=True, text=True)
+    return result.stdout.split()
 
 
 def test_wheel(dist):
     "Only the package and its metadata, and all of the package, with the mark that it is typed"
     names = zipfile.ZipFile(dist.wheel).namelist()
-    assert {n.split('/')[0].removesuffix('.dist-info') for n in names} == {'sagan', dist.wheel.name.removesuffix('-py3-none-any.whl')}
-    assert {n for n in names if n.startswith('sagan/')} == {p.relative_to(root).as_posix() for p in (root/'sagan').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    folders = {n.split('/')[0].removesuffix('.dist-info') for n in names}
+    assert folders == {'sagan', dist.wheel.name.removesuffix('-py3-none-any.whl')}
+    files = [p for p in (root/'sagan').rglob('*') if p.is_file() and '__pycache__' not in p.parts]
+    assert {n for n in names if n.startswith('sagan/')} == {p.relative_to(root).as_posix() for p in files}
     assert 'sagan/py.typed' in names and 'LICENSE' in dist.info
 
 
 def test_sdist(dist):
     "Every file of the repository, so that whoever unpacks it can run pages and tests"
     if not (root/'.git').exists(): pytest.skip('this is an unpacked sdist')
-    tracked = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=root, check=True, capture_output=True, text=True).stdout.splitlines()
+    ls_files = ['git', 'ls-files', '--cached', '--others', '--exclude-standard']
+    listed = subprocess.run(ls_files, cwd=root, check=True, capture_output=True, text=True)
+    tracked = listed.stdout.splitlines()
     with tarfile.open(dist.sdist) as t:
         names = {m.name.split('/', 1)[1] for m in t.getmembers() if not m.isdir()}
     made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith('sagan.egg-info/')}
@@ -83,24 +92,28 @@ def test_metadata(dist):
     "The version is the package's, and the Pythons are those that the test workflow runs"
     import sagan
     m = dist.metadata
-    assert m['Version'] == sagan.__version__ and m['License-Expression'] == 'Apache-2.0' and m['Requires-Python'] == '>=3.10'
-    pythons = yaml.safe_load((root/'.github/workflows/test.yml').read_text())['jobs']['test']['strategy']['matrix']['python']
+    assert m['Version'] == sagan.__version__
+    assert m['License-Expression'] == 'Apache-2.0' and m['Requires-Python'] == '>=3.10'
+    workflow = yaml.safe_load((root/'.github/workflows/test.yml').read_text())
+    pythons = workflow['jobs']['test']['strategy']['matrix']['python']
     classifiers = m.get_all('Classifier')
     assert [c.split(' :: ')[-1] for c in classifiers if re.search(r':: 3\.\d+$', c)] == pythons
     assert 'Typing :: Typed' in classifiers
     assert set(m.get_all('Provides-Extra')) == {'hub', 'onnx', 'dev'}
     citation = yaml.safe_load((root/'CITATION.cff').read_text())
     urls = dict(u.split(', ') for u in m.get_all('Project-URL'))
-    assert (citation['license'], citation['repository-code'], citation['url']) == (m['License-Expression'], urls['Repository'], urls['Documentation'])
+    assert citation['license'] == m['License-Expression']
+    assert (citation['repository-code'], citation['url']) == (urls['Repository'], urls['Documentation'])
 
 
 def test_readme_elsewhere(dist):
-    "On a package index README.md's links lead out of the page, to files that this version has and to pages of the docs"
+    "On a package index README.md's links lead to files that this version has and to pages of the docs"
     import sagan
     urls = dict(u.split(', ') for u in dist.metadata.get_all('Project-URL'))
-    html = {f"{re.sub(r'^[0-9]+_', '', p.stem)}.html" for p in (root/'nbs').glob('*.ipynb')}
+    html = {str(nbpath2html(p.relative_to(root/'nbs'))) for p in (root/'nbs').rglob('*.ipynb')}
     text, readme = dist.metadata.get_payload(), (root/'README.md').read_text(encoding='utf-8')
-    links = [(bool(re.search(r'!\[[^][]*$', text[:m.start()])), m[1]) for m in re.finditer(r'\]\(([^)\s]+)\)', text)]
+    def is_picture(m): return bool(re.search(r'!\[[^][]*$', text[:m.start()]))
+    links = [(is_picture(m), m[1]) for m in re.finditer(r'\]\(([^)\s]+)\)', text)]
     assert len(links) == readme.count('](') == text.count('](')
     headings = {re.sub(r'\W+', '-', h.lower()) for h in re.findall('^#+ (.*)', text, re.M)}
     for picture, link in links:
@@ -121,7 +134,8 @@ def test_entry_points(dist, alone):
     wanted = dict(l.split('=') for l in settings['DEFAULT']['console_scripts'].split())
     assert dict(points['console_scripts']) == wanted
     targets = [t.split(':') for t in wanted.values()]
-    assert run(alone, ';'.join(f'from {m} import {f}; print(callable({f}))' for m, f in targets)) == ['True'] * len(targets)
+    code = '\n'.join(f'from {m} import {f}\nprint(callable({f}))' for m, f in targets)
+    assert run(alone, code) == ['True'] * len(targets)
 
 
 def test_light_import(alone):
@@ -132,8 +146,10 @@ def test_light_import(alone):
 
 
 def test_alone(alone, tmp_path):
-    "README's quick start, of at most 20 lines, and a tiny run of the main job, with nothing of the developers' at hand"
-    assert not {'nbdev', 'pytest', 'huggingface_hub', 'onnx'} & set(run(alone, 'import pkgutil; print(*(m.name for m in pkgutil.iter_modules()))'))
-    assert 0 < len([l for l in quick_start((root/'README.md').read_text(encoding='utf-8')).splitlines() if l.strip()]) <= 20
+    "README's quick start, at most 20 lines, and a tiny run of the main job, without the developers' packages"
+    installed = run(alone, 'import pkgutil\nprint(*(m.name for m in pkgutil.iter_modules()))')
+    assert not {'nbdev', 'pytest', 'huggingface_hub', 'onnx'} & set(installed)
+    lines = quick_start((root/'README.md').read_text(encoding='utf-8')).splitlines()
+    assert 0 < len([l for l in lines if l.strip()]) <= 20
     tiny(alone, tmp_path)
     assert (tmp_path/'runs/digits/report.html').exists()

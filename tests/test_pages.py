@@ -1,7 +1,7 @@
 """Every page of the docs: directives, pictures, links, and how it looks in a browser.
 
-Without Quarto, a page is rendered by pandoc from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the docs workflow,
-it is the page of the built site."""
+Without Quarto, pandoc renders a page from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the
+docs workflow, the page of the built site is tested."""
 import json, os, posixpath, re, shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,11 +17,11 @@ from readme import directives, nb2md
 root = Path(__file__).resolve().parent.parent
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 built = os.environ.get('SAGAN_SITE')
-pages = sorted(p.name for p in (root/'nbs').glob('*.ipynb'))
+pages = sorted(p.relative_to(root/'nbs').as_posix() for p in (root/'nbs').rglob('*.ipynb'))
 # Options of a code cell that Quarto takes, and nbdev's own that it hands on; flags of tests come from
 # pyproject.toml
-options = ['code-fold', 'code-summary', 'echo', 'eval', 'exec_doc', 'exportd', 'exports', 'fig-alt', 'fig-cap', 'include',
-           'label', 'output', 'warning']
+options = ['code-fold', 'code-summary', 'echo', 'eval', 'exec_doc', 'exportd', 'exports', 'fig-alt',
+           'fig-cap', 'include', 'label', 'output', 'warning']
 
 
 class Tags(HTMLParser):
@@ -57,8 +57,10 @@ def site(prepared):
         path = (Path(built).resolve() if built else prepared)/nbpath2html(name)
         if not built:
             nb = json.loads((prepared/name).read_text(encoding='utf-8'))
-            md = nb2md(nb, prepared/f'{Path(name).stem}_files')
-            pypandoc.convert_text(md, 'html', 'markdown', outputfile=str(path), extra_args=['--standalone', '--mathml', '--css=styles.css', f'--metadata=pagetitle:{name}'])
+            md = nb2md(nb, (prepared/name).with_name(f'{Path(name).stem}_files'))
+            css = '../'*name.count('/') + 'styles.css'
+            options = ['--standalone', '--mathml', f'--css={css}', f'--metadata=pagetitle:{name}']
+            pypandoc.convert_text(md, 'html', 'markdown', outputfile=str(path), extra_args=options)
         res[name] = SimpleNamespace(path=path, dir=path.parent, tags=Tags(path.read_text(encoding='utf-8')))
     return res
 
@@ -79,7 +81,8 @@ def test_directives(prepared, name):
 def test_images(site, name):
     "Every picture of the page is a file beside it, or stands in the page"
     page = site[name]
-    assert not [s for s in page.tags.images if not re.match('data:|https?:', s) and not (page.dir/unquote(s)).is_file()]
+    files = [s for s in page.tags.images if not re.match('data:|https?:', s)]
+    assert not [s for s in files if not (page.dir/unquote(s)).is_file()]
 
 
 @pytest.mark.parametrize('name', pages)
@@ -87,17 +90,21 @@ def test_links(site, name):
     "Every link into the site leads to a page and a place on it, every link into the repository to a file"
     cfg = get_config(root)
     in_repo = f'{cfg.git_url}/blob/{cfg.branch}/'
-    by_html = {nbpath2html(p).name: p for p in pages}
+    by_html = {nbpath2html(p).as_posix(): p for p in pages}
     def resolves(href):
         if href.startswith(in_repo): return (root/urldefrag(href.removeprefix(in_repo)).url).exists()
         path, anchor = urldefrag(href.removeprefix(cfg.doc_url))
         if re.match('[a-z]+:', path): return True
+        from_root = path.startswith('/') or href.startswith(cfg.doc_url)
+        if path and not from_root: path = posixpath.join(posixpath.dirname(name), path)
         path = posixpath.normpath(path.lstrip('/')) if path else ''
         target = by_html.get(path, path or name)
         if target in site: return not anchor or unquote(anchor) in site[target].tags.ids
-        return (site[name].dir/unquote(target)).is_file()
+        return (site['index.ipynb'].dir/unquote(target)).is_file()
     assert not [h for h in site[name].tags.links if not resolves(h)]
 
+
+BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"/>'
 
 @pytest.fixture(scope='module')
 def phone():
@@ -105,7 +112,10 @@ def phone():
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True)
-        context.route(re.compile('^https?:'), lambda r: r.fulfill(content_type='image/svg+xml', body='<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"/>') if r.request.resource_type == 'image' else r.abort())
+        def answer(route):
+            if route.request.resource_type == 'image': route.fulfill(content_type='image/svg+xml', body=BADGE)
+            else: route.abort()
+        context.route(re.compile('^https?:'), answer)
         yield context
         browser.close()
 
@@ -113,13 +123,15 @@ def phone():
 # What is wider than the page, and stands in nothing that scrolls by itself
 STICKING_OUT = """() => {
     const scrolls = e => /auto|scroll|hidden/.test(getComputedStyle(e).overflowX)
-    const inside = e => { for (e = e.parentElement; e && e !== document.body; e = e.parentElement) if (scrolls(e)) return true }
-    return [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 391 && !inside(e)).map(e => e.outerHTML.slice(0, 200))
+    const inside = e => {
+        for (e = e.parentElement; e && e !== document.body; e = e.parentElement) if (scrolls(e)) return true
+    }
+    const sticks = e => e.getBoundingClientRect().right > 391 && !inside(e)
+    return [...document.querySelectorAll('body *')].filter(sticks).map(e => e.outerHTML.slice(0, 200))
 }"""
 
 
-@pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium (apt-get install '
-                                                                          'chromium)')
+@pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium')
 @pytest.mark.parametrize('name', pages)
 def test_browser(site, phone, name):
     "No error in the console, every picture loaded, and no sideways scroll at 390 px"

@@ -47,11 +47,14 @@ def test_changelog():
     text = (root/'CHANGELOG.md').read_text(encoding='utf-8')
     assert next(iter(sections(text))) == sagan.__version__
     def release(*args):
-        return subprocess.run([sys.executable, root/'tools/release.py', *args], capture_output=True, text=True)
+        command = [sys.executable, root/'tools/release.py', *args]
+        return subprocess.run(command, capture_output=True, text=True)
     notes = release('notes', f'v{sagan.__version__}')
-    assert notes.returncode == 0 and notes.stdout.startswith('- ') and '## ' not in notes.stdout and notes.stdout.strip() in text
+    assert notes.returncode == 0 and notes.stdout.startswith('- ')
+    assert '## ' not in notes.stdout and notes.stdout.strip() in text
     wrong = release('check', 'v999.0.0')
-    assert wrong.returncode == 1 and wrong.stderr.startswith('release.py: the tag is v999.0.0') and wrong.stderr.count('\n') == 1
+    assert wrong.returncode == 1 and wrong.stderr.count('\n') == 1
+    assert wrong.stderr.startswith('release.py: the tag is v999.0.0')
 
 
 def test_oldest():

@@ -1,4 +1,4 @@
-"Every public symbol: a docstring that names its errors, a docment on each parameter and on the return, an executed example"
+"Every public symbol: a docstring that names its errors, a docment on each parameter and return, an example"
 import ast, importlib, inspect, json, pkgutil, re
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def names_in(tree):
 
 def code_cells():
     "Name of the page, directives and source of each code cell"
-    for path in sorted((root/'nbs').glob('*.ipynb')):
+    for path in sorted((root/'nbs').rglob('*.ipynb')):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             if cell['cell_type'] == 'code': yield path.name, *directives(''.join(cell['source']))
 
@@ -35,7 +35,8 @@ def parsed(source):
 def used():
     "Names that the pages' examples use: cells that run as tests and export nothing"
     cells = [(names, source) for _, names, source in code_cells()]
-    return {n for names, source in cells if not names.keys() & (exports | {'slow', 'cuda'}) for n in names_in(parsed(source))}
+    examples = [source for names, source in cells if not names.keys() & (exports | {'slow', 'cuda'})]
+    return {n for source in examples for n in names_in(parsed(source))}
 
 
 class Module:
@@ -58,7 +59,14 @@ class Module:
                     if isinstance(n, definitions) and (n.name == '__init__' or not n.name.startswith('_')):
                         yield f'{name}.{n.name}', n
 
-    def comment(self, line): return re.search(r'#\s*(\S.*)', self.lines[line - 1])
+    def comment(self, line):
+        "The comment beside a line, or in lines of their own above it"
+        if beside := re.search(r'#\s*(\S.*)', self.lines[line - 1]): return beside[1]
+        above = []
+        while m := re.fullmatch(r'\s*#\s*(\S.*)', self.lines[line - 2]):
+            above.insert(0, m[1])
+            line -= 1
+        return ' '.join(above)
 
 
 def inherited(module, name):
@@ -68,7 +76,8 @@ def inherited(module, name):
 
 
 def returns_value(f):
-    inner = {m for n in ast.walk(f) if isinstance(n, definitions + (ast.Lambda,)) and n is not f for m in ast.walk(n)}
+    functions = [n for n in ast.walk(f) if isinstance(n, definitions + (ast.Lambda,)) and n is not f]
+    inner = {m for n in functions for m in ast.walk(n)}
     return any(isinstance(n, ast.Return) and n.value is not None and n not in inner for n in ast.walk(f))
 
 
@@ -77,15 +86,18 @@ def test_docstrings(name):
     "Each has one, and it names each exception that the body raises"
     m, bad = Module(name), []
     for qual, node in m.defined():
-        if qual.endswith('.__init__') or isinstance(node, ast.ClassDef) and qual in m.public and not inspect.isclass(getattr(m.module, qual)):
-            continue
+        is_class = isinstance(node, ast.ClassDef)
+        if qual.endswith('.__init__'): continue
+        if is_class and qual in m.public and not inspect.isclass(getattr(m.module, qual)): continue
         doc = ast.get_docstring(node) or ''
         if not doc and not (inherited(m.module, qual) and not qual.endswith('.forward')):
             bad.append(f'{qual}: no docstring')
         if qual.endswith('.forward') and '(' not in doc: bad.append(f'{qual}: no shape')
-        if isinstance(node, ast.ClassDef): continue
-        raised = {r.exc.func.id for r in ast.walk(node) if isinstance(r, ast.Raise) and isinstance(r.exc, ast.Call) and isinstance(r.exc.func, ast.Name)}
-        bad += [f'{qual}: raises {r}, which its docstring does not say' for r in sorted(raised) if r not in doc]
+        if is_class: continue
+        calls = [r.exc for r in ast.walk(node) if isinstance(r, ast.Raise) and isinstance(r.exc, ast.Call)]
+        raised = {c.func.id for c in calls if isinstance(c.func, ast.Name)}
+        missing = [r for r in sorted(raised) if r not in doc]
+        bad += [f'{qual}: raises {r}, which its docstring does not say' for r in missing]
     assert not bad
 
 
@@ -96,7 +108,8 @@ def test_docments(name):
     def check(what, line, annotation):
         c = m.comment(line)
         if not c: return bad.append(f'{what}: no docment')
-        if annotation is not None and re.search(r'\bTensor\b', ast.unparse(annotation)) and not re.search(r'\(.*\)|[Ss]calar|shape', c[1]):
+        is_tensor = annotation is not None and re.search(r'\bTensor\b', ast.unparse(annotation))
+        if is_tensor and not re.search(r'\(.*\)|[Ss]calar|shape', c):
             bad.append(f'{what}: no shape')
     for qual, node in m.defined():
         if isinstance(node, ast.ClassDef):

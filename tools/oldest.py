@@ -9,7 +9,9 @@ root = Path(__file__).resolve().parent.parent
 
 
 def oldest(settings):
-    "Lines `name==version` for the minimum of each requirement in settings.ini but the developers'; raises ValueError for one without or with two"
+    """Lines `name==version` for the minimum of each requirement in settings.ini but the developers'.
+
+    Raises ValueError for one without or with two."""
     config, found = ConfigParser(delimiters='='), {}
     config.read_string(settings)
     for key, lines in config['DEFAULT'].items():

@@ -49,7 +49,8 @@ def from_root(md):
     "Relative links of a page in nbs/ as seen from the folder above, code left alone"
     def link(m): return m[1] + posixpath.normpath('nbs/' + m[2])
     parts = re.split(r'(```.*?```|`[^`\n]*`)', md, flags=re.S)
-    parts[::2] = [re.sub(r'(\]\(|src="|href=")(?![a-z]+:|[#/]|index_files/)([^)"\s]+)', link, p) for p in parts[::2]]
+    relative = r'(\]\(|src="|href=")(?![a-z]+:|[#/]|index_files/)([^)"\s]+)'
+    parts[::2] = [re.sub(relative, link, p) for p in parts[::2]]
     return ''.join(parts)
 
 

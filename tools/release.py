@@ -2,7 +2,7 @@
 
     python tools/release.py check v0.1.0      # refuse a tag that version and changelog do not fit
     python tools/release.py notes v0.1.0      # print what the changelog says about it
-    python tools/release.py try dist/*.whl    # the wheel alone, in an empty environment: README's quick start and a tiny run of the main job"""
+    python tools/release.py try dist/*.whl    # the wheel alone: quick start and a tiny run"""
 import os, re, subprocess, sys, tempfile, venv
 from pathlib import Path
 
@@ -12,11 +12,12 @@ root = Path(__file__).resolve().parent.parent
 def sections(changelog):
     "Versions, with what stands behind them in their headings, and what is said about them, newest first"
     parts = re.split(r'^## (\S+)(.*)\n', changelog, flags=re.M)[1:]
-    return {version: (rest.strip(), body.strip()) for version, rest, body in zip(parts[::3], parts[1::3], parts[2::3])}
+    releases = zip(parts[::3], parts[1::3], parts[2::3])
+    return {version: (rest.strip(), body.strip()) for version, rest, body in releases}
 
 
 def check(tag, version, changelog):
-    "Raises ValueError unless `tag` names `version` and the changelog begins with it, with a date, and something to say"
+    "Raises ValueError unless `tag` names `version`, and the changelog begins with it, a date, and some text"
     if not re.fullmatch(r'v(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}', tag):
         raise ValueError(f"a release is tagged vMAJOR.MINOR.PATCH, such as v0.1.0; got {tag!r}")
     if tag != f'v{version}':
@@ -42,8 +43,9 @@ def quick_start(readme):
 
 
 def tiny(bin, where):
-    "Run README's quick start and the main job at its smallest with the programs in the folder `bin`, in the folder `where`"
-    (where/'quick.py').write_text(quick_start((root/'README.md').read_text(encoding='utf-8')), encoding='utf-8')
+    "Run README's quick start and the smallest main job with the programs in `bin`, in the folder `where`"
+    code = quick_start((root/'README.md').read_text(encoding='utf-8'))
+    (where/'quick.py').write_text(code, encoding='utf-8')
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'MPLBACKEND': 'agg'}
     for command in ('python quick.py', 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'):
         program, *args = command.split()

@@ -1,0 +1,284 @@
+"What the storage page does not show: failures while writing, stopped makers of a cache, ImageNet's size"
+import hashlib, json, os, resource, shutil, signal, subprocess, sys, time, warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np, pytest, torch
+from PIL import Image
+from sagan.data import folder
+from sagan.storage import atomic_write, cache_folder, file_lock, MappedImages, Prefetcher
+
+
+def paint(path, color, size=(50, 40)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, color).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "A folder of two classes, of nine images"
+    for i in range(9): paint(tmp_path/'photos'/('sky' if i > 3 else 'grass')/f'{i}.jpg', (120, 180, 25*i))
+    return tmp_path/'photos'
+
+
+@pytest.fixture
+def cached(photos, capsys):
+    "Opens `photos` through a cache: the images, and what was printed on the way"
+    def open_folder(size=32, **kwargs):
+        capsys.readouterr()
+        images = folder(photos, size, max_gb=0, cache=photos.parent/'cache', **kwargs)
+        return images, capsys.readouterr().out
+    return open_folder
+
+
+# Files and locks
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    (tmp_path/'a.txt').write_text('one')
+    with pytest.raises(RuntimeError), atomic_write(tmp_path/'a.txt') as f:
+        f.write_text('tw')
+        raise RuntimeError('power cut')
+    assert (tmp_path/'a.txt').read_text() == 'one' and os.listdir(tmp_path) == ['a.txt']
+
+
+def test_permissions(tmp_path):
+    "A library that makes its file unreadable for others does not decide about the result"
+    (tmp_path/'plain').touch()
+    with atomic_write(tmp_path/'b.txt') as f:
+        f.unlink()
+        os.close(os.open(f, os.O_CREAT, 0o600))
+    assert (tmp_path/'b.txt').stat().st_mode == (tmp_path/'plain').stat().st_mode
+
+
+@pytest.mark.parametrize('path, reason', [('.', 'it is a folder'), ('b/c.txt', 'there is no folder')])
+def test_places_where_nothing_can_be_written(tmp_path, path, reason):
+    with pytest.raises(OSError, match=f'cannot be written: {reason}'), atomic_write(tmp_path/path): pass
+
+
+OWNER = '''
+import sys, time
+from sagan.storage import file_lock
+with file_lock(sys.argv[1]):
+    print(1, flush=True)
+    time.sleep(99)
+'''
+
+
+def test_a_lock_dies_with_its_owner(tmp_path):
+    owner = subprocess.Popen([sys.executable, '-c', OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout.readline() == '1\n'
+        with pytest.raises(BlockingIOError, match='in use by another process'), file_lock(tmp_path): pass
+    finally: owner.kill()
+    owner.communicate()
+    with file_lock(tmp_path): pass
+
+
+# Images in a file
+
+def test_prefetched_images_are_those_asked_for(tmp_path):
+    "Whatever was expected, and in which order"
+    x = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (tmp_path/'bytes').write_bytes(x.numpy().tobytes())
+    g = torch.Generator().manual_seed(1)
+    for images in (x, MappedImages(tmp_path/'bytes', 32)):
+        with Prefetcher(images) as prefetcher:
+            ahead = None
+            for k in range(20):
+                i = ahead if ahead is not None and k % 3 else torch.randint(50, (k % 5 + 1,), generator=g)
+                ahead = torch.randint(50, (3,), generator=g) if k % 4 else None
+                assert torch.equal(prefetcher.take(i, ahead), x[i])
+
+
+PROBE = '''
+import sys, torch
+from pathlib import Path
+from sagan.data import Images, MemoryLoader
+from sagan.storage import MappedImages
+def own():  # MB
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(l.split()[1]) for l in lines if l.startswith('RssAnon'))/1e3
+before, n, most = own(), 1_281_167, 0
+images = Images(MappedImages(sys.argv[1], 128), torch.zeros(n, dtype=torch.int64), [], 'index')
+train, held_out = images.split(.04)
+for x, y in MemoryLoader(train, 64, steps=500, flip=True): most = max(most, own())
+print(len(images), len(held_out), round(most - before))
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks /proc for the memory')
+def test_own_memory_at_the_size_of_imagenet(tmp_path):
+    """A process draws 500 batches of 64 images of 128 pixels (1.6 GB) from a file of ImageNet's length
+
+    Its own memory (`RssAnon`, what the operating system cannot take back) grows by the labels, the index of
+    the file, those of both parts of the split and the order of a pass, about 10 MB each, and by a few batches
+    of float32, 13 MB each. The file is empty and takes no room on the disk."""
+    with open(tmp_path/'huge', 'wb') as f: f.truncate(1_281_167*3*128**2)
+    done = subprocess.run([sys.executable, '-c', PROBE, str(tmp_path/'huge')], capture_output=True, text=True,
+                          check=True)
+    n, held_out, grown = map(int, done.stdout.split()[-3:])
+    assert (n, held_out) == (1_281_167, 51_247)
+    assert grown < 250
+
+
+# The decoded cache
+
+def test_the_cache_gives_the_same_images(photos, cached, monkeypatch):
+    "It is found again where nothing can be written"
+    in_memory, (first, message) = folder(photos, 32), cached()
+    assert 'decoded once' in message
+    assert torch.equal(first.x[:], in_memory.x) and torch.equal(first.y, in_memory.y)
+    assert (first.classes, first.name) == (in_memory.classes, in_memory.name)
+    def refuse(*_, **__): raise PermissionError
+    for name in ('mkdir', 'touch'): monkeypatch.setattr(Path, name, refuse)
+    again, message = cached()
+    assert torch.equal(again.x[:], in_memory.x) and message == ''
+
+
+def test_a_cache_of_the_first_version_is_used(photos, cached):
+    "Its files, their names and the digests in them are a format, spelled out here"
+    names = sorted(f'{p.parent.name}/{p.name}' for p in photos.glob('*/*.jpg'))
+    stats = [(n, (photos/n).stat()) for n in names]
+    sources = ''.join(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n' for n, s in stats).encode()
+    x = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sample = x[np.linspace(0, 8, 64).astype(int)].numpy().tobytes()
+    def digest(data, n=16): return hashlib.sha256(data).hexdigest()[:n]
+    at = photos.parent/'cache'/f'photos-32px-{digest(os.fsencode(photos.resolve()), 8)}'
+    at.mkdir(parents=True)
+    (at/'images').write_bytes(x.numpy().tobytes())
+    (at/'about.json').write_text(json.dumps({
+        'number of files': 9, 'size': 32, 'interpolation': 'central square, Pillow bicubic',
+        'digest of names, sizes and times': digest(sources), 'sample': digest(sample), 'bad': {}}))
+    images, message = cached()
+    assert message == '' and torch.equal(images.x[:], x)
+    assert cache_folder(photos, 32, photos.parent/'cache') == at
+
+
+def test_default_place(photos, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', '/somewhere')
+    assert cache_folder(photos, 64).parent == Path('/somewhere/sagan')
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    assert cache_folder(photos, 64).parent == Path.home()/'.cache'/'sagan'
+
+
+@pytest.mark.parametrize('about', ['{"number of files": 9', '[1]', '{}', '{"bad": 3}'])
+def test_a_damaged_description(photos, cached, about):
+    cached()
+    (cache_folder(photos, 32, photos.parent/'cache')/'about.json').write_text(about)
+    images, message = cached()
+    assert 'rebuilt because about.json is damaged' in message
+    assert torch.equal(images.x[:], folder(photos, 32).x)
+
+
+def test_files_that_cannot_be_read(photos, cached):
+    "They are treated as in memory, and tried again at each start, also with their old size and time"
+    whole, half = (photos/'sky'/'5.jpg').read_bytes(), photos/'sky'/'half.jpg'
+    in_memory = folder(photos, 32)
+    half.write_bytes(whole[:200] + bytes(len(whole) - 200))
+    old_time = half.stat().st_mtime_ns
+    with pytest.raises(ValueError, match='half.jpg'): cached()
+    for _ in range(2):  # named each time
+        with pytest.warns(UserWarning, match='half.jpg'): images, message = cached(skip_bad=True)
+        assert torch.equal(images.x[:], in_memory.x) and message == ''
+    half.write_bytes(whole)
+    os.utime(half, ns=(old_time, old_time))
+    images, message = cached()
+    assert 'rebuilt because sky/half.jpg can be read now' in message
+    assert len(images) == 10 and cached()[1] == ''
+
+
+def test_no_file_can_be_read(tmp_path):
+    (tmp_path/'photos').mkdir()
+    for i in range(3): (tmp_path/'photos'/f'{i}.png').touch()
+    for _ in range(2):
+        with pytest.raises(ValueError, match='3 of 3 files'):
+            folder(tmp_path/'photos', 32, skip_bad=True, max_gb=0, cache=tmp_path/'cache')
+
+
+def test_no_room(photos, cached, monkeypatch):
+    "Said before a single image is read"
+    monkeypatch.setattr(shutil, 'disk_usage', lambda at: SimpleNamespace(free=9000))
+    with pytest.raises(OSError, match='9 images at 32 px need 0.0 GB in .*, where 0.0 GB are free'): cached()
+
+
+def test_a_disk_that_fills(photos, cached):
+    "No half-made cache is left when writing stops, here because the file may not grow further"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))  # bytes that a file may have
+    try:
+        with pytest.raises(OSError, match=r'stopped \(\[Errno 27\] File too large\); nothing of it is kept'):
+            cached()
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert os.listdir(cache_folder(photos, 32, photos.parent/'cache')) == ['.lock']
+    assert torch.equal(cached()[0].x[:], folder(photos, 32).x)
+
+
+def test_a_place_that_cannot_be_a_folder(photos, tmp_path):
+    (tmp_path/'file').touch()
+    with pytest.raises(OSError, match=r'cannot be written \(Not a directory\); name another one as cache'):
+        folder(photos, 32, max_gb=0, cache=tmp_path/'file'/'cache')
+
+
+CODE = '''
+import sys
+from sagan.data import folder
+images = folder(sys.argv[1], 32, max_gb=0, cache=sys.argv[2])
+print('OPEN', len(images), flush=True)
+'''
+N = 3000
+
+
+def start(images, cache):
+    command = [sys.executable, '-c', CODE, str(images), str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_cache(cache):
+    "Wait until a cache is being written; the temporary file"
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        for f in cache.glob('*/.images.*.new'):
+            if f.stat().st_size: return f
+        time.sleep(.005)
+    raise AssertionError('no cache was begun')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    "A folder that takes a while to decode"
+    path = tmp_path_factory.mktemp('images')
+    for i in range(N): Image.new('RGB', (120, 100), (i % 256, i//256, 0)).save(path/f'{i:05}.jpg')
+    return path
+
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
+    maker = start(images, tmp_path)
+    try:
+        left = wait_for_cache(tmp_path)
+        maker.send_signal(how)
+        out, _ = maker.communicate(timeout=300)
+    finally: maker.kill()
+    assert maker.returncode != 0 and 'OPEN' not in out
+    assert left.exists() == (how == signal.SIGKILL)
+    assert sorted(p.name for p in left.parent.iterdir() if p != left) == ['.lock']
+    cached = folder(images, 32, max_gb=0, cache=tmp_path)
+    assert torch.equal(cached.x[:], folder(images, 32).x)
+    assert sorted(p.name for p in left.parent.iterdir()) == ['.lock', 'about.json', 'images']
+
+
+def test_the_second_process_waits_for_the_first(images, tmp_path):
+    first = start(images, tmp_path)
+    try:
+        wait_for_cache(tmp_path)
+        os.kill(first.pid, signal.SIGSTOP)  # it stays in the middle while the second starts
+        second = start(images, tmp_path)
+        try:
+            assert second.stdout.readline().startswith('waiting for another process')
+            os.kill(first.pid, signal.SIGCONT)
+            outs = first.communicate(timeout=300)[0], second.communicate(timeout=300)[0]
+        finally: second.kill()
+    finally: first.kill()
+    assert [f'OPEN {N}' in o for o in outs] == [True, True]
+    assert ['decoded once' in o for o in outs] == [True, False]
+    assert torch.equal(folder(images, 32, max_gb=0, cache=tmp_path).x[:], folder(images, 32).x)

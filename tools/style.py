@@ -1,0 +1,58 @@
+"""Checks the form of all code: `python tools/style.py` names each long line and each with two statements.
+
+Pages of the first floor (nbs/00 to nbs/10) have at most 100 characters a line, everything else 110."""
+import io, json, re, sys, tokenize
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+FIRST_FLOOR, ELSEWHERE = 100, 110
+
+
+def limit(path):
+    "Characters that a line of this file may have"
+    return FIRST_FLOOR if path.parent == root/'nbs' and path.name[0].isdigit() else ELSEWHERE
+
+
+def sources(path):
+    "Each piece of Python in a file, with what to call it"
+    if path.suffix == '.py':
+        yield str(path.relative_to(root)), path.read_text(encoding='utf-8')
+        return
+    cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+    for cell in cells:
+        if cell['cell_type'] != 'code': continue
+        source = ''.join(cell['source'])
+        # a figure's words stand in one line, as Quarto reads them; IPython's own lines are no Python
+        lines = ['' if re.match(r'#\|| *[%!]', line) else line for line in source.split('\n')]
+        yield f"{path.relative_to(root)} #{cell['id']}", '\n'.join(lines)
+
+
+def semicolons(source):
+    "Numbers of the lines with a semicolon between statements"
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.OP and token.string == ';': yield token.start[0]
+
+
+def faults(path):
+    "What is wrong with a file: where, and what"
+    for where, source in sources(path):
+        for i, line in enumerate(source.split('\n'), 1):
+            if len(line) > limit(path):
+                fault = f'{len(line)} characters, {limit(path)} are allowed'
+                yield f'{where}, line {i}: {fault}: {line.strip()[:60]}'
+        for i in semicolons(source):
+            yield f'{where}, line {i}: several statements: {source.splitlines()[i - 1].strip()[:60]}'
+
+
+def files():
+    "Every file with Python that people write"
+    yield from sorted((root/'nbs').rglob('*.ipynb'))
+    for folder in ('tests', 'tools', 'benchmarks'): yield from sorted((root/folder).glob('*.py'))
+    yield root/'setup.py'
+
+
+if __name__ == '__main__':
+    found = [f for path in files() if '.ipynb_checkpoints' not in path.parts for f in faults(path)]
+    print(*found, sep='\n')
+    print(f'{len(found)} faults of style in {len(list(files()))} files')
+    sys.exit(bool(found))
