@@ -25,7 +25,7 @@ def batch(n=6, channels=4):
 @pytest.mark.parametrize('group, n', [(2, 6), (3, 6), (6, 6), (1, 3)])
 @pytest.mark.parametrize('affine', [True, False])
 def test_each_group_is_normalized_as_by_pytorch(group, n, affine):
-    "Over two steps: output, gradients of input, weight and bias, and averages, which are the mean over groups"
+    "Over two steps: output, gradients of input, weight and bias, and averages, the mean over groups"
     ours = BatchNorm2d(4, group, affine=affine)
     theirs = [nn.BatchNorm2d(4, affine=affine) for _ in range(n//group)]
     shared = [torch.rand(4), torch.randn(4)] if affine else []
