@@ -109,7 +109,8 @@ def check_finite(
     largest = torch.stack(torch._foreach_norm(gradients)).max()  # ()
     finite = bool((loss + largest).isfinite())
     if not finite and (scale <= 1 or not loss.isfinite()):
-        raise _diagnose(player, loss.item(), opt, forward, images, networks)
+        error = _diagnose(player, loss.item(), opt, forward, images, networks)
+        raise error
     return finite
 
 # %% ../nbs/library/26_diagnostics.ipynb #7bd7daf6
