@@ -25,8 +25,6 @@ from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import show_images
 from fastcore.foundation import L
-
-# %% ../nbs/06_training.ipynb #14e2702e
 from .conditioning import check_labels, frozen_statistics
 from .config import check_groups, Config, for_size, preset
 from .data import MemoryLoader, to_bytes
@@ -51,7 +49,6 @@ def split_batch(
                          f"must divide the images of a process")
     return zip(*[[None]*n if t is None else t.chunk(n) for t in tensors])
 
-# %% ../nbs/06_training.ipynb #cdddfab5
 def score_together(
     D:nn.Module, # Discriminator
     x:Tensor, # Real images, (B, 3, S, S)
@@ -340,7 +337,6 @@ class _NumericHypers(OptimWrapper):
         return [{k: v for k, v in h.items() if v is not None and not isinstance(v, bool)}
                 for h in super().hypers]
 
-# %% ../nbs/06_training.ipynb #483e8743
 def _check_monitors(learn):
     "Raise `ValueError` for callbacks that monitor what is not measured, or act on a copy"
     measured = list(learn.recorder.metric_names[1:-1])
@@ -473,7 +469,6 @@ def _data_fields(dls, x):
                          f"for process {given[0]} of {given[1]}; give image_dls rank and world")
     return fields | dict(data=dls.train.dataset.name, flip=dls.train.flip)
 
-# %% ../nbs/06_training.ipynb #9623d7cf
 def _fit_config(base, dls, x, G, D, changes):
     "The configuration `base` for a loader whose first images are `x`, and for given networks"
     if not (base.g_width and base.d_width):
