@@ -57,7 +57,8 @@ def score_together(
     y_fake:Tensor|None, # Labels of the generated ones, (B',), None if unconditional
 ) -> list[Tensor]: # Scores (B,) and (B',); with the auxiliary head also losses of the class
     "Score real and generated images in one pass of D"
-    out = D(torch.cat([x, fake]), None if y is None else torch.cat([y, y_fake]))  # (B + B',)
+    labels = None if y is None or y_fake is None else torch.cat([y, y_fake])  # (B + B',)
+    out = D(torch.cat([x, fake]), labels)  # (B + B',)
     outs = out if isinstance(out, tuple) else (out,)
     return [s for o in outs for s in o.float().split([len(x), len(fake)])]
 
@@ -97,19 +98,19 @@ def d_step(
     Raises `NonFinite` before the optimiser's step if loss or gradients are not finite."""
     spectral_step(D)
     opt.zero_grad()
-    scaler, total, means = scale or LossScaler(1.), 0., []
+    scaler, losses, means = scale or LossScaler(1.), [], []
     with cached_spectral_norm(G), cached_spectral_norm(D):
         with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)  # (B', 3, S, S)
         for part in split_batch(accumulate, x, fake, y, y_fake):
             real, fakes, *classes = score_together(D, *part)  # scores, (B,) and (B',) of this part
             loss = (d_acgan_loss if classes else d_hinge_loss)(real, fakes, *classes)/accumulate
             scaler.backward(loss)
-            total += loss.detach()  # ()
+            losses.append(loss.detach())
             means.append(torch.stack([real.mean(), fakes.mean()]).detach())  # (2,)
     if scores is not None: scores.update(_mean_scores(means))
     def forward():
         return [score_together(D, *p) for p in split_batch(accumulate, x, G(z, y_fake), y, y_fake)]
-    return _step_if_finite('D', total, opt, scaler, forward, images=x, G=G, D=D)
+    return _step_if_finite('D', sum(losses), opt, scaler, forward, images=x, G=G, D=D)
 
 # %% ../nbs/06_training.ipynb #14a03569
 @contextmanager
@@ -139,7 +140,7 @@ def g_step(
     Raises `NonFinite` before the optimiser's step if loss or gradients are not finite."""
     spectral_step(G)
     opt.zero_grad()
-    scaler, total = scale or LossScaler(1.), 0.
+    scaler, losses = scale or LossScaler(1.), []
     with frozen_weights(D), cached_spectral_norm(G), cached_spectral_norm(D):
         for i, (z_i, y_i) in enumerate(split_batch(accumulate, z, y)):
             # batch norm records the first part alone
@@ -147,9 +148,9 @@ def g_step(
             score, *classes = [o.float() for o in (out if isinstance(out, tuple) else (out,))]
             loss = (g_acgan_loss if classes else g_hinge_loss)(score, *classes)/accumulate
             scaler.backward(loss)
-            total += loss.detach()  # ()
+            losses.append(loss.detach())
     def forward(): return [D(G(z_i, y_i), y_i) for z_i, y_i in split_batch(accumulate, z, y)]
-    return _step_if_finite('G', total, opt, scaler, forward, G=G, D=D)
+    return _step_if_finite('G', sum(losses), opt, scaler, forward, G=G, D=D)
 
 # %% ../nbs/06_training.ipynb #21847fdf
 @torch.no_grad()
