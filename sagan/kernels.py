@@ -88,10 +88,10 @@ def fused_quotient(
     memory:Tensor|None=None,
 ) -> Tensor: # W/(u . W v), (out, ...), in the memory order of `weight`
     "Divide a weight by the spectral norm that `u` and `v` estimate; both are constants for the gradient"
-    fits = memory is not None and memory.dtype == dtype and memory.device == weight.device \
-        and memory.stride() == weight.stride()
-    # a list hides the memory from autograd
-    with no_autocast(weight): return _Quotient.apply(weight, u, v, dtype, [memory.detach()] if fits else [])
+    wanted = dtype, weight.device, weight.stride()
+    if memory is not None and (memory.dtype, memory.device, memory.stride()) != wanted: memory = None
+    hidden = [] if memory is None else [memory.detach()]  # from autograd, in a list
+    with no_autocast(weight): return _Quotient.apply(weight, u, v, dtype, hidden)
 
 # %% ../nbs/library/24_kernels.ipynb #f2e453a4
 def is_4x4_faster(
@@ -172,4 +172,5 @@ def compile_networks(
 ) -> None:
     "Compile both networks of a `SAGAN` for the shapes that come in; the averaged generator stays as it is"
     mode = 'reduce-overhead' if cuda_graphs and next(model.parameters()).is_cuda else None
-    for net in filter(None, (model.G, model.D)): net.compile(dynamic=False, mode=mode)
+    for net in (model.G, model.D):
+        if isinstance(net, nn.Module): net.compile(dynamic=False, mode=mode)

@@ -12,7 +12,7 @@ import torch
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from .checkpoints import (
-    best_record, _fill, load_weights, read_config, read_log, _read_state, _writing)
+    best_record, explain_write_errors, fill_model, load_weights, read_config, read_log, read_state)
 from .config import Config
 from .data import Images
 from .distributed import all_reduce, rank, shard
@@ -39,7 +39,7 @@ def _best_weights(folder, cfg, device, records):
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it "
                                 f"went (sagan-train --measure-every)")
     model, file = SAGAN(cfg).to(device).eval(), folder/'states'/f'step-{r["step"]:07d}.pt'
-    _fill(model, _read_state(file, device)['model'], file)
+    fill_model(model, read_state(file, device)['model'], file)
     return model, r['step']
 
 # %% ../nbs/library/27_runs.ipynb #7e26f571
@@ -98,7 +98,7 @@ def load_or_train_evaluator(
     file = Path(file)
     if rank() == 0 and not file.exists():
         e = train_evaluator(images)
-        with _writing(file), atomic_write(file) as new:
+        with explain_write_errors(file), atomic_write(file) as new:
             torch.save(dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out), new)
     all_reduce(torch.zeros(()))  # the other processes wait here for the first
     try: kept = torch.load(file, weights_only=True)

@@ -113,7 +113,8 @@ def spectral_layers(
 ) -> Iterator: # Of (name of the layer, its `SpectralNorm`, its original weight (out, ...))
     "The spectrally normalized layers of a network, in the order of its modules"
     for name, m in net.named_modules():
-        p = m.parametrizations.weight if parametrize.is_parametrized(m, 'weight') else [None]
+        if not parametrize.is_parametrized(m, 'weight'): continue
+        p = m.parametrizations.weight
         if isinstance(p[0], SpectralNorm): yield name, p[0], p.original
 
 # %% ../nbs/01_spectral.ipynb #345ed1d5

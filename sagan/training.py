@@ -420,7 +420,7 @@ class SAGANTrainer(TrainingFigures):
         device = next(self.model.parameters()).device
         if device.type == 'cpu': keep_freed_memory()
         if self.cfg.compile and not self.compiled:
-            compile_networks(self.model)
+            compile_networks(self.model, cuda_graphs=self.cfg.accumulate == 1)
             self.compiled = True
         self.dtype, self.autocast, self.loss_scale = _choose_precision(
             self.learn, self.cfg, device, self.loss_scale)

@@ -1,5 +1,6 @@
-"Checkpoints of other projects: the golden ones where they are at hand, and small ones made here by networks written from the description of the layouts alone"
-import os, pickle
+"""Checkpoints of other projects: the golden ones where they are at hand, and small ones made here by networks
+written from the description of the layouts alone"""
+import math, os, pickle
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from safetensors.torch import load_file
@@ -11,7 +12,7 @@ from sagan.importing import import_checkpoint
 from sagan.sharing import PretrainedSAGAN
 
 GOLDEN = Path(os.environ.get('SAGAN_GOLDEN') or Path(__file__).parent.parent.parent/'shared/golden')
-CASES = [p.name for p in sorted(GOLDEN.iterdir()) if (p/'expected.safetensors').exists()] if GOLDEN.is_dir() else []
+CASES = sorted(p.parent.name for p in GOLDEN.glob('*/expected.safetensors'))
 
 # --- the golden files, made by the projects' own code ---
 
@@ -22,7 +23,8 @@ def test_golden(case, tmp_path):
     sagan_import(*files, out=str(tmp_path/'run'))
     model = load_run(tmp_path/'run').model
     y = e['y'] if model.cfg.n_classes else None
-    for images, scores, maps, G in (('images', 'scores', 'attn_g', model.G), ('images_ema', 'scores_ema', 'attn_g_ema', model.ema)):
+    for ending, G in (('', model.G), ('_ema', model.ema)):
+        images, scores, maps = f'images{ending}', f'scores{ending}', f'attn_g{ending}'
         if images not in e: continue
         with torch.no_grad():
             x = G(e['z'], y)
@@ -90,25 +92,42 @@ class Maker:
 def statistics(m, p, x, eps, word, tracked):
     "Standardised x by the running averages under p"
     C = x.shape[1]
-    mean, var = m.get(f'{p}.{word}_mean', lambda: .3*m.rand(C)), m.get(f'{p}.{word}_var', lambda: m.rand(C).abs() + .3)
+    mean = m.get(f'{p}.{word}_mean', lambda: .3*m.rand(C))
+    var = m.get(f'{p}.{word}_var', lambda: m.rand(C).abs() + .3)
     if tracked: m.get(f'{p}.num_batches_tracked', lambda: torch.tensor(7))
     return (x - mean[:, None, None])/(var[:, None, None] + eps).sqrt()
 
-BG = dict(name='BG', form='A', first='linear', block='blocks.{i}.0', attention='blocks.{i}.1', convs=('conv1', 'conv2', 'conv_sc'), norms=('bn1', 'bn2'), att=('theta', 'phi', 'g', 'o', 'gamma'), last=('output_layer.0', 'output_layer.2'), head=('linear', 'embed'), stats=('', 'stored'), eps=1e-5, relu=False)
-ST = dict(name='ST', form='T', first='linear0', block='blocks.{j}.0', attention='blocks.{j}.0', convs=('conv2d1', 'conv2d2', 'conv2d0'), norms=('bn1', 'bn2'), att=('conv1x1_theta', 'conv1x1_phi', 'conv1x1_g', 'conv1x1_attn', 'sigma'), last=('bn4', 'conv2d5'), head=('linear1', 'embedding'), stats=('.bn', 'running'), eps=1e-4, relu=True)
-MM = dict(name='MM', form='T', first='noise2feat', block='conv_blocks.{j}', attention='conv_blocks.{j}', convs=('conv_1.conv', 'conv_2.conv', 'shortcut.conv'), norms=('norm_1', 'norm_2'), att=('theta.conv', 'phi.conv', 'g.conv', 'o.conv', 'gamma'), last=('to_rgb.bn', 'to_rgb.conv'), head=('decision', 'proj_y'), stats=('.norm', 'running'), eps=1e-4, relu=False)
+BG = dict(
+    name='BG', form='A', first='linear', block='blocks.{i}.0', attention='blocks.{i}.1',
+    convs=('conv1', 'conv2', 'conv_sc'), norms=('bn1', 'bn2'), att=('theta', 'phi', 'g', 'o', 'gamma'),
+    last=('output_layer.0', 'output_layer.2'), head=('linear', 'embed'),
+    stats=('', 'stored'), eps=1e-5, relu=False)
+ST = dict(
+    name='ST', form='T', first='linear0', block='blocks.{j}.0', attention='blocks.{j}.0',
+    convs=('conv2d1', 'conv2d2', 'conv2d0'), norms=('bn1', 'bn2'),
+    att=('conv1x1_theta', 'conv1x1_phi', 'conv1x1_g', 'conv1x1_attn', 'sigma'),
+    last=('bn4', 'conv2d5'), head=('linear1', 'embedding'),
+    stats=('.bn', 'running'), eps=1e-4, relu=True)
+MM = dict(
+    name='MM', form='T', first='noise2feat', block='conv_blocks.{j}', attention='conv_blocks.{j}',
+    convs=('conv_1.conv', 'conv_2.conv', 'shortcut.conv'), norms=('norm_1', 'norm_2'),
+    att=('theta.conv', 'phi.conv', 'g.conv', 'o.conv', 'gamma'),
+    last=('to_rgb.bn', 'to_rgb.conv'), head=('decision', 'proj_y'),
+    stats=('.norm', 'running'), eps=1e-4, relu=False)
 
 def cbn(m, P, p, x, y, n, tables, eps):
     "Conditional batch norm with the tables in one of the forms in which the projects keep them"
     C, (sub, word) = x.shape[1], P['stats']
     if tables == 'none':
         h = statistics(m, p, x, eps, 'running', True)
-        return h*m.get(f'{p}.weight', lambda: 1 + .2*m.rand(C))[:, None, None] + m.get(f'{p}.bias', lambda: .2*m.rand(C))[:, None, None]
+        scale = m.get(f'{p}.weight', lambda: 1 + .2*m.rand(C))
+        shift = m.get(f'{p}.bias', lambda: .2*m.rand(C))
+        return h*scale[:, None, None] + shift[:, None, None]
     h = statistics(m, p + sub, x, eps, word, word == 'running')
-    if tables == 'plain':
-        gain, bias = [m.weight(f'{p}.{k}', n, C, form='plain') for k in (('weight_embedding', 'bias_embedding') if P['name'] == 'MM' else ('gain', 'bias'))]
-    if tables == 'rows':
-        gain, bias = [m.weight(f'{p}.{k}', n, C) for k in (('weight_embedding', 'bias_embedding') if P['name'] == 'MM' else ('embed0', 'embed1'))]
+    plain, rows = ('gain', 'bias'), ('embed0', 'embed1')
+    if P['name'] == 'MM': plain = rows = 'weight_embedding', 'bias_embedding'
+    if tables == 'plain': gain, bias = [m.weight(f'{p}.{k}', n, C, form='plain') for k in plain]
+    if tables == 'rows': gain, bias = [m.weight(f'{p}.{k}', n, C) for k in rows]
     if tables == 'columns': gain, bias = [m.weight(f'{p}.{k}', C, n).T for k in ('gain', 'bias')]
     if tables == 'shared':
         shared = m.get('shared.weight', lambda: m.rand(n, 6))
@@ -116,14 +135,18 @@ def cbn(m, P, p, x, y, n, tables, eps):
     return h*(1 + gain[y])[:, :, None, None] + bias[y][:, :, None, None]
 
 def run_G(m, P, z, y, ch, at, n, tables, eps=None, out_eps=None):
-    "Images and attention maps of a generator of project P; ch: channels at 4x4 and after each block; at: blocks that attention follows"
+    """Images and attention maps of a generator of project P
+
+    ch: channels at 4x4 and after each block; at: blocks that attention follows"""
     maps, j, eps = [], 0, eps or P['eps']
-    x = F.linear(z, m.weight(P['first'], 16*ch[0], z.shape[1]), m.get(f'{P["first"]}.bias', lambda: .1*m.rand(16*ch[0]))).reshape(-1, ch[0], 4, 4)
+    def twice(t): return t.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    W = m.weight(P['first'], 16*ch[0], z.shape[1])
+    x = F.linear(z, W, m.get(f'{P["first"]}.bias', lambda: .1*m.rand(16*ch[0]))).reshape(-1, ch[0], 4, 4)
     for i, c in enumerate(ch[1:]):
         p, (c1, c2, sc), (n1, n2) = P['block'].format(i=i, j=j), P['convs'], P['norms']
-        h = torch.relu(cbn(m, P, f'{p}.{n1}', x, y, n, tables, eps)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        h = twice(torch.relu(cbn(m, P, f'{p}.{n1}', x, y, n, tables, eps)))
         h = torch.relu(cbn(m, P, f'{p}.{n2}', m.conv(f'{p}.{c1}', h, c, 3), y, n, tables, eps))
-        x = m.conv(f'{p}.{c2}', h, c, 3) + m.conv(f'{p}.{sc}', x.repeat_interleave(2, 2).repeat_interleave(2, 3), c, 1)
+        x = m.conv(f'{p}.{c2}', h, c, 3) + m.conv(f'{p}.{sc}', twice(x), c, 1)
         j += 1
         if i in at:
             x = m.attention(P['attention'].format(i=i, j=j), P['att'], x, maps)
@@ -131,7 +154,8 @@ def run_G(m, P, z, y, ch, at, n, tables, eps=None, out_eps=None):
     bn, conv = P['last']
     sub, word = P['stats'] if P['name'] == 'BG' else ('', 'running')
     h = statistics(m, bn + sub, x, out_eps or (1e-5 if P['name'] == 'BG' else eps), word, word == 'running')
-    scale, shift = [m.get(f'{bn}.{k}', lambda k=k: (k in ('gain', 'weight')) + .2*m.rand(x.shape[1])) for k in (('gain', 'bias') if P['name'] == 'BG' else ('weight', 'bias'))]
+    C, gain = x.shape[1], 'gain' if P['name'] == 'BG' else 'weight'
+    scale, shift = m.get(f'{bn}.{gain}', lambda: 1 + .2*m.rand(C)), m.get(f'{bn}.bias', lambda: .2*m.rand(C))
     return torch.tanh(m.conv(conv, torch.relu(h*scale[:, None, None] + shift[:, None, None]), 3, 3)), maps
 
 def run_D(m, P, x, y, ch, down, at, n, relu=None, att_form=None):
@@ -141,7 +165,8 @@ def run_D(m, P, x, y, ch, down, at, n, relu=None, att_form=None):
         p = 'from_rgb' if P['name'] == 'MM' and i == 0 else P['block'].format(i=i, j=j)
         half = (lambda t: F.avg_pool2d(t, 2)) if pool else (lambda t: t)
         if i == 0:
-            x = half(m.conv(f'{p}.{c2}', torch.relu(m.conv(f'{p}.{c1}', x, c, 3)), c, 3)) + m.conv(f'{p}.{sc}', half(x), c, 1)
+            h = half(m.conv(f'{p}.{c2}', torch.relu(m.conv(f'{p}.{c1}', x, c, 3)), c, 3))
+            x = h + m.conv(f'{p}.{sc}', half(x), c, 1)
         else:
             start = torch.relu(x) if relu else x
             skip = half(m.conv(f'{p}.{sc}', start, c, 1)) if pool or c != x.shape[1] else start
@@ -159,7 +184,8 @@ DOWN = {32: [1, 1, 0, 0], 64: [1]*4 + [0], 128: [1]*5 + [0], 256: [1]*6 + [0]}
 def pair(P, seed, size, g, d, g_at, d_at, n, tables, z_dim=5, g_form=None, **kw):
     "G and D of a project with random numbers, their inputs and what they give"
     G, D = Maker(seed, g_form or P['form']), Maker(seed + 1, g_form or P['form'])
-    z, y = torch.randn(2, z_dim, generator=torch.Generator().manual_seed(seed)), torch.tensor([0, max(n - 1, 0)])
+    z = torch.randn(2, z_dim, generator=torch.Generator().manual_seed(seed))
+    y = torch.tensor([0, max(n - 1, 0)])
     down = [1]*5 if P['name'] == 'MM' and size == 64 else DOWN[size]
     x, g_maps = run_G(G, P, z, y, g, g_at, n, tables, kw.get('eps'), kw.get('out_eps'))
     s, d_maps = run_D(D, P, x, y, d, down, d_at, n, kw.get('relu'), kw.get('att_form'))
@@ -188,7 +214,8 @@ def check(model, G, z, y, x, s=None, g_maps=(), d_maps=()):
 def test_biggan_pytorch(tmp_path, seed, size, g, d, g_at, d_at, tables, stats):
     G, D, z, y, *expected = pair(BG | dict(stats=stats), seed, size, g, d, g_at, d_at, 3, tables)
     if stats == ('.bn', 'stored'):
-        G |= {k.replace('stored_mean', 'accumulation_counter'): torch.zeros(1) for k in G if k.endswith('stored_mean')}
+        means = [k for k in G if k.endswith('stored_mean')]
+        G |= {k.replace('stored_mean', 'accumulation_counter'): torch.zeros(1) for k in means}
     torch.save(G, tmp_path/'G.pth')
     torch.save(D, tmp_path/'D.pth')
     model, _ = import_checkpoint(tmp_path/'G.pth', tmp_path/'D.pth')
@@ -200,7 +227,9 @@ SMALL = dict(size=32, g=(8, 6, 8, 5), d=(5, 8, 8, 8), g_at=(1,), d_at=(1,), n=3)
 def test_biggan_pytorch_average_bookkeeping_and_order_of_files(tmp_path):
     G, D, z, y, *expected = pair(BG, 10, **SMALL, tables='plain')
     E, _, z2, _, x2, *_ = pair(BG, 20, **SMALL, tables='plain')
-    for name, t in dict(G=G, D=D, G_ema_best0=E, state_dict=dict(itr=1234, epoch=5, save_num=0, save_best_num=1, best_IS=7.5, best_FID=20.5, config=dict(G_ch=2, G_activation=torch.nn.ReLU()))).items():
+    bookkeeping = dict(itr=1234, epoch=5, save_num=0, save_best_num=1, best_IS=7.5, best_FID=20.5,
+                       config=dict(G_ch=2, G_activation=torch.nn.ReLU()))
+    for name, t in dict(G=G, D=D, G_ema_best0=E, state_dict=bookkeeping).items():
         torch.save(t, tmp_path/f'{name}.pth')
     model, about = import_checkpoint(*[tmp_path/f'{n}.pth' for n in ('state_dict', 'G_ema_best0', 'D', 'G')])
     assert about['step'] == 1234
@@ -251,8 +280,10 @@ def test_weights_without_spectral_norm_are_used_as_they_are(tmp_path):
 def test_studiogan(tmp_path, seed, size, g, d, g_at, d_at, n, tables):
     G, D, z, y, *expected = pair(ST, seed, size, g, d, g_at, d_at, n, tables)
     files = [tmp_path/f'model={k}-best-weights-step=1000.pth' for k in 'GD']
-    torch.save(dict(state_dict=G, optimizer=dict(state={}, param_groups=[])), files[0])
-    torch.save(dict(state_dict=D, optimizer=dict(state={}, param_groups=[]), step=1000, epoch=2, best_fid=np.float64(20.5), lecam_emas=None), files[1])
+    optimizer = dict(state={}, param_groups=[])
+    torch.save(dict(state_dict=G, optimizer=optimizer), files[0])
+    torch.save(dict(state_dict=D, optimizer=optimizer, step=1000, epoch=2, best_fid=np.float64(20.5),
+                    lecam_emas=None), files[1])
     model, about = import_checkpoint(*files)
     assert about['step'] == 1000 and model.cfg.n_classes == n
     check(model, model.G, z, y, *expected)
@@ -269,9 +300,12 @@ def test_mmgeneration(tmp_path, seed, size, g, d, g_at, d_at, n, tables, more):
     E, _, z2, _, x2, *_ = pair(MM | dict(eps=eps), seed + 9, size, g, d, g_at, d_at, n, tables)
     saved = {f'generator.{k}': t for k, t in G.items()} | {f'discriminator.{k}': t for k, t in D.items()}
     if seed != 54:
-        saved |= {f'generator_ema.{"module."*(seed % 2)}{k}': t for k, t in E.items()} | ({'generator_ema.steps': torch.tensor(9)} if seed % 2 else {})
+        several = seed % 2  # as of several GPUs
+        saved |= {f'generator_ema.{"module."*several}{k}': t for k, t in E.items()}
+        if several: saved['generator_ema.steps'] = torch.tensor(9)
     torch.save(dict(state_dict=saved, meta=dict(iter=826000, mmgen_version='0.7.3')), tmp_path/'sagan.pth')
-    model, about = import_checkpoint(tmp_path/'sagan.pth', relu_skip=more.get('relu'), **({} if bgr else dict(bgr=False)))
+    given = dict(relu_skip=more.get('relu'), bgr=None if bgr else False)
+    model, about = import_checkpoint(tmp_path/'sagan.pth', **given)
     assert about['step'] == 826000
     if bgr:  # the file's networks put out and take blue, green, red
         expected[0], x2 = expected[0].flip(1), x2.flip(1)
@@ -289,7 +323,7 @@ def files(tmp_path):
         return sagan_import(str(tmp_path/'G.pth'), str(tmp_path/'D.pth'), out=str(tmp_path/'run'))
     return G, D, attempt, tmp_path
 
-def test_our_format_and_back_is_exact(files, capsys):
+def test_our_format_and_back_is_exact(files):
     G, D, attempt, tmp = files
     (tmp/'names.txt').write_text('cat\ndog\nhorse\n')
     torch.save(G, tmp/'G.pth')
@@ -298,7 +332,8 @@ def test_our_format_and_back_is_exact(files, capsys):
     model, _ = import_checkpoint(tmp/'G.pth', tmp/'D.pth')
     run = load_run(tmp/'run')
     assert run.classes == ['cat', 'dog', 'horse'] and run.cfg == model.cfg and run.cfg.g_width == (8, 6, 8, 5)
-    assert read_config(tmp/'run')[2] == dict(imported_from=['G.pth', 'D.pth'], project='BigGAN-PyTorch', eps=None, bgr=False, relu_skip=False)
+    assert read_config(tmp/'run')[2] == dict(
+        imported_from=['G.pth', 'D.pth'], project='BigGAN-PyTorch', eps=None, bgr=False, relu_skip=False)
     card = PretrainedSAGAN.from_pretrained(tmp/'run').generate_model_card()
     assert 'BigGAN-PyTorch: G.pth, D.pth' in str(card), card
     for k, t in model.state_dict().items(): assert torch.equal(t, run.model.state_dict()[k]), k
@@ -306,41 +341,56 @@ def test_our_format_and_back_is_exact(files, capsys):
     for k, t in load_weights(tmp/'again.safetensors')[0].state_dict().items():
         assert torch.equal(t, model.state_dict()[k]), k
 
-def refused(attempt, tmp, capsys, *words, **changed):
-    with pytest.raises(SystemExit) as e: attempt(**changed)
-    said = capsys.readouterr().err
-    assert e.value.code == 1 and not (tmp/'run').exists()
-    for w in words: assert w in said, said
+@pytest.fixture
+def refused(files, capsys):
+    "Function that imports changed files, or calls `by`, and expects a message with these words and no run"
+    *_, attempt, tmp = files
+    def refused(*words, by=attempt, **changed):
+        with pytest.raises(SystemExit) as e: by(**changed)
+        message = capsys.readouterr().err
+        assert e.value.code == 1 and not (tmp/'run').exists()
+        for w in words: assert w in message, message
+    return refused
 
-def test_any_missing_extra_or_misshapen_tensor_is_refused_by_name(files, capsys):
+def test_any_missing_extra_or_misshapen_tensor_is_refused_by_name(files, refused):
     G, D, attempt, tmp = files
+    def without(own, *names): return {k: t for k, t in own.items() if k not in names}
     for name, own in dict(G=G, D=D).items():
-        for k in own:
-            refused(attempt, tmp, capsys, f'{name}.pth: {k} is missing', **{name: {j: t for j, t in own.items() if j != k}})
+        for k in own: refused(f'{name}.pth: {k} is missing', **{name: without(own, k)})
         for k in list(own)[::7]:
             t = own[k]
             wrong = torch.cat([t, t]) if t.ndim else t.repeat(2)
-            refused(attempt, tmp, capsys, f'{name}.pth', 'has shape', 'expected', **{name: own | {k: wrong}})
-        for k in ('blocks.0.0.conv3.weight', 'linear.weight_u', 'blocks.9.0.conv1.weight', 'blocks.0.0.bn1.more', 'extra'):
-            refused(attempt, tmp, capsys, f'{name}.pth', **{name: own | {k: torch.zeros(3)}})
-    refused(attempt, tmp, capsys, 'blocks.1.0.conv2.bias is missing', G={k: t for k, t in G.items() if k != 'blocks.1.0.conv2.bias'})
-    refused(attempt, tmp, capsys, 'blocks.1.0.conv2.bias has shape (4,), expected (8,)', G=G | {'blocks.1.0.conv2.bias': torch.zeros(4)})
-    refused(attempt, tmp, capsys, 'extra does not belong', G=G | {'extra': torch.zeros(4)})
-    refused(attempt, tmp, capsys, 'blocks.0.0.bn1.stored_var has numbers that are not finite', G=G | {'blocks.0.0.bn1.stored_var': torch.full((8,), torch.nan)})
+            refused(f'{name}.pth', 'has shape', 'expected', **{name: own | {k: wrong}})
+        for k in ('blocks.0.0.conv3.weight', 'linear.weight_u', 'blocks.9.0.conv1.weight',
+                  'blocks.0.0.bn1.more', 'extra'):
+            refused(f'{name}.pth', **{name: own | {k: torch.zeros(3)}})
+    bias, var = 'blocks.1.0.conv2.bias', 'blocks.0.0.bn1.stored_var'
+    refused(f'{bias} is missing', G=without(G, bias))
+    refused(f'{bias} has shape (4,), expected (8,)', G=G | {bias: torch.zeros(4)})
+    refused('extra does not belong', G=G | {'extra': torch.zeros(4)})
+    refused(f'{var} has numbers that are not finite', G=G | {var: torch.full((8,), torch.nan)})
+    refused(f'{var} has variances below 0', G=G | {var: -G[var]})
+    refused(f'{bias} is no plain tensor of numbers', G=G | {bias: torch.zeros(8).to_sparse()})
 
-def test_other_models_are_refused(files, capsys):
+def test_other_models_are_refused(files, refused):
     G, D, attempt, tmp = files
     shared = pair(BG, 71, **SMALL, tables='shared')[0]
-    hier = {k: torch.cat([t, t[:, :2]], 1) if '.gain.weight' in k or '.bn1.bias.weight' in k else t for k, t in shared.items()}
-    refused(attempt, tmp, capsys, 'bn1.gain.weight has shape (8, 8), expected (8, 6)', 'BigGAN', G=hier)
-    deep = {k.replace('blocks.0.0', 'blocks.0.1'): t for k, t in G.items() if 'blocks.0.0' in k} | {'blocks.0.0.conv3.weight': torch.zeros(8, 8, 3, 3)}
-    refused(attempt, tmp, capsys, 'conv3.weight does not belong', G=G | deep)
-    refused(attempt, tmp, capsys, "the first thing in it is 'conv1.weight'", G={'conv1.weight': torch.zeros(64, 3, 7, 7), 'fc.bias': torch.zeros(10)})
-    refused(attempt, tmp, capsys, 'state of an optimizer', G=dict(state={}, param_groups=[dict(lr=1e-4)]))
-    refused(attempt, tmp, capsys, 'both hold a generator', D=G)
-    refused(attempt, tmp, capsys, 'n_classes is 4', D=pair(BG, 72, **SMALL | dict(n=4), tables='plain')[1])
-    refused(attempt, tmp, capsys, 'expected a dictionary', G=[torch.zeros(3)])
-    refused(attempt, tmp, capsys, 'blocks make a generator for 16 pixels', G={k: t for k, t in G.items() if not k.startswith('blocks.2')})
+    def is_table(k): return '.gain.weight' in k or '.bn1.bias.weight' in k
+    hier = {k: torch.cat([t, t[:, :2]], 1) if is_table(k) else t for k, t in shared.items()}
+    refused('bn1.gain.weight has shape (8, 8), expected (8, 6)', 'BigGAN', G=hier)
+    deep = {k.replace('blocks.0.0', 'blocks.0.1'): t for k, t in G.items() if 'blocks.0.0' in k}
+    refused('conv3.weight does not belong', G=G | deep | {'blocks.0.0.conv3.weight': torch.zeros(8, 8, 3, 3)})
+    resnet = {'conv1.weight': torch.zeros(64, 3, 7, 7), 'fc.bias': torch.zeros(10)}
+    refused("the first thing in it is 'conv1.weight'", G=resnet)
+    refused('no SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN, mmgeneration', G=resnet)
+    style = {'generator.mapping.weight': torch.zeros(3)}
+    refused('generator.mapping.weight does not belong to a SAGAN', G=style)
+    refused('state of an optimizer', G=dict(state={}, param_groups=[dict(lr=1e-4)]))
+    refused('both hold a generator', D=G)
+    refused('n_classes is 4', D=pair(BG, 72, **SMALL | dict(n=4), tables='plain')[1])
+    refused('expected a dictionary', G=[torch.zeros(3)])
+    small = {k: t for k, t in G.items() if not k.startswith('blocks.2')}
+    refused('blocks make a generator for 16 pixels', G=small)
 
 def test_what_classes_share_is_missing(tmp_path):
     wide = SMALL | dict(g=(8, 8, 8, 8), d=(8, 8, 8, 8))
@@ -350,15 +400,19 @@ def test_what_classes_share_is_missing(tmp_path):
         torch.save(G, tmp_path/'G.pth')
         torch.save(D, tmp_path/'D.pth')
         for files in (['G'], ['G', 'D']):
-            with pytest.raises(ValueError, match='shared.weight is missing' if project is BG or len(files) == 1 else 'n_classes is'):
+            alone = project is BG or len(files) == 1
+            with pytest.raises(ValueError, match='shared.weight is missing' if alone else 'n_classes is'):
                 import_checkpoint(*[tmp_path/f'{f}.pth' for f in files])
 
-def test_networks_of_two_projects_and_half_a_spectral_norm(files, capsys):
+def test_networks_of_two_projects_and_half_a_spectral_norm(files, refused):
     G, D, attempt, tmp = files
-    refused(attempt, tmp, capsys, "it is of PyTorch-StudioGAN, the other of BigGAN-PyTorch", D=pair(ST, 74, **SMALL, tables='columns')[1])
-    refused(attempt, tmp, capsys, 'blocks.1.0.conv1.u0 is missing', G={k: t for k, t in G.items() if k not in ('blocks.1.0.conv1.u0', 'blocks.1.0.conv1.sv0')})
-    refused(attempt, tmp, capsys, 'linear.u0 has shape', 'beside linear.weight of shape', G=G | {'linear.weight': G['linear.weight'].repeat(2, 1)})
-    refused(attempt, tmp, capsys, 'is 0 everywhere', D={k: t*0 if k == 'embed.weight' else t for k, t in D.items() if k not in ('embed.u0', 'embed.sv0')})
+    def without_norm(own, p): return {k: t for k, t in own.items() if k not in (f'{p}.u0', f'{p}.sv0')}
+    studio = pair(ST, 74, **SMALL, tables='columns')[1]
+    refused("it is of PyTorch-StudioGAN, the other of BigGAN-PyTorch", D=studio)
+    refused('blocks.1.0.conv1.u0 is missing', G=without_norm(G, 'blocks.1.0.conv1'))
+    twice = G['linear.weight'].repeat(2, 1)
+    refused('linear.u0 has shape', 'beside linear.weight of shape', G=G | {'linear.weight': twice})
+    refused('is 0 everywhere', D=without_norm(D, 'embed') | {'embed.weight': 0*D['embed.weight']})
 
 def test_of_several_gpus(files):
     G, D, attempt, tmp = files
@@ -372,38 +426,57 @@ class Code:
     def __init__(self, file): self.file = file
     def __reduce__(self): return os.system, (f'touch {self.file}',)
 
-def test_files_that_are_not_whole_or_hold_code_are_refused(files, capsys):
+def test_files_that_are_not_whole_or_hold_code_are_refused(files, refused):
     G, D, attempt, tmp = files
-    refused(attempt, tmp, capsys, 'system', 'can execute code', G=G | {'meta': Code(tmp/'made')})
-    refused(attempt, tmp, capsys, 'torch.nn.modules.container.Sequential', 'can execute code', G=dict(itr=3, config=torch.nn.Sequential()))
-    def damaged(data):
-        return lambda: ((tmp/'G.pth').write_bytes(data), sagan_import(str(tmp/'G.pth'), out=str(tmp/'run')))
-    refused(damaged(pickle.dumps(Code(tmp/'made'))), tmp, capsys, 'not a whole', 'nothing in it was executed')
-    refused(damaged(pickle.dumps(Code(tmp/'made'), protocol=2)), tmp, capsys, 'G.pth', 'can execute code')
+    refused('system', 'can execute code', G=G | {'meta': Code(tmp/'made')})
+    module = dict(itr=3, config=torch.nn.Sequential())
+    refused('torch.nn.modules.container.Sequential', 'can execute code', G=module)
+    def damaged(data, *words):
+        (tmp/'G.pth').write_bytes(data)
+        refused(*words, by=lambda: sagan_import(str(tmp/'G.pth'), out=str(tmp/'run')))
+    damaged(pickle.dumps(Code(tmp/'made')), 'not a whole', 'nothing in it was executed')
+    damaged(pickle.dumps(Code(tmp/'made'), protocol=2), 'G.pth', 'can execute code')
     for legacy in (True, False):
         torch.save(G, tmp/'whole.pth', _use_new_zipfile_serialization=not legacy)
         whole = (tmp/'whole.pth').read_bytes()
         for n in (0, 10, 300, len(whole)//2, len(whole) - 5):
-            refused(damaged(whole[:n]), tmp, capsys, 'G.pth is not a whole PyTorch file')
+            damaged(whole[:n], 'G.pth is not a whole PyTorch file')
         assert import_checkpoint(tmp/'whole.pth')[0].G is not None
     at = whole.index(G['linear.bias'].numpy().tobytes()[:16])
-    refused(damaged(whole[:at] + b'\0' + whole[at+1:]), tmp, capsys, 'not a whole')   # one byte of a weight
-    refused(damaged(b'no pickle at all'), tmp, capsys, 'not a whole')
+    damaged(whole[:at] + b'\0' + whole[at+1:], 'not a whole')   # one byte of a weight
+    damaged(b'no pickle at all', 'not a whole')
     assert not (tmp/'made').exists()
 
-def test_command_line_refusals_leave_nothing(files, capsys):
+def test_command_line_refusals_leave_nothing(files, refused):
     G, D, attempt, tmp = files
     (tmp/'two.txt').write_text('a\nb\n')
     torch.save(G, tmp/'G.pth')
-    for said, args in {'--out': {}, '3 classes': dict(out=str(tmp/'run'), classes=str(tmp/'two.txt')), 'no file nowhere': dict(out=str(tmp/'run'), at='nowhere')}.items():
-        refused(lambda: sagan_import(args.get('at') or str(tmp/'G.pth'), **{k: v for k, v in args.items() if k != 'at'}), tmp, capsys, said)
+    file, out = str(tmp/'G.pth'), str(tmp/'run')
+    refused('--out', by=lambda: sagan_import(file))
+    refused('3 classes', by=lambda: sagan_import(file, out=out, classes=str(tmp/'two.txt')))
+    refused('no file nowhere', by=lambda: sagan_import('nowhere', out=out))
     (tmp/'run').mkdir()
     (tmp/'run/mine').touch()
     with pytest.raises(SystemExit): attempt()
     assert [f.name for f in (tmp/'run').iterdir() if not f.name.startswith('.')] == ['mine']
 
-def test_a_disk_that_is_full_leaves_nothing(files, capsys, monkeypatch):
+def test_a_disk_that_is_full_leaves_nothing(files, refused, monkeypatch):
     _, _, attempt, tmp = files
     def full(*_): raise OSError('no space left on device')
     monkeypatch.setattr('sagan.cli.save_weights', full)
-    refused(attempt, tmp, capsys, 'no space left')
+    refused('no space left')
+
+
+def test_arguments_and_names_of_files(files):
+    G, D, attempt, tmp = files
+    studio = pair(ST, 75, **SMALL, tables='columns')
+    for name, t in dict(G=studio[0], D=studio[1]).items(): torch.save(t, tmp/f'{name}.pth')
+    with pytest.raises(ValueError, match='eps must be finite'): import_checkpoint(tmp/'G.pth', eps=math.inf)
+    mm = pair(MM, 76, **SMALL, tables='plain')
+    saved = {f'generator.{k}': t for k, t in mm[0].items()}
+    saved |= {f'discriminator.{k}': t for k, t in mm[1].items()}
+    for name, bgr, relu_skip in (('sagan_32', True, False), ('sagan_32_convert-studio-rgb', False, True),
+                                 ('sagan_32_wReLUinplace', True, True)):
+        torch.save(dict(state_dict=saved), tmp/f'{name}.pth')
+        about = import_checkpoint(tmp/f'{name}.pth')[1]
+        assert (about['bgr'], about['relu_skip']) == (bgr, relu_skip)

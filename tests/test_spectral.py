@@ -167,6 +167,16 @@ def test_a_quotient_keeps_its_memory_from_step_to_step(conv):
         assert torch.equal(conv.weight, sn.quotient(W, W.dtype))
 
 
+def test_all_quotients_of_a_network_keep_their_memory():
+    kinds = (nn.Conv2d(4, 8, 1), nn.Conv2d(1, 8, 3), nn.Conv2d(4, 1, 3), nn.ConvTranspose2d(4, 8, 3),
+             nn.Linear(3, 4))
+    net = nn.Sequential(*map(spectral_norm, kinds)).to(memory_format=torch.channels_last)
+    places = []
+    for _ in range(2):
+        with cached_spectral_norm(net): places.append([layer.weight.data_ptr() for layer in net])
+    assert places[0] == places[1]
+
+
 def test_a_quotient_is_right_after_a_change_of_memory_order_or_dtype(layer):
     "Memory of another order or dtype is not used again"
     spectral_norm(layer)

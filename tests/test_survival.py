@@ -1,22 +1,24 @@
-"What may happen to a training, as processes: kill -9 at any moment, a full disk, signals, NaN, two at once; and that it goes on as if nothing had happened"
+"""What may happen to a training, as processes: kill -9 at any moment, a full disk, signals, NaN, two at once;
+and that it goes on as if nothing had happened"""
 import os, random, resource, shutil, signal, subprocess, sys, time
 import pytest
 from forked import STARTED, forked, leave_nothing_running
 from safetensors.torch import load_file
-from sagan.checkpoints import read_log, states
+from sagan.checkpoints import file_step, read_log, states
 from sagan.runs import load_run
 
 TINY = dict(preset='tiny', batch=8, z_dim=8, d_attention='none', device='cpu')
 
 def start(tmp, **options):
     "sagan-train as a process of its own, whose output goes to a file"
-    return forked(tmp/f'said{len(STARTED)}', 'sagan_train', **{k: str(v) if k in ('out', 'resume') else v for k, v in options.items()})
+    options |= {k: str(options[k]) for k in ('out', 'resume') if k in options}
+    return forked(tmp/f'said{len(STARTED)}', 'sagan_train', **options)
 
 def ended(p, status=0):
     p.join(300)
-    said = p.said.read_text()
-    assert p.exitcode == status and 'Traceback' not in said, (p.exitcode, said)
-    return said
+    messages = p.said.read_text()
+    assert p.exitcode == status and 'Traceback' not in messages, (p.exitcode, messages)
+    return messages
 
 def train(tmp, status=0, **options): return ended(start(tmp, **options), status)
 
@@ -28,7 +30,7 @@ def until(p, condition):
         time.sleep(.01)
     raise AssertionError('it did not happen')
 
-def newest(run): return int(states(run)[-1].stem[5:]) if states(run) else -1
+def newest(run): return file_step(states(run)[-1]) if states(run) else -1
 def differing(a, b):
     a, b = load_file(a/'weights.safetensors'), load_file(b/'weights.safetensors')
     assert a.keys() == b.keys()
@@ -60,7 +62,7 @@ def test_twice_n_steps_are_n_a_kill_and_n_more(whole, tmp_path):
 
 def test_killed_at_any_moment(whole, tmp_path):
     "Again and again, before the first state, too; and once the newest state is damaged"
-    run, rng, told = tmp_path/'run', random.Random(0), ''
+    run, rng, messages = tmp_path/'run', random.Random(0), ''
     p = start(tmp_path, out=run, steps=40, **TINY)
     until(p, (run/'config.json').exists)
     p.kill()
@@ -73,12 +75,12 @@ def test_killed_at_any_moment(whole, tmp_path):
         time.sleep(rng.random()*.3)
         p.kill()
         p.join()
-        told += p.said.read_text()
+        messages += p.said.read_text()
         if i == 3:
             file = states(run)[-1]
             file.write_bytes(file.read_bytes()[:10_000])
         if newest(run) == 40: break
-    assert i > 3 and 'beginning at step 0' in told and f'{file} is not a whole training state' in told
+    assert i > 3 and 'beginning at step 0' in messages and f'{file} is not a whole training state' in messages
     if newest(run) < 40 or not (run/'report.html').exists(): train(tmp_path, resume=run)
     assert differing(run, whole) == [] and timeless(run) == timeless(whole) and not list(run.rglob('.*.new'))
 
@@ -87,10 +89,10 @@ def test_a_run_goes_on_as_it_began_and_nothing_is_touched_otherwise(whole, tmp_p
     train(tmp_path, out=run, steps=20, keep=1, **TINY)
     before = stamps(run)
     assert 'it is finished; to go on, ask for more with --steps' in train(tmp_path, 1, resume=run)
-    told = train(tmp_path, 1, resume=run, steps=40, batch=16)
-    assert f'batch is 8 in {run}, 16 was asked for' in told
-    told = train(tmp_path, 1, resume=run, steps=40, data='twins')
-    assert 'twins has 4 classes' in told
+    messages = train(tmp_path, 1, resume=run, steps=40, batch=16)
+    assert f'batch is 8 in {run}, 16 was asked for' in messages
+    messages = train(tmp_path, 1, resume=run, steps=40, data='twins')
+    assert 'twins has 4 classes' in messages
     assert 'already holds a run' in train(tmp_path, 1, out=run, steps=20, **TINY)
     assert stamps(run) == before
     # to repeat what it is does no harm
@@ -99,7 +101,8 @@ def test_a_run_goes_on_as_it_began_and_nothing_is_touched_otherwise(whole, tmp_p
     shutil.rmtree(run/'states')  # like a folder of an earlier version
     assert 'holds no training states' in train(tmp_path, 1, resume=run, steps=60) and load_run(run).step == 40
 
-@pytest.mark.parametrize('sig, status, word', [(signal.SIGTERM, 0, 'stopped by SIGTERM'), (signal.SIGINT, 1, 'interrupted')])
+@pytest.mark.parametrize('sig, status, word', [
+    (signal.SIGTERM, 0, 'stopped by SIGTERM'), (signal.SIGINT, 1, 'interrupted')])
 def test_signals_leave_a_state_of_this_very_step(tmp_path, sig, status, word):
     run = tmp_path/'run'
     p = start(tmp_path, out=run, steps=100_000, **TINY)
@@ -107,10 +110,10 @@ def test_signals_leave_a_state_of_this_very_step(tmp_path, sig, status, word):
     assert 'in use by another process' in train(tmp_path, 1, resume=run)  # a folder belongs to one process
     asked = time.time()
     os.kill(p.pid, sig)
-    told = ended(p, status)
+    messages = ended(p, status)
     assert time.time() - asked < 10
     step = load_run(run).step
-    assert f'{word} at step {step} of 100000' in told and f'--resume {run}' in told
+    assert f'{word} at step {step} of 100000' in messages and f'--resume {run}' in messages
     assert newest(run) == read_log(run)[-1]['step'] == step > 0
 
 def test_sigterm_does_not_wait_for_a_measurement(tmp_path):
@@ -120,17 +123,19 @@ def test_sigterm_does_not_wait_for_a_measurement(tmp_path):
     time.sleep(.5)
     asked = time.time()
     os.kill(p.pid, signal.SIGTERM)
-    told = ended(p)
-    assert time.time() - asked < 10 and 'stopped by SIGTERM at step 2 of 1000' in told and newest(run) == load_run(run).step == 2
+    messages = ended(p)
+    assert time.time() - asked < 10 and 'stopped by SIGTERM at step 2 of 1000' in messages
+    assert newest(run) == load_run(run).step == 2
 
 def goes_on_after(p, run, tmp, whole, make_room):
     "The message of a run that could not write; what it had is whole, and it goes on when there is room"
-    told = ended(p, 1)
+    messages = ended(p, 1)
     kept = newest(run)
-    assert 'cannot be written' in told and f'MB in {run}' in told and 'MB are free' in told and '--resume' in told, told
+    for words in ('cannot be written', f'MB in {run}', 'MB are free', '--resume'):
+        assert words in messages, messages
     assert kept >= 8 and not list(run.rglob('.*.new'))
     # three if the weights did not fit, which come after the state
-    assert 2 <= len(states(run)) <= 3 and load_run(run).step in [int(f.stem[5:]) for f in states(run)]
+    assert 2 <= len(states(run)) <= 3 and load_run(run).step in map(file_step, states(run))
     make_room()
     assert f'from step {kept} to' in train(tmp, resume=run)
     assert differing(run, whole) == [] and timeless(run) == timeless(whole)
@@ -138,7 +143,8 @@ def goes_on_after(p, run, tmp, whole, make_room):
 def test_disk_full(whole, tmp_path):
     disk = tmp_path/'disk'
     disk.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=30m', 'none', disk], capture_output=True).returncode:
+    mount = 'mount', '-t', 'tmpfs', '-o', 'size=30m', 'none', disk
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip('only root may mount a small file system')
     try:
         run, filler = disk/'run', disk/'filler'
@@ -159,7 +165,8 @@ def test_writes_that_fail(whole, tmp_path):
 
 def test_nan_stops_with_a_report_and_rollbacks_have_an_end(tmp_path):
     run = tmp_path/'run'
-    told = train(tmp_path, 1, out=run, steps=40, lr_g=1e30, on_nan='rollback', **TINY)
-    assert 'after 3 rollbacks to step' in told and 'smaller learning rates' in told and 'step is not finite' in told
+    messages = train(tmp_path, 1, out=run, steps=40, lr_g=1e30, on_nan='rollback', **TINY)
+    for words in ('after 3 rollbacks to step', 'smaller learning rates', 'step is not finite'):
+        assert words in messages, messages
     assert (run/'nan-report.json').exists() and load_run(run).step == newest(run) < 40
     assert all(v.isfinite().all() for v in load_file(run/'weights.safetensors').values())
