@@ -1,9 +1,12 @@
-"""From a movement of the mouse to the painted canvas of the attention explorer, in headless Chromium: images of 128 pixels,
-32x32 queries, 16x16 keys, three kept points. Painted means that the point's map has been drawn and a pixel been read back from the
-canvas, so that none of it is outstanding; what the screen adds is not in it. The first pair of times is from when the browser hands
-the event over; the second from the event's own time stamp.
+"""How fast the attention explorer is, in headless Chromium
 
-Then from a click on "Next" to the painted picture, in Voila, with the model that the package ships: to the kernel and back.
+From a movement of the mouse to the painted canvas: images of 128 pixels, 32x32 queries, 16x16 keys, three
+kept points. Painted means that the point's map has been drawn and a pixel been read back from the canvas, so
+that none of it is outstanding; the screen's own delay is not included. The first pair of times is from when
+the browser hands the event over; the second from the event's own time stamp.
+
+Then from a click on "Next" to the painted picture, in Voila, with the model that the package ships: to the
+kernel and back.
 
     python benchmarks/explorer.py"""
 import json, os, shutil, socket, subprocess, sys, tempfile, time, torch
@@ -20,37 +23,51 @@ PROBE = """() => {
     const shown = () => String(root.attention()?.point)
     let event = null, handed = 0, before = '', where = ''
     window.times = []
-    const begin = e => { const at = `${e.clientX} ${e.clientY}`; if (at !== where) [event, handed, before, where] = [e.timeStamp, performance.now(), shown(), at] }
+    const begin = e => {
+        const at = `${e.clientX} ${e.clientY}`
+        if (at !== where) [event, handed, before, where] = [e.timeStamp, performance.now(), shown(), at] }
     const end = () => {
         if (event === null || shown() === before) return
         canvas.getContext('2d').getImageData(0, 0, 1, 1)
         times.push([performance.now() - handed, performance.now() - event])
         event = null }
     for (const kind of ['pointerrawupdate', 'pointermove']) {
-        window.addEventListener(kind, begin, true)                                   // before the explorer hears of it
-        window.addEventListener(kind, () => { end(); requestAnimationFrame(end) }) } // after it has, and after the frame that it may have asked for
+        window.addEventListener(kind, begin, true) // before the explorer hears of it
+        // after it has, and after the frame that it may have asked for
+        window.addEventListener(kind, () => { end(), requestAnimationFrame(end) }) }
 }"""
 
 def explorer():
     g = torch.Generator().manual_seed(0)
     q, k = torch.randn(1, 32*32, 16, generator=g), torch.randn(1, 16*16, 16, generator=g)
-    return AttentionExplorer(*view(torch.rand(1, 3, S, S, generator=g)*2 - 1, {'G 32x32': AttentionMap('', q, k, (32, 32), (16, 16), (S, S))}, [('', 0)]))
+    m = AttentionMap('', q, k, (32, 32), (16, 16), (S, S))
+    x = torch.rand(1, 3, S, S, generator=g)*2 - 1
+    return AttentionExplorer(*view(x, {'G 32x32': m}, [('', 0)]))
 
 CLICK = """() => new Promise(done => {
-    const canvas = document.querySelector('canvas[role=application]'), before = canvas.ariaLabel, start = performance.now()
-    new MutationObserver((_, o) => { if (canvas.ariaLabel === before) return
-        o.disconnect(); requestAnimationFrame(() => { canvas.getContext('2d').getImageData(0, 0, 1, 1); done(performance.now() - start) }) }
+    const canvas = document.querySelector('canvas[role=application]')
+    const before = canvas.ariaLabel, start = performance.now()
+    const end = () => { canvas.getContext('2d').getImageData(0, 0, 1, 1), done(performance.now() - start) }
+    new MutationObserver((_, o) => {
+        if (canvas.ariaLabel === before) return
+        o.disconnect()
+        requestAnimationFrame(end) }
     ).observe(canvas, { attributes: true })
-    ;[...document.querySelectorAll('button')].find(b => b.textContent === 'Next').click() })"""
+    const buttons = [...document.querySelectorAll('button')]
+    buttons.find(b => b.textContent === 'Next').click() })"""
 
 def generating(browser, folder):
     "Milliseconds from each of 30 clicks to the picture"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=NOTEBOOK.format(run=str(shipped('twins')), device='cpu', images=None))
-    Path(f'{folder}/e.ipynb').write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
-    voila = subprocess.Popen([sys.executable, '-m', 'voila', 'e.ipynb', '--no-browser', f'--port={port}'], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    source = NOTEBOOK.format(run=str(shipped('twins')), device='cpu', images=None)
+    cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)
+    notebook = dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)
+    Path(f'{folder}/e.ipynb').write_text(json.dumps(notebook))
+    command = [sys.executable, '-m', 'voila', 'e.ipynb', '--no-browser', f'--port={port}']
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    voila = subprocess.Popen(command, cwd=folder, **quiet)
     try:
         for _ in range(240):
             try:
@@ -81,7 +98,8 @@ if __name__ == '__main__':
             canvas = page.locator('canvas[role=application]')
             box = canvas.bounding_box()
             for i in range(N):
-                page.mouse.move(box['x'] + box['width']*(i*37 % 101 + .5)/102, box['y'] + box['height']*(i*53 % 103 + .5)/104)
+                right, down = (i*37 % 101 + .5)/102, (i*53 % 103 + .5)/104
+                page.mouse.move(box['x'] + box['width']*right, box['y'] + box['height']*down)
             columns = [sorted(t) for t in zip(*page.evaluate('times')[10:])]
             print(f"| {width} px, {dpr}x | {canvas.evaluate('c => c.width')} px |", ' | '.join(
                 f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns), '|')

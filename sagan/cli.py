@@ -40,8 +40,8 @@ try:
     from sagan.distributed import all_reduce, process_group, rank, world_size
     from sagan.data import image_dls, ImageFiles, Images, is_builtin, load_images, to_unit
     from sagan.storage import atomic_write, file_lock
-    from sagan.evaluation import (
-        inception, nearest_images, real_distances, reference as real_statistics, train_evaluator)
+    from sagan.evaluation import nearest_images, real_distances
+    from sagan.references import inception, reference as real_statistics, train_evaluator
     from sagan.experiments import run_experiment, variants
     from sagan.explorer import AttentionExplorer, class_view, image_view, own_images
     from sagan.importing import import_checkpoint

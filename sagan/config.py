@@ -11,6 +11,7 @@ __all__ = ['presets', 'check_groups', 'Config', 'for_size', 'systems', 'preset']
 import math
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from typing import TypeVar
 from .attention import FORMS, resolve_form
 from .data import check_size
 from .networks import D_CHANNELS
@@ -87,9 +88,30 @@ def _did_you_mean(name, names, cutoff):
     near = get_close_matches(name, names, cutoff=cutoff)
     return f"did you mean {' or '.join(near) if near else 'one of ' + ', '.join(names)}?"
 
+# %% ../nbs/library/20_config.ipynb #031bf70e
+_Config = TypeVar('_Config', bound='_Checked')
+
+@dataclass(frozen=True)
+class _Checked:
+    "The methods of a configuration: it checks itself, also when some of its values change"
+    def __post_init__(self):
+        check_size(self.size)
+        _check_choices(self)
+        _check_tuples(self)
+        _check_numbers(self)
+
+    def change(self:_Config,
+        **values, # Fields and their new values
+    ) -> _Config: # Checked like any other
+        "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
+        names = [f.name for f in fields(self)]
+        for n in values:
+            if n not in names: raise ValueError(f"Config has no {n!r}; {_did_you_mean(n, names, .4)}")
+        return replace(self, **values)
+
 # %% ../nbs/library/20_config.ipynb #be32148e
 @dataclass(frozen=True)
-class Config:
+class Config(_Checked):
     "A model and its training; defaults are the paper's (section 5) unless the comment says otherwise"
     data:str = 'imagenet' # what it is trained on: 'digits', 'twins', a folder, or any name
     size:int = 128 # pixels
@@ -131,21 +153,6 @@ class Config:
     flip:bool = False # mirror half of the images
     skip_bad:bool = False # leave out image files that cannot be read
     seed:int = 0 # of weights, data order, latents
-
-    def __post_init__(self):
-        check_size(self.size)
-        _check_choices(self)
-        _check_tuples(self)
-        _check_numbers(self)
-
-    def change(self,
-        **values, # Fields and their new values
-    ) -> 'Config': # Checked like any other
-        "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
-        names = [f.name for f in fields(self)]
-        for n in values:
-            if n not in names: raise ValueError(f"Config has no {n!r}; {_did_you_mean(n, names, .4)}")
-        return replace(self, **values)
 
 # %% ../nbs/library/20_config.ipynb #87649f3c
 presets = dict(

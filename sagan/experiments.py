@@ -116,7 +116,7 @@ from collections.abc import Iterator
 from time import perf_counter
 from .checkpoints import load_state, save_state, save_weights
 from .runs import load_or_train_evaluator, measure_generator
-from .evaluation import Classifier, Evaluator, Reference, reference
+from .references import Classifier, Evaluator, Reference, reference
 from .networks import generate
 from .visualization import grid_image, report_html
 

@@ -8,28 +8,35 @@ Docs: https://sagan-gan.github.io/sagan/explorer.html.md"""
 __all__ = ['latents', 'named_maps', 'generated_maps', 'view', 'class_view', 'image_view', 'own_images', 'AttentionExplorer',
            'Explorer', 'explore']
 
-# %% ../nbs/09_explorer.ipynb #5b79acb7
-import math, torch
+# %% ../nbs/09_explorer.ipynb #908ebd64
+import anywidget, base64, ipywidgets as W, json, math, matplotlib, random, re, tempfile, torch
+import traitlets as T
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager, ExitStack
+from importlib.resources import files
+from pathlib import Path
 from torch import Tensor
+from types import SimpleNamespace
 from .attention import attention_maps, intervene, SelfAttention
+from .data import decode_images, list_images, to_bytes, to_unit
 from .networks import Discriminator, Generator
+from .storage import atomic_write
 from .training import SAGAN
+from .visualization import check_maps, effect_figure, png_data_uri, POINT_COLOURS
 
-# %% ../nbs/09_explorer.ipynb #6298d555
+# %% ../nbs/09_explorer.ipynb #128dbad7
 def _device(net): return next(net.parameters()).device
-def _attends(net): return any(isinstance(m, SelfAttention) for m in net.modules())
+def _has_attention(net): return any(isinstance(m, SelfAttention) for m in net.modules())
 
 def _network(model, name):
-    "The network of that name in a model, or a network that stands alone; `ValueError` if the model lacks it"
+    "The network of that name in a model, or one that stands alone; `ValueError` if there is none"
     net = getattr(model, name, model)
     if net is None:
         raise ValueError(f"this model has no {'discriminator' if name == 'D' else 'generator'}: it "
                          f"was imported without one")
     return net
 
-# %% ../nbs/09_explorer.ipynb #f3d6ed81
+# %% ../nbs/09_explorer.ipynb #7c23da0c
 def latents(
     G:Generator, # Generator
     seeds:Sequence[int], # Seeds, one for each latent
@@ -37,37 +44,41 @@ def latents(
     t:float=0., # How far, from 0 to 1
 ) -> Tensor: # (len(seeds), z_dim), on the generator's device
     "Latents of seeds; those of a single image in `generate`, or on the arc between two of them"
-    # (1, z_dim)
-    def z(seed): return torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(seed))
+    def z(seed):                                                               # (1, z_dim)
+        return torch.randn(1, G.z_dim, generator=torch.Generator().manual_seed(seed))
     def mixed(a, b):
-        return z(a) if a == b or not t else math.cos(t*math.pi/2)*z(a) + math.sin(t*math.pi/2)*z(b)
+        if a == b or not t: return z(a)
+        return math.cos(t*math.pi/2)*z(a) + math.sin(t*math.pi/2)*z(b)
     return torch.cat([mixed(a, b) for a, b in zip(seeds, towards or seeds)]).to(_device(G))
 
-# %% ../nbs/09_explorer.ipynb #8fbf371e
+# %% ../nbs/09_explorer.ipynb #d6d301ee
 def named_maps(
     net:Generator|Discriminator, # Network, used in eval mode and left in its own
     *inputs:Tensor|None, # (z, y) or (x, y), (B, ...) each; y may be None
 ) -> tuple: # (output, {'G 16x16' or the like: AttentionMap}); 'D 8x8-2' is at D's second 8x8 map
-    "Output and attention maps of a network, named for readers; raises `ValueError` as `attention_maps` does"
+    "Output and attention maps of a network, named for readers; raises what `attention_maps` raises"
     mode, kind = net.training, 'G' if isinstance(net, Generator) else 'D'
+    def name(m): return f'{kind} {m.queries[0]}x{m.queries[1]}' + ''.join(m.name.partition('-')[1:])
     net.eval()
     try: out, maps = attention_maps(net, *[i for i in inputs if i is not None])
     finally: net.train(mode)
-    return out, {f'{kind} {m.queries[0]}x{m.queries[1]}' + ''.join(m.name.partition('-')[1:]): m for m in maps}
+    return out, {name(m): m for m in maps}
 
-# %% ../nbs/09_explorer.ipynb #4e618604
+# %% ../nbs/09_explorer.ipynb #c3c8ec74
 @torch.no_grad()
 def generated_maps(
     model:SAGAN|Generator, # Model, of which the averaged generator draws, or a generator alone
     z:Tensor, # Latents, (B, z_dim)
     y:Tensor|None=None, # Labels, (B,) int64; None if unconditional
     gamma:float=1., # Factor on the gamma of each attention layer of the generator
-    # (images (B, 3, S, S), {name: AttentionMap}): the layers of G, then those of D for these images
+    # (images (B, 3, S, S), {name: AttentionMap}): layers of G, then those of D for these images
 ) -> tuple:
-    "Generate, and look at where both networks look; raises `ValueError` if neither has attention or labels do not fit"
+    """Generate, and look at where both networks look
+
+    Raises `ValueError` if neither has attention, or labels do not fit."""
     G, D = _network(model, 'ema'), getattr(model, 'D', None)
-    if D is not None and not _attends(D): D = None
-    if D is not None and not _attends(G): x, maps = G(z, y), {}
+    if D is not None and not _has_attention(D): D = None
+    if D is not None and not _has_attention(G): x, maps = G(z, y), {}
     else: x, maps = named_maps(G, z, y)
     if gamma != 1 and maps:
         with ExitStack() as stack:
@@ -75,60 +86,61 @@ def generated_maps(
             x, maps = named_maps(G, z, y)
     return x, maps if D is None else maps | named_maps(D, x, y)[1]
 
-# %% ../nbs/09_explorer.ipynb #fc5924f5
-import matplotlib
-from .data import to_bytes, to_unit
-from .visualization import _check_belongs, POINT_COLOURS
+# %% ../nbs/09_explorer.ipynb #cd70836d
+def _quantize(beta):
+    """Part of a map (B, n, Nk) as bytes
 
-# %% ../nbs/09_explorer.ipynb #fe25a862
-def _rows(beta):
-    "Part of a map (B, n, Nk) -> bytes of each row scaled to its maximum (B, n, Nk), maxima in multiples of uniform (B, n)"
+    Each row scaled to its maximum (B, n, Nk), and the maxima in multiples of uniform (B, n)."""
     beta = beta.float()
-    top = beta.amax(-1, keepdim=True)  # (B, n, 1)
+    top = beta.amax(-1, keepdim=True)                                          # (B, n, 1)
     # (B, n, Nk): only the strongest has 255
     rows = torch.where(beta < top, (255*beta/top).round().clamp(max=254), 255)
     return rows.to(torch.uint8).cpu(), (top[..., 0]*beta.shape[-1]).cpu()
 
-# %% ../nbs/09_explorer.ipynb #f6f778ec
+# %% ../nbs/09_explorer.ipynb #0a5fed5b
 def _check_view(x, maps, labels):
-    "Raises `ValueError` if images, maps and labels do not belong together, or hold no numbers"
+    "Raises `ValueError` if images, maps and labels do not fit, or hold no finite numbers"
     if len(labels) != len(x):
         raise ValueError(f"{len(x)} images need as many pairs of class and seed, got {len(labels)}")
     if not maps: raise ValueError("there are no maps to show; name at least one attention layer")
-    for m in maps.values(): _check_belongs(x, m)
+    for m in maps.values(): check_maps(x, m)
     if not all(t.isfinite().all() for t in (x, *(t for m in maps.values() for t in (m.q, m.k)))):
         raise ValueError("images or maps hold numbers that are not finite: the model has diverged; "
                          "take an earlier state of it")
 
-# %% ../nbs/09_explorer.ipynb #a301d607
+# %% ../nbs/09_explorer.ipynb #083289ac
 def view(
     x:Tensor, # Images, (B, 3, H, W) in [-1, 1]
     maps:dict, # {name: AttentionMap for these images}
     labels:list, # (class, seed) of each image, as text; class '' if there are none
     numbered:str='seed', # What the second of these is
 ) -> tuple: # (header, bytes)
-    "All that the explorer needs to show images and maps; raises `ValueError` if they do not belong together"
+    "All that the explorer needs to show images and maps; raises `ValueError` if they do not fit"
     _check_view(x, maps, labels)
-    data, layers = bytearray(to_bytes(x).permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes()), []
+    pixels = to_bytes(x).permute(0, 2, 3, 1).contiguous().cpu()                # (B, H, W, 3)
+    data, layers = bytearray(pixels.numpy().tobytes()), []
     def add(t):
-        at = len(data)
+        start = len(data)
         data.extend(t.contiguous().numpy().tobytes())
-        return at
-    magma = add((torch.tensor(matplotlib.colormaps['magma'](range(256)))[:, :3]*255).round().to(torch.uint8))
+        return start
+    scale = torch.tensor(matplotlib.colormaps['magma'](range(256)))[:, :3]     # (256, 3)
+    magma = add((scale*255).round().to(torch.uint8))
     for name, m in maps.items():
-        # (B, Nq, Nk), (B, Nq)
-        rows, maxima = [torch.cat(parts, 1) for parts in zip(*map(_rows, m.parts()))]
-        layers.append(dict(name=name, queries=list(m.queries), keys=list(m.keys), maps=add(rows), maxima=add(maxima)))
+        parts = zip(*map(_quantize, m.parts()))
+        rows, maxima = [torch.cat(p, 1) for p in parts]                # (B, Nq, Nk), (B, Nq)
+        layers.append(dict(name=name, queries=list(m.queries), keys=list(m.keys), maps=add(rows),
+                           maxima=add(maxima)))
     images = [{'class': str(c), 'seed': str(s)} for c, s in labels]
-    return dict(size=list(x.shape[2:]), images=images, numbered=numbered, layers=layers, magma=magma, colours=list(POINT_COLOURS)), bytes(data)
+    return dict(size=list(x.shape[2:]), images=images, numbered=numbered, layers=layers,
+                magma=magma, colours=list(POINT_COLOURS)), bytes(data)
 
-# %% ../nbs/09_explorer.ipynb #28aa2cac
+# %% ../nbs/09_explorer.ipynb #427e6a9c
 def _check_names(net, classes):
+    "Raises `ValueError` if these are not as many names as the network has classes"
     if len(classes) != net.n_classes:
         raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run "
                          f"folder has them (load_run(folder).classes)")
 
-# %% ../nbs/09_explorer.ipynb #1eea82b7
 def class_view(
     model:SAGAN|Generator, # Model, or a generator alone
     classes:Sequence[str]=(), # Class names, empty if unconditional
@@ -140,11 +152,12 @@ def class_view(
     _check_names(G, classes)
     wanted:list = list(range(len(classes)) if labels is None else labels) or [None]
     pairs = [(l, s) for l in wanted for s in seeds]
-    y = None if wanted == [None] else torch.tensor([l for l, _ in pairs], device=_device(G))  # (B,)
+    y = None                                                                   # (B,)
+    if wanted != [None]: y = torch.tensor([l for l, _ in pairs], device=_device(G))
     x, maps = generated_maps(model, latents(G, [s for _, s in pairs]), y)
     return view(x, maps, [('' if l is None else classes[l], s) for l, s in pairs])
 
-# %% ../nbs/09_explorer.ipynb #084d5d62
+# %% ../nbs/09_explorer.ipynb #3ff9a53c
 def _check_images(x, y):
     "Raises `TypeError` for what is no tensor, `ValueError` for what are no images"
     if not all(isinstance(t, Tensor|None) for t in (x, y)):
@@ -154,7 +167,7 @@ def _check_images(x, y):
         raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become "
                          "that by to_unit")
 
-# %% ../nbs/09_explorer.ipynb #4d2ceb23
+# %% ../nbs/09_explorer.ipynb #dbc33c3e
 def image_view(
     # Model, of which the discriminator looks, or a discriminator alone
     model:SAGAN|Generator|Discriminator,
@@ -163,75 +176,80 @@ def image_view(
     classes:Sequence[str]=(), # Class names
     names:Sequence[str]|None=None, # What to call the images, None to number them
 ) -> tuple: # (header, bytes)
-    "View of given images; raises `ValueError` for images of another size, labels that do not fit, or a network without attention or a generator, `TypeError` for what is no tensor"
+    """View of given images; raises `ValueError` for a network without attention, or a generator
+
+    Raises `ValueError` for images of another size or labels that do not fit, too, and `TypeError`
+    for what is no tensor."""
     _check_images(x, y)
     D, x = _network(model, 'D'), x.float()
     if isinstance(D, Generator):
         raise ValueError("a generator cannot look at images; give a discriminator, or a model that "
                          "has one")
     if y is not None and classes: _check_names(D, classes)
-    maps = named_maps(D, x.to(_device(D)), None if y is None else y.to(_device(D)))[1]
-    labels = ['']*len(x) if y is None or not classes else [classes[c] for c in y]
-    return view(x.to(_device(D)), maps, [*zip(labels, names or range(len(x)), strict=True)], 'image')
+    x, labels = x.to(_device(D)), None if y is None else y.to(_device(D))
+    maps = named_maps(D, x, labels)[1]
+    known = ['']*len(x) if y is None or not classes else [classes[c] for c in y]
+    return view(x, maps, [*zip(known, names or range(len(x)), strict=True)], 'image')
 
-# %% ../nbs/09_explorer.ipynb #ce25c790
-import tempfile
-from pathlib import Path
-from .data import decode_images, list_images
-from .storage import atomic_write
-
-# %% ../nbs/09_explorer.ipynb #874ef02c
+# %% ../nbs/09_explorer.ipynb #c1ec5807
 def own_images(
     path:str|Path, # Folder of images, or of one subfolder per class if the model has classes
     size:int, # Pixels of a side of the model's images
     classes:Sequence[str]=(), # Its class names, empty if unconditional
     most:int=24, # Images to take
 ) -> tuple: # (images (B, 3, S, S) in [-1, 1], labels (B,) int64 or None)
-    "One's own images for `explore`; raises `ValueError` if the subfolders are not classes of the model or an image cannot be read, `FileNotFoundError` if there is no folder"
+    """One's own images for `explore`; raises `FileNotFoundError` if there is no folder
+
+    Raises `ValueError` for subfolders that are no classes of the model, or unreadable images."""
     names, y, found = list_images(Path(path))
     if classes and not found:
         raise ValueError(f"the model has classes, {path} has none; put the images into subfolders "
                          f"named after their classes: {', '.join(classes[:10])}")
-    if strange := [c for c in found if c not in classes] if classes else ():
-        raise ValueError(f"{path} has a subfolder {strange[0]}, which is no class of the model; it "
+    if unknown := [c for c in found if c not in classes] if classes else ():
+        raise ValueError(f"{path} has a subfolder {unknown[0]}, which is no class of the model; it "
                          f"has {', '.join(classes[:10])}")
     pick = torch.linspace(0, len(names) - 1, min(most, len(names))).long()     # (B,)
     x:list[Tensor] = []
     if bad := decode_images(Path(path), [names[i] for i in pick], size, x.append):
-        raise ValueError(f"{path} has files that cannot be read: "
-                         f"{'; '.join(f'{n} ({why})' for n, why in bad.items())}; repair or remove "
-                         f"them")
-    return to_unit(torch.stack(x)), torch.tensor([classes.index(c) for c in found])[y[pick]] if classes else None
+        reasons = '; '.join(f'{n} ({why})' for n, why in bad.items())
+        raise ValueError(f"{path} has files that cannot be read: {reasons}; repair or remove them")
+    labels = torch.tensor([classes.index(c) for c in found])[y[pick]] if classes else None   # (B,)
+    return to_unit(torch.stack(x)), labels
 
-# %% ../nbs/09_explorer.ipynb #798cfc62
-import base64, json, re
-import anywidget, traitlets as T
-from importlib.resources import files
+# %% ../nbs/09_explorer.ipynb #2196fa19
+_PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+    'content="width=device-width,initial-scale=1"><title>Attention explorer</title>\n'
+    '<style>html{color-scheme:light dark}body{margin:0;padding:1rem;background:#fff}'
+    '@media(prefers-color-scheme:dark){body{background:#181818}}'
+    '@media(max-width:500px){body{padding:.5rem}}</style>\n'
+    '<main id="sagan-view" aria-label="Attention explorer"></main>'
+    '<noscript>The explorer needs JavaScript.</noscript>\n'
+    '<script type="application/json" id="sagan-state">@@state@@</script>'
+    '<script type="text/plain" id="sagan-data">@@data@@</script>\n'
+    '<script type="module" id="sagan-js">@@js@@</script></html>\n')
 
-# %% ../nbs/09_explorer.ipynb #3f5699bb
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>Attention explorer</title>
-<style>html{color-scheme:light dark}body{margin:0;padding:1rem;background:#fff}@media(prefers-color-scheme:dark){body{background:#181818}}@media(max-width:500px){body{padding:.5rem}}</style>
-<main id="sagan-view" aria-label="Attention explorer"></main><noscript>The explorer needs JavaScript.</noscript>
-<script type="application/json" id="sagan-state">@@state@@</script><script type="text/plain" id="sagan-data">@@data@@</script>
-<script type="module" id="sagan-js">@@js@@</script></html>
-"""
-
-# %% ../nbs/09_explorer.ipynb #f2db02c4
-class _Shown(anywidget.AnyWidget):
+# %% ../nbs/09_explorer.ipynb #3aba9b96
+class _ExplorerState(anywidget.AnyWidget):
     "What an `AttentionExplorer` shows: its traits, and which values they take"
     _esm = (files('sagan')/'explorer.js').read_text(encoding='utf-8')
-    header, data = T.Dict(help='from `view`').tag(sync=True), T.Bytes(help='from `view`').tag(sync=True)
-    point = T.List(T.Int(), None, allow_none=True, help='(row, column) in pixels, or None').tag(sync=True)
-    pins, path = [T.List(T.List(T.Int()), help=h).tag(sync=True) for h in ('Points that are kept', 'Points of the last drag')]
-    layer, image = T.Unicode(help='Name of the layer').tag(sync=True), T.Int(0, help='Number of the image').tag(sync=True)
-    overlay, smooth = T.Float(.65, min=0, max=1, help='Opacity of the map').tag(sync=True), T.Bool(True, help='Interpolate between keys?').tag(sync=True)
-    message, page = T.Unicode(help='Is shown below the image, such as an error').tag(sync=True), T.Unicode(_PAGE).tag(sync=True)
+    header = T.Dict(help='from `view`').tag(sync=True)
+    data = T.Bytes(help='from `view`').tag(sync=True)
+    point = T.List(T.Int(), None, allow_none=True, help='(row, column) or None').tag(sync=True)
+    pins = T.List(T.List(T.Int()), help='Points that are kept').tag(sync=True)
+    path = T.List(T.List(T.Int()), help='Points of the last drag').tag(sync=True)
+    layer = T.Unicode(help='Name of the layer').tag(sync=True)
+    image = T.Int(0, help='Number of the image').tag(sync=True)
+    overlay = T.Float(.65, min=0, max=1, help='Opacity of the map').tag(sync=True)
+    smooth = T.Bool(True, help='Interpolate between keys?').tag(sync=True)
+    message = T.Unicode(help='Is shown below the image, such as an error').tag(sync=True)
+    page = T.Unicode(_PAGE).tag(sync=True)
 
     # a rendered page needs the module, too, which is a default
     def get_state(self, key=None, drop_defaults=False): return super().get_state(key)
 
     @T.validate('layer', 'image')
-    def _known(self, p):
+    def _validate_choice(self, p):
         names = [l['name'] for l in self.header.get('layers', ())]
         n = len(self.header.get('images', ()))
         if p.trait.name == 'layer' and p.value not in names:
@@ -241,12 +259,8 @@ class _Shown(anywidget.AnyWidget):
             raise IndexError(f"there is no image {p.value}; they go from 0 to {n-1}")
         return p.value
 
-    @T.observe('point', 'pins', 'layer')
-    def _gone_on(self, _):
-        if self.header: self.message = ''  # what was said belongs to what was shown before
-
     @T.validate('point', 'pins', 'path')
-    def _inside(self, p):
+    def _validate_points(self, p):
         H, w = self.header.get('size', (0, 0))
         for r, c in p.value if p.trait.name != 'point' else [p.value] if p.value else ():
             if not (0 <= r < H and 0 <= c < w):
@@ -254,9 +268,15 @@ class _Shown(anywidget.AnyWidget):
                                  f"columns from 0 to {w-1}")
         return p.value
 
-# %% ../nbs/09_explorer.ipynb #20422646
-class AttentionExplorer(_Shown):
-    "Images with the attention map of a point over them; a layer that does not exist raises `ValueError`, an image or point that does not `IndexError`"
+    @T.observe('point', 'pins', 'layer')
+    def _clear_message(self, _):
+        if self.header: self.message = ''                      # it was about the state before
+
+# %% ../nbs/09_explorer.ipynb #724c5758
+class AttentionExplorer(_ExplorerState):
+    """Images with the attention map of a point over them
+
+    A layer that does not exist raises `ValueError`, an image or point `IndexError`."""
     def __init__(self,
         header:dict|None=None, # From `view`, None to show nothing yet
         data:bytes=b'', # From `view`
@@ -270,20 +290,24 @@ class AttentionExplorer(_Shown):
         header:dict, # From `view`
         data:bytes, # From `view`
     ):
-        "Show another view; layer, image and points stay if the view has them, otherwise it begins with the last layer of the first network"
+        """Show another view; layer, image and points stay if it has them
+
+        Otherwise it begins with the last layer of the first network."""
         names = [l['name'] for l in header['layers']]
         with self.hold_sync():
-            # type: ignore[assignment] # allow_none
-            if self.header.get('size') != header['size']: self.point, self.pins = None, []
+            if self.header.get('size') != header['size']:
+                self.point, self.pins = None, []  # type: ignore[assignment] # allow_none
             self.header, self.data, self.message, self.path = header, data, '', []
             if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
             if self.image >= len(header['images']): self.image = 0
 
     def static(self) -> str: # HTML
-        "The explorer as it stands, as a complete page that needs no kernel and no network; also good for `<iframe srcdoc>`"
-        state = {k: getattr(self, k) for k in ('header', 'point', 'pins', 'path', 'layer', 'image', 'overlay', 'smooth', 'page')}
+        "The explorer as a complete page without kernel or network; also good for `<iframe srcdoc>`"
+        names = 'header point pins path layer image overlay smooth page'.split()
+        state = {k: getattr(self, k) for k in names}
         state['message'] = '' if self.header else self.message
-        parts = dict(state=json.dumps(state).replace('<', '\\u003c'), data=base64.b64encode(self.data).decode(), js=self._esm)
+        parts = dict(state=json.dumps(state).replace('<', '\\u003c'),
+                     data=base64.b64encode(self.data).decode(), js=self._esm)
         return re.sub(r'@@(\w+)@@', lambda gap: parts[gap[1]], self.page)
 
     def save(self,
@@ -292,148 +316,174 @@ class AttentionExplorer(_Shown):
         "Write `static` to a file, in one piece; raises `OSError` if it cannot be written"
         with atomic_write(path) as f: f.write_text(self.static(), encoding='utf-8')
 
-# %% ../nbs/09_explorer.ipynb #68ac02f8
-import random
-import ipywidgets as W
-from contextlib import contextmanager
-from types import SimpleNamespace
-from .visualization import effect_figure, _png
-
-# %% ../nbs/09_explorer.ipynb #55eb2f25
+# %% ../nbs/09_explorer.ipynb #cda6e52f
 @contextmanager
-def _said(out):
-    "Say an error of the user in the widget"
+def _show_errors(out):
+    "Show an error of the user in the widget"
     try: yield
     except (ValueError, IndexError, TypeError, RuntimeError, OSError) as e:
         out.message = str(e) or type(e).__name__
 
-# %% ../nbs/09_explorer.ipynb #5be7a9fe
-def _uploaded(files, size):
+# %% ../nbs/09_explorer.ipynb #030a5e92
+def _read_uploads(files, size):
     "Images (B, 3, S, S) and names of a `FileUpload`"
     if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
-    x, names = [], [str(i) for i in range(len(files))]
+    x:list[Tensor] = []                                                        # (3, S, S) each
     with tempfile.TemporaryDirectory() as tmp:
-        for name, f in zip(names, files): Path(tmp, name).write_bytes(f['content'])
-        bad = decode_images(Path(tmp), names, size, x.append)
+        for i, f in enumerate(files): Path(tmp, str(i)).write_bytes(f['content'])
+        bad = decode_images(Path(tmp), [str(i) for i in range(len(files))], size, x.append)
     if bad:
-        reasons = [f"{files[int(name)]['name']} ({reason})" for name, reason in bad.items()]
-        raise ValueError(f"no image that can be read: {'; '.join(reasons)}")
+        reasons = '; '.join(f"{files[int(i)]['name']} ({why})" for i, why in bad.items())
+        raise ValueError(f"no image that can be read: {reasons}")
     return to_unit(torch.stack(x)), [f['name'] for f in files]
 
-# %% ../nbs/09_explorer.ipynb #89589bfa
-def _inputs(classes):
-    "Widgets that say what to draw, in the order in which they are shown"
-    wide = dict(style=dict(description_width='6rem'), layout=W.Layout(width='17rem', max_width='95%'))
-    seed, towards = [W.BoundedIntText(i, min=0, max=10**6, description=d, **wide) for i, d in enumerate(('Seed', 'Towards seed'))]
-    far, gamma = [W.FloatSlider(v, min=0, max=m, step=.05, description=d, continuous_update=False, **wide) for v, m, d in ((0., 1., 'How far'), (1., 2., 'Gamma times'))]
+# %% ../nbs/09_explorer.ipynb #489ab178
+def _input_widgets(classes):
+    "Widgets that choose what to draw, in the order in which they are shown"
+    width = W.Layout(width='17rem', max_width='95%')
+    wide = dict(style=dict(description_width='6rem'), layout=width)
+    slider = dict(min=0, step=.05, continuous_update=False, **wide)
+    number = dict(min=0, max=10**6, **wide)
+    options = [(str(c), i) for i, c in enumerate(classes)] or [('', None)]
     return SimpleNamespace(
-        label=W.Dropdown(options=[(str(c), i) for i, c in enumerate(classes)] or [('', None)], description='Class', **wide), seed=seed,
-        another=W.Button(description='Generate', tooltip='Another seed'), following=W.Button(description='Next', tooltip='The next seed'), towards=towards, far=far, gamma=gamma,
-        own=W.FileUpload(accept='image/*', multiple=True, description='Own images', tooltip='Where the discriminator looks in images of your own'))
+        label=W.Dropdown(options=options, description='Class', **wide),
+        seed=W.BoundedIntText(0, description='Seed', **number),
+        another=W.Button(description='Generate', tooltip='Another seed'),
+        following=W.Button(description='Next', tooltip='The next seed'),
+        towards=W.BoundedIntText(1, description='Towards seed', **number),
+        far=W.FloatSlider(0., max=1., description='How far', **slider),
+        gamma=W.FloatSlider(1., max=2., description='Gamma times', **slider),
+        own=W.FileUpload(accept='image/*', multiple=True, description='Own images',
+                         tooltip='Where the discriminator looks in images of your own'))
 
-# %% ../nbs/09_explorer.ipynb #3689dee9
-def _told(caption, before, after):
-    "HTML of a sentence and of a picture on what changed an image (3, S, S)"
-    change = (after - before).abs().mean(0)*50  # (S, S) in percent of the range from black to white
+# %% ../nbs/09_explorer.ipynb #54aa3893
+def _describe_change(caption, before, after):
+    "HTML of a sentence and of a picture on what changed an image (3, S, S); '' without a caption"
+    if not caption: return '', ''
+    change = (after - before).abs().mean(0)*50  # (S, S) in percent of the range black to white
     words = (f'{caption}: pixels change by {change.mean():.2g}% of the range from black to white '
              f'in the mean, {change.max():.2g}% at most')
-    return f'<span role="status">{words}</span>', (f'<img style="width:100%;max-width:26rem" '
-                                                   f'alt="{words}" '
-                                                   f'src="{_png(effect_figure({"as trained": before, caption: after}))}">')
+    picture = png_data_uri(effect_figure({'as trained': before, caption: after}))
+    return (f'<span role="status">{words}</span>',
+            f'<img style="width:100%;max-width:26rem" alt="{words}" src="{picture}">')
 
-# %% ../nbs/09_explorer.ipynb #d3b1fe00
-def _effects(G, out):
-    "Two buttons that draw an image again with the layer in view intervene; and what tells them of another image, and shows what changed it"
-    cut, hide = W.Button(description='Cut point', tooltip='Attention gives nothing to the last '
-                                                          'kept point'), W.Button(description='Hide region', tooltip='No query sees the box around the kept points')
-    said, picture, drawn = W.HTML(), W.HTML(), None
-    def compare(inputs, caption='', before=None, after=None):
-        "The inputs of the generator for the image in view; what changed it (3, S, S), and how, or nothing without a caption"
-        nonlocal drawn
-        drawn = inputs
-        said.value, picture.value = _told(caption, before, after) if caption else ('', '')
-    def show(caption, **how):
-        compare(drawn)
-        with _said(out):
-            if drawn is None:
+def _describe_drawing(w):
+    "What was drawn, and what changed it, in words"
+    mixed = f' towards {w.towards.value} at {w.far.value:g}' if w.far.value else ''
+    changed = f'gamma times {w.gamma.value:g}' if w.gamma.value != 1 else ''
+    return f'{w.seed.value}{mixed}', changed
+
+_EFFECTS = (('Cut point', 'Attention gives nothing to the last kept point'),
+            ('Hide region', 'No query sees the box around the kept points'))
+
+# %% ../nbs/09_explorer.ipynb #df8690bc
+class _Effects(W.VBox):
+    "Two buttons that draw the image in view again with the layer in view changed, and the change"
+    def __init__(self, G, out):
+        self.G, self.out, self.inputs = G, out, None
+        self.words, self.picture = W.HTML(), W.HTML()
+        cut, hide = [W.Button(description=d, tooltip=t) for d, t in _EFFECTS]
+        cut.on_click(self.cut_point)
+        hide.on_click(self.hide_region)
+        row = W.Box([cut, hide, self.words], layout=W.Layout(flex_flow='row wrap'))
+        super().__init__([row, self.picture])
+
+    def show(self, inputs, caption='', before=None, after=None):
+        "The image in view has these inputs; show what changed it (3, S, S), if there is a caption"
+        self.inputs = inputs
+        self.words.value, self.picture.value = _describe_change(caption, before, after)
+
+    def draw(self, caption, **how):
+        "Draw the image in view again under `intervene`, and show the change"
+        self.show(self.inputs)
+        with _show_errors(self.out):
+            if self.inputs is None:
                 raise ValueError("the generator has not drawn this image; the next seed is one "
                                  "that it has")
-            x, maps = named_maps(G, *drawn)
-            if out.layer not in maps:
-                raise ValueError(f"{out.layer} draws nothing; choose a layer of the generator: "
+            x, maps = named_maps(self.G, *self.inputs)
+            if (layer := self.out.layer) not in maps:
+                raise ValueError(f"{layer} draws nothing; choose a layer of the generator: "
                                  f"{', '.join(maps)}")
-            # (1, 3, S, S)
-            with torch.no_grad(), intervene(G, maps[out.layer], **how): changed = G(*drawn)
-            compare(drawn, f'{caption} in {out.layer}', x[0], changed[0])
-            out.message = ''
-    def cut_point(_):
-        if not out.pins: out.message = 'keep the point first, by a click on it or by Enter'
-        else: show(f'({out.pins[-1][0]}, {out.pins[-1][1]}) cut', cut=out.pins[-1])
-    def hide_region(_):
-        if len(out.pins) < 2:
-            out.message = 'keep two points first, at opposite corners of the region'
-            return
-        (top, bottom), (left, right) = [(min(v), max(v) + 1) for v in zip(*out.pins)]
-        show('region hidden', hide=(top, left, bottom, right))
-    cut.on_click(cut_point)
-    hide.on_click(hide_region)
-    return W.VBox([W.Box([cut, hide, said], layout=W.Layout(flex_flow='row wrap')), picture]), compare
+            with torch.no_grad(), intervene(self.G, maps[layer], **how): y = self.G(*self.inputs)
+            self.show(self.inputs, f'{caption} in {layer}', x[0], y[0])
+            self.out.message = ''
 
-# %% ../nbs/09_explorer.ipynb #90bbc65a
+    def cut_point(self, _):
+        if not self.out.pins:
+            self.out.message = 'keep the point first, by a click on it or by Enter'
+            return
+        row, column = self.out.pins[-1]
+        self.draw(f'({row}, {column}) cut', cut=(row, column))
+
+    def hide_region(self, _):
+        if len(self.out.pins) < 2:
+            self.out.message = 'keep two points first, at opposite corners of the region'
+            return
+        (top, bottom), (left, right) = [(min(v), max(v) + 1) for v in zip(*self.out.pins)]
+        self.draw('region hidden', hide=(top, left, bottom, right))
+
+# %% ../nbs/09_explorer.ipynb #242d2268
 def _controls(model, classes, out):
     "ipywidgets that generate what a widget shows, above and below it"
     G, D = _network(model, 'ema'), getattr(model, 'D', None)
     _check_names(G, classes)
-    w = _inputs(classes)
-    effects, compare = _effects(G, out)
-    # (n,)
-    def chosen(n): return torch.full((n,), w.label.value, device=_device(G)) if classes else None
+    w, effects = _input_widgets(classes), _Effects(G, out)
+    def labels(n):                                                             # (n,)
+        return torch.full((n,), w.label.value, device=_device(G)) if classes else None
     def draw(_=None):
         w.own.value = ()
-        with _said(out):
-            drawn = latents(G, [w.seed.value], [w.towards.value], w.far.value), chosen(1)
-            x, maps = generated_maps(model, *drawn, w.gamma.value)
-            changed = f'gamma times {w.gamma.value:g}' if w.gamma.value != 1 else ''
-            words = [f'{w.seed.value}' + (f' towards {w.towards.value} at {w.far.value:g}' if w.far.value else ''), changed]
-            out.show(*view(x, maps, [(w.label.label if classes else '', ', '.join(filter(None, words)))]))
-            compare(drawn)
-            if changed: compare(drawn, changed, G(*drawn)[0].detach(), x[0])
+        with _show_errors(out):
+            inputs = latents(G, [w.seed.value], [w.towards.value], w.far.value), labels(1)
+            x, maps = generated_maps(model, *inputs, w.gamma.value)
+            seed, changed = _describe_drawing(w)
+            name = ', '.join(filter(None, (seed, changed)))
+            out.show(*view(x, maps, [(w.label.label if classes else '', name)]))
+            effects.show(inputs)
+            if changed: effects.show(inputs, changed, G(*inputs)[0].detach(), x[0])
     def look(_=None):
         if not w.own.value: return
-        with _said(out):
-            x, names = _uploaded(w.own.value, D.size)
-            out.show(*image_view(model, x, chosen(len(x)), classes, names))
-            compare(None)
+        with _show_errors(out):
+            x, names = _read_uploads(w.own.value, D.size)
+            out.show(*image_view(model, x, labels(len(x)), classes, names))
+            effects.show(None)
             return
-        w.own.value = ()  # what was shown before stays
-    def go_to(value): w.seed.value = value
-    w.another.on_click(lambda _: go_to(random.randrange(10**6)))
-    w.following.on_click(lambda _: go_to(w.seed.value + 1))
-    for moved in (w.seed, w.towards, w.far, w.gamma): moved.observe(draw, 'value')
-    w.own.observe(look, 'value')
-    w.label.observe(lambda _: look() if w.own.value else draw(), 'value')
-    for widget, needed in ((w.label, classes), (w.own, D is not None and _attends(D)), (w.gamma, _attends(G)), (effects, _attends(G))):
-        if not needed: widget.layout.display = 'none'
+        w.own.value = ()                                       # what was shown before stays
+    _connect(w, draw, look)
+    shown = {w.label: bool(classes), w.own: D is not None and _has_attention(D),
+             w.gamma: _has_attention(G), effects: _has_attention(G)}
+    for widget, visible in shown.items():
+        if not visible: widget.layout.display = 'none'
     draw()
     return [W.Box([*vars(w).values()], layout=W.Layout(flex_flow='row wrap')), out, effects]
 
-# %% ../nbs/09_explorer.ipynb #de31dece
+def _connect(w, draw, look):
+    "Let the input widgets draw, or look at one's own images"
+    def go_to(value): w.seed.value = value
+    w.another.on_click(lambda _: go_to(random.randrange(10**6)))
+    w.following.on_click(lambda _: go_to(w.seed.value + 1))
+    for widget in (w.seed, w.towards, w.far, w.gamma): widget.observe(draw, 'value')
+    w.own.observe(look, 'value')
+    w.label.observe(lambda _: look() if w.own.value else draw(), 'value')
+
+# %% ../nbs/09_explorer.ipynb #f58456f7
 class Explorer(W.VBox):
     "What `explore` returns: the `AttentionExplorer`, between controls if it generates"
     @property
     def view(self) -> AttentionExplorer: # The widget that shows images and maps
         "The view among the controls"
         return next(c for c in self.children if isinstance(c, AttentionExplorer))
+
     def static(self) -> str: # HTML
         "As `AttentionExplorer.static`"
         return self.view.static()
+
     def save(self,
         path:str|Path, # File to write, such as explorer.html
     ):
         "As `AttentionExplorer.save`"
         self.view.save(path)
 
-# %% ../nbs/09_explorer.ipynb #cac401f6
+# %% ../nbs/09_explorer.ipynb #0d2122a3
 def explore(
     model, # `Run` from `load_run`, model, or one network
     classes:Sequence[str]=(), # Class names, empty if unconditional or if those of the run
@@ -442,14 +492,16 @@ def explore(
     labels:Tensor|None=None, # Their labels, (B,) int64
     layer:str|None=None, # Layer to begin with, such as 'D 16x16'
 ) -> Explorer: # The controls, if it generates, and an `AttentionExplorer`
-    "The explorer for Jupyter and Voila; what cannot be shown, a `ValueError` elsewhere, is said in the widget; raises `TypeError` for what is no model"
+    """The explorer for Jupyter and Voila; raises `TypeError` for what is no model
+
+    The widget shows what cannot be shown, a `ValueError` elsewhere, as a message."""
     if hasattr(model, 'model'): model, classes = model.model, classes or model.classes
     if not isinstance(model, SAGAN|Generator|Discriminator):
         raise TypeError(f"explore takes a model, one of its networks, or a run from load_run, got "
                         f"{type(model).__name__}")
     out = AttentionExplorer()
     shown = [out]
-    with _said(out):
+    with _show_errors(out):
         if images is not None: out.show(*image_view(model, images, labels, classes))
         elif isinstance(model, Discriminator):
             raise ValueError("a discriminator draws nothing; give it images to look at")

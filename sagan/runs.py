@@ -16,7 +16,8 @@ from .checkpoints import (
 from .config import Config
 from .data import Images
 from .distributed import all_reduce, rank, shard
-from .evaluation import Classifier, Evaluator, Reference, score, train_evaluator
+from .evaluation import score
+from .references import Classifier, Evaluator, Reference, train_evaluator
 from .networks import Discriminator, generate_batches, Generator
 from .storage import atomic_write
 from .training import SAGAN

@@ -60,9 +60,9 @@ def test_the_card_says_them(run):
 
 def test_measuring_leaves_gamma_as_it_was(run):
     before = {k: v.clone() for k, v in load_run(run).model.D.state_dict().items()}
-    from sagan.agreement import _gammas_at_zero
+    from sagan.agreement import gammas_at_zero
     D = load_run(run).model.D
-    with pytest.raises(KeyError), _gammas_at_zero(D) as layers:
+    with pytest.raises(KeyError), gammas_at_zero(D) as layers:
         assert layers == 1 and not any(a.gamma for a in D.attention.values())
         raise KeyError
     assert all(torch.equal(v, before[k]) for k, v in D.state_dict().items())

@@ -37,7 +37,8 @@ def measured():
     from dataclasses import asdict
     from sagan.distributed import shard
     from sagan.data import digits, to_unit, twins
-    from sagan.evaluation import score, train_evaluator
+    from sagan.evaluation import score
+    from sagan.references import train_evaluator
     from sagan.networks import generate_batches, standing_statistics
     from sagan.config import preset
     from sagan.training import SAGAN

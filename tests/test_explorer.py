@@ -1,4 +1,6 @@
-"The attention explorer in a browser: the stand-alone page opened from disk without a network, and the module as anywidget calls it"
+"""The attention explorer in a browser
+
+The stand-alone page opened from disk without a network, and the module as anywidget calls it."""
 import base64, json, os, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import pytest, torch, torch.nn.functional as F
@@ -9,7 +11,9 @@ from sagan.data import to_unit
 from sagan.explorer import AttentionExplorer, generated_maps, latents, named_maps, view
 
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-pytestmark = pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium (apt-get install chromium) to open the explorer in')
+pytestmark = pytest.mark.skipif(
+    chromium is None and not os.environ.get('CI'),
+    reason='needs Chromium (apt-get install chromium) to open the explorer in')
 S, CELLS = 64, 'canvas[role=application]'
 
 def random_map(name, queries, keys, seed):
@@ -19,7 +23,8 @@ def random_map(name, queries, keys, seed):
 
 @pytest.fixture(scope='module')
 def images():
-    return F.interpolate(torch.rand(4, 3, 7, 7, generator=torch.Generator().manual_seed(0))*2 - 1, S, mode='bicubic').clamp(-1, 1)
+    small = torch.rand(4, 3, 7, 7, generator=torch.Generator().manual_seed(0))*2 - 1
+    return F.interpolate(small, S, mode='bicubic').clamp(-1, 1)
 
 @pytest.fixture(scope='module')
 def maps():
@@ -41,18 +46,20 @@ def browser():
 
 @pytest.fixture
 def opened(browser, explorer, tmp_path):
-    "Opens a file with a page, at some width, without a network; the test fails if anything is asked of it, or an error is thrown"
+    "Opens a page from a file without a network; the test fails if it asks for anything, or throws an error"
     troubles, contexts = [], []
     def open(path=None, width=1200, **how):
         if path is None:
             path = tmp_path/'explorer.html'
             explorer.save(path)
-        context = browser.new_context(viewport=dict(width=width, height=900), offline=True, accept_downloads=True, **how)
+        viewport = dict(width=width, height=900)
+        context = browser.new_context(viewport=viewport, offline=True, accept_downloads=True, **how)
         contexts.append(context)
         page = context.new_page()
         page.on('pageerror', lambda e: troubles.append(str(e)))
         page.on('console', lambda m: troubles.append(m.text) if m.type == 'error' else None)
-        page.on('request', lambda r: None if r.url.startswith(('file:', 'blob:', 'data:')) else troubles.append(r.url))
+        local = 'file:', 'blob:', 'data:'
+        page.on('request', lambda r: None if r.url.startswith(local) else troubles.append(r.url))
         page.goto(path.as_uri())
         page.wait_for_selector(CELLS)
         return page
@@ -64,11 +71,16 @@ def frame(page):
     page.evaluate('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
 
 def seen(page):
-    "The point, and its map as it is drawn: weights of the keys and values over the pixels, in [0, 1] of the maximum, and the maximum in multiples of uniform"
+    """The point, and its map as it is drawn
+
+    Weights of the keys and values over the pixels, in [0, 1] of the maximum, and the maximum in multiples of
+    uniform."""
     frame(page)
     r = page.evaluate('''() => { const a = document.querySelector('.sagan:has(canvas)').attention()
         return a && { ...a, weights: [...a.weights], values: [...a.values] } }''')
-    return r and r | dict(weights=torch.tensor(r['weights'])/255, values=torch.tensor(r['values']).reshape(S, S)/255)
+    if not r: return r
+    values = torch.tensor(r['values']).reshape(S, S)/255
+    return r | dict(weights=torch.tensor(r['weights'])/255, values=values)
 
 def move(page, row, col):
     "The mouse to the middle of a pixel"
@@ -89,13 +101,16 @@ def same_map(r, m, image, row, col, smooth=True):
     assert (r['weights'].reshape(exact.shape) - exact/top).abs().max() <= 1/254
     assert (r['weights'] == 1).sum() == 1 and r['weights'].argmax() == exact.argmax()
     assert r['max'] == pytest.approx((top*exact.numel()).item(), rel=1e-5)
-    up = m.on_image(row, col)[image] if smooth else exact.repeat_interleave(S//m.keys[0], 0).repeat_interleave(S//m.keys[1], 1)
+    if smooth: up = m.on_image(row, col)[image]
+    else: up = exact.repeat_interleave(S//m.keys[0], 0).repeat_interleave(S//m.keys[1], 1)
     assert (r['values'] - up/top).abs().max() <= 1/250
 
 def drawn(page, row, col):
     "Colour of the canvas in the middle of a pixel"
-    return torch.tensor(page.evaluate('''([row, col, S]) => { const c = document.querySelector('canvas[role=application]')
-        return [...c.getContext('2d').getImageData(Math.floor((col + .5)*c.width/S), Math.floor((row + .5)*c.height/S), 1, 1).data].slice(0, 3) }''', [row, col, S]))
+    return torch.tensor(page.evaluate('''([row, col, S]) => {
+        const c = document.querySelector('canvas[role=application]')
+        const x = Math.floor((col + .5)*c.width/S), y = Math.floor((row + .5)*c.height/S)
+        return [...c.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3) }''', [row, col, S]))
 
 def status(page): return page.locator('[aria-live]').text_content()
 
@@ -110,12 +125,14 @@ def test_moving_shows_the_map_that_python_computes(opened, maps):
     assert status(page) == (f'From row 33, column 2: max {exact.max()*256:.1f}x uniform at row {i*4+2}, '
                             f'column {j*4+2}')
 
+def raw(explorer): return torch.frombuffer(bytearray(explorer.data), dtype=torch.uint8)
+
 def image_bytes(explorer, i):
-    return torch.frombuffer(bytearray(explorer.data), dtype=torch.uint8, offset=i*3*S*S, count=3*S*S).reshape(S, S, 3).float()
+    return raw(explorer)[i*3*S*S:(i + 1)*3*S*S].reshape(S, S, 3).float()
 
 def overlaid(explorer, rgb, values):
     "Colours (..., 3) of an image under a map with values in [0, 1]"
-    magma, a = torch.frombuffer(bytearray(explorer.data), dtype=torch.uint8, offset=explorer.header['magma'], count=768).reshape(256, 3).float(), explorer.overlay
+    magma, a = raw(explorer)[explorer.header['magma']:][:768].reshape(256, 3).float(), explorer.overlay
     return (1 - a)*((1 - a)*rgb + a*rgb.mean(-1, keepdim=True)/2) + a*magma[(values*255).round().long()]
 
 def test_canvas_holds_the_image_under_the_map(opened, explorer, images, maps):
@@ -129,7 +146,8 @@ def test_canvas_holds_the_image_under_the_map(opened, explorer, images, maps):
     (ty, tx), (y, x) = r['to'], (30, 10)
     # from the line of the arrow
     def far(c): return abs((tx - x)*(c[0] - y) - (ty - y)*(c[1] - x))/((tx - x)**2 + (ty - y)**2)**.5
-    clear = [(i, j) for i in range(0, S, 5) for j in range(0, S, 5) if far((i, j)) > 5 and max(abs(i - y), abs(j - x)) > 4]
+    clear = [(i, j) for i in range(0, S, 5) for j in range(0, S, 5)
+             if far((i, j)) > 5 and max(abs(i - y), abs(j - x)) > 4]
     assert len(clear) > 80
     for c in clear:
         # a value between two colours may be rounded to either
@@ -141,9 +159,11 @@ def middle(r): return [int((a + b)/2) for a, b in zip(r['point'], r['to'])]
 
 def coloured(page, row, col):
     "Is the first colour anywhere on this pixel or beside it?"
-    return page.evaluate('''([row, col, S]) => { const c = document.querySelector('canvas[role=application]'), s = c.width/S
+    return page.evaluate('''([row, col, S]) => {
+        const c = document.querySelector('canvas[role=application]'), s = c.width/S
         const d = c.getContext('2d').getImageData((col - 1)*s, (row - 1)*s, 3*s, 3*s).data
-        for (let i = 0; i < d.length; i += 4) if (d[i] === 0xD5 && d[i + 1] === 0x5E && d[i + 2] === 0) return true
+        for (let i = 0; i < d.length; i += 4)
+            if (d[i] === 0xD5 && d[i + 1] === 0x5E && d[i + 2] === 0) return true
         return false }''', [row, col, S])
 
 def test_arrow_only_where_attention_is_not_alike(opened, maps):
@@ -170,9 +190,11 @@ def test_layers_classes_and_seeds(opened, maps):
         for layer in maps:
             page.get_by_role('combobox', name='Layer').select_option(layer)
             same_map(seen(page), maps[layer], image, 50, 9)
-    assert 'Class <dog>, seed 3, 64 by 64 pixels, with attention of layer D 8x8' in page.locator(CELLS).get_attribute('aria-label')
+    label = page.locator(CELLS).get_attribute('aria-label')
+    assert 'Class <dog>, seed 3, 64 by 64 pixels, with attention of layer D 8x8' in label
     assert status(page).endswith('x uniform, nearly everywhere alike')
-    assert [s.text_content() for s in page.get_by_role('combobox', name='Layer').locator('option').all()] == list(maps)
+    options = page.get_by_role('combobox', name='Layer').locator('option').all()
+    assert [s.text_content() for s in options] == list(maps)
 
 def test_smooth_and_overlay(opened, explorer, maps):
     page = opened()
@@ -230,10 +252,12 @@ def test_pins_keep_their_colours(opened):
     page.mouse.up()  # and no second point at the same place
     move(page, 60, 5)
     assert pins(page) == 3
-    assert [tuple(drawn(page, *p).tolist()) for p in [(10, 10), (50, 50), (20, 50)]] == [(0xD5, 0x5E, 0), (0, 0x9E, 0x73), (0, 0x72, 0xB2)]
+    seen_colours = [tuple(drawn(page, *p).tolist()) for p in [(10, 10), (50, 50), (20, 50)]]
+    assert seen_colours == [(0xD5, 0x5E, 0), (0, 0x9E, 0x73), (0, 0x72, 0xB2)]
     assert tuple(drawn(page, 60, 5).tolist()) == (0xE6, 0x9F, 0)  # the point that moves has the next one
     assert page.locator('.pins canvas').nth(2).evaluate('c => c.style.borderColor') == 'rgb(0, 158, 115)'
-    assert 'Point 2. From row 50, column 50: max ' in page.locator('.pins canvas').nth(2).get_attribute('aria-label')
+    label = page.locator('.pins canvas').nth(2).get_attribute('aria-label')
+    assert 'Point 2. From row 50, column 50: max ' in label
     page.get_by_role('button', name='Clear points').click()
     assert pins(page) == 0
 
@@ -251,8 +275,11 @@ def test_kept_points_have_their_own_maps_and_arrows(opened, explorer, maps):
         page.get_by_role('combobox', name='Layer').select_option(layer)
         move(page, 2, 60)
         frame(page)
-        shown = [torch.tensor(c)[..., :3].float() for c in page.evaluate('''() => [...document.querySelectorAll('.pins canvas')].map(c => { const d = [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]
-            return Array.from({ length: c.height }, (_, r) => Array.from({ length: c.width }, (_, k) => d.slice(4*(r*c.width + k), 4*(r*c.width + k) + 4))) })''')]
+        canvases = page.evaluate('''() => [...document.querySelectorAll('.pins canvas')].map(c => {
+            const d = [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]
+            return Array.from({ length: c.height }, (_, r) => Array.from({ length: c.width }, (_, k) =>
+                d.slice(4*(r*c.width + k), 4*(r*c.width + k) + 4))) })''')
+        shown = [torch.tensor(c)[..., :3].float() for c in canvases]
         assert (shown[0] - image_bytes(explorer, image)).abs().max() <= 1       # the first one has no map
         for (row, col), pixels in zip([(30, 10), (50, 50)], shown[1:], strict=True):
             up = maps[layer].on_image(row, col)[image]/maps[layer].at(row, col)[image].max()   # (S, S)
@@ -260,7 +287,8 @@ def test_kept_points_have_their_own_maps_and_arrows(opened, explorer, maps):
             assert (pixels - overlaid(explorer, image_bytes(explorer, image), up)).abs().mean() <= 1
         i, j = divmod(maps[layer].at(30, 10)[image].argmax().item(), maps[layer].keys[1])
         to = [(i + .5)*S/maps[layer].keys[0], (j + .5)*S/maps[layer].keys[1]]
-        assert sum((a - b)**2 for a, b in zip((30, 10), to)) > 12**2 and coloured(page, *middle(dict(point=(30, 10), to=to)))
+        assert sum((a - b)**2 for a, b in zip((30, 10), to)) > 12**2
+        assert coloured(page, *middle(dict(point=(30, 10), to=to)))
 
 def test_arrow_where_the_figures_have_one(opened, tmp_path):
     "Words and arrow go by the number as it is shown, and by the strongest key, however near the next one is"
@@ -275,24 +303,34 @@ def test_arrow_where_the_figures_have_one(opened, tmp_path):
             beta[..., 40:41] = .999*top
             beta[..., 41:42] = top
             yield beta
-    e = AttentionExplorer(*view(torch.zeros(1, 3, S, S), {'G 8x8': Given('', q, k, (8, 8), (8, 8), (S, S))}, [('', 0)]))
+    given = {'G 8x8': Given('', q, k, (8, 8), (8, 8), (S, S))}
+    e = AttentionExplorer(*view(torch.zeros(1, 3, S, S), given, [('', 0)]))
     e.save(tmp_path/'e.html')
     page = opened(tmp_path/'e.html')
     for i in (0, 63):
         move(page, i//8*8, i%8*8)
         frame(page)
         arrow = 'at row 44, column 12' if round(q[0, i, 0].item(), 1) >= 1.5 else 'nearly everywhere alike'
-        assert status(page).endswith(f'max {q[0, i, 0]:.1f}x uniform' + (f' {arrow}' if 'row' in arrow else f', {arrow}'))
+        separator = ' ' if 'row' in arrow else ', '
+        assert status(page).endswith(f'max {q[0, i, 0]:.1f}x uniform{separator}{arrow}')
 
 def test_drawn_before_the_next_frame(opened, explorer):
-    "Movements that are told before the frame are drawn at once, but only one in a frame; the last one is drawn in the end"
+    "Movements before the frame are drawn at once, but only one in a frame, and the last one in the end"
     page = opened()
     frame(page)
-    points = page.evaluate('''async () => { const c = document.querySelector('canvas[role=application]'), b = c.getBoundingClientRect(), root = c.closest('.sagan'), seen = []
-        await new Promise(requestAnimationFrame); await new Promise(done => setTimeout(done))
-        for (const [kind, x] of [['pointerrawupdate', 100], ['pointerrawupdate', 200], ['pointermove', 300]]) {
-            c.dispatchEvent(new PointerEvent(kind, { clientX: b.left + x, clientY: b.top + 50, isPrimary: true, bubbles: true })); seen.push(root.attention().point[1]) }
-        await new Promise(requestAnimationFrame); await new Promise(requestAnimationFrame); return [...seen, root.attention().point[1], c.clientWidth] }''')
+    points = page.evaluate('''async () => {
+        const c = document.querySelector('canvas[role=application]'), b = c.getBoundingClientRect()
+        const root = c.closest('.sagan'), seen = []
+        await new Promise(requestAnimationFrame)
+        await new Promise(done => setTimeout(done))
+        const moves = [['pointerrawupdate', 100], ['pointerrawupdate', 200], ['pointermove', 300]]
+        for (const [kind, x] of moves) {
+            const where = { clientX: b.left + x, clientY: b.top + 50 }
+            c.dispatchEvent(new PointerEvent(kind, { ...where, isPrimary: true, bubbles: true }))
+            seen.push(root.attention().point[1]) }
+        await new Promise(requestAnimationFrame)
+        await new Promise(requestAnimationFrame)
+        return [...seen, root.attention().point[1], c.clientWidth] }''')
     cols = [int(x*S/points[-1]) for x in (100, 100, 100, 300)]
     assert points[:-1] == cols
 
@@ -307,7 +345,8 @@ def test_drag_shows_its_path_and_keeps_no_point(opened, tmp_path):
     on = torch.stack([drawn(page, 10, c) for c in (15, 30, 50)])
     assert (on == torch.tensor([0xD5, 0x5E, 0])).all(1).sum() >= 2             # an arrow may lie over one
     def gone(page):
-        return not (torch.stack([drawn(page, 10, c) for c in (15, 30, 50)]) == torch.tensor([0xD5, 0x5E, 0])).all(1).any()
+        seen_colours = torch.stack([drawn(page, 10, c) for c in (15, 30, 50)])
+        return not (seen_colours == torch.tensor([0xD5, 0x5E, 0])).all(1).any()
     with page.expect_download() as d: page.get_by_role('button', name='Save HTML').click()
     d.value.save_as(tmp_path/'path.html')
     saved = opened(tmp_path/'path.html')
@@ -343,9 +382,12 @@ def test_touch(opened, maps):
 def contrast(place):
     "Of the text of an element against what is behind it"
     def luminance(rgb):
-        return sum(w*(v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), [c/255 for c in rgb[:3]]))
-    dark, light = sorted(map(luminance, place.evaluate('''e => { const rgb = s => s.match(/[\\d.]+/g).map(Number)
-        let b = e; while (b.parentElement && rgb(getComputedStyle(b).backgroundColor)[3] === 0) b = b.parentElement
+        linear = [v/12.92 if v <= .03928 else ((v + .055)/1.055)**2.4 for v in (c/255 for c in rgb[:3])]
+        return sum(w*v for w, v in zip((.2126, .7152, .0722), linear))
+    dark, light = sorted(map(luminance, place.evaluate('''e => {
+        const rgb = s => s.match(/[\\d.]+/g).map(Number)
+        let b = e
+        while (b.parentElement && rgb(getComputedStyle(b).backgroundColor)[3] === 0) b = b.parentElement
         const paper = rgb(getComputedStyle(b).backgroundColor)
         return [rgb(getComputedStyle(e).color), paper[3] === 0 ? [255, 255, 255] : paper] }''')))
     return (light + .05)/(dark + .05)
@@ -397,21 +439,30 @@ def test_saved_in_the_browser_and_in_python_is_the_same_page(opened, explorer, t
     assert state(ours) == state(theirs)
 
 def test_module_as_anywidget_calls_it(opened, explorer, maps, tmp_path):
-    "With a model like anywidget's: bytes as a DataView at some offset, what the browser changes is set and saved, what Python changes is shown"
-    state = json.dumps({k: v for k, v in explorer.get_state().items() if k not in ('data', 'layout')}).replace('</', '<\\/')
+    """With a model like anywidget's: bytes as a DataView at some offset
+
+    What the browser changes is set and saved, what Python changes is shown."""
+    state = {k: v for k, v in explorer.get_state().items() if k not in ('data', 'layout')}
+    state = json.dumps(state).replace('</', '<\\/')
     raw = base64.b64encode(bytes(12) + explorer.data).decode()
-    (tmp_path/'widget.html').write_text(f'''<!doctype html><meta charset="utf-8"><div id="here"></div><script type="module" id="js">{explorer._esm}
+    (tmp_path/'widget.html').write_text(f'''<!doctype html><meta charset="utf-8"><div id="here"></div>
+<script type="module" id="js">{explorer._esm}
 const values = {state}, heard = {{}}, raw = Uint8Array.from(atob("{raw}"), c => c.charCodeAt(0))
-values.data = new DataView(raw.buffer, 12); window.saved = 0
-window.model = {{ get: k => values[k], set(k, v) {{ values[k] = v; (heard['change:' + k] ?? []).forEach(f => f()) }}, save_changes() {{ window.saved++ }}, on(e, f) {{ (heard[e] ??= []).push(f) }} }}
+values.data = new DataView(raw.buffer, 12)
+window.saved = 0
+const set = (k, v) => {{ values[k] = v, (heard['change:' + k] ?? []).forEach(f => f()) }}
+const on = (e, f) => {{ (heard[e] ??= []).push(f) }}
+window.model = {{ get: k => values[k], set, save_changes() {{ window.saved++ }}, on }}
 window.leave = render({{ model, el: document.getElementById('here') }})</script>''', encoding='utf-8')
     page = opened(tmp_path/'widget.html')
     move(page, 30, 10)
     same_map(seen(page), maps['G 32x32'], 0, 30, 10)
     assert page.evaluate("[model.get('point'), saved]") == [[30, 10], 1]
-    page.evaluate("model.set('point', [3, 60]); model.set('layer', 'D 8x8'); model.set('image', 3)")
+    for change in ("'point', [3, 60]", "'layer', 'D 8x8'", "'image', 3"):
+        page.evaluate(f'model.set({change})')
     same_map(seen(page), maps['D 8x8'], 3, 3, 60)
-    assert page.get_by_role('combobox', name='Class').input_value() == '<dog>' and page.get_by_role('combobox', name='Layer').input_value() == 'D 8x8'
+    chosen = [page.get_by_role('combobox', name=n).input_value() for n in ('Class', 'Layer')]
+    assert chosen == ['<dog>', 'D 8x8']
     page.evaluate("model.set('message', 'labels go from 0 to 3 <b>')")
     assert page.get_by_role('alert').text_content() == 'labels go from 0 to 3 <b>'
     page.evaluate("model.set('header', {})")
@@ -423,33 +474,41 @@ SETUP = f'''import torch
 from sagan.config import Config
 from sagan.training import SAGAN
 torch.manual_seed(0)
-model = SAGAN(Config(size={S}, n_classes=3, g_width=4, d_width=8, g_attention=(8, 16), d_attention=(16,), form='released', z_dim=16)).eval()
+cfg = Config(size={S}, n_classes=3, g_width=4, d_width=8, g_attention=(8, 16), d_attention=(16,),
+             form='released', z_dim=16)
+model = SAGAN(cfg).eval()
 with torch.no_grad():
     for layer in model.ema.attention.values(): layer.gamma.fill_(1.)
 '''
 
 @pytest.fixture
 def notebook(tmp_path):
-    "A folder with one notebook that shows the explorer of an untrained model, and in a further cell says where the point is"
-    cells = [SETUP + "from sagan.explorer import explore\nbox = explore(model, ['cat', 'dog', 'owl'])\nbox", "print('PYTHON', box.view.point, box.view.pins, box.view.layer)"]
-    cells = [dict(cell_type='code', id=f'c{i}', execution_count=None, metadata={}, outputs=[], source=c) for i, c in enumerate(cells)]
+    "A folder with a notebook: the explorer of an untrained model, and a cell that prints where the point is"
+    cells = [SETUP + "from sagan.explorer import explore\nbox = explore(model, ['cat', 'dog', 'owl'])\nbox",
+             "print('PYTHON', box.view.point, box.view.pins, box.view.layer)"]
+    empty = dict(cell_type='code', execution_count=None, metadata={}, outputs=[])
+    cells = [empty | dict(id=f'c{i}', source=c) for i, c in enumerate(cells)]
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
-    (tmp_path/'explorer.ipynb').write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
+    nb = dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)
+    (tmp_path/'explorer.ipynb').write_text(json.dumps(nb))
     return tmp_path
 
 @pytest.fixture
 def served(notebook):
-    "Starts a server in the notebook's folder, in a process group of its own that ends with the test; gives its address"
+    "Starts a server in the notebook's folder, in a process group that ends with the test; gives its address"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     at, started = f'http://127.0.0.1:{port}', []
-    env = os.environ | {k: str(notebook/k.lower()) for k in ('HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    folders = 'HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR'
+    env = os.environ | {k: str(notebook/k.lower()) for k in folders}
     env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])
     env['PYTHONWARNINGS'] = 'ignore'
     def start(module, *args):
         with open(notebook/'server.log', 'w') as log:
-            started.append(subprocess.Popen([sys.executable, '-m', module, *args, '--no-browser', f'--port={port}'], cwd=notebook, env=env, stdout=log, stderr=log, start_new_session=True))
+            command = [sys.executable, '-m', module, *args, '--no-browser', f'--port={port}']
+            started.append(subprocess.Popen(command, cwd=notebook, env=env, stdout=log, stderr=log,
+                                            start_new_session=True))
         for _ in range(1200):
             try:
                 socket.create_connection(('127.0.0.1', port), 1).close()
@@ -467,8 +526,8 @@ def served(notebook):
             p.wait()
 
 def labelled(page, name):
-    page.wait_for_function("name => "
-                           "document.querySelector('canvas[role=application]').ariaLabel.includes(name)", arg=name)
+    has_name = "name => document.querySelector('canvas[role=application]').ariaLabel.includes(name)"
+    page.wait_for_function(has_name, arg=name)
 
 def changed(page, words):
     "Wait for what changed the image, in words and as a picture"
@@ -479,7 +538,8 @@ def changed(page, words):
 
 def choose(page, description, value):
     "Set an ipywidget: a dropdown, or a slider by the number beside it"
-    row = page.locator('.jupyter-widgets.widget-inline-hbox', has=page.get_by_text(description, exact=True)).last
+    label = page.get_by_text(description, exact=True)
+    row = page.locator('.jupyter-widgets.widget-inline-hbox', has=label).last
     if row.locator('select').count(): return row.locator('select').select_option(value)
     if row.locator('input').count():
         box = row.locator('input')
@@ -490,7 +550,9 @@ def choose(page, description, value):
     box.press('Enter')
 
 def explore_there(page, tmp_path):
-    "Uses all of the explorer with a kernel behind it, by its names, and compares what it shows with what is computed in this process"
+    """Uses all of the explorer with a kernel behind it, by its names
+
+    Compares what it shows with what is computed in this process."""
     space = {}
     exec(SETUP, space)
     model = space['model']
@@ -528,9 +590,10 @@ def explore_there(page, tmp_path):
     labelled(page, 'at 0.5, gamma times 2')
     same_map(seen(page), expected('G 8x8', 2, 5, 7, t=.5, gamma=2.), 0, 26, 10)
     changed(page, 'gamma times 2: pixels change by')
-    for name, words in (('Cut point', '(20, 9) cut in G 8x8: pixels change by'), ('Hide region', 'keep two points first')):
-        page.get_by_role('button', name=name).click()
-        changed(page, words) if 'pixels' in words else page.get_by_text(words).wait_for(timeout=20_000)
+    page.get_by_role('button', name='Cut point').click()
+    changed(page, '(20, 9) cut in G 8x8: pixels change by')
+    page.get_by_role('button', name='Hide region').click()
+    page.get_by_text('keep two points first').wait_for(timeout=20_000)
     move(page, 50, 40)
     page.mouse.down()
     page.mouse.up()
@@ -539,7 +602,8 @@ def explore_there(page, tmp_path):
     changed(page, 'region hidden in G 8x8: pixels change by')
     before = page.locator(CELLS).get_attribute('aria-label')
     page.get_by_role('button', name='Generate').click()
-    page.wait_for_function("before => document.querySelector('canvas[role=application]').ariaLabel !== before", arg=before)
+    is_new = "before => document.querySelector('canvas[role=application]').ariaLabel !== before"
+    page.wait_for_function(is_new, arg=before)
     assert ' seed 5 ' not in page.locator(CELLS).get_attribute('aria-label')
     save_there(page, tmp_path)
     x = torch.randint(0, 256, (1, 3, S, S), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -560,7 +624,8 @@ def save_there(page, tmp_path):
     r = seen(page)
     with page.expect_download() as d: page.get_by_role('button', name='Save PNG').click()
     d.value.save_as(tmp_path/'a.png')
-    assert Image.open(tmp_path/'a.png').size == tuple(page.locator(CELLS).evaluate('c => [c.width, c.height]'))
+    size = tuple(page.locator(CELLS).evaluate('c => [c.width, c.height]'))
+    assert Image.open(tmp_path/'a.png').size == size
     with page.expect_download() as d: page.get_by_role('button', name='Save HTML').click()
     d.value.save_as(tmp_path/'a.html')
     saved = page.context.browser.new_page()
@@ -570,11 +635,13 @@ def save_there(page, tmp_path):
     move(saved, 40, 50)
     again = seen(saved)
     saved.close()
-    assert again['point'] == r['point'] and torch.equal(again['weights'], r['weights']) and again['max'] == r['max']
+    assert again['point'] == r['point'] and again['max'] == r['max']
+    assert torch.equal(again['weights'], r['weights'])
 
 @pytest.mark.parametrize('width', [1200, 390])
 def test_voila(served, browser, tmp_path, width):
-    page = browser.new_page(viewport=dict(width=width, height=900), color_scheme='dark' if width == 390 else 'light')
+    scheme = 'dark' if width == 390 else 'light'
+    page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
     page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
     explore_there(page, tmp_path)
     assert page.evaluate('document.documentElement.scrollWidth') <= width
@@ -602,8 +669,8 @@ def test_jupyterlab(served, browser, tmp_path):
     frame(page)
     page.locator('.jp-CodeCell .cm-content').nth(1).click()
     page.keyboard.press('Control+Enter')
-    said = page.locator('.jp-OutputArea-output', has_text='PYTHON')
-    said.wait_for()
+    printed = page.locator('.jp-OutputArea-output', has_text='PYTHON')
+    printed.wait_for()
     # Python knows what was done in the browser
-    assert said.text_content().strip() == 'PYTHON [26, 10] [[20, 9], [50, 40], [26, 10]] D 16x16'
+    assert printed.text_content().strip() == 'PYTHON [26, 10] [[20, 9], [50, 40], [26, 10]] D 16x16'
     page.close()

@@ -9,7 +9,7 @@ from sagan.checkpoints import load_state, read_config, read_log, states
 from sagan.cli import sagan_train
 from sagan.config import Config, presets
 from sagan.data import digits, image_dls
-from sagan.evaluation import Evaluator
+from sagan.references import Evaluator
 from sagan.experiments import run_experiment
 from sagan.recording import fit_run, resume, RunWriter
 from sagan.runs import load_or_train_evaluator, load_run

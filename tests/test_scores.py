@@ -4,12 +4,12 @@ import warnings
 
 import pytest, torch
 from PIL import Image
-from sagan import evaluation
+from sagan import references
 from sagan.checkpoints import check_scores
 from sagan.data import digits, ImageFiles, Images, to_unit
 from sagan.evaluation import (
-    Evaluator, feature_statistics, frechet_distance, intra_frechet_distance, nearest_images,
-    real_distances, reference, score, Scores)
+    frechet_distance, intra_frechet_distance, nearest_images, real_distances, score, Scores)
+from sagan.references import Evaluator, feature_statistics, reference
 
 
 class Shrunk(torch.nn.Module):
@@ -17,7 +17,7 @@ class Shrunk(torch.nn.Module):
     def forward(self, x): return torch.nn.functional.adaptive_avg_pool2d(x.mean(1), 4).flatten(1)  # (B, 16)
 
 
-judge = Evaluator(Shrunk(), 'shrunk')
+evaluator = Evaluator(Shrunk(), 'shrunk')
 
 
 def drawn(n, D, seed, by=0.):
@@ -29,7 +29,7 @@ def fd(f, g): return frechet_distance(*feature_statistics(f), *feature_statistic
 
 @pytest.mark.parametrize('n, m', [(300, 400), (17, 400), (16, 400), (400, 5), (2, 2)])
 def test_mean_of_the_classes(n, m):
-    "More and fewer images than the 16 features, in classes of different sizes, against one distance per class"
+    "More and fewer images than the 16 features, in classes of different sizes, by one distance per class"
     f, g = drawn(2*n, 16, 0, .3), drawn(m + 200, 16, 1)
     y, z = (torch.arange(2*n) >= n).long(), (torch.arange(m + 200) >= m).long()
     with warnings.catch_warnings():
@@ -45,7 +45,7 @@ def test_one_class_is_the_fid():
 
 
 def test_swapped_classes():
-    "The same images under each other's label: nothing for the FID, the squared distance of the classes within them"
+    "The same images under each other's label: FID 0, intra-FID the squared distance of the classes"
     g = torch.cat([drawn(500, 4, 0), drawn(500, 4, 0, by=3)])
     z = torch.arange(1000) // 500
     assert fd(g, g) == pytest.approx(0, abs=1e-6)
@@ -75,7 +75,7 @@ def test_no_more_images_than_features_are_warned_of():
 
 def test_features_that_do_not_fit():
     y = torch.zeros(8, dtype=torch.int64)
-    with pytest.raises(ValueError, match='each image needs a class: got 8 and 8 features, but 7 and 8 classes'):
+    with pytest.raises(ValueError, match='needs a class: got 8 and 8 features, but 7 and 8 classes'):
         intra_frechet_distance(drawn(8, 2, 0), y[:7], drawn(8, 2, 1), y)
     with pytest.raises(ValueError, match='NaN'):
         intra_frechet_distance(drawn(8, 2, 0)*torch.nan, y, drawn(8, 2, 1), y)
@@ -86,10 +86,10 @@ def test_in_the_record():
     real = digits()[:600]
     x = to_unit(digits().x[600:1200])
     y = digits().y[600:1200]
-    s = score(x, y, judge, real)
-    f, g = judge.measure(x)[0], judge.measure(real.x)[0]
+    s = score(x, y, evaluator, real)
+    f, g = evaluator.measure(x)[0], evaluator.measure(real.x)[0]
     assert s.intra_fid == pytest.approx(sum(fd(f[y == c], g[real.y == c]) for c in range(10))/10, rel=1e-6)
-    assert score(x, (y + 1) % 10, judge, real).intra_fid > 2*s.intra_fid
+    assert score(x, (y + 1) % 10, evaluator, real).intra_fid > 2*s.intra_fid
 
 
 def test_none_in_the_record(recwarn):
@@ -97,16 +97,16 @@ def test_none_in_the_record(recwarn):
     real = digits()[:300]
     unlabeled = Images(real.x, torch.zeros_like(real.y), [], 'unlabeled')
     x = to_unit(real.x)
-    assert score(x, unlabeled.y, judge, unlabeled).intra_fid is None
+    assert score(x, unlabeled.y, evaluator, unlabeled).intra_fid is None
     assert not [w for w in recwarn if 'intra' in str(w.message)]
     with pytest.warns(UserWarning, match='intra_fid is None: class 7 has 0 generated'):
-        assert score(x[real.y != 7], real.y[real.y != 7], judge, real).intra_fid is None
+        assert score(x[real.y != 7], real.y[real.y != 7], evaluator, real).intra_fid is None
 
 
 def test_records_that_are_older():
     "One without the field is still a record, with None in it"
     real = digits()[:300]
-    s = asdict(score(to_unit(real.x), real.y, judge, real))
+    s = asdict(score(to_unit(real.x), real.y, evaluator, real))
     names = list(s)
     assert names[names.index('diversity') + 1] == 'intra_fid'
     s['intra_fid'] = None
@@ -115,7 +115,7 @@ def test_records_that_are_older():
     check_scores(old | dict(step=3))
 
 
-@pytest.mark.parametrize('by', [judge, None], ids=['features', 'pixels'])
+@pytest.mark.parametrize('by', [evaluator, None], ids=['features', 'pixels'])
 def test_a_copy_is_found(by):
     "At distance 0, before all others, and in order; the same from batches and from a reference"
     real = digits()[:250]
@@ -130,12 +130,12 @@ def test_a_copy_is_found(by):
 
 def test_a_reference_names_the_images_of_the_whole_set(monkeypatch):
     "Of more images than are kept, the numbers are those of the data set"
-    monkeypatch.setattr(evaluation, '_KEPT', 40)
+    monkeypatch.setattr(references, 'MAX_FEATURES', 40)
     real = digits()[:300]
-    ref = reference(real, judge)
-    kept = evaluation._kept(300)
+    ref = reference(real, evaluator)
+    kept = references.kept_indices(300)
     assert len(ref.features) == len(kept) == 40
-    number, distance = nearest_images(real.x[kept], ref, judge, k=2)
+    number, distance = nearest_images(real.x[kept], ref, evaluator, k=2)
     assert torch.equal(number[:, 0], kept) and distance[:, 0].max() < 1e-4
     assert torch.equal(real.y[kept], ref.labels)
     assert len(real_distances(ref, 10)) == 10 and (real_distances(ref) > 0).all()
@@ -143,7 +143,7 @@ def test_a_reference_names_the_images_of_the_whole_set(monkeypatch):
 
 
 def test_fewer_real_images_than_asked_for():
-    number, distance = nearest_images(digits().x[:5], digits()[:2], judge, k=3)
+    number, distance = nearest_images(digits().x[:5], digits()[:2], evaluator, k=3)
     assert number.shape == distance.shape == (5, 2)
 
 
@@ -161,7 +161,9 @@ def test_rows_of_real_images(tmp_path):
     for i, x in enumerate(digits().x[:6]):
         Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
     numbers = torch.tensor([[5, 0], [2, 2]])
-    for images in (digits()[:6], ImageFiles(tmp_path, 32), folder(tmp_path, 32, max_gb=0, cache=tmp_path/'cache')):
+    files = ImageFiles(tmp_path, 32)
+    mapped = folder(tmp_path, 32, max_gb=0, cache=tmp_path/'cache')
+    for images in (digits()[:6], files, mapped):
         assert torch.equal(_image_rows(images, numbers), to_unit(digits().x[numbers]))
 
 
@@ -170,6 +172,6 @@ def test_what_cannot_be_compared():
     with pytest.raises(ValueError, match='images of 64 px cannot be compared with images of 32 px'):
         nearest_images(torch.zeros(2, 3, 64, 64), real)
     with pytest.raises(ValueError, match="holds features of 'shrunk'; give that evaluator, not None"):
-        nearest_images(real.x, reference(digits()[:100], judge))
+        nearest_images(real.x, reference(digits()[:100], evaluator))
     with pytest.raises(ValueError, match="give that evaluator, not 'other'"):
-        nearest_images(real.x, reference(digits()[:100], judge), Evaluator(Shrunk(), 'other'))
+        nearest_images(real.x, reference(digits()[:100], evaluator), Evaluator(Shrunk(), 'other'))

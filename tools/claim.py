@@ -16,7 +16,7 @@ from pathlib import Path
 warnings.filterwarnings('ignore', category=FutureWarning)
 from sagan.checkpoints import read_log
 from sagan.data import Images, load_images
-from sagan.evaluation import reference, train_evaluator
+from sagan.references import reference, train_evaluator
 from sagan.experiments import experiments, load_experiment, Plan, run_experiment, table
 from sagan.experiments import table_markdown, train_variant
 from sagan.config import Config, presets, systems

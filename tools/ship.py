@@ -14,7 +14,7 @@ from pathlib import Path
 from sagan.checkpoints import read_log
 from sagan.runs import load_run, measure_generator
 from sagan.data import twins
-from sagan.evaluation import reference, train_evaluator
+from sagan.references import reference, train_evaluator
 
 root = Path(__file__).resolve().parent.parent
 FILES = 'config.json', 'weights.safetensors', 'log.jsonl'
