@@ -1,8 +1,8 @@
 """The same networks and the same training step as public implementations write them: the baseline of step.py.
 
-Spectral norm by PyTorch's hook in every forward pass, softmax(QK) as a stored matrix, upsampling before and pooling after each
-3x3 convolution, one pass of D for real and one for fake images, gradients for D's weights in G's step, float32, NCHW, one Adam
-launch per parameter, averaging parameter by parameter."""
+Spectral norm by PyTorch's hook in every forward pass, softmax(QK) as a stored matrix, upsampling before and
+pooling after each 3x3 convolution, one pass of D for real and one for fake images, gradients for D's weights
+in G's step, float32, NCHW, one Adam launch per parameter, averaging parameter by parameter."""
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.nn.utils import spectral_norm as sn
 from sagan.networks import D_CHANNELS, D_DOWN, G_CHANNELS
@@ -12,7 +12,7 @@ def conv(c_in, c_out, size, bias=True): return sn(nn.Conv2d(c_in, c_out, size, p
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.query, self.key, self.value = conv(c, c//8, 1, False), conv(c, c//8, 1, False), conv(c, c, 1, False)
+        self.query, self.key, self.value = [conv(c, n, 1, False) for n in (c//8, c//8, c)]
         self.gamma = nn.Parameter(torch.zeros(()))
     def forward(self, x):
         q, k, v = [f(x).flatten(2) for f in (self.query, self.key, self.value)]  # (B, C', N)
@@ -22,14 +22,17 @@ class Attention(nn.Module):
 class Norm(nn.Module):
     def __init__(self, c, n_classes):
         super().__init__()
-        self.bn, self.gain, self.bias = nn.BatchNorm2d(c, affine=False), nn.Embedding(n_classes, c), nn.Embedding(n_classes, c)
+        self.bn = nn.BatchNorm2d(c, affine=False)
+        self.gain, self.bias = nn.Embedding(n_classes, c), nn.Embedding(n_classes, c)
     def forward(self, x, y):
         return (1 + self.gain(y))[..., None, None]*self.bn(x) + self.bias(y)[..., None, None]
 
 class GBlock(nn.Module):
     def __init__(self, c_in, c_out, n_classes):
         super().__init__()
-        self.bn1, self.conv1, self.bn2, self.conv2, self.skip = Norm(c_in, n_classes), conv(c_in, c_out, 3), Norm(c_out, n_classes), conv(c_out, c_out, 3), conv(c_in, c_out, 1)
+        self.bn1, self.conv1 = Norm(c_in, n_classes), conv(c_in, c_out, 3)
+        self.bn2, self.conv2 = Norm(c_out, n_classes), conv(c_out, c_out, 3)
+        self.skip = conv(c_in, c_out, 1)
     def forward(self, x, y):
         h = self.conv1(F.interpolate(F.relu(self.bn1(x, y)), scale_factor=2))
         return self.conv2(F.relu(self.bn2(h, y))) + self.skip(F.interpolate(x, scale_factor=2))
@@ -37,7 +40,8 @@ class GBlock(nn.Module):
 class DBlock(nn.Module):
     def __init__(self, c_in, c_out, down, first):
         super().__init__()
-        self.down, self.first, self.conv1, self.conv2 = down, first, conv(c_in, c_out, 3), conv(c_out, c_out, 3)
+        self.down, self.first = down, first
+        self.conv1, self.conv2 = conv(c_in, c_out, 3), conv(c_out, c_out, 3)
         self.skip = conv(c_in, c_out, 1) if down or c_in != c_out else nn.Identity()
     def forward(self, x):
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
@@ -63,10 +67,12 @@ class Discriminator(nn.Module):
     def __init__(self, size, n_classes, width, attention):
         super().__init__()
         ch = [m*width for m in D_CHANNELS[size]]
-        self.blocks = nn.ModuleList([DBlock(a, b, i < D_DOWN[size], i == 0) for i, (a, b) in enumerate(zip([3, *ch], ch))])
+        blocks = [DBlock(a, b, i < D_DOWN[size], i == 0) for i, (a, b) in enumerate(zip([3, *ch], ch))]
+        self.blocks = nn.ModuleList(blocks)
         self.sizes = [size >> min(i+1, D_DOWN[size]) for i in range(len(ch))]
         self.attention = nn.ModuleDict({str(attention): Attention(ch[self.sizes.index(attention)])})
-        self.head = nn.ModuleDict(dict(linear=sn(nn.Linear(ch[-1], 1)), embed=sn(nn.Embedding(n_classes, ch[-1]))))
+        embed = sn(nn.Embedding(n_classes, ch[-1]))
+        self.head = nn.ModuleDict(dict(linear=sn(nn.Linear(ch[-1], 1)), embed=embed))
     def forward(self, x, y):
         for size, block in zip(self.sizes, self.blocks):
             x = block(x)
@@ -76,17 +82,22 @@ class Discriminator(nn.Module):
 
 def names(state):
     "The state of our network under the names of these"
-    return {k.replace('parametrizations.weight.original', 'weight_orig').replace('parametrizations.weight.0.', 'weight_'): v for k, v in state.items()}
+    def rename(k):
+        k = k.replace('parametrizations.weight.original', 'weight_orig')
+        return k.replace('parametrizations.weight.0.', 'weight_')
+    return {rename(k): v for k, v in state.items()}
 
 class Plain:
     "Both networks of a `Config` with its weights, their optimisers and the average"
     def __init__(self, cfg, model, device='cpu'):
-        self.G, self.ema = [Generator(cfg.size, cfg.n_classes, cfg.g_width, cfg.g_attention[0]).to(device) for _ in range(2)]
-        self.D = Discriminator(cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention[0]).to(device)
+        def build(kind, width, at): return kind(cfg.size, cfg.n_classes, width, at[0]).to(device)
+        self.G, self.ema = [build(Generator, cfg.g_width, cfg.g_attention) for _ in range(2)]
+        self.D = build(Discriminator, cfg.d_width, cfg.d_attention)
         for net, ours in (self.G, model.G), (self.ema, model.G), (self.D, model.D):
             net.load_state_dict(names(ours.state_dict()))
-        self.opt_g, self.opt_d = [torch.optim.Adam(net.parameters(), lr, (cfg.beta1, cfg.beta2), foreach=False, fused=False) for net, lr in ((self.G, cfg.lr_g), (self.D, cfg.lr_d))]
-        self.decay = cfg.ema
+        def adam(net, lr):
+            return torch.optim.Adam(net.parameters(), lr, (cfg.beta1, cfg.beta2), foreach=False, fused=False)
+        self.opt_g, self.opt_d, self.decay = adam(self.G, cfg.lr_g), adam(self.D, cfg.lr_d), cfg.ema
 
     def step(self, x, y, z, y_fake, z2, y2):
         self.opt_d.zero_grad()

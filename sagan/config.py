@@ -11,57 +11,66 @@ __all__ = ['presets', 'check_groups', 'Config', 'for_size', 'systems', 'preset']
 import math
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from typing import TypeVar
 from .attention import FORMS, resolve_form
 from .data import check_size
 from .networks import D_CHANNELS
 
 # %% ../nbs/library/20_config.ipynb #939d4268
+_CHOICES = dict(
+    form=(*FORMS, 'residual'),
+    head=('projection', 'auxiliary'),
+    class_tables=('zeros', 'xavier'),
+    dtype=('auto', 'float32', 'bfloat16', 'float16'),
+    **dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False)))
+
 def _check_choices(cfg):
-    yes_no = dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False))
-    # files of older versions have older names
-    object.__setattr__(cfg, 'form', resolve_form(cfg.form))
-    choices = dict(form=(*FORMS, 'residual'), head=('projection', 'auxiliary'), class_tables=('zeros', 'xavier'), dtype=('auto', 'float32', 'bfloat16', 'float16'))
-    for name, values in (choices | yes_no).items():
-        if getattr(cfg, name) not in values:
-            raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got "
-                             f"{getattr(cfg, name)!r}")
+    "Raise `ValueError` unless each field with a few values has one of them"
+    object.__setattr__(cfg, 'form', resolve_form(cfg.form))  # files of older versions have older names
+    for name, values in _CHOICES.items():
+        value = getattr(cfg, name)
+        if value not in values:
+            raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {value!r}")
 
 # %% ../nbs/library/20_config.ipynb #2ffc1066
 def _check_tuples(cfg):
+    "Make tuples of lists; raise `ValueError` unless they hold sizes and widths"
     for name in ('g_attention', 'd_attention'):
         at = getattr(cfg, name)
         if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at):
-            raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got "
-                             f"{at!r}")
+            raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
         object.__setattr__(cfg, name, tuple(at))
     for name in ('g_width', 'd_width'):
         width = getattr(cfg, name)
         several = isinstance(width, (tuple, list))
         if several: object.__setattr__(cfg, name, tuple(width))
         if not all(type(c) is int and c >= 1 for c in (width if several else [width])):
-            raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got "
-                             f"{width!r}")
+            raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
 
 # %% ../nbs/library/20_config.ipynb #98a10fd7
-def check_groups(cfg, world=1):
-    "Raise `ValueError` unless each of `world` processes puts whole groups of `bn_group` images through G at once"
+def check_groups(
+    cfg:'Config', # Its `batch`, `accumulate` and `bn_group` are checked
+    world:int=1, # Number of processes that share the batch
+) -> None:
+    "Raise `ValueError` unless each process puts whole groups of `bn_group` images through G at once"
     n, g = cfg.batch//world//cfg.accumulate, cfg.bn_group
     if g == 1 or g and n % g:
-        raise ValueError(f"bn_group must divide the {n} images that go through G at once (a batch "
-                         f"of {cfg.batch}, "
-                         f"{world} process{'es'[:2*(world > 1)]}, accumulate {cfg.accumulate}) and "
-                         f"be at least 2, got {g}; "
-                         f"0 takes one group of all images")
+        processes = '1 process' if world == 1 else f'{world} processes'
+        raise ValueError(f"bn_group must divide the {n} images that go through G at once "
+                         f"(a batch of {cfg.batch}, {processes}, accumulate {cfg.accumulate}) "
+                         f"and be at least 2, got {g}; 0 takes one group of all images")
 
 # %% ../nbs/library/20_config.ipynb #8c88142d
+_LOWEST = dict(n_classes=0, d_down=0, z_dim=1, batch=2, bn_group=0, accumulate=1, steps=1, n_d=1, ema_start=0)
+
 def _check_numbers(cfg):
-    for name, low in dict(n_classes=0, d_down=0, z_dim=1, batch=2, bn_group=0, accumulate=1, steps=1, n_d=1, ema_start=0).items():
+    "Raise `ValueError` unless each number is within its bounds"
+    for name, low in _LOWEST.items():
         n = getattr(cfg, name)
         if not isinstance(n, int) or n < low:
             raise ValueError(f"{name} must be a whole number, at least {low}, got {n!r}")
     if cfg.batch % cfg.accumulate:
-        raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got "
-                         f"{cfg.accumulate}")
+        raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
     check_groups(cfg)
     for name in ('lr_g', 'lr_d'):
         lr = getattr(cfg, name)
@@ -70,84 +79,96 @@ def _check_numbers(cfg):
     if not isinstance(cfg.bias_lr, (int, float)) or not 0 <= cfg.bias_lr < math.inf:
         raise ValueError(f"bias_lr must not be negative, got {cfg.bias_lr!r}")
     for name in ('beta1', 'beta2', 'ema'):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(cfg, name)!r}")
+        value = getattr(cfg, name)
+        if not 0 <= value < 1: raise ValueError(f"{name} must be in [0, 1), got {value!r}")
 
-# %% ../nbs/library/20_config.ipynb #be32148e
+# %% ../nbs/library/20_config.ipynb #435ac5ce
+def _did_you_mean(name, names, cutoff):
+    "The names nearest to one that does not exist, or all"
+    near = get_close_matches(name, names, cutoff=cutoff)
+    return f"did you mean {' or '.join(near) if near else 'one of ' + ', '.join(names)}?"
+
+# %% ../nbs/library/20_config.ipynb #031bf70e
+_Config = TypeVar('_Config', bound='_Checked')
+
 @dataclass(frozen=True)
-class Config:
-    "A model and its training; the defaults are the paper's (section 5) unless the comment says otherwise"
-    data:str = 'imagenet'  # what it is trained on: 'digits', 'twins', a folder, or any name
-    size:int = 128                    # pixels
-    n_classes:int = 1000              # 0 for unconditional
-    g_width:int|tuple = 64            # channels of G in multiples of this (released code)
-    d_width:int|tuple = 64            # channels of D in multiples of this (released code)
-    # feature maps of G with attention (table 1's best FID; its best IS is at 64)
-    g_attention:tuple = (32,)
-    d_attention:tuple = (32,)         # feature maps of D with attention; 8-2 is the second 8x8 map
-    d_down:int = 0  # blocks of D that halve the size, 0 for as many as `D_DOWN` says
-    # D's shortcuts start from rectified inputs, as in some other projects' code
-    d_relu_skip:bool = False
-    # 'preprint': equations 1-3 of arXiv v1, 'published': ICML 2019, 'released': Google's code,
-    # 'residual': table 1's control
-    form:str = 'preprint'
-    g_sn:bool = True                  # spectral norm in G, too (D always has it)
-    # images that share batch norm's statistics in G; 0: all of all processes (released code: 64)
-    bn_group:int = 0
-    # how G's class tables start: 'zeros' (released code), or 'xavier' (mmgeneration)
-    class_tables:str = 'zeros'
-    head:str = 'projection'  # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
-    z_dim:int = 128                   # numbers in a latent vector (released code)
-    # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions),
-    # 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else
-    # is float32
-    dtype:str = 'auto'
-    # images per step, of all processes together (released code; the paper does not say)
-    batch:int = 256
-    # equal parts in which the batch goes through the networks, for less memory; G's step normalizes
-    # each part alone, D's the whole batch (unless bn_group is set)
-    accumulate:int = 1
-    steps:int = 1_000_000  # discriminator steps; `sagan_learner` sets it to the batches of an epoch
-    n_d:int = 1                       # discriminator steps per generator step
-    lr_g:float = 1e-4                 # G's learning rate
-    lr_d:float = 4e-4                 # D's learning rate
-    bias_lr:float = 1.                # learning rate of biases as a share of their network's
-    beta1:float = 0.                  # Adam's decay of the mean
-    beta2:float = .9                  # Adam's decay of the square
-    ema:float = .999  # decay of the averaged generator (not in the paper), 0 for none
-    ema_start:int = 2000              # G's steps before the average begins
-    # hand each network to `torch.compile`: a minute of compiling before the first step
-    compile:bool = False
-    flip:bool = False                 # mirror half of the images
-    skip_bad:bool = False             # leave out image files that cannot be read
-    seed:int = 0                      # of weights, data order, latents
-
+class _Checked:
+    "The methods of a configuration: it checks itself, also when some of its values change"
     def __post_init__(self):
         check_size(self.size)
         _check_choices(self)
         _check_tuples(self)
         _check_numbers(self)
 
-    def change(self,
+    def change(self:_Config,
         **values, # Fields and their new values
-    ) -> 'Config': # Checked like any other
+    ) -> _Config: # Checked like any other
         "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
         names = [f.name for f in fields(self)]
         for n in values:
-            if n not in names:
-                raise ValueError(f"Config has no {n!r}; did you mean "
-                                 f"{' or '.join(get_close_matches(n, names, cutoff=.4)) or 'one of ' + ', '.join(names)}?")
+            if n not in names: raise ValueError(f"Config has no {n!r}; {_did_you_mean(n, names, .4)}")
         return replace(self, **values)
+
+# %% ../nbs/library/20_config.ipynb #be32148e
+@dataclass(frozen=True)
+class Config(_Checked):
+    "A model and its training; defaults are the paper's (section 5) unless the comment says otherwise"
+    data:str = 'imagenet' # what it is trained on: 'digits', 'twins', a folder, or any name
+    size:int = 128 # pixels
+    n_classes:int = 1000 # 0 for unconditional
+    g_width:int|tuple = 64 # channels of G in multiples of this (released code)
+    d_width:int|tuple = 64 # channels of D in multiples of this (released code)
+    g_attention:tuple = (32,) # feature maps of G with attention (table 1's best FID; its best IS is at 64)
+    d_attention:tuple = (32,) # feature maps of D with attention; 8-2 is the second 8x8 map
+    d_down:int = 0 # blocks of D that halve the size, 0 for as many as `D_DOWN` says
+    d_relu_skip:bool = False # D's shortcuts start from rectified inputs, as in some other projects' code
+    # 'preprint': equations 1-3 of arXiv v1, 'published': ICML 2019, 'released': Google's code,
+    # 'residual': table 1's control
+    form:str = 'preprint'
+    g_sn:bool = True # spectral norm in G, too (D always has it)
+    # images that share batch norm's statistics in G; 0: all of all processes (released code: 64)
+    bn_group:int = 0
+    # how G's class tables start: 'zeros' (released code), or 'xavier' (mmgeneration)
+    class_tables:str = 'zeros'
+    head:str = 'projection' # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
+    z_dim:int = 128 # numbers in a latent vector (released code)
+    # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions),
+    # 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else
+    # is float32
+    dtype:str = 'auto'
+    batch:int = 256 # images per step, of all processes together (released code; the paper does not say)
+    # equal parts in which the batch goes through the networks, for less memory; G's step normalizes
+    # each part alone, D's the whole batch (unless bn_group is set)
+    accumulate:int = 1
+    steps:int = 1_000_000 # discriminator steps; `sagan_learner` sets it to the batches of an epoch
+    n_d:int = 1 # discriminator steps per generator step
+    lr_g:float = 1e-4 # G's learning rate
+    lr_d:float = 4e-4 # D's learning rate
+    bias_lr:float = 1. # learning rate of biases as a share of their network's
+    beta1:float = 0. # Adam's decay of the mean
+    beta2:float = .9 # Adam's decay of the square
+    ema:float = .999 # decay of the averaged generator (not in the paper), 0 for none
+    ema_start:int = 2000 # G's steps before the average begins
+    compile:bool = False # hand each network to `torch.compile`: a minute of compiling before the first step
+    flip:bool = False # mirror half of the images
+    skip_bad:bool = False # leave out image files that cannot be read
+    seed:int = 0 # of weights, data order, latents
 
 # %% ../nbs/library/20_config.ipynb #87649f3c
 presets = dict(
     paper=Config(),
     official=Config(form='released', beta2=.999, bn_group=64),
-    biggan=Config(form='released', g_attention=(64,), d_attention=(64,), beta2=.999, bn_group=32, class_tables='xavier'),
-    cifar=Config(data='cifar', size=32, n_classes=10, g_attention=(16,), d_attention=(16,), form='released', batch=64,
-                 steps=500_000, n_d=5, lr_g=2e-4, lr_d=2e-4, beta1=.5, beta2=.999, ema_start=1000, flip=True),
-    small=Config(data='digits', size=32, n_classes=10, g_width=8, d_width=16, g_attention=(16,), d_attention=(16,), form='released', batch=16,
-                 steps=1800, lr_g=1e-3, lr_d=2e-3, bias_lr=.1, beta2=.99, ema=.99, ema_start=100))
+    biggan=Config(
+        form='released', g_attention=(64,), d_attention=(64,), beta2=.999, bn_group=32,
+        class_tables='xavier'),
+    cifar=Config(
+        data='cifar', size=32, n_classes=10, g_attention=(16,), d_attention=(16,), form='released',
+        batch=64, steps=500_000, n_d=5, lr_g=2e-4, lr_d=2e-4, beta1=.5, beta2=.999, ema_start=1000,
+        flip=True),
+    small=Config(
+        data='digits', size=32, n_classes=10, g_width=8, d_width=16, g_attention=(16,),
+        d_attention=(16,), form='released', batch=16, steps=1800, lr_g=1e-3, lr_d=2e-3, bias_lr=.1,
+        beta2=.99, ema=.99, ema_start=100))
 presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 
 # %% ../nbs/library/20_config.ipynb #a429646d
@@ -157,11 +178,12 @@ def for_size(
     # The same with this size; for smaller images with attention at the same position relative to
     # the image, 8x8 at least
 ) -> Config:
-    "A configuration for images of another size; raises `ValueError` for a size that the networks do not have"
+    "A configuration for images of another size; raises `ValueError` for one that the networks do not have"
     if size >= cfg.size: return cfg.change(size=size)
-    def moved(at):
-        return tuple(dict.fromkeys(s if isinstance(s, str) else max(8, s*size//cfg.size) for s in at))
-    return cfg.change(size=size, g_attention=moved(cfg.g_attention), d_attention=moved(cfg.d_attention))
+    def move(at):
+        moved = [s if isinstance(s, str) else max(8, s*size//cfg.size) for s in at]
+        return tuple(dict.fromkeys(moved))  # each once
+    return cfg.change(size=size, g_attention=move(cfg.g_attention), d_attention=move(cfg.d_attention))
 
 # %% ../nbs/library/20_config.ipynb #b0c1aab3
 def _claim_systems(both, residual):
@@ -175,8 +197,9 @@ def _claim_systems(both, residual):
 # %% ../nbs/library/20_config.ipynb #1eb1b2d2
 def _local_systems(none):
     "A discriminator of two blocks: the systems 'local-*'"
-    w, first = none.d_width, D_CHANNELS[none.size][:2]
-    conv = none.change(d_width=w[:2] if isinstance(w, tuple) else tuple(w*m for m in first), d_down=2)
+    w = none.d_width
+    widths = w[:2] if isinstance(w, tuple) else tuple(w*m for m in D_CHANNELS[none.size][:2])
+    conv = none.change(d_width=widths, d_down=2)
     at = dict(d_attention=(none.size//2,))  # after its first block
     return {'local-conv': conv,
             'local-attention': conv.change(**at),
@@ -187,8 +210,9 @@ def systems(
     base:Config, # What the systems have in common: widths, data, steps, rates
 ) -> dict: # {name: `Config`}
     "The rows of tables 1 and 2, of figure 3 and of our own test of the claim as changes of `base`"
+    large = base.change(size=max(128, base.size), g_attention=(), d_attention=())
     def at(*sizes, **changes):
-        return for_size(base.change(size=max(128, base.size), g_attention=sizes, d_attention=sizes, **changes), base.size)
+        return for_size(large.change(g_attention=sizes, d_attention=sizes, **changes), base.size)
     none, rate = at(), float(f'{math.sqrt(base.lr_g*base.lr_d):.6g}')
     raw = none.change(ema=0., ema_start=0)
     sn_d = dict(g_sn=False, lr_g=rate, lr_d=rate)
@@ -214,6 +238,5 @@ def preset(
 ) -> Config: # It
     "A preset by its name; an unknown one raises `ValueError` with the nearest names"
     if name not in presets:
-        raise ValueError(f"there is no preset {name!r}; did you mean "
-                         f"{' or '.join(get_close_matches(name, presets, cutoff=.5)) or 'one of ' + ', '.join(presets)}?")
+        raise ValueError(f"there is no preset {name!r}; {_did_you_mean(name, presets, .5)}")
     return presets[name]

@@ -1,4 +1,4 @@
-"""Autocast, the fastest dtype, and the scale of the loss in float16
+"""Lower precision where it is faster, float32 where it matters
 
 Docs: https://sagan-gan.github.io/sagan/library/precision.html.md"""
 
@@ -18,23 +18,30 @@ def no_autocast(
     t:Tensor, # On the device in question, any shape
 ) -> AbstractContextManager: # A context for `with`
     "Within this context autocast, in which training runs in bfloat16, is off"
-    return torch.autocast(t.device.type, enabled=False) if torch.amp.is_autocast_available(t.device.type) else nullcontext()
+    kind = t.device.type
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 # %% ../nbs/library/25_precision.ipynb #d16964bc
-def autocast_dtype(x):
-    "The dtype of a convolution of `x`: that of autocast where it is on, else that of `x`"
+def autocast_dtype(
+    x:Tensor, # Input of a convolution, any shape
+) -> torch.dtype: # That of autocast where it is on, otherwise that of `x`
+    "The dtype in which a convolution of `x` runs"
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else x.dtype
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else x.dtype
 
 # %% ../nbs/library/25_precision.ipynb #fd3d74cd
 def fastest_dtype(
     device:str|torch.device, # Where the training runs
 ) -> str: # 'bfloat16' where there are instructions for it, otherwise 'float32'
     "The dtype of convolutions and products that `dtype='auto'` stands for"
-    device = torch.device(device)
-    if device.type == 'cuda': native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities') and any(torch.cpu.get_capabilities().get(k) for k in ('amx_bf16', 'avx512_bf16'))
+    kind, native = torch.device(device).type, False
+    if kind == 'cuda':
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif kind == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):
+        instructions = torch.cpu.get_capabilities()
+        native = any(instructions.get(k) for k in ('amx_bf16', 'avx512_bf16'))
     return 'bfloat16' if native else 'float32'
 
 # %% ../nbs/library/25_precision.ipynb #89ea6439
@@ -43,7 +50,19 @@ class LossScaler:
     "What the loss is multiplied by on its way back, so that its gradients fit into float16"
     scale:float = 2.**16 # The scale now
     growth_interval:int = 2000 # Good steps in a row, of both networks, after which it is doubled
-    good:int = 0 # As many there have been
+    good:int = 0 # Good steps in a row so far
+
+    def backward(self,
+        loss:Tensor, # The loss, ()
+    ) -> None:
+        "Backward pass of the scaled loss, in the dtypes that the forward pass had"
+        with no_autocast(loss): (self.scale*loss).backward()
+
+    def unscale(self,
+        gradients:list[Tensor], # Gradients of the scaled loss, any shapes; changed in place
+    ) -> None:
+        "Divide gradients by the scale"
+        if self.scale != 1: torch._foreach_div_(gradients, self.scale)  # a pass over all of them
 
     def update(self,
         fine:bool, # Were all gradients finite?

@@ -1,4 +1,4 @@
-"Batch norm over groups of images, starts of the class tables, and what they make of the configuration and of a step"
+"Batch norm over groups of images and starts of the class tables, in layers, configurations and steps"
 import json
 from dataclasses import asdict, fields
 
@@ -18,14 +18,16 @@ def seed(): torch.manual_seed(0)
 
 def batch(n=6, channels=4):
     "Images whose groups have different means and spreads"
-    return torch.randn(n, channels, 5, 5)*torch.linspace(1, 3, n)[:, None, None, None] + torch.linspace(-4, 4, n)[:, None, None, None]
+    spread, mean = [torch.linspace(*ends, n)[:, None, None, None] for ends in ((1, 3), (-4, 4))]
+    return torch.randn(n, channels, 5, 5)*spread + mean
 
 
 @pytest.mark.parametrize('group, n', [(2, 6), (3, 6), (6, 6), (1, 3)])
 @pytest.mark.parametrize('affine', [True, False])
 def test_each_group_is_normalized_as_by_pytorch(group, n, affine):
-    "Output, gradients of input, weight and bias, and the averages, which are the mean over the groups, over two steps"
-    ours, theirs = BatchNorm2d(4, group, affine=affine), [nn.BatchNorm2d(4, affine=affine) for _ in range(n//group)]
+    "Over two steps: output, gradients of input, weight and bias, and averages, the mean over groups"
+    ours = BatchNorm2d(4, group, affine=affine)
+    theirs = [nn.BatchNorm2d(4, affine=affine) for _ in range(n//group)]
     shared = [torch.rand(4), torch.randn(4)] if affine else []
     for bn in (ours, *theirs):
         for p, v in zip(bn.parameters(), shared): p.data.copy_(v)
@@ -34,14 +36,17 @@ def test_each_group_is_normalized_as_by_pytorch(group, n, affine):
         out, expected = ours(x), torch.cat([bn(part) for bn, part in zip(theirs, x.split(group))])
         assert torch.allclose(out, expected, atol=1e-5)
         found = torch.autograd.grad((out**2*w).sum(), [x, *ours.parameters()])
-        wanted = torch.autograd.grad((expected**2*w).sum(), [x, *[p for bn in theirs for p in bn.parameters()]])
+        inputs = [x, *[p for bn in theirs for p in bn.parameters()]]
+        wanted = torch.autograd.grad((expected**2*w).sum(), inputs)
         assert torch.allclose(found[0], wanted[0], atol=1e-4)
         for i, grad in enumerate(found[1:]):
             assert torch.allclose(grad, sum(wanted[1 + i::2]), rtol=1e-4, atol=1e-3)
     for k in ('running_mean', 'running_var'):
-        assert torch.allclose(getattr(ours, k), torch.stack([getattr(bn, k) for bn in theirs]).mean(0), rtol=1e-5, atol=1e-6)
+        mean = torch.stack([getattr(bn, k) for bn in theirs]).mean(0)
+        assert torch.allclose(getattr(ours, k), mean, rtol=1e-5, atol=1e-6)
     assert ours.num_batches_tracked == 2
-    assert torch.equal(ours.eval()(x), F.batch_norm(x, ours.running_mean, ours.running_var, *ours.parameters()))
+    expected = F.batch_norm(x, ours.running_mean, ours.running_var, *ours.parameters())
+    assert torch.equal(ours.eval()(x), expected)
 
 
 def test_without_groups_it_is_pytorchs_to_the_bit():
@@ -57,7 +62,8 @@ def test_groups_in_bfloat16_and_channels_last():
     with torch.autocast('cpu', torch.bfloat16): low = bn(x.bfloat16())
     assert low.dtype == torch.bfloat16 and bn.running_mean.dtype == torch.float32
     exact = bn(x)
-    assert torch.allclose(low.float(), exact, atol=.05) and exact.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(low.float(), exact, atol=.05)
+    assert exact.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_frozen_statistics_of_groups_stay():
@@ -80,33 +86,36 @@ def test_a_momentum_of_none_is_the_mean_over_all_steps():
 
 @pytest.mark.parametrize('n_classes', [0, 3])
 def test_a_conditional_group_takes_labels_of_its_own_images(n_classes):
-    cbn, x, y = ConditionalBatchNorm2d(4, n_classes, group=3), batch(), torch.arange(6) % 3 if n_classes else None
+    cbn, x = ConditionalBatchNorm2d(4, n_classes, group=3), batch()
+    y = torch.arange(6) % 3 if n_classes else None
     for p in cbn.parameters(): nn.init.normal_(p)
     parts = torch.cat([cbn(x[:3], None if y is None else y[:3]), cbn(x[3:], None if y is None else y[3:])])
     assert torch.allclose(cbn(x, y), parts, atol=1e-5)
 
 
 def test_part_of_a_group_is_refused():
-    with pytest.raises(ValueError, match=r'groups of 4 images takes a multiple of them, got 6; change '
-                                         r'bn_group, or set it to 0'):
-        BatchNorm2d(4, 4)(batch())
+    message = 'groups of 4 images takes a multiple of them, got 6; change bn_group, or set it to 0'
+    with pytest.raises(ValueError, match=message): BatchNorm2d(4, 4)(batch())
     BatchNorm2d(4, 4).eval()(batch())                                         # only training knows groups
     cfg = preset('tiny')
-    for bad, said in ((dict(bn_group=5), 'bn_group must divide the 16 images'), (dict(bn_group=-1), 'bn_group must be a whole number'), (dict(bn_group=1), 'be at least 2, got 1'),
-                      (dict(bn_group=16, accumulate=2), r'the 8 images .*a batch of 16, 1 process, '
-                                                        r'accumulate 2'), (dict(bn_group=2.), 'whole number'), (dict(bn_group=32), 'got 32; 0 takes one group')):
-        with pytest.raises(ValueError, match=said): cfg.change(**bad)
+    for bad, message in (
+            (dict(bn_group=5), 'bn_group must divide the 16 images'),
+            (dict(bn_group=-1), 'bn_group must be a whole number'),
+            (dict(bn_group=1), 'be at least 2, got 1'),
+            (dict(bn_group=16, accumulate=2), 'the 8 images .*a batch of 16, 1 process, accumulate 2'),
+            (dict(bn_group=2.), 'whole number'),
+            (dict(bn_group=32), 'got 32; 0 takes one group')):
+        with pytest.raises(ValueError, match=message): cfg.change(**bad)
     for good in (dict(bn_group=16), dict(bn_group=8, accumulate=2), dict(bn_group=2, accumulate=8)):
         cfg.change(**good)
 
 
 def test_a_group_lies_within_one_process(monkeypatch):
-    monkeypatch.setattr(sagan.training, 'processes', lambda: (0, 2))
+    monkeypatch.setattr(sagan.training, 'world_size', lambda: 2)
     dls = image_dls(digits(), 8, steps=2, world=2)
     assert sagan_learner(dls, 'tiny', bn_group=8).model.cfg.batch == 16
-    with pytest.raises(ValueError, match=r'the 8 images that go through G at once \(a batch of 16, 2 '
-                                         r'processes, accumulate 1\)'):
-        sagan_learner(dls, 'tiny', bn_group=16)
+    message = r'the 8 images that go through G at once \(a batch of 16, 2 processes, accumulate 1\)'
+    with pytest.raises(ValueError, match=message): sagan_learner(dls, 'tiny', bn_group=16)
     with pytest.raises(ValueError, match=r'the 4 images .* accumulate 2'):
         sagan_learner(dls, 'tiny', bn_group=8, accumulate=2)
 
@@ -124,16 +133,19 @@ def test_with_groups_of_a_part_both_players_see_one_generator(group, n_classes):
     def run(parts):
         m = SAGAN(presets['tiny'].change(n_classes=n_classes, bn_group=group, accumulate=parts)).train()
         opt_g, opt_d = ttur(m.G, m.D, 0., 0.)
-        x, y, z = torch.zeros(16, 3, 32, 32).uniform_(-1, 1), torch.arange(16) % 10 if n_classes else None, torch.randn(16, 128)
+        x, z = torch.zeros(16, 3, 32, 32).uniform_(-1, 1), torch.randn(16, 128)
+        y = torch.arange(16) % 10 if n_classes else None
         seen = dict(d=[], g=[])
-        steps = dict(d=lambda: d_step(m.G, m.D, opt_d, x, y, z, y, accumulate=parts), g=lambda: g_step(m.G, m.D, opt_g, z, y, accumulate=parts))
+        steps = dict(d=lambda: d_step(m.G, m.D, opt_d, x, y, z, y, accumulate=parts),
+                     g=lambda: g_step(m.G, m.D, opt_g, z, y, accumulate=parts))
         for player, step in steps.items():
             m.G.load_state_dict(m.ema.state_dict())  # both begin with the same vectors of spectral norm
             if player == 'd': spectral_step(m.G)                              # which G's own step moves
             hook = m.G.register_forward_hook(lambda net, given, out: seen[player].append(out.detach()))
             step()
             hook.remove()
-        return torch.cat(seen['d']), torch.cat(seen['g']), torch.cat([p.grad.flatten() for p in m.G.parameters()])
+        gradient = torch.cat([p.grad.flatten() for p in m.G.parameters()])
+        return torch.cat(seen['d']), torch.cat(seen['g']), gradient
     torch.manual_seed(1)
     d_one, g_one, grad_one = run(1)
     torch.manual_seed(1)
@@ -157,11 +169,13 @@ def test_every_batch_norm_of_a_model_has_the_group_and_every_table_the_start():
     m = SAGAN(presets['tiny'].change(bn_group=8, class_tables='xavier'))
     groups = [b.group for b in (*m.G.modules(), *m.ema.modules()) if isinstance(b, BatchNorm2d)]
     assert len(groups) == 2*7 and set(groups) == {8}
-    tables = [t.weight for c in m.G.modules() if isinstance(c, ConditionalBatchNorm2d) for t in (c.gain, c.bias)]
+    def tables_of(G):
+        layers = [c for c in G.modules() if isinstance(c, ConditionalBatchNorm2d)]
+        return [t.weight for c in layers for t in (c.gain, c.bias)]
+    tables = tables_of(m.G)
     assert len(tables) == 12
     for w in tables: assert .8 < w.abs().max()/(6/sum(w.shape))**.5 <= 1
-    zeros = SAGAN(presets['tiny'])
-    assert all((t.weight == 0).all() for c in zeros.G.modules() if isinstance(c, ConditionalBatchNorm2d) for t in (c.gain, c.bias))
+    assert all((w == 0).all() for w in tables_of(SAGAN(presets['tiny']).G))
 
 
 def test_a_configuration_from_before_the_fields_means_the_same():
@@ -173,17 +187,22 @@ def test_a_configuration_from_before_the_fields_means_the_same():
 
 def test_presets_match_their_sources():
     c, b, o = preset('cifar'), preset('biggan'), preset('official')
-    assert (c.lr_g, c.lr_d, c.beta1, c.beta2, c.n_d, c.batch, c.steps) == (2e-4, 2e-4, .5, .999, 5, 64, 500_000)
-    assert (c.g_attention, c.d_attention, c.g_width*4, c.d_width*2, c.flip, c.bn_group) == ((16,), (16,), 256, 128, True, 0)
-    assert (b.bn_group, b.class_tables, b.batch, b.beta2, b.ema, b.ema_start) == (32, 'xavier', 256, .999, .999, 2000)
+    assert (c.lr_g, c.lr_d, c.beta1, c.beta2) == (2e-4, 2e-4, .5, .999)
+    assert (c.n_d, c.batch, c.steps) == (5, 64, 500_000)
+    assert (c.g_attention, c.d_attention, c.g_width*4, c.d_width*2) == ((16,), (16,), 256, 128)
+    assert (c.flip, c.bn_group) == (True, 0)
+    assert (b.bn_group, b.class_tables, b.batch, b.beta2) == (32, 'xavier', 256, .999)
+    assert (b.ema, b.ema_start) == (.999, 2000)
     assert (o.bn_group, o.class_tables, o.batch) == (64, 'zeros', 256)
     for p in presets.values(): assert not p.bn_group or p.batch % p.bn_group == 0
 
 
 def test_a_training_with_groups_moves_and_keeps_its_averages_finite():
-    learn = sagan_learner(image_dls(digits(), 16, steps=6), 'tiny', bn_group=4, accumulate=2, class_tables='xavier', dtype='float32')
+    learn = sagan_learner(image_dls(digits(), 16, steps=6), 'tiny', bn_group=4, accumulate=2,
+                          class_tables='xavier', dtype='float32')
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    assert learn.model.G.bn.num_batches_tracked == 6 and all(v.isfinite().all() for v in learn.model.state_dict().values())
+    assert learn.model.G.bn.num_batches_tracked == 6
+    assert all(v.isfinite().all() for v in learn.model.state_dict().values())
 
 
 def test_groups_compile_without_a_graph_break():

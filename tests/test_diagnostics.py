@@ -1,0 +1,94 @@
+"Numbers that are not finite are traced to their layer, and no weight moves"
+import math
+import pytest, torch
+from sagan.data import digits, image_dls
+from sagan.diagnostics import NonFinite
+from sagan.losses import ttur
+from sagan.networks import Discriminator, Generator
+from sagan.training import d_step, g_step
+
+
+@pytest.fixture(autouse=True)
+def seed(): torch.manual_seed(0)
+
+
+@pytest.fixture(scope='module')
+def batch(): return image_dls(digits(), 16).one_batch()                       # (B, 3, 32, 32), (B,)
+
+
+def nan_in(p): p.data.flatten()[0] = torch.nan
+
+
+def multiply_gradient(D, factor):
+    "Multiply the gradient in front of a convolution"
+    def hook(m, grad_in, grad_out): return tuple(g*factor for g in grad_in)
+    D.blocks[1].conv1.register_full_backward_hook(hook)
+
+
+def report_of(spoil, batch, player='D', accumulate=1, head='projection'):
+    "The report of a step whose networks are spoiled first; no weight may have moved"
+    x, y = batch
+    G, D = Generator(32, 10, 2, (16,), z_dim=8), Discriminator(32, 10, 4, (16,), head=head)
+    opt_g, opt_d = ttur(G, D, 1e-3, 4e-3)
+    z = torch.randn(16, 8)
+    spoil(G, D)
+    before = [{n: p.detach().clone() for n, p in net.named_parameters()} for net in (G, D)]
+    with pytest.raises(NonFinite) as e:
+        if player == 'D': d_step(G, D, opt_d, x, y, z, y, accumulate=accumulate)
+        else: g_step(G, D, opt_g, z, y, accumulate=accumulate)
+    for net, old in zip((G, D), before):
+        assert all(torch.equal(p.nan_to_num(), old[n].nan_to_num()) for n, p in net.named_parameters())
+    assert all(p.requires_grad for p in D.parameters())
+    assert e.value.report['message'] == str(e.value)
+    return e.value.report
+
+
+@pytest.mark.parametrize('accumulate', [1, 4])
+@pytest.mark.parametrize('spoil, player, layer', [
+    (lambda G, D: nan_in(D.blocks[1].conv1.bias), 'D', 'D.blocks.1.conv1'),
+    (lambda G, D: nan_in(G.blocks[1].conv2.bias), 'D', 'G.blocks.1.conv2'),
+    (lambda G, D: nan_in(G.blocks[1].conv2.bias), 'G', 'G.blocks.1.conv2'),
+    (lambda G, D: nan_in(D.head.linear.bias), 'G', 'D.head.linear'),
+    (lambda G, D: nan_in(G.linear.parametrizations.weight.original), 'G', 'G.linear')])
+def test_a_weight_is_found_whichever_network_steps(batch, spoil, player, layer, accumulate):
+    r = report_of(spoil, batch, player, accumulate)
+    assert (r['network'], r['where'], r['layer']) == (player, 'forward', layer)
+    assert f"{player}'s step is not finite: first in the output of {layer}" in r['message']
+
+
+def test_the_bad_weight_comes_first_in_the_report(batch):
+    r = report_of(lambda G, D: nan_in(D.head.linear.bias), batch, 'G')
+    assert next(iter(r['largest_weights'])) == 'D.head.linear.bias'
+    rest = list(r['largest_weights'].values())[1:]
+    assert rest == sorted(rest, reverse=True)
+    assert r['learning_rates'] == [1e-3, 1e-3]
+
+
+def test_a_bad_image_is_found(batch):
+    x, y = batch
+    r = report_of(lambda G, D: None, (x*torch.nan, y))
+    assert (r['where'], r['layer']) == ('data', 'the batch of real images')
+
+
+@pytest.mark.parametrize('head', ['projection', 'auxiliary'])
+def test_an_overflow_of_the_backward_pass_is_found(batch, head):
+    r = report_of(lambda G, D: multiply_gradient(D, torch.inf), batch, head=head)
+    # the layer in front of that convolution
+    assert (r['where'], r['layer']) == ('backward', 'D.attention.16')
+    norms = r['gradient_norms']
+    assert norms['D.head.linear.weight'] < 1e3
+    assert not math.isfinite(norms['D.blocks.0.conv1.weight'])
+
+
+def test_a_gradient_whose_square_overflows_is_found(batch):
+    assert report_of(lambda G, D: multiply_gradient(D, 1e25), batch)['where'] == 'backward'
+
+
+def test_a_loss_that_is_infinite_alone(batch):
+    r = report_of(lambda G, D: D.head.linear.bias.data.fill_(3e38), batch)
+    assert (r['where'], r['layer']) == ('loss', 'the loss')
+
+
+def test_the_error_is_an_arithmetic_error_with_a_report():
+    e = NonFinite("a number in D's step is not finite", dict(network='D'))
+    assert isinstance(e, ArithmeticError) and e.report == dict(message=str(e), network='D')
