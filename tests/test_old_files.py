@@ -10,7 +10,7 @@ from sagan.cli import sagan_train
 from sagan.config import Config, presets
 from sagan.data import digits, image_dls
 from sagan.references import Evaluator
-from sagan.experiments import run_experiment
+from sagan.runner import run_experiment
 from sagan.recording import fit_run, resume, RunWriter
 from sagan.measuring import load_or_train_evaluator
 from sagan.runs import load_run
