@@ -49,7 +49,7 @@ def _check_tuples(cfg):
 
 # %% ../nbs/library/20_config.ipynb #98a10fd7
 def check_groups(
-    cfg:'Config', # Its `batch`, `accumulate` and `bn_group` are checked
+    cfg, # A `Config`; its `batch`, `accumulate` and `bn_group` are checked
     world:int=1, # Number of processes that share the batch
 ) -> None:
     "Raise `ValueError` unless each process puts whole groups of `bn_group` images through G at once"

@@ -27,7 +27,9 @@ def processes() -> tuple[int, int]: # (rank of this process from 0, number of pr
 def deprecated_names(
     module:str, # Name of a module, such as 'sagan.data'
 ) -> Callable[[str], Any]: # What its `__getattr__` should be; raises `AttributeError` for other names
-    "Look up the older names of a module: gives what they mean now, with a warning that says where it is"
+    """Look up the older names of a module: gives what they mean now, with a warning that says where it is
+
+    The function that it returns raises `AttributeError` for all other names, as Python expects."""
     def lookup(name):
         new = MOVED.get(module.rpartition('.')[2], {}).get(name)
         if new is None: raise AttributeError(f"module {module!r} has no attribute {name!r}")

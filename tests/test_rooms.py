@@ -52,7 +52,7 @@ def test_ground(name):
 
 @pytest.mark.parametrize('name, unknown', [
     ('kernels', {'training', 'config', 'runs', 'networks', 'attention', 'spectral'}),
-    ('training', {'checkpoints', 'recording', 'runs', 'storage'}),
+    ('training', {'checkpoints', 'recording', 'runs'}),
     ('recording', {'runs'}),
     ('diagnostics', {'training', 'recording', 'runs'})])
 def test_unknown(name, unknown):
