@@ -254,3 +254,9 @@ def intervene(
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
     try: yield
     finally: del layer.forward
+
+# %% ../nbs/02_attention.ipynb #baa48e82
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/02_attention.ipynb #2ce817cc
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

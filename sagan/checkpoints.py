@@ -363,3 +363,9 @@ class Run:
     classes:list[str] # Class names, empty if unconditional
     step:int # Discriminator steps that the weights have seen
     records:list[dict] = field(repr=False) # The log, one dictionary per record
+
+# %% ../nbs/library/33_checkpoints.ipynb #fb5f8574
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/library/33_checkpoints.ipynb #b56b5b0a
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -29,6 +29,7 @@ try:
     from fastcore.docments import docments
     from fastcore.script import call_parse
     from sagan.config import Config, preset as named_preset
+    from sagan.deprecated import deprecated_names
     from sagan.experiments import variants
     from sagan.measuring import make_evaluator
     from sagan.runner import run_experiment
@@ -37,6 +38,7 @@ try:
         import_run, Interrupted, load_run, resume_run, sample_run, train_run, training_images)
 # importing takes seconds, in which one may change one's mind
 except KeyboardInterrupt: raise SystemExit('interrupted')
+__getattr__ = deprecated_names(__name__)  # names of earlier versions
 
 # %% ../nbs/library/30_cli.ipynb #cff208ed
 @contextmanager

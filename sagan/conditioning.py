@@ -167,3 +167,9 @@ class AuxiliaryHead(nn.Module):
         "Features `h` (B, C) and labels `y` (B,) to scores (B,) and -log P(C = y | x) (B,)"
         score = self.linear(h).squeeze(1)                                     # (B,)
         return score, F.cross_entropy(self.classify(h), y, reduction='none')  # (B,), (B,) >= 0
+
+# %% ../nbs/03_conditioning.ipynb #5052dd78
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/03_conditioning.ipynb #7dfa904a
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

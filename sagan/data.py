@@ -531,3 +531,9 @@ def load_images(
     if data == 'digits': return digits(size)
     if drawn := named_twins(data, size=size): return drawn
     return folder(data, size, skip_bad, max_gb=max_gb, cache=cache)
+
+# %% ../nbs/library/21_data.ipynb #d5867878
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/library/21_data.ipynb #243b51c5
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -16,7 +16,44 @@ from .distributed import rank, world_size
 
 # %% ../nbs/library/41_deprecated.ipynb #d775c172
 MOVED = dict(
-    attention=dict(altered='attention.intervene'))
+    attention=dict(
+        altered='attention.intervene'),
+    checkpoints=dict(
+        BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState',
+        ROLLBACKS='recording.ROLLBACKS', RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED',
+        cut_back='recording.truncate_run', data_facts='recording.describe_data',
+        fit_run='recording.fit_run', kept_evaluator='measuring.load_or_train_evaluator',
+        load_run='runs.load_run', measure_generator='measuring.measure_generator',
+        real_spread='recording.real_spread', resume='recording.resume', shipped='runs.shipped',
+        signs_of_collapse='diagnostics.signs_of_collapse'),
+    cli=dict(
+        NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', draw_attention='reports.draw_attention',
+        stop_on_interrupt='runs.stop_on_interrupt'),
+    conditioning=dict(
+        everyones='distributed.all_gather_object', gather='distributed.all_gather',
+        launched='distributed.process_group', processes='deprecated.processes',
+        share='distributed.shard', total='distributed.all_reduce'),
+    data=dict(
+        Mapped='storage.MappedImages', comes_along='data.is_builtin', exclusive='storage.file_lock',
+        whole_file='storage.atomic_write'),
+    evaluation=dict(
+        Agreement='agreement.Agreement', Classifier='references.Classifier',
+        agreement='agreement.agreement', agreement_auc='agreement.agreement_auc',
+        inception='references.inception', train_evaluator='references.train_evaluator'),
+    experiments=dict(
+        Line='experiments.Variant', Plan='runner.Plan', lines='experiments.variants',
+        run_experiment='runner.run_experiment', train_line='runner.train_variant'),
+    importing=dict(
+        Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
+        convert='importing.convert_state_dict', factors='importing.spectral_factors',
+        layout='importing.infer_layout'),
+    sharing=dict(
+        folded='sharing.fold_spectral_norm'),
+    spectral=dict(
+        normalised='spectral.cached_spectral_norm'),
+    training=dict(
+        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', presets='config.presets',
+        systems='config.systems'))
 
 # %% ../nbs/library/41_deprecated.ipynb #b334ed0f
 def processes() -> tuple[int, int]: # (rank of this process from 0, number of processes)

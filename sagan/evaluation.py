@@ -314,3 +314,9 @@ def real_distances(
     order = torch.randperm(len(real.features), generator=torch.Generator().manual_seed(0))
     _, distance = _nearest(real.features[order[:n]], real.features.split(1000), 2)
     return distance[:, 1]                                     # the first is the image itself, at 0
+
+# %% ../nbs/07_evaluation.ipynb #1411bdda
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/07_evaluation.ipynb #fe386a3b
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

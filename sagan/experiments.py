@@ -329,3 +329,9 @@ def strips_figure(
     if measured: fig.text(.01, .005, _measured_with(measured[-1]), fontsize=5, color='grey')
     fig.tight_layout(pad=.4, rect=(0, .03, 1, 1))
     return fig
+
+# %% ../nbs/10_experiments.ipynb #6c21dc3b
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/10_experiments.ipynb #9266b5af
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

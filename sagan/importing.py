@@ -534,3 +534,9 @@ def import_checkpoint(
         if state := converted.get(k) or converted.get(other): getattr(model, k).load_state_dict(state)
     about = dict(step=step, project=PROJECTS[project], files=[Path(p).name for p in files])
     return model, about | dict(eps=eps, bgr=bgr, relu_skip=relu_skip)
+
+# %% ../nbs/library/28_importing.ipynb #41a50441
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/library/28_importing.ipynb #2edbf35c
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
-from statistics import mean
 from threading import Thread
 from time import perf_counter
 from .checkpoints import load_state, save_state, save_weights

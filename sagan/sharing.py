@@ -475,3 +475,9 @@ def export_onnx(
                                    f"{d:.2g} of its largest value; {path} was not written")
         new.write_bytes(data)
     return differences
+
+# %% ../nbs/library/29_sharing.ipynb #f1c004d8
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/library/29_sharing.ipynb #8057a323
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -156,3 +156,9 @@ def cached_spectral_norm(
         if used: torch.autograd.backward([q for q, _ in used], [grad for _, grad in used])
     finally:
         for sn, _ in layers: sn.ready = None
+
+# %% ../nbs/01_spectral.ipynb #d017f363
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/01_spectral.ipynb #a3fae072
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -540,3 +540,9 @@ def sagan_learner(
     learn.recorder.train_metrics, learn.recorder.valid_metrics = True, False
     learn.recorder.plot_loss = partial(learn.recorder.plot_loss, with_valid=False)
     return learn
+
+# %% ../nbs/06_training.ipynb #ed25910e
+from sagan.deprecated import deprecated_names
+
+# %% ../nbs/06_training.ipynb #2aba0dca
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

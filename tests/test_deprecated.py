@@ -1,0 +1,44 @@
+"Names of earlier versions: each gives what it means now, with a warning that says where that is"
+import importlib, json, warnings
+from pathlib import Path
+
+import pytest
+import sagan
+from sagan.deprecated import MOVED
+
+former = json.loads((Path(__file__).parent/'old/public_names.json').read_text())  # module: what its `__all__` was
+moved = [(module, old, new) for module, names in MOVED.items() for old, new in names.items()]
+
+
+@pytest.mark.parametrize('module, old, new', moved, ids=[f'{m}.{old}' for m, old, _ in moved])
+def test_moved(module, old, new):
+    "The same object under both names, one warning that names the new one, and it is no older name itself"
+    home, _, name = new.rpartition('.')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        there = getattr(importlib.import_module(f'sagan.{module}'), old)
+    told = [w for w in caught if w.category is DeprecationWarning and f'sagan.{module}.{old}' in str(w.message)]
+    assert len(told) == 1 and f'sagan.{new}' in str(told[0].message)
+    assert there is vars(importlib.import_module(f'sagan.{home}'))[name]
+
+
+@pytest.mark.parametrize('module', former)
+def test_every_former_name(module):
+    "Whatever could be imported from a module before can be imported from it now"
+    m = importlib.import_module(f'sagan.{module}')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        assert not [name for name in former[module] if not hasattr(m, name)]
+
+
+def test_unknown_name():
+    "A name that never was is an error as in any module"
+    with pytest.raises(AttributeError, match="module 'sagan.data' has no attribute 'nothing'"): sagan.data.nothing
+    with pytest.raises(ImportError): exec('from sagan.attention import nothing')
+
+
+def test_own_code_uses_new_names():
+    "The package imports nothing under an older name"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'sagan.*is an older name', DeprecationWarning)
+        for name in former: importlib.reload(importlib.import_module(f'sagan.{name}'))
