@@ -129,10 +129,12 @@ def update_running_stats(
     var:Tensor, # Unbiased variance of each channel, (C,), >= 0
 ) -> None:
     "Record one step's statistics in the running averages of a batch norm layer"
-    bn.num_batches_tracked += 1
-    momentum = 1/bn.num_batches_tracked.item() if bn.momentum is None else bn.momentum
-    bn.running_mean.lerp_(mean.detach().float(), momentum)
-    bn.running_var.lerp_(var.detach().float(), momentum)
+    count, running_mean, running_var = bn.num_batches_tracked, bn.running_mean, bn.running_var
+    assert count is not None and running_mean is not None and running_var is not None
+    count += 1
+    momentum = 1/count.item() if bn.momentum is None else bn.momentum
+    running_mean.lerp_(mean.detach().float(), momentum)
+    running_var.lerp_(var.detach().float(), momentum)
 
 # %% ../nbs/library/23_distributed.ipynb #6a96d13c
 def sync_batch_norm(
