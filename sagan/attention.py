@@ -50,8 +50,7 @@ FORMS = ('preprint', 'published', 'released')
 
 def resolve_form(
     form:str, # Name of a form, today's or that of an older file
-    # Today's name: 'paper' gives 'preprint', 'official' gives 'released', and any other name itself
-) -> str:
+) -> str: # Today's name: 'paper' gives 'preprint', 'official' 'released', others stay
     "Today's name of a form of `SelfAttention`"
     older = dict(paper='preprint', official='released')
     return older.get(form, form) if isinstance(form, str) else form
@@ -71,10 +70,8 @@ class SelfAttention(nn.Module):
     """The attention layer of section 3 in one of its three forms, on (B, C, H, W);
     the identity until `gamma` has moved from 0; raises `ValueError` for other channels and forms"""
     def __init__(self,
-        # C, divisible by 8; in the form 'released', whose code rounds down, at least 8
-        channels:int,
-        # 'preprint': equations 1-3 of arXiv v1; 'published': ICML 2019; 'released': Google's code
-        form:str='preprint',
+        channels:int, # C, divisible by 8; for 'released' any from 8 on
+        form:str='preprint', # 'preprint' (arXiv v1), 'published' (ICML), 'released' (Google's code)
         sn:bool=True, # Spectrally normalise the convolutions?
     ):
         super().__init__()
@@ -97,9 +94,7 @@ class SelfAttention(nn.Module):
 
     def qkv(self,
         x:Tensor, # Features, (B, C, H, W)
-        # Queries g(x) (B, HW, C/8), keys f(x) (B, Nk, C/8), values h(x) (B, Nk, Cv);
-        # Nk is HW, or HW/4 when pooled
-    ) -> list[Tensor]:
+    ) -> list[Tensor]: # q (B, HW, C/8), k (B, Nk, C/8), v (B, Nk, Cv); Nk is HW, or HW/4 if pooled
         "What equations 1 and 2 are about"
         q, k, v = self.query(x), self.key(x), self.value(x)    # (B, channels, H, W) each
         if self.pooled == 2: k, v = F.max_pool2d(k, 2), F.max_pool2d(v, 2)
@@ -188,8 +183,7 @@ def attention_maps(
     net:nn.Module,
     *inputs:Tensor, # What the network takes: (z, y) for a generator, (x, y) for a discriminator
     layers:list|str|None=None, # Names of attention layers in the network, None for all
-    # (output of the network, its maps in the order of the forward pass)
-) -> tuple[Any, list[AttentionMap]]:
+) -> tuple[Any, list[AttentionMap]]: # (output, maps in the order of the forward pass)
     """Run `net` once and return its output with the map of attention layers (eq. 1);
     raises `ValueError` if it has none, or none of that name"""
     found = [name for name, m in net.named_modules() if isinstance(m, SelfAttention)]
@@ -211,10 +205,10 @@ def _visible_keys(m, hide):
     "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
     top, left, bottom, right = hide
-    # (h,), (w,) in pixels
-    rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(m.keys, m.image)]
-    # (h*w,)
-    hidden = torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
+    sides = zip(m.keys, m.image)
+    rows, cols = [(torch.arange(n) + .5)*size/n for n, size in sides]  # (h,), (w,) in pixels
+    in_rows, in_cols = (top <= rows) & (rows < bottom), (left <= cols) & (cols < right)
+    hidden = torch.outer(in_rows, in_cols).flatten()  # (h*w,)
     if hidden.all() or not hidden.any():
         (height, width), (h, w) = m.image, m.keys
         raise ValueError(f"the box {hide} hides {'all keys' if hidden.any() else 'no key'}; "

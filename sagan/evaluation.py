@@ -288,8 +288,7 @@ def nearest_images(
     images:Images|ImageFiles|Reference,
     evaluator:Evaluator|None=None, # Whose features are compared; None for pixels in [-1, 1]
     k:int=3, # Real images to find for each generated one
-    # (numbers of the real images, (n, k) int64; Euclidean distances, (n, k) float64), nearest first
-) -> tuple:
+) -> tuple: # (numbers (n, k) int64, Euclidean distances (n, k) float64), nearest first
     "Real images nearest to generated ones; raises `ValueError` for another size or evaluator"
     if x.shape[-1] != images.size:
         raise ValueError(f"images of {x.shape[-1]} px cannot be compared with images of "

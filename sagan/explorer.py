@@ -71,8 +71,7 @@ def generated_maps(
     z:Tensor, # Latents, (B, z_dim)
     y:Tensor|None=None, # Labels, (B,) int64; None if unconditional
     gamma:float=1., # Factor on the gamma of each attention layer of the generator
-    # (images (B, 3, S, S), {name: AttentionMap}): layers of G, then those of D for these images
-) -> tuple:
+) -> tuple: # (images (B, 3, S, S), {name: AttentionMap} of G, then of D for these images)
     """Generate, and look at where both networks look
 
     Raises `ValueError` if neither has attention, or labels do not fit."""

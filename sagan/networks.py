@@ -39,9 +39,7 @@ class GBlock(nn.Module):
         c_out:int, # Channels of the output
         n_classes:int=0, # Classes of the conditional batch norms, 0 for unconditional
         sn:bool=True, # Spectrally normalize the convolutions?
-        # Consecutive images that share batch norm's statistics in training; 0 for all images of
-        # all processes
-        group:int=0,
+        group:int=0, # Images in a row that share batch norm's statistics; 0: the whole batch
         tables:str='zeros', # How the class tables start: 'zeros' or 'xavier'
     ):
         super().__init__()
@@ -167,9 +165,7 @@ class Generator(nn.Module):
         form:str='preprint',
         z_dim:int=128, # Numbers in a latent vector
         sn:bool=True, # Spectrally normalize the weights (section 4.1)?
-        # Consecutive images that share batch norm's statistics in training; 0 for all images of
-        # all processes
-        bn_group:int=0,
+        bn_group:int=0, # Images in a row that share batch norm's statistics; 0: the whole batch
         class_tables:str='zeros', # How the class tables of batch norm start: 'zeros' or 'xavier'
     ):
         super().__init__()

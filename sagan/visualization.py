@@ -209,9 +209,7 @@ def _distances(a, b):
 def map_statistics(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images
-    # {'attention', 'uniform', 'window' or 'same': {measure: mean over queries and images, NaN where
-    # it is not defined}}
-) -> dict:
+) -> dict: # {'attention', 'uniform', 'window' or 'same': {measure: mean, NaN if undefined}}
     "Figure 5's claim as numbers; raises `ValueError` if images and map do not fit"
     check_maps(x, m)
     x = x.to(m.q.device)
