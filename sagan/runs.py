@@ -162,8 +162,9 @@ def _make_learner(images, cfg, device):
 OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop',
                cache=None)
 
-def _check_options(**options):
+def _check_options(tell, **options):
     "The options of a run, those that are None left at their defaults; raises `ValueError`"
+    if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
     o = OPTIONS | {k: v for k, v in options.items() if v is not None}
     _at_least(o['keep'], 1, 'keep')
     _at_least(o['measure_every'], 0, 'measure_every')
@@ -177,14 +178,17 @@ def _check_options(**options):
     return o
 
 # %% ../nbs/library/27_runs.ipynb #69d782c8
-def _measure_function(folder, images, o, device):
-    "The function that measures a generator for a run, None if it is not to be measured"
+def _load_inception(o, device):
+    "Inception if it is to measure a run, otherwise None"
+    wanted = o['measure_every'] and (o['evaluator'] == 'inception' or o['weights'])
+    return inception(o['weights'], device) if wanted else None
+
+def _measure_function(folder, images, o, judge):
+    "The function that measures a generator, by Inception or the small classifier; None if a run has none"
     if not o['measure_every']: return None
-    small = o['evaluator'] == 'small' and not o['weights']
-    if small: evaluator, file = load_or_train_evaluator(folder/'evaluator.pt', images), None
-    else: evaluator, file = inception(o['weights'], device), folder/'reference-inception.safetensors'
-    real = real_statistics(images, evaluator, file=file)
-    n = o['samples'] or (1000 if small else 50_000)
+    evaluator = judge or load_or_train_evaluator(folder/'evaluator.pt', images)
+    real = real_statistics(images, evaluator, file=judge and folder/'reference-inception.safetensors')
+    n = o['samples'] or (50_000 if judge else 1000)
     return partial(measure_generator, images=images, evaluator=evaluator, real=real, n=n)
 
 # %% ../nbs/library/27_runs.ipynb #c49fb99f
@@ -252,22 +256,25 @@ def _opening(learn, images, resumed, device):
             f'of {cfg.batch} on {where}{device} in {dtype}')
 
 # %% ../nbs/library/27_runs.ipynb #7c43f611
-def _restore(folder, learn, tell):
-    "Put a learner into the newest state of a run; raises `ValueError`, with nothing changed, if it has ended"
-    cfg, found = learn.model.cfg, states(folder)
+def _check_unfinished(folder, cfg, tell):
+    "Raise `ValueError` for a run that cannot go on; returns whether it has a training state"
+    found = states(folder)
     if not found:
         if (folder/'weights.safetensors').exists():
             raise ValueError(f"{folder} holds no training states, only weights: it was made by a version "
                              f"that kept none, or they were removed. It can be sampled and measured, but not "
                              f"continued")
         tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0')
-        return
+        return False
     step = file_step(found[-1])
     if step > cfg.steps or (step == cfg.steps and (folder/'report.html').exists()):
         raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; "
                          f"to go on, ask for more with --steps")
+    return True
+
+def _restore(folder, learn, tell):
+    "Put a learner into the newest state of a run, and remove what is made again in the end"
     resume(folder, learn, tell)
-    # they are made again in the end
     for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
@@ -284,14 +291,16 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
     bar = first and tell is print and sys.stdout.isatty()
     if tell is print: tell = partial(print, flush=True)
     if not first: tell = lambda text: None
+    judge = _load_inception(options, device)  # before anything is written
     if not resumed and first: create_run(folder, cfg, images.classes, options)
     all_reduce(torch.zeros(()))  # if the folder is refused, the other processes end here
     with file_lock(folder) if first else nullcontext():
-        if resumed: _restore(folder, learn, tell)
+        begun = resumed and _check_unfinished(folder, cfg, tell)
+        measure = _measure_function(folder, images, options, judge)
+        if begun: _restore(folder, learn, tell)
         if resumed and first: write_config(folder, cfg, images.classes, options)
         tell(f'{_opening(learn, images, resumed, device)}; run folder {folder}{note}')
         if learn.sagan_trainer.step < cfg.steps:
-            measure = _measure_function(folder, images, options, device)
             writer = RunWriter(folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar,
                                keep=options['keep'], measure_every=options['measure_every'],
                                measure=measure, tell=tell)
@@ -338,8 +347,8 @@ def train_run(
             raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, "
                              f"'digits' or 'twins'")
         data = str(data or 'digits')
-        options = _check_options(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights,
-                                 samples=samples, on_nan=on_nan, cache=cache)
+        options = _check_options(tell, keep=keep, measure_every=measure_every, evaluator=evaluator,
+                                 weights=weights, samples=samples, on_nan=on_nan, cache=cache)
         images = training_images(data, cfg, config.get('n_classes'), options['cache'])
         cfg = cfg.change(n_classes=len(images.classes), data=absolute_data(data))
         folder = Path(out or Path('runs')/Path(data).resolve().name)
@@ -389,7 +398,7 @@ def resume_run(
         cfg = _resumed_config(folder, was, preset, config)
         given = dict(keep=keep, measure_every=measure_every, evaluator=evaluator, weights=weights,
                      samples=samples, on_nan=on_nan, cache=cache)
-        options = _check_options(**remembered | {k: v for k, v in given.items() if v is not None})
+        options = _check_options(tell, **remembered | {k: v for k, v in given.items() if v is not None})
         images = training_images(str(data or was.data), cfg, was.n_classes, options['cache'])
         learn = _make_learner(images, cfg, device)
         return _train_in(folder, learn, images, options, device, tell, resumed=True)
