@@ -8,6 +8,10 @@ Docs: https://sagan-gan.github.io/sagan/library/all.html.md"""
 __all__ = []
 
 # %% ../nbs/library/37_all.ipynb #dee3b4dc
+import warnings
+# fastai's business, not the user's
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+from importlib.util import find_spec
 import sagan
 from .agreement import *
 from .attention import *
@@ -43,8 +47,7 @@ _modules = [
     sagan.importing, sagan.kernels, sagan.losses, sagan.measuring, sagan.networks, sagan.precision,
     sagan.recording, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral,
     sagan.storage, sagan.training, sagan.visualization]
-try:
+if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)
-except ImportError: pass
 __all__ = [name for m in _modules for name in m.__all__]

@@ -28,14 +28,13 @@ try:
     from typing import Annotated, Any
     from fastcore.docments import docments
     from fastcore.script import call_parse
-    from sagan.config import Config, preset as named_preset
+    from sagan.config import Config
     from sagan.deprecated import deprecated_names
-    from sagan.experiments import variants
-    from sagan.measuring import make_evaluator
-    from sagan.runner import run_experiment
+    from sagan.recording import Interrupted
+    from sagan.runner import experiment_run
     from sagan.runs import (
-        absolute_data, attend_run, class_numbers, configure, evaluate_run, explore_run, find_device,
-        import_run, Interrupted, load_run, resume_run, sample_run, train_run, training_images)
+        attend_run, class_numbers, evaluate_run, explore_run, find_device, import_run, load_run, resume_run,
+        sample_run, train_run)
 # importing takes seconds, in which one may change one's mind
 except KeyboardInterrupt: raise SystemExit('interrupted')
 __getattr__ = deprecated_names(__name__)  # names of earlier versions
@@ -165,7 +164,7 @@ def sagan_train(
 # %% ../nbs/library/30_cli.ipynb #f2000f4e
 @call_parse
 def sagan_sample(
-    run:str, # Run folder
+    run:str, # Run folder; or digits or twins, which come with the package
     n:int=8, # Images per class (or in all, without classes)
     classes:str=None, # Classes to draw, by name or number, comma-separated (default: all)
     seed:int=0, # Of the latents
@@ -185,7 +184,7 @@ def sagan_sample(
 # %% ../nbs/library/30_cli.ipynb #42552f78
 @call_parse
 def sagan_attend(
-    run:str, # Run folder
+    run:str, # Run folder; or digits or twins, which come with the package
     label:str=None, # Class to draw, by name or number (default: one image of each of the first classes)
     n:int=4, # Images
     seed:int=0, # Of the latents
@@ -218,7 +217,7 @@ def sagan_explore(
 # %% ../nbs/library/30_cli.ipynb #1ea5df90
 @call_parse
 def sagan_eval(
-    run:str, # Run folder
+    run:str, # Run folder; or digits or twins, which come with the package
     # Images to draw, of classes as frequent as in the data (default: 1,000, with Inception the paper's
     # 50,000)
     n:int=None,
@@ -267,15 +266,8 @@ def sagan_experiment(
     samples.png and report.html"""
     start = perf_counter()
     with plain_errors('sagan-experiment'):
-        variants(experiment, named_preset('tiny'))  # an unknown name is refused before data are read
-        _check(not changes.keys() & {'g_attention', 'd_attention'}, "where attention is placed is what the "
-               "rows of an experiment differ in; leave out --g-attention and --d-attention")
-        base, device = configure(preset, **changes), find_device(device)
-        images, judge = training_images(data, base, changes.get('n_classes')), None
-        if weights or evaluator != 'small': judge = make_evaluator(evaluator, images, weights, 0, device)
-        folder = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}')
-        run_experiment(experiment, images, base.change(data=absolute_data(data)), folder, seeds, every,
-                       samples, judge, jobs, device, _print)
+        folder = experiment_run(experiment, data, out, preset, seeds, every, samples, evaluator, weights,
+                                jobs, device, _print, **changes)
         print(f'\n{(folder/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 

@@ -28,7 +28,7 @@ MOVED = dict(
         signs_of_collapse='diagnostics.signs_of_collapse'),
     cli=dict(
         NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', draw_attention='reports.draw_attention',
-        stop_on_interrupt='runs.stop_on_interrupt'),
+        stop_on_interrupt='recording.stop_on_interrupt'),
     conditioning=dict(
         everyones='distributed.all_gather_object', gather='distributed.all_gather',
         launched='distributed.process_group', processes='deprecated.processes',

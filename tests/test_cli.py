@@ -201,7 +201,7 @@ def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
     ('train: {run} has done 20 steps, and 10 were asked for', 'train', dict(resume='{run}', steps=10)),
     ('train: batch is 16 in {run}, 8 was asked for', 'train', dict(resume='{run}', steps=40, batch=8)),
     ('train: size is 32 in {run}, 128 was', 'train', dict(resume='{run}', steps=40, preset='official')),
-    ('train: twins has 4 classes', 'train', dict(resume='{run}', steps=40, data='twins')),
+    ('train: the run has classes 0, 1, 2', 'train', dict(resume='{run}', steps=40, data='twins')),
     ('train: nowhere is not a run folder', 'train', dict(resume='nowhere')),
     ('experiment: {run} holds other', 'experiment', dict(experiment='figure3', out='{run}', preset='tiny')),
     ('eval: {run}/config.json is not a file of', 'eval', dict(run='{run}', weights='{run}/config.json')),

@@ -15,7 +15,7 @@ from sagan.config import presets
 from sagan.data import digits, Images, twins
 from sagan.references import reference, train_evaluator
 from sagan.experiments import load_experiment, strips_figure, table
-from sagan.runner import Plan, run_experiment, train_variant
+from sagan.runner import experiment_run, Plan, run_experiment, train_variant
 from sagan.measuring import load_or_train_evaluator
 from sagan.storage import file_lock
 
@@ -112,6 +112,7 @@ def test_an_interrupted_experiment_goes_on_and_is_not_done_twice(tmp_path, once)
 @pytest.mark.parametrize('experiment, images, changes, options, message', [
     ('table1', twins(200), {}, dict(samples=3), 'samples must be at least 10, got 3'),
     ('table1', twins(200), {}, dict(every=0), 'every must be at least 1, got 0'),
+    ('table1', twins(200), {}, dict(seeds='3'), "seeds must be a whole number, got '3'"),
     ('table1', twins(20), dict(batch=64), {}, 'batch size must be from 1 to 20'),
     ('table2', Images(twins(200).x, twins(200).y, [], 'unlabelled'), {}, {},
      'table2 includes AC-GAN, which needs images of at least 2 classes')])
@@ -134,6 +135,30 @@ def test_folders_of_something_else(tmp_path, once):
     shutil.copytree(folder, tmp_path/'damaged')
     (tmp_path/'damaged'/'table2-sagan'/'seed0'/'records.json').write_text('[{"st')
     with pytest.raises(ValueError, match='records.json is damaged'): load_experiment(tmp_path/'damaged')
+
+
+def test_an_experiment_by_name(tmp_path, capsys):
+    "What `sagan-experiment` does, in Python: returns the folder, and only `tell` is told"
+    lines = []
+    folder = experiment_run('figure3', 'digits', tmp_path/'out', 'tiny', 1, 2, 40, device='cpu', steps=2,
+                            batch=8, z_dim=8, tell=lines.append)
+    assert folder == tmp_path/'out' and {f.name for f in folder.iterdir() if f.is_file()} == FILES
+    assert capsys.readouterr().out == ''
+    assert lines[0].endswith('images of digits (all, 32 px, interpolation: bicubic)')
+    with pytest.raises(ValueError, match='holds another experiment: batch is 8 there, 4 here'):
+        experiment_run('figure3', 'digits', folder, 'tiny', 1, 2, 40, device='cpu', steps=2, batch=4, z_dim=8)
+
+
+@pytest.mark.parametrize('message, experiment, options', [
+    ("there is no experiment 'table3'", 'table3', {}),
+    ('where attention is placed is what the rows', 'table1', dict(g_attention=(16,))),
+    ("evaluator is 'small' or 'inception', got 'vgg'", 'table1', dict(evaluator='vgg')),
+    ('tell is called with each line of text, got None', 'table1', dict(tell=None)),
+    ('there are no Inception weights at', 'table1', dict(weights='nowhere.pt'))])
+def test_an_experiment_that_cannot_be(tmp_path, message, experiment, options):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        experiment_run(experiment, out=tmp_path/'new', preset='tiny', **options)
+    assert not list(tmp_path.iterdir())
 
 
 # The command as a process

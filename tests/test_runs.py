@@ -11,10 +11,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from sagan.checkpoints import best_record, read_config, states
 from sagan.data import digits, to_unit
 from sagan.diagnostics import NonFinite
+from sagan.recording import Interrupted
 from sagan.reports import explorer_page
 from sagan.runs import (
-    attend_run, class_numbers, evaluate_run, explore_run, import_run, Interrupted, load_run, OPTIONS,
-    report_run, resume_run, sample_run, shipped, train_run)
+    attend_run, class_numbers, evaluate_run, explore_run, import_run, load_run, OPTIONS, report_run,
+    resume_run, sample_run, shipped, train_run)
 from sagan.visualization import grid_image
 
 TINY = dict(steps=20, batch=16, g_width=2, d_width=4, device='cpu')
@@ -60,6 +61,7 @@ def test_a_loaded_run_and_its_folder_are_the_same(run, tmp_path):
     assert len({(tmp_path/f'{n}.png').read_bytes() for n in range(3)}) == 1
     assert Image.open(tmp_path/'0.png').size == (2*34 + 2, 2*34 + 2)
     assert sample_run(run, classes=[3, '7']).name == 'samples-seed0-classes3,7.png'
+    for zero in (0, '0'): assert sample_run(run, classes=zero).name == 'samples-seed0-classes0.png'
     file = attend_run(run, label=0, n=1, points=[(8, 8), (20, 16)])
     assert file.name == 'attention-seed0-label0-n1-points8,8;20,16.png'
 
@@ -68,6 +70,7 @@ def test_scores_are_returned_and_kept(run):
     scores = evaluate_run(run, n=60, device='cpu')
     kept = json.loads((run.folder/'eval-n60.json').read_text())
     assert kept == {k: v for k, v in scores.items() if k != 'nearest'}
+    assert scores['nearest'] == run.folder/'nearest-n60.png'
     assert kept['intra_fid'] > 0 and (kept['samples'], kept['step']) == (60, 20)
     assert kept['reference'] == '1797 images of digits (all, 32 px, interpolation: bicubic)'
     assert Image.open(scores['nearest']).size[0] > 500
@@ -78,6 +81,11 @@ def test_class_numbers():
         class_numbers([str(i) for i in range(10)], ['12'])
     with pytest.raises(ValueError, match='no class 3'): class_numbers(['3', '4'], [3])  # a number, not a name
     with pytest.raises(ValueError, match='unconditional'): class_numbers([], ['3'])
+    ten = [str(i) for i in range(10)]
+    assert [class_numbers(ten, one) for one in (3, '3', [3], ('3',))] == 4*[[3]]
+    for wrong in ('12', 3.5, [None]):
+        with pytest.raises(ValueError, match='there is no class'): class_numbers(ten, wrong)
+    with pytest.raises(ValueError, match='names no class'): class_numbers(ten, [])
 
 
 def test_report_again(run):
@@ -85,6 +93,28 @@ def test_report_again(run):
     page = (run.folder/'report.html').read_bytes()
     for f in ('report.html', 'attention.png'): (run.folder/f).unlink()
     assert report_run(run.folder, device='cpu').read_bytes() == page and (run.folder/'attention.png').exists()
+    assert report_run(run).read_bytes() == page
+
+
+def test_a_run_that_comes_with_the_package(tmp_path, monkeypatch):
+    "Its name is enough, a folder of that name goes before it, and nothing is written into the package"
+    monkeypatch.chdir(tmp_path)
+    before = sorted(shipped('digits').rglob('*'))
+    sample_run('twins', n=1, classes='disc')
+    sample_run(load_run('digits'), n=1)
+    attend_run('digits', n=1)
+    assert evaluate_run(shipped('digits'), n=60, device='cpu')['nearest'] == Path('digits-nearest-n60.png')
+    assert report_run('digits', device='cpu') == Path('digits-report.html')
+    assert {f.name for f in tmp_path.iterdir()} == {
+        'twins-samples-seed0-n1-classesdisc.png', 'digits-samples-seed0-n1.png', 'digits-eval-n60.json',
+        'digits-attention-seed0-n1.png', 'digits-nearest-n60.png', 'digits-report.html',
+        'digits-attention.png'}
+    with pytest.raises(ValueError, match='comes with the package'): resume_run(load_run('digits'), steps=2000)
+    assert sorted(shipped('digits').rglob('*')) == before
+    (tmp_path/'digits').mkdir()
+    with pytest.raises(FileNotFoundError, match='digits is not a run folder'): load_run('digits')
+    for call in (load_run, sample_run, attend_run, evaluate_run, resume_run, report_run):
+        with pytest.raises(FileNotFoundError, match='cats is not a run folder'): call('cats')
 
 
 def test_too_short_for_a_generator_step(tmp_path):
@@ -98,7 +128,7 @@ def test_measured_as_it_goes(tmp_path):
     short = TINY | dict(steps=8)
     run = train_run(out=tmp_path/'run', measure_every=2, samples=50, n_classes=0, tell=silent, **short)
     assert best_record(run.records)['step'] in {2, 4, 6, 8}
-    run = resume_run(tmp_path/'run', steps=12, samples=60, device='cpu', tell=silent)
+    run = resume_run(run, steps=12, samples=60, device='cpu', tell=silent)
     assert [r['samples'] for r in run.records if 'fid' in r] == [50, 50, 50, 50, 60, 60]
     assert read_config(tmp_path/'run')[2] == OPTIONS | dict(measure_every=2, samples=60)
     assert 'Best FID' in (tmp_path/'run/report.html').read_text()
@@ -181,6 +211,13 @@ def test_errors_are_exceptions_and_leave_nothing(run, tmp_path):
         (ValueError, 'batch is 16 in .*, 8 was asked for', lambda: resume_run(run.folder, steps=40, batch=8)),
         (ValueError, 'n must be at least 1', lambda: sample_run(run, n=0)),
         (ValueError, 'standing must be at least 0', lambda: evaluate_run(run, standing=-1)),
+        (ValueError, "n must be a whole number, got '2'", lambda: sample_run(run, n='2')),
+        (ValueError, "keep must be a whole number, got '3'", lambda: train_run(out=new, keep='3')),
+        (ValueError, "samples must be a whole number, got 1000.0", lambda: train_run(out=new, samples=1e3)),
+        (ValueError, r"points are pairs \(row, column\) .*'8,8'", lambda: attend_run(run, points='8,8')),
+        (ValueError, r'points are pairs', lambda: attend_run(run, points=(8, 8))),
+        (ValueError, 'the run has classes 0, 1.*; twins has', lambda: report_run(run, data='twins')),
+        (ValueError, 'the run has classes 0, 1.*; twins', lambda: resume_run(run, steps=40, data='twins')),
         (ValueError, 'no attention at 8x8', lambda: attend_run(run, layer=8)),
         (FileNotFoundError, 'no file', lambda: import_run(tmp_path/'G.pth', out=new)),
     ]:
@@ -189,7 +226,8 @@ def test_errors_are_exceptions_and_leave_nothing(run, tmp_path):
     imported = tmp_path/'imported'
     imported.mkdir()
     for f in ('config.json', 'weights.safetensors'): (imported/f).write_bytes((run.folder/f).read_bytes())
-    with pytest.raises(ValueError, match='has no log to report on'): report_run(imported)
+    with pytest.raises(ValueError, match='has no log to report on; it was stopped before the first record'):
+        report_run(imported)
 
 
 def test_a_diverged_training(tmp_path):
@@ -236,8 +274,9 @@ def test_all_is_complete():
 
 def test_nothing_imports_the_command_line():
     code = 'import sys, sagan.all; print(*[m for m in sys.modules if m in ("sagan.cli", "sagan.__main__")])'
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '' and not done.returncode
+    assert 'torch.jit.script' not in done.stderr
 
 
 def test_options_that_a_run_remembers_are_those_of_train_run():
