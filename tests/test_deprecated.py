@@ -2,7 +2,7 @@
 import importlib, json, warnings
 from pathlib import Path
 
-import pytest
+import pytest, torch
 import sagan
 from sagan.deprecated import MOVED
 
@@ -31,6 +31,22 @@ def test_every_former_name(module):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         assert not [name for name in former[module] if not hasattr(m, name)]
+
+
+def test_keywords_and_attributes():
+    "AC-GAN's losses take their older keywords, a batch norm layer and a run's writer have their older attributes"
+    from sagan.conditioning import BatchNorm2d
+    from sagan.losses import d_acgan_loss
+    from sagan.recording import RunWriter
+    a, b, c, d = torch.arange(8.).view(4, 2).unbind()
+    with pytest.warns(DeprecationWarning, match='class_loss_fake'):
+        loss = d_acgan_loss(a, b, c, surprise_fake=d)
+    assert loss == d_acgan_loss(a, b, c, d)
+    bn = BatchNorm2d(4)
+    with pytest.warns(DeprecationWarning, match='use sync'): bn.together = False
+    assert bn.sync is False and 'together' not in bn.state_dict()
+    with pytest.warns(DeprecationWarning, match='use save_samples'):
+        assert RunWriter('run').sample.__func__ is RunWriter.save_samples
 
 
 def test_unknown_name():
