@@ -389,3 +389,10 @@ class Interrupted(Exception):
         what = 'interrupted' if self.signal == 'SIGINT' else f'stopped by {self.signal}'
         return (f"{what} at step {self.step} of {self.steps}; its weights are in {self.folder} and can be "
                 f"sampled; go on with sagan-train --resume {self.folder}")
+
+# %% ../nbs/library/34_recording.ipynb #72b5d4e2
+from sagan.deprecated import renamed_attribute
+
+# %% ../nbs/library/34_recording.ipynb #dc7f4609
+_OLDER = dict(sample='save_samples', measured='run_measurement', hurry='quick_checkpoint')
+for old, new in _OLDER.items(): setattr(RunWriter, old, renamed_attribute(old, new))
