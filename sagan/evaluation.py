@@ -37,7 +37,7 @@ def inception_score(
     "Inception score (section 5, ref. [26]); raises `ValueError` for what are not probabilities"
     if (p.ndim != 2 or len(p) < splits
             or not torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-3)):
-        raise ValueError(f"inception_score takes probabilities (n, classes) that sum to 1, at "
+        raise ValueError("inception_score takes probabilities (n, classes) that sum to 1, at "
                          f"least {splits} rows; got shape {tuple(p.shape)}")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(p)))  # (n,)
     p = p[order]
@@ -123,7 +123,7 @@ def kernel_distance(
     if f.shape[1] != g.shape[1]:
         raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
     if min(len(f), len(g)) < 2:
-        raise ValueError(f"the kernel distance needs at least 2 features of each kind, got "
+        raise ValueError("the kernel distance needs at least 2 features of each kind, got "
                          f"{len(f)} and {len(g)}")
     m, rng = min(size, len(f), len(g)), np.random.RandomState(seed)
     def draw(t): return t.numpy()[rng.choice(len(t), m, replace=False)]       # (m, D)
@@ -209,7 +209,7 @@ def _intra_fid(f, y, real):
     if len(real.labels.unique()) < 2: return None
     if few := _describe_few(y, real.labels, 2):
         warn(f"intra_fid is None: {few} among the images compared, and it needs 2 of each; draw "
-             f"more images")
+             "more images")
         return None
     return max(0., intra_frechet_distance(f, y, real.features, real.labels))
 

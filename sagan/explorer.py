@@ -33,7 +33,7 @@ def _network(model, name):
     net = getattr(model, name, model)
     if net is None:
         raise ValueError(f"this model has no {'discriminator' if name == 'D' else 'generator'}: it "
-                         f"was imported without one")
+                         "was imported without one")
     return net
 
 # %% ../nbs/09_explorer.ipynb #7c23da0c
@@ -138,7 +138,7 @@ def _check_names(net, classes):
     "Raises `ValueError` if these are not as many names as the network has classes"
     if len(classes) != net.n_classes:
         raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run "
-                         f"folder has them (load_run(folder).classes)")
+                         "folder has them (load_run(folder).classes)")
 
 def class_view(
     model:SAGAN|Generator, # Model, or a generator alone
@@ -496,7 +496,7 @@ def explore(
     The widget shows what cannot be shown, a `ValueError` elsewhere, as a message."""
     if hasattr(model, 'model'): model, classes = model.model, classes or model.classes
     if not isinstance(model, SAGAN|Generator|Discriminator):
-        raise TypeError(f"explore takes a model, one of its networks, or a run from load_run, got "
+        raise TypeError("explore takes a model, one of its networks, or a run from load_run, got "
                         f"{type(model).__name__}")
     out = AttentionExplorer()
     shown = [out]

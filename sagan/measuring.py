@@ -79,7 +79,7 @@ def load_or_train_evaluator(
     try: kept = torch.load(file, weights_only=True)
     except Exception as e:
         raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it together with what was measured "
-                         f"by it")
+                         "by it")
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     net.load_state_dict(kept['net'])
     return Evaluator(net, kept['name'], kept['held_out'])
@@ -96,7 +96,7 @@ def evaluation_images(
     cfg = run.cfg
     if data == 'imported':
         raise ValueError(f"{run.folder} was imported and does not know its images; name a folder of real "
-                         f"ones with --data")
+                         "ones with --data")
     images:Any
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))

@@ -144,7 +144,7 @@ def _fetch(path):
     try: download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.split('-')[-1])
     except (OSError, RuntimeError) as e:
         raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
-                      f"where there is a network, and give the file (weights=, --weights)")
+                      "where there is a network, and give the file (weights=, --weights)")
 
 # %% ../nbs/library/38_references.ipynb #57a5c095
 def inception(
@@ -178,7 +178,7 @@ def check_features(
         raise ValueError(f"features must have shape (n, D) with n >= 2, got {tuple(f.shape)}")
     if not f.isfinite().all():
         raise ValueError(f"{(~f.isfinite()).any(1).sum()} of {len(f)} rows of features are NaN or infinite; "
-                         f"the images or the network that measures are broken")
+                         "the images or the network that measures are broken")
     return f.cpu().double()
 
 # %% ../nbs/library/38_references.ipynb #f625c9fe
@@ -278,12 +278,12 @@ def _load_reference(file, facts):
             header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e:
         raise ValueError(f"{file} is not a whole file of reference statistics ({e}); remove it, and it is "
-                         f"computed again")
+                         "computed again")
     for k, v in facts.items():
         if header.get(k) != str(v):
             raise ValueError(f"{file} is not the reference that is needed: its {k} is {header.get(k)!r}, "
                              f"here it is {str(v)!r}; name another file, or remove it, and it is "
-                             f"computed again")
+                             "computed again")
     return Reference(**tensors, **facts)
 
 def _save_reference(file, r, facts):

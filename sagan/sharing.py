@@ -131,7 +131,7 @@ def _scores_table(model):
     columns |= dict(samples='samples', evaluator='evaluator', reference='reference')
     rows = [['', *columns.values()], *[[name, *map(s.get, columns)] for name, s in scores.items()]]
     return (f"{_markdown_table(rows)}\n\nThe weights here are those of step {model.step:,}. "
-            f"Scores by different evaluators, or on different numbers of samples, cannot be compared.")
+            "Scores by different evaluators, or on different numbers of samples, cannot be compared.")
 
 # %% ../nbs/library/29_sharing.ipynb #1678d208
 def _source_project(model):
@@ -192,7 +192,7 @@ def _drawing_parts(model):
     names = '; one column for each of ' + ', '.join(map(_escape, model.classes[:k])) if model.classes else ''
     given = f'torch.arange({k})' if model.classes else f'n={k}'
     return dict(
-        picture=f"![A grid of images that the generator has drawn](samples.png)\n\n"
+        picture="![A grid of images that the generator has drawn](samples.png)\n\n"
                 f"*Drawn by the {generator}, not selected{names}.*\n\n",
         imports='import torch\nfrom sagan.networks import generate\n',
         use=f"x = generate(model.ema, {given})  # {(k, 3, size, size)} in [-1, 1]",
@@ -466,7 +466,7 @@ def export_onnx(
     try: import onnx, onnxscript
     except ImportError as e:
         raise ImportError(f"writing ONNX needs the package {e.name}, which is not installed; install onnx, "
-                          f"onnxscript and onnxruntime, or sagan with its extra [onnx]") from e
+                          "onnxscript and onnxruntime, or sagan with its extra [onnx]") from e
     with atomic_write(path) as new:  # a place that cannot be written is noticed before the work
         data, differences = _to_onnx(G, attention)
         for name, d in differences.items():

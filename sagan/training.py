@@ -46,7 +46,7 @@ def split_batch(
     odd = [len(t) for t in tensors if t is not None and len(t) % n]
     if odd:
         raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate "
-                         f"must divide the images of a process")
+                         "must divide the images of a process")
     return zip(*[[None]*n if t is None else t.chunk(n) for t in tensors])
 
 def score_together(
@@ -333,8 +333,8 @@ def check_images(
     low, high = x.min().item(), x.max().item()
     if not -1.01 <= low <= high <= 1.01 or low >= 0:
         raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; "
-                         f"scale bytes with `to_unit`, or fastai batches with "
-                         f"Normalize.from_stats([.5]*3, [.5]*3)")
+                         "scale bytes with `to_unit`, or fastai batches with "
+                         "Normalize.from_stats([.5]*3, [.5]*3)")
 
 # %% ../nbs/06_training.ipynb #beba33c3
 class _NumericHypers(OptimWrapper):
@@ -350,7 +350,7 @@ def _check_monitors(learn):
     for cb in learn.cbs:
         if isinstance(cb, ReduceLROnPlateau):
             raise ValueError(f"{cb} changes a copy of the learning rates, when the optimiser is "
-                             f"PyTorch's; give a schedule, such as ParamScheduler, instead")
+                             "PyTorch's; give a schedule, such as ParamScheduler, instead")
         if isinstance(cb, TrackerCallback) and cb.monitor not in measured:
             raise ValueError(f"{cb} cannot monitor {cb.monitor!r}, as a GAN has no validation set; "
                              f"give monitor one of {', '.join(measured)}, "
@@ -479,7 +479,7 @@ def _data_fields(dls, x):
 def _fit_config(base, dls, x, G, D, changes):
     "The configuration `base` for a loader whose first images are `x`, and for given networks"
     if not (base.g_width and base.d_width):
-        raise ValueError(f"training takes two networks, and this configuration has no "
+        raise ValueError("training takes two networks, and this configuration has no "
                          f"{'discriminator' if base.g_width else 'generator'}; give it a width")
     fields = _data_fields(dls, x)
     if G is not None: fields |= dict(g_width=(), z_dim=getattr(G, 'z_dim', base.z_dim))
