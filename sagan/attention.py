@@ -83,7 +83,7 @@ class SelfAttention(nn.Module):
         values = dict(preprint=channels, published=channels//8, released=channels//2)[self.form]
         self.query, self.key = [_projection(channels, channels//8, sn) for _ in range(2)]  # g, f
         self.value = _projection(channels, values, sn)  # h
-        # v, which the preprint does without
+        # the last convolution, v; the preprint has none
         self.out = nn.Identity() if self.form == 'preprint' else _projection(values, channels, sn)
         self.gamma = nn.Parameter(torch.zeros(()))
 

@@ -186,7 +186,7 @@ def read_state(
     except (zipfile.BadZipFile, RuntimeError, UnpicklingError, EOFError, ValueError, TypeError) as e:
         reason = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
         raise DamagedState(f"{path} is not a whole training state, it may be truncated ({reason}); "
-                           "remove it to begin anew")
+                           "remove it to start again")
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device):

@@ -75,8 +75,8 @@ def check_labels(
     "Raise `ValueError` when labels do not fit a network, naming what was given and what fits"
     if not n_classes:
         if y is not None:
-            raise ValueError("this network is unconditional (n_classes=0) and takes no labels; "
-                             "pass y=None")
+            raise ValueError("this network is unconditional (n_classes=0) "
+                             "and takes no labels; pass y=None")
         return
     if y is None:
         raise ValueError("this network is conditional and needs labels: an int64 tensor "

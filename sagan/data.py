@@ -366,8 +366,8 @@ class ImageFiles:
             bad = decode_images(self.path, self.files[i:i+n], self.size, images.append)
             if bad:
                 reasons = [f'{name} ({reason})' for name, reason in list(bad.items())[:10]]
-                raise ValueError(f"files in {self.path} cannot be read: {'; '.join(reasons)}. Repair or "
-                                 "remove them")
+                raise ValueError(f"files in {self.path} cannot be read: {'; '.join(reasons)}. "
+                                 "Repair or remove them")
             yield torch.stack(images)  # (B, 3, S, S)
 
 # %% ../nbs/library/21_data.ipynb #efeeaa64

@@ -195,10 +195,6 @@ def class_spread(
     return torch.stack(per_class).mean() if per_class else torch.tensor(torch.nan)
 
 # %% ../nbs/07_evaluation.ipynb #569afbf1
-def _accuracy(p, y, evaluator):
-    "Share of probabilities (n, K) whose largest is the class asked for; None without such classes"
-    return None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item()
-
 def _diversity(f, y, real):
     "Spread within a class of features (n, D) and classes (n,), in that of a reference; None if NaN"
     ratio = (class_spread(f, y)/class_spread(real.features, real.labels)).item()
@@ -208,8 +204,8 @@ def _intra_fid(f, y, real):
     "Of features (n, D) and classes (n,) against a reference; None, with a warning, for too few"
     if len(real.labels.unique()) < 2: return None
     if few := _describe_few(y, real.labels, 2):
-        warn(f"intra_fid is None: {few} among the images compared, and it needs 2 of each; draw "
-             "more images")
+        warn(f"intra_fid is None: {few} among the images compared, "
+             "and it needs 2 of each; draw more images")
         return None
     return max(0., intra_frechet_distance(f, y, real.features, real.labels))
 
@@ -257,10 +253,11 @@ def score(
     on_twins = {}
     if colours is not None:
         on_twins = twin_scores(all_gather(torch.cat(colours), len(y)), y, D, real.data, real.size)
+    accuracy = None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item()
     return Scores(
         fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean,
         inception_spread=spread, kid=kid, precision=precision, recall=recall,
-        accuracy=_accuracy(p, y, evaluator), diversity=_diversity(f, y[chosen], real),
+        accuracy=accuracy, diversity=_diversity(f, y[chosen], real),
         intra_fid=_intra_fid(f, y[chosen], real), samples=len(y), compared=len(f),
         evaluator=str(evaluator), reference=str(real), **on_twins)
 

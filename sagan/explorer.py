@@ -29,7 +29,7 @@ def _device(net): return next(net.parameters()).device
 def _has_attention(net): return any(isinstance(m, SelfAttention) for m in net.modules())
 
 def _network(model, name):
-    "The network of that name in a model, or one that stands alone; `ValueError` if there is none"
+    "The network of that name in a model, or the network itself; `ValueError` if there is none"
     net = getattr(model, name, model)
     if net is None:
         raise ValueError(f"this model has no {'discriminator' if name == 'D' else 'generator'}: it "
@@ -182,8 +182,8 @@ def image_view(
     _check_images(x, y)
     D, x = _network(model, 'D'), x.float()
     if isinstance(D, Generator):
-        raise ValueError("a generator cannot look at images; give a discriminator, or a model that "
-                         "has one")
+        raise ValueError("a generator cannot look at images; "
+                         "give a discriminator, or a model that has one")
     if y is not None and classes: _check_names(D, classes)
     x, labels = x.to(_device(D)), None if y is None else y.to(_device(D))
     maps = named_maps(D, x, labels)[1]
@@ -397,8 +397,8 @@ class _Effects(W.VBox):
         self.show(self.inputs)
         with _show_errors(self.out):
             if self.inputs is None:
-                raise ValueError("the generator has not drawn this image; the next seed is one "
-                                 "that it has")
+                raise ValueError("the generator has not drawn this image; "
+                                 "the next seed is one that it has")
             x, maps = named_maps(self.G, *self.inputs)
             if (layer := self.out.layer) not in maps:
                 raise ValueError(f"{layer} draws nothing; choose a layer of the generator: "

@@ -247,8 +247,8 @@ def _count_classes(f, p):
     if not (found := _table_names(f, p)): return 0
     (name, _), columns = found
     if f.project == 0 and _norm_form(f, f'{p}.{name}'):
-        raise f.error('shared.weight', f"is missing: {p}.{name} is not a table of classes, but applied to "
-                                       "what they share")
+        raise f.error('shared.weight', f"is missing: {p}.{name} is not a table of classes, "
+                                       "but applied to what they share")
     return _raw_weight(f, f'{p}.{name}', 2)[1].shape[columns]
 
 # %% ../nbs/library/28_importing.ipynb #a3f2d1e1
@@ -515,10 +515,10 @@ def import_checkpoint(
     eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's default
     bgr:bool|None=None, # Are the colours in the order blue, green, red? None for the project's default
     relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for the project's default
-    # (`SAGAN` in eval mode, dictionary of step, project, files and the three arguments as used); a
-    # network that no file holds is None
-) -> tuple:
-    "Read another project's SAGAN; raises `ValueError` naming the first misfit, `FileNotFoundError`"
+) -> tuple: # (`SAGAN` in eval mode; dictionary of step, project, files, and the three arguments as used)
+    """Read another project's SAGAN; a network that no file holds is None
+
+    Raises `FileNotFoundError`, and `ValueError` naming the first misfit."""
     if eps is not None and not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
     found, step = _find_all_networks(files)

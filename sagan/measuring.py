@@ -78,8 +78,8 @@ def load_or_train_evaluator(
     all_reduce(torch.zeros(()))  # the other processes wait here for the first
     try: kept = torch.load(file, weights_only=True)
     except Exception as e:
-        raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it together with what was measured "
-                         "by it")
+        raise ValueError(f"{file} is damaged ({type(e).__name__}); "
+                         "remove it together with what was measured by it")
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     net.load_state_dict(kept['net'])
     return Evaluator(net, kept['name'], kept['held_out'])

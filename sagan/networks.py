@@ -215,8 +215,8 @@ class Discriminator(nn.Module):
             raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
         ch, down = _resolve_channels(D_CHANNELS, size, width), down or D_DOWN[size]
         if down > len(ch):
-            raise ValueError(f"down is at most {len(ch)}, the number of blocks at {size} pixels, "
-                             f"got {down}")
+            raise ValueError(f"down is at most {len(ch)}, "
+                             f"the number of blocks at {size} pixels, got {down}")
         self.size, self.n_classes = size, n_classes
         self.sizes = [size >> min(i, down) for i, _ in enumerate(ch, 1)]
         self.places = name_places(self.sizes)

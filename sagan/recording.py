@@ -35,8 +35,7 @@ def _evenly_spaced(i, n):
 
 def real_spread(
     images:Images, # Real images
-    # In units of pixel values times the root of their number; NaN if no class has two images
-) -> float:
+) -> float: # Euclidean, of pixels in [-1, 1]; NaN if no class has two images
     """Mean pixel distance between two real images of a class
 
     Of each of the first ten classes at most 32 images count, evenly spaced from its first to its last."""
@@ -289,10 +288,10 @@ def resume(
             notes = load_state(f, learn)
             break
         except DamagedState as e:
-            tell(str(e).replace('; remove it to begin anew', '; the one before it is taken'))
+            tell(str(e).replace('; remove it to start again', '; the one before it is taken'))
     else:
         raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "
-                         "begin anew in another folder")
+                         "start again in another folder")
     _check_data(folder, notes, learn.dls.train.dataset)
     truncate_run(folder, learn.sagan_trainer.step)
 
