@@ -50,8 +50,8 @@ def check_size(
 ) -> None:
     "Raise `ValueError` for a size that the networks do not have"
     if size not in (32, 64, 128, 256):
-        raise ValueError("size must be 32, 64, 128 or 256 pixels (a power of two that the networks have), "
-                         f"got {size!r}")
+        raise ValueError("size must be 32, 64, 128 or 256 pixels "
+                         f"(a power of two that the networks have), got {size!r}")
 
 # %% ../nbs/library/21_data.ipynb #c31faf46
 @dataclass

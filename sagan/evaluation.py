@@ -214,8 +214,8 @@ def _in_batches(x, size, colours):
     "Images, all or in batches, as batches; adds the colors of twins to a list if there is one"
     for b in x.split(100) if isinstance(x, Tensor) else x:
         if b.shape[-1] != size:
-            raise ValueError(f"images of {b.shape[-1]} px cannot be scored against a reference of "
-                             f"{size} px")
+            raise ValueError(f"images of {b.shape[-1]} px cannot be scored "
+                             f"against a reference of {size} px")
         if colours is not None:
             pixels = b.cpu() if b.is_floating_point() else to_unit(b.cpu())
             colours.append(twin_colours(pixels))                              # (B, 2, 2)
@@ -288,8 +288,8 @@ def nearest_images(
 ) -> tuple: # (numbers (n, k) int64, Euclidean distances (n, k) float64), nearest first
     "Real images nearest to generated ones; raises `ValueError` for another size or evaluator"
     if x.shape[-1] != images.size:
-        raise ValueError(f"images of {x.shape[-1]} px cannot be compared with images of "
-                         f"{images.size} px")
+        raise ValueError(f"images of {x.shape[-1]} px cannot be compared "
+                         f"with images of {images.size} px")
     f = torch.cat([_compared(b, evaluator) for b in x.split(100)])            # (n, D)
     if not isinstance(images, Reference):
         return _nearest(f, (_compared(b, evaluator) for b in images.batches()), k)

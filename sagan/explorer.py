@@ -163,8 +163,8 @@ def _check_images(x, y):
         raise TypeError(f"images and labels are tensors, got {type(x).__name__} and "
                         f"{type(y).__name__}")
     if not x.numel() or not x.is_floating_point() or not x.isfinite().all() or x.abs().max() > 1.01:
-        raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become "
-                         "that by to_unit")
+        raise ValueError("images must be at least one, and finite floats in [-1, 1]; "
+                         "bytes become that by to_unit")
 
 # %% ../nbs/09_explorer.ipynb #dbc33c3e
 def image_view(

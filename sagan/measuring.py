@@ -95,8 +95,8 @@ def evaluation_images(
     Raises `ValueError` if they have other classes or are not known, `OSError` for a missing folder."""
     cfg = run.cfg
     if data == 'imported':
-        raise ValueError(f"{run.folder} was imported and does not know its images; name a folder of real "
-                         "ones with --data")
+        raise ValueError(f"{run.folder} was imported and does not know its images; "
+                         "name a folder of real ones with --data")
     images:Any
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))

@@ -243,8 +243,8 @@ class Discriminator(nn.Module):
 def _count_images(y, n):
     "How many images labels or a number ask for"
     if y is None and n is None:
-        raise ValueError("how many images? Give labels y, or for an unconditional generator their "
-                         "number n")
+        raise ValueError("how many images? Give labels y, "
+                         "or for an unconditional generator their number n")
     return len(y) if n is None else n
 
 @torch.no_grad()

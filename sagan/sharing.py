@@ -452,7 +452,7 @@ def export_onnx(
     G:Generator, # Generator, on any device; left as it is; the file computes in float32
     path:str|Path, # File to write, such as `generator.onnx`
     attention:bool=False, # Also give the map of each attention layer, (B, HW, N)?
-) -> dict: # {output: largest difference in onnxruntime, relative to its maximum; None if not installed}
+) -> dict: # {output: largest difference in onnxruntime as a share of its largest value; None without it}
     """Write a generator as one ONNX file
 
     Raises `TypeError` for anything else, `OSError` if there is no such folder, `ImportError` without onnx or
