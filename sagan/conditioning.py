@@ -166,7 +166,8 @@ class AuxiliaryHead(nn.Module):
         return score, F.cross_entropy(self.classify(h), y, reduction='none')  # (B,), (B,) >= 0
 
 # %% ../nbs/03_conditioning.ipynb #5052dd78
-from sagan.deprecated import deprecated_names
+from sagan.deprecated import deprecated_names, renamed_attribute
 
 # %% ../nbs/03_conditioning.ipynb #7dfa904a
 __getattr__ = deprecated_names(__name__)  # names of earlier versions
+setattr(BatchNorm2d, 'together', renamed_attribute('together', 'sync'))

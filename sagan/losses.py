@@ -61,3 +61,10 @@ def ttur(
         groups = [dict(params=weights, lr=lr), dict(params=biases, lr=lr*bias_lr)]
         return torch.optim.Adam(groups, lr, tuple(map(float, betas)), fused=True)
     return adam(G, lr_g), adam(D, lr_d)
+
+# %% ../nbs/05_losses.ipynb #a10b8983
+from sagan.deprecated import renamed_keywords
+
+# %% ../nbs/05_losses.ipynb #6640236d
+_older = renamed_keywords(surprise_real='class_loss_real', surprise_fake='class_loss_fake')
+d_acgan_loss, g_acgan_loss = _older(d_acgan_loss), _older(g_acgan_loss)

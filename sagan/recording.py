@@ -344,3 +344,10 @@ def fit_run(
         try: learn.fit(1)
         except NonFinite as error: _roll_back(learn, error, on_nan)
         else: break
+
+# %% ../nbs/library/34_recording.ipynb #72b5d4e2
+from sagan.deprecated import renamed_attribute
+
+# %% ../nbs/library/34_recording.ipynb #dc7f4609
+_OLDER = dict(sample='save_samples', measured='run_measurement', hurry='quick_checkpoint')
+for old, new in _OLDER.items(): setattr(RunWriter, old, renamed_attribute(old, new))
