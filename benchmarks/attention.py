@@ -53,7 +53,7 @@ if __name__ == '__main__':
         print(memory(sys.argv[1], int(sys.argv[2])))
         sys.exit()
     print(f'{torch.get_num_threads()} threads\n\n| dtype | batch | queries | keys | q, k | v | map, million '
-          f'| explicit, ms | fused, ms | taken |\n' + '|---'*10 + '|')
+          '| explicit, ms | fused, ms | taken |\n' + '|---'*10 + '|')
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:
             qkv, entries = inputs(*shape, dtype), shape[0]*shape[1]*shape[2]

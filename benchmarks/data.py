@@ -66,7 +66,7 @@ def measure_from_file(folder, n=20_000, bs=64, step=.1):
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         return (x[i] for i in order.split(bs)[:40])
     print(f'\n| {n:,} images of 128 px, batches of {bs}, a step of {step*1e3:.0f} ms | waiting for the '
-          f'bytes, ms per batch | share of the time |\n|---|---|---|')
+          'bytes, ms per batch | share of the time |\n|---|---|---|')
     ways = (('in memory', load, lambda: x, False),
             ('file, in the page cache', load, lambda: MappedImages(file, 128), False),
             ('file, on disk (`MemoryLoader`)', load, lambda: MappedImages(file, 128), True),

@@ -89,7 +89,7 @@ if __name__ == '__main__':
         e.save(f'{d}/e.html')
         browser = p.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox'])
         print(f'Chromium {browser.version}, {N} movements\n\n| window | canvas | from handed over: p50, ms | '
-              f'p95, ms | from the event: p50, ms | p95, ms |\n|---|---|---|---|---|---|')
+              'p95, ms | from the event: p50, ms | p95, ms |\n|---|---|---|---|---|---|')
         for width, dpr in ((1200, 1), (1200, 2), (390, 3)):
             page = browser.new_page(viewport=dict(width=width, height=900), device_scale_factor=dpr)
             page.goto(Path(f'{d}/e.html').as_uri())

@@ -80,8 +80,7 @@ def agreement_auc(
     size:int=32, # Pixels of a side: 32 or 64
     n:int=1000, # Images, each in four versions, at least 2
     seed:int=1, # Of the images; the training images have 0
-    # Give D the classes? None to follow its `n_classes`, or the data if it has none
-    labeled:bool|None=None,
+    labeled:bool|None=None, # Give D the classes? None to follow its `n_classes`, or the data if it has none
 ) -> tuple[float, float]: # (AUC in [0, 1], its standard error), .5 is chance
     """How often D prefers twins that agree to the same image with other colors in the right twin
 

@@ -77,13 +77,13 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.form = _checked_form(form)
         if channels < 8 or channels % 8 and self.form != 'released':
-            raise ValueError(f"SelfAttention needs channels divisible by 8 "
+            raise ValueError("SelfAttention needs channels divisible by 8 "
                              f"(queries and keys have C/8), got {channels}; "
-                             f"use a width that gives such a feature map")
+                             "use a width that gives such a feature map")
         values = dict(preprint=channels, published=channels//8, released=channels//2)[self.form]
         self.query, self.key = [_projection(channels, channels//8, sn) for _ in range(2)]  # g, f
         self.value = _projection(channels, values, sn)  # h
-        # v, which the preprint does without
+        # the last convolution, v; the preprint has none
         self.out = nn.Identity() if self.form == 'preprint' else _projection(values, channels, sn)
         self.gamma = nn.Parameter(torch.zeros(()))
 
@@ -190,7 +190,7 @@ def attention_maps(
     layers = [layers] if isinstance(layers, str) else layers
     if not found:
         raise ValueError(f"{type(net).__name__} has no SelfAttention layer; "
-                         f"build it with an attention placement")
+                         "build it with an attention placement")
     if unknown := [n for n in layers or () if n not in found]:
         raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; "
                          f"it has {', '.join(map(repr, found))}")
@@ -213,7 +213,7 @@ def _visible_keys(m, hide):
         (height, width), (h, w) = m.image, m.keys
         raise ValueError(f"the box {hide} hides {'all keys' if hidden.any() else 'no key'}; "
                          f"a key is {height//h}x{width//w} of {height}x{width} pixels, "
-                         f"and its centre counts")
+                         "and its centre counts")
     return ~hidden
 
 # %% ../nbs/02_attention.ipynb #1114e801
@@ -234,7 +234,7 @@ def intervene(
     layer = dict(net.named_modules()).get(m.name)
     if not isinstance(layer, SelfAttention):
         raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; "
-                         f"make the map with this network")
+                         "make the map with this network")
     if 'forward' in vars(layer):
         raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
     visible = _visible_keys(m, hide)

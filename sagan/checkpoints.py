@@ -55,7 +55,7 @@ def explain_write_errors(
             reason += (f"; a checkpoint needs {needed_bytes/1e6:.1f} MB in {folder}, "
                        f"where {free/1e6:.1f} MB are free")
         raise OSError(f"{path} cannot be written: {reason}. The files from before are whole; make room and "
-                      f"go on from them (sagan-train --resume, or the same sagan-experiment)") from e
+                      "go on from them (sagan-train --resume, or the same sagan-experiment)") from e
 
 # %% ../nbs/library/33_checkpoints.ipynb #c5ddfa53
 def save_weights(
@@ -186,7 +186,7 @@ def read_state(
     except (zipfile.BadZipFile, RuntimeError, UnpicklingError, EOFError, ValueError, TypeError) as e:
         reason = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
         raise DamagedState(f"{path} is not a whole training state, it may be truncated ({reason}); "
-                           f"remove it to begin anew")
+                           "remove it to start again")
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device):
@@ -194,10 +194,10 @@ def _check_state(path, state, cfg, device):
     _check_config(path, cfg, asdict(Config().change(**state['config'])))
     if state['device'] != device.type:
         raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
-                         f"random numbers are others; use the device that it began on")
+                         "random numbers are others; use the device that it began on")
     if state['versions'] != (versions := _versions()):
         warn(f"{path} was written by {state['versions']}, this is {versions}: the training goes on, but may "
-             f"differ in the last digits from one that was never stopped")
+             "differ in the last digits from one that was never stopped")
 
 # %% ../nbs/library/33_checkpoints.ipynb #7200669e
 def load_state(
@@ -245,7 +245,7 @@ def _check_empty(folder):
     if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
     content = 'a run' if (folder/'config.json').exists() else 'other files'
     raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
-                          f"or go on with a run of it by --resume")
+                          "or go on with a run of it by --resume")
 
 def create_run(
     folder:str|Path, # Folder to make; must not exist, or be empty
@@ -283,7 +283,7 @@ def read_config(
     file = Path(folder)/'config.json'
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
-                                f"make one with sagan-train")
+                                "make one with sagan-train")
     try:
         saved = json.loads(file.read_bytes())
         cfg, classes = Config().change(**saved['config']), saved['classes']

@@ -75,11 +75,11 @@ def check_labels(
     "Raise `ValueError` when labels do not fit a network, naming what was given and what fits"
     if not n_classes:
         if y is not None:
-            raise ValueError("this network is unconditional (n_classes=0) and takes no labels; "
-                             "pass y=None")
+            raise ValueError("this network is unconditional (n_classes=0) "
+                             "and takes no labels; pass y=None")
         return
     if y is None:
-        raise ValueError(f"this network is conditional and needs labels: an int64 tensor "
+        raise ValueError("this network is conditional and needs labels: an int64 tensor "
                          f"of shape ({batch},) with values from 0 to {n_classes-1}")
     if y.shape != (batch,) or y.dtype != torch.int64:
         raise ValueError(f"labels must be int64 of shape ({batch},), "
@@ -155,7 +155,7 @@ class AuxiliaryHead(nn.Module):
     ):
         super().__init__()
         if n_classes < 2:
-            raise ValueError(f"the auxiliary classifier of AC-GAN needs at least 2 classes, "
+            raise ValueError("the auxiliary classifier of AC-GAN needs at least 2 classes, "
                              f"got {n_classes}; use the projection head")
         self.linear, self.classify = nn.Linear(channels, 1), nn.Linear(channels, n_classes)
         for layer in (self.linear, self.classify): _spectral_layer(layer)

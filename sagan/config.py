@@ -175,9 +175,7 @@ presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 def for_size(
     cfg:Config, # Any configuration
     size:int, # Pixels of a side: 32, 64, 128 or 256
-    # The same with this size; for smaller images with attention at the same position relative to
-    # the image, 8x8 at least
-) -> Config:
+) -> Config: # The same at this size; in smaller images attention at the same relative size, 8x8 at least
     "A configuration for images of another size; raises `ValueError` for one that the networks do not have"
     if size >= cfg.size: return cfg.change(size=size)
     def move(at):

@@ -50,8 +50,8 @@ def check_size(
 ) -> None:
     "Raise `ValueError` for a size that the networks do not have"
     if size not in (32, 64, 128, 256):
-        raise ValueError(f"size must be 32, 64, 128 or 256 pixels (a power of two that the networks have), "
-                         f"got {size!r}")
+        raise ValueError("size must be 32, 64, 128 or 256 pixels "
+                         f"(a power of two that the networks have), got {size!r}")
 
 # %% ../nbs/library/21_data.ipynb #c31faf46
 @dataclass
@@ -241,12 +241,12 @@ def list_images(
     subfolders."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one "
-                                f"subfolder of images per class")
+                                "subfolder of images per class")
     here = _image_files(path)
     subfolders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
     if here and subfolders:
         raise ValueError(f"{path} holds both images and subfolders; keep either images (no "
-                         f"classes) or one subfolder per class")
+                         "classes) or one subfolder per class")
     if not here and not subfolders:
         raise ValueError(f"{path} holds no images; they may end in {', '.join(EXTENSIONS)}")
     if here: return here, torch.zeros(len(here), dtype=torch.int64), []
@@ -337,7 +337,7 @@ def folder(
     lost = [c for c, n in zip(classes, torch.bincount(y, minlength=len(classes))) if not n]
     if lost:
         raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or "
-                         f"remove the subfolder")
+                         "remove the subfolder")
     return Images(MappedImages(x, size) if in_file else x, y, classes, str(path), FITTED)
 
 # %% ../nbs/library/21_data.ipynb #5d378d45
@@ -366,8 +366,8 @@ class ImageFiles:
             bad = decode_images(self.path, self.files[i:i+n], self.size, images.append)
             if bad:
                 reasons = [f'{name} ({reason})' for name, reason in list(bad.items())[:10]]
-                raise ValueError(f"files in {self.path} cannot be read: {'; '.join(reasons)}. Repair or "
-                                 f"remove them")
+                raise ValueError(f"files in {self.path} cannot be read: {'; '.join(reasons)}. "
+                                 "Repair or remove them")
             yield torch.stack(images)  # (B, 3, S, S)
 
 # %% ../nbs/library/21_data.ipynb #efeeaa64

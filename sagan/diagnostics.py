@@ -125,10 +125,10 @@ def _signs_of_d(window):
                f"{real:.2f} for real, {fake:.2f} for generated images")
     if loss < BOUNDS['d_loss']:
         signs['d_loss'] = (f"{message} (bound of the loss {BOUNDS['d_loss']}): "
-                           f"D tells them apart by far, G may learn no more")
+                           "D tells them apart by far, G may learn no more")
     if max(abs(real), abs(fake)) > BOUNDS['scores']:
         signs['scores'] = (f"{message} (bound of the scores {BOUNDS['scores']:g}, "
-                           f"the margins are -1 and 1): D may have run away")
+                           "the margins are -1 and 1): D may have run away")
     if difference < BOUNDS['difference']:
         signs['difference'] = (f"{message}, never more than {difference:.4f} apart "
                                f"(bound {BOUNDS['difference']}): D may be dead, and tells G nothing")

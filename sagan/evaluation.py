@@ -37,7 +37,7 @@ def inception_score(
     "Inception score (section 5, ref. [26]); raises `ValueError` for what are not probabilities"
     if (p.ndim != 2 or len(p) < splits
             or not torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-3)):
-        raise ValueError(f"inception_score takes probabilities (n, classes) that sum to 1, at "
+        raise ValueError("inception_score takes probabilities (n, classes) that sum to 1, at "
                          f"least {splits} rows; got shape {tuple(p.shape)}")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(p)))  # (n,)
     p = p[order]
@@ -123,7 +123,7 @@ def kernel_distance(
     if f.shape[1] != g.shape[1]:
         raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
     if min(len(f), len(g)) < 2:
-        raise ValueError(f"the kernel distance needs at least 2 features of each kind, got "
+        raise ValueError("the kernel distance needs at least 2 features of each kind, got "
                          f"{len(f)} and {len(g)}")
     m, rng = min(size, len(f), len(g)), np.random.RandomState(seed)
     def draw(t): return t.numpy()[rng.choice(len(t), m, replace=False)]       # (m, D)
@@ -195,10 +195,6 @@ def class_spread(
     return torch.stack(per_class).mean() if per_class else torch.tensor(torch.nan)
 
 # %% ../nbs/07_evaluation.ipynb #569afbf1
-def _accuracy(p, y, evaluator):
-    "Share of probabilities (n, K) whose largest is the class asked for; None without such classes"
-    return None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item()
-
 def _diversity(f, y, real):
     "Spread within a class of features (n, D) and classes (n,), in that of a reference; None if NaN"
     ratio = (class_spread(f, y)/class_spread(real.features, real.labels)).item()
@@ -208,8 +204,8 @@ def _intra_fid(f, y, real):
     "Of features (n, D) and classes (n,) against a reference; None, with a warning, for too few"
     if len(real.labels.unique()) < 2: return None
     if few := _describe_few(y, real.labels, 2):
-        warn(f"intra_fid is None: {few} among the images compared, and it needs 2 of each; draw "
-             f"more images")
+        warn(f"intra_fid is None: {few} among the images compared, "
+             "and it needs 2 of each; draw more images")
         return None
     return max(0., intra_frechet_distance(f, y, real.features, real.labels))
 
@@ -218,8 +214,8 @@ def _in_batches(x, size, colours):
     "Images, all or in batches, as batches; adds the colors of twins to a list if there is one"
     for b in x.split(100) if isinstance(x, Tensor) else x:
         if b.shape[-1] != size:
-            raise ValueError(f"images of {b.shape[-1]} px cannot be scored against a reference of "
-                             f"{size} px")
+            raise ValueError(f"images of {b.shape[-1]} px cannot be scored "
+                             f"against a reference of {size} px")
         if colours is not None:
             pixels = b.cpu() if b.is_floating_point() else to_unit(b.cpu())
             colours.append(twin_colours(pixels))                              # (B, 2, 2)
@@ -257,10 +253,11 @@ def score(
     on_twins = {}
     if colours is not None:
         on_twins = twin_scores(all_gather(torch.cat(colours), len(y)), y, D, real.data, real.size)
+    accuracy = None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item()
     return Scores(
         fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean,
         inception_spread=spread, kid=kid, precision=precision, recall=recall,
-        accuracy=_accuracy(p, y, evaluator), diversity=_diversity(f, y[chosen], real),
+        accuracy=accuracy, diversity=_diversity(f, y[chosen], real),
         intra_fid=_intra_fid(f, y[chosen], real), samples=len(y), compared=len(f),
         evaluator=str(evaluator), reference=str(real), **on_twins)
 
@@ -291,8 +288,8 @@ def nearest_images(
 ) -> tuple: # (numbers (n, k) int64, Euclidean distances (n, k) float64), nearest first
     "Real images nearest to generated ones; raises `ValueError` for another size or evaluator"
     if x.shape[-1] != images.size:
-        raise ValueError(f"images of {x.shape[-1]} px cannot be compared with images of "
-                         f"{images.size} px")
+        raise ValueError(f"images of {x.shape[-1]} px cannot be compared "
+                         f"with images of {images.size} px")
     f = torch.cat([_compared(b, evaluator) for b in x.split(100)])            # (n, D)
     if not isinstance(images, Reference):
         return _nearest(f, (_compared(b, evaluator) for b in images.batches()), k)

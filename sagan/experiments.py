@@ -106,7 +106,7 @@ def _check_base(base):
             raise ValueError(f"{k} is what the rows of the experiments differ in; "
                              f"leave it at {v!r}")
     if base.form == 'residual':
-        raise ValueError(f"form 'residual' is what rows of table 1 differ in; choose "
+        raise ValueError("form 'residual' is what rows of table 1 differ in; choose "
                          f"{' or '.join(map(repr, FORMS))} for the others")
 
 # %% ../nbs/10_experiments.ipynb #19cdd9d0
@@ -140,7 +140,7 @@ def _read_records(folder, variant, seed):
     file = folder/variant.name/f'seed{seed}'/'records.json'
     if not file.exists():
         raise FileNotFoundError(f"{folder} is not finished: {variant.label} with seed {seed} is "
-                                f"missing; run the same sagan-experiment again to go on")
+                                "missing; run the same sagan-experiment again to go on")
     return read_json(file)
 
 def load_experiment(

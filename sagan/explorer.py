@@ -29,11 +29,11 @@ def _device(net): return next(net.parameters()).device
 def _has_attention(net): return any(isinstance(m, SelfAttention) for m in net.modules())
 
 def _network(model, name):
-    "The network of that name in a model, or one that stands alone; `ValueError` if there is none"
+    "The network of that name in a model, or the network itself; `ValueError` if there is none"
     net = getattr(model, name, model)
     if net is None:
         raise ValueError(f"this model has no {'discriminator' if name == 'D' else 'generator'}: it "
-                         f"was imported without one")
+                         "was imported without one")
     return net
 
 # %% ../nbs/09_explorer.ipynb #7c23da0c
@@ -138,7 +138,7 @@ def _check_names(net, classes):
     "Raises `ValueError` if these are not as many names as the network has classes"
     if len(classes) != net.n_classes:
         raise ValueError(f"the model has {net.n_classes} classes, got {len(classes)} names; a run "
-                         f"folder has them (load_run(folder).classes)")
+                         "folder has them (load_run(folder).classes)")
 
 def class_view(
     model:SAGAN|Generator, # Model, or a generator alone
@@ -163,8 +163,8 @@ def _check_images(x, y):
         raise TypeError(f"images and labels are tensors, got {type(x).__name__} and "
                         f"{type(y).__name__}")
     if not x.numel() or not x.is_floating_point() or not x.isfinite().all() or x.abs().max() > 1.01:
-        raise ValueError("images must be at least one, and finite floats in [-1, 1]; bytes become "
-                         "that by to_unit")
+        raise ValueError("images must be at least one, and finite floats in [-1, 1]; "
+                         "bytes become that by to_unit")
 
 # %% ../nbs/09_explorer.ipynb #dbc33c3e
 def image_view(
@@ -182,8 +182,8 @@ def image_view(
     _check_images(x, y)
     D, x = _network(model, 'D'), x.float()
     if isinstance(D, Generator):
-        raise ValueError("a generator cannot look at images; give a discriminator, or a model that "
-                         "has one")
+        raise ValueError("a generator cannot look at images; "
+                         "give a discriminator, or a model that has one")
     if y is not None and classes: _check_names(D, classes)
     x, labels = x.to(_device(D)), None if y is None else y.to(_device(D))
     maps = named_maps(D, x, labels)[1]
@@ -397,8 +397,8 @@ class _Effects(W.VBox):
         self.show(self.inputs)
         with _show_errors(self.out):
             if self.inputs is None:
-                raise ValueError("the generator has not drawn this image; the next seed is one "
-                                 "that it has")
+                raise ValueError("the generator has not drawn this image; "
+                                 "the next seed is one that it has")
             x, maps = named_maps(self.G, *self.inputs)
             if (layer := self.out.layer) not in maps:
                 raise ValueError(f"{layer} draws nothing; choose a layer of the generator: "
@@ -496,7 +496,7 @@ def explore(
     The widget shows what cannot be shown, a `ValueError` elsewhere, as a message."""
     if hasattr(model, 'model'): model, classes = model.model, classes or model.classes
     if not isinstance(model, SAGAN|Generator|Discriminator):
-        raise TypeError(f"explore takes a model, one of its networks, or a run from load_run, got "
+        raise TypeError("explore takes a model, one of its networks, or a run from load_run, got "
                         f"{type(model).__name__}")
     out = AttentionExplorer()
     shown = [out]

@@ -72,11 +72,11 @@ def read_file(
     except Exception as e:
         if isinstance(e, UnpicklingError) and (unsafe := re.search(r'GLOBAL ([\w.]+\w) ', str(e))):
             raise ValueError(f"{path} holds more than tensors and plain values: {unsafe[1]}. "
-                             f"Reading that can execute code, so it is refused; where you trust the file, "
+                             "Reading that can execute code, so it is refused; where you trust the file, "
                              f"save its state dict alone: torch.save({{'state_dict': ...}}, file)") from None
         raise ValueError(f"{path} is not a whole PyTorch file of tensors and plain values; it may be "
                          f"truncated, or something else ({type(e).__name__}); "
-                         f"nothing in it was executed") from None
+                         "nothing in it was executed") from None
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds a {type(saved).__name__}; expected a dictionary of tensors")
     return saved
@@ -247,8 +247,8 @@ def _count_classes(f, p):
     if not (found := _table_names(f, p)): return 0
     (name, _), columns = found
     if f.project == 0 and _norm_form(f, f'{p}.{name}'):
-        raise f.error('shared.weight', f"is missing: {p}.{name} is not a table of classes, but applied to "
-                                       f"what they share")
+        raise f.error('shared.weight', f"is missing: {p}.{name} is not a table of classes, "
+                                       "but applied to what they share")
     return _raw_weight(f, f'{p}.{name}', 2)[1].shape[columns]
 
 # %% ../nbs/library/28_importing.ipynb #a3f2d1e1
@@ -257,7 +257,7 @@ def _table_from_shared(f, p, channels):
     shared, (name, W) = f.take('shared.weight'), _raw_weight(f, p, 2)              # (classes, s), (C, s)
     if W.shape[1] > shared.shape[1]:
         raise f.error(name, f"has shape {tuple(W.shape)}, expected {(channels, shared.shape[1])}: it reads a "
-                            f"part of the latent, too, as in BigGAN, and is not of a SAGAN")
+                            "part of the latent, too, as in BigGAN, and is not of a SAGAN")
     return shared @ _normalized_weight(f, p, (channels, shared.shape[1])).mT
 
 # %% ../nbs/library/28_importing.ipynb #cea329ba
@@ -471,11 +471,11 @@ def _find_all_networks(files):
             if f.kind in found:
                 other = found[f.kind][0].path
                 raise ValueError(f"{other} and {path} both hold {_KINDS[f.kind]}; give one of each "
-                                 f"(the file of an averaged generator has 'ema' in its name)")
+                                 "(the file of an averaged generator has 'ema' in its name)")
             found[f.kind] = f, *infer_layout(f)
     if not found:
         raise ValueError(f"there is no network in {', '.join(map(str, files)) or 'nothing'}; give the files "
-                         f"of a generator, a discriminator or both")
+                         "of a generator, a discriminator or both")
     return found, max(steps)
 
 # %% ../nbs/library/28_importing.ipynb #1664b8e0
@@ -483,7 +483,7 @@ def _check_shared(f, fields):
     "Raise `ValueError` if a generator alone may have lost what its classes share"
     one_hot = f.project == 1 and f.holds('blocks.0.0.bn1.gain.') and not f.holds('shared.')
     if one_hot and fields['n_classes'] == fields['z_dim']:
-        raise f.error('shared.weight', f"is missing, or there are as many classes as numbers in a latent, "
+        raise f.error('shared.weight', "is missing, or there are as many classes as numbers in a latent, "
                                        f"{fields['z_dim']}; give the discriminator's file, too, which tells")
 
 def _merge_fields(found):
@@ -515,10 +515,10 @@ def import_checkpoint(
     eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's default
     bgr:bool|None=None, # Are the colours in the order blue, green, red? None for the project's default
     relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for the project's default
-    # (`SAGAN` in eval mode, dictionary of step, project, files and the three arguments as used); a
-    # network that no file holds is None
-) -> tuple:
-    "Read another project's SAGAN; raises `ValueError` naming the first misfit, `FileNotFoundError`"
+) -> tuple: # (`SAGAN` in eval mode; dictionary of step, project, files, and the three arguments as used)
+    """Read another project's SAGAN; a network that no file holds is None
+
+    Raises `FileNotFoundError`, and `ValueError` naming the first misfit."""
     if eps is not None and not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
     found, step = _find_all_networks(files)

@@ -52,9 +52,7 @@ def ttur(
     lr_g:float=1e-4, # G's learning rate, > 0
     lr_d:float=4e-4, # D's learning rate, > 0
     betas:tuple=(0., .9), # Adam's decay rates (beta1, beta2), each in [0, 1)
-    # Learning rate of the bias vectors (not of the class tables) as a share of their network's,
-    # at least 0
-    bias_lr:float=1.,
+    bias_lr:float=1., # Learning rate of biases (no class tables), a share of their network's, >= 0
 ) -> tuple: # (opt_g, opt_d): two `torch.optim.Adam`, each with a group of weights and one of biases
     "Two Adams with imbalanced learning rates (section 4.2 and 5)"
     def adam(net, lr):

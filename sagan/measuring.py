@@ -78,8 +78,8 @@ def load_or_train_evaluator(
     all_reduce(torch.zeros(()))  # the other processes wait here for the first
     try: kept = torch.load(file, weights_only=True)
     except Exception as e:
-        raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it together with what was measured "
-                         f"by it")
+        raise ValueError(f"{file} is damaged ({type(e).__name__}); "
+                         "remove it together with what was measured by it")
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     net.load_state_dict(kept['net'])
     return Evaluator(net, kept['name'], kept['held_out'])
@@ -95,8 +95,8 @@ def evaluation_images(
     Raises `ValueError` if they have other classes or are not known, `OSError` for a missing folder."""
     cfg = run.cfg
     if data == 'imported':
-        raise ValueError(f"{run.folder} was imported and does not know its images; name a folder of real "
-                         f"ones with --data")
+        raise ValueError(f"{run.folder} was imported and does not know its images; "
+                         "name a folder of real ones with --data")
     images:Any
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))

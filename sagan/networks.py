@@ -215,8 +215,8 @@ class Discriminator(nn.Module):
             raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
         ch, down = _resolve_channels(D_CHANNELS, size, width), down or D_DOWN[size]
         if down > len(ch):
-            raise ValueError(f"down is at most {len(ch)}, the number of blocks at {size} pixels, "
-                             f"got {down}")
+            raise ValueError(f"down is at most {len(ch)}, "
+                             f"the number of blocks at {size} pixels, got {down}")
         self.size, self.n_classes = size, n_classes
         self.sizes = [size >> min(i, down) for i, _ in enumerate(ch, 1)]
         self.places = name_places(self.sizes)
@@ -243,8 +243,8 @@ class Discriminator(nn.Module):
 def _count_images(y, n):
     "How many images labels or a number ask for"
     if y is None and n is None:
-        raise ValueError("how many images? Give labels y, or for an unconditional generator their "
-                         "number n")
+        raise ValueError("how many images? Give labels y, "
+                         "or for an unconditional generator their number n")
     return len(y) if n is None else n
 
 @torch.no_grad()

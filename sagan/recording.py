@@ -38,8 +38,7 @@ def _evenly_spaced(i, n):
 
 def real_spread(
     images:Images, # Real images
-    # In units of pixel values times the root of their number; NaN if no class has two images
-) -> float:
+) -> float: # Euclidean, of pixels in [-1, 1]; NaN if no class has two images
     """Mean pixel distance between two real images of a class
 
     Of each of the first ten classes at most 32 images count, evenly spaced from its first to its last."""
@@ -276,7 +275,7 @@ def _check_data(folder, notes, images):
     for k, v in notes['data'].items():
         if here[k] != v:
             raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here[k]} here; "
-                             f"give the same data (if they have moved, with --data)")
+                             "give the same data (if they have moved, with --data)")
 
 def resume(
     folder:str|Path, # A run folder
@@ -292,10 +291,10 @@ def resume(
             notes = load_state(f, learn)
             break
         except DamagedState as e:
-            tell(str(e).replace('; remove it to begin anew', '; the one before it is taken'))
+            tell(str(e).replace('; remove it to start again', '; the one before it is taken'))
     else:
         raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "
-                         f"begin anew in another folder")
+                         "start again in another folder")
     _check_data(folder, notes, learn.dls.train.dataset)
     truncate_run(folder, learn.sagan_trainer.step)
 
@@ -327,11 +326,11 @@ def _roll_back(learn, error, on_nan):
     last = states(writer.folder)[-1]
     if on_nan == 'stop':
         raise NonFinite(f"{message}. The checkpoint of step {file_step(last)} is whole; go on from it with "
-                        f"other images and noise by --on-nan rollback, or begin a run with smaller learning "
-                        f"rates", error.report) from None
+                        "other images and noise by --on-nan rollback, or begin a run with smaller learning "
+                        "rates", error.report) from None
     if writer.rollbacks == ROLLBACKS:
         raise NonFinite(f"{message}. This is after {ROLLBACKS} rollbacks to step {file_step(last)} with no "
-                        f"checkpoint in between; begin a run with smaller learning rates",
+                        "checkpoint in between; begin a run with smaller learning rates",
                         error.report) from None
     load_state(last, learn, draws=False)
     truncate_run(writer.folder, learn.sagan_trainer.step)

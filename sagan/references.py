@@ -144,12 +144,11 @@ def _fetch(path):
     try: download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.split('-')[-1])
     except (OSError, RuntimeError) as e:
         raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
-                      f"where there is a network, and give the file (weights=, --weights)")
+                      "where there is a network, and give the file (weights=, --weights)")
 
 # %% ../nbs/library/38_references.ipynb #57a5c095
 def inception(
-    # File of weights in torch-fidelity's layout, None to fetch them at first use
-    weights:str|Path|None=None,
+    weights:str|Path|None=None, # File of weights in torch-fidelity's layout, None to fetch them at first use
     device:str='cpu', # Where to measure
 ) -> Evaluator: # Inception-v3 in eval mode
     """The field's evaluator, Inception-v3; raises `OSError` if the weights cannot be fetched
@@ -178,7 +177,7 @@ def check_features(
         raise ValueError(f"features must have shape (n, D) with n >= 2, got {tuple(f.shape)}")
     if not f.isfinite().all():
         raise ValueError(f"{(~f.isfinite()).any(1).sum()} of {len(f)} rows of features are NaN or infinite; "
-                         f"the images or the network that measures are broken")
+                         "the images or the network that measures are broken")
     return f.cpu().double()
 
 # %% ../nbs/library/38_references.ipynb #f625c9fe
@@ -229,8 +228,7 @@ def measure_all(
     n:int, # Number of images of all processes
     probabilities:bool=True, # Collect class probabilities, too?
     seed:int=0, # Of the choice of features to keep
-    # (mean (D,), covariance (D, D), features (m, D), their indices (m,), probabilities (n, K) or None)
-) -> tuple:
+) -> tuple: # (mean (D,), covariance (D, D), features (m, D), indices (m,), probabilities (n, K) or None)
     "Statistics of all processes' images in one pass; raises `ValueError` if their number is not n"
     chosen, part = kept_indices(n, seed), shard(n)                            # (m,)
     kept, p, done = [], [], part.start
@@ -277,13 +275,13 @@ def _load_reference(file, facts):
         with safe_open(file, 'pt') as f:
             header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e:
-        raise ValueError(f"{file} is not a whole file of reference statistics ({e}); remove it, and it is "
-                         f"computed again")
+        raise ValueError(f"{file} is not a whole file of reference statistics ({e}); "
+                         "remove it, and it is computed again")
     for k, v in facts.items():
         if header.get(k) != str(v):
             raise ValueError(f"{file} is not the reference that is needed: its {k} is {header.get(k)!r}, "
-                             f"here it is {str(v)!r}; name another file, or remove it, and it is "
-                             f"computed again")
+                             f"here it is {str(v)!r}; name another file, "
+                             "or remove it, and it is computed again")
     return Reference(**tensors, **facts)
 
 def _save_reference(file, r, facts):
@@ -297,8 +295,7 @@ def reference(
     images:Images|ImageFiles, # Real images, in memory or in a folder
     evaluator:Evaluator, # The network that measures
     split:str='all', # Which part of the data set they are
-    # File to keep the statistics in: read and checked if it is there, written if not
-    file:str|Path|None=None,
+    file:str|Path|None=None, # File to keep the statistics in: read and checked if it is there, written if not
     batch:int=100, # Images at a time
 ) -> Reference: # The statistics
     "Statistics of real images, from the file if there is one; raises `ValueError` if it does not fit"

@@ -70,7 +70,7 @@ class DescribedSAGAN(SAGAN):
     step:int      # Discriminator steps that it has seen
     records:list  # Its log, one dictionary per record
     evals:dict    # {name: scores}
-    options:dict  # What it was asked for besides its configuration
+    options:dict  # Settings of its training that the configuration does not hold
     def __init__(self,
         model:SAGAN, # The model, whose tensors are shared
         classes:Sequence=(), # Class names, empty if unconditional
@@ -131,7 +131,7 @@ def _scores_table(model):
     columns |= dict(samples='samples', evaluator='evaluator', reference='reference')
     rows = [['', *columns.values()], *[[name, *map(s.get, columns)] for name, s in scores.items()]]
     return (f"{_markdown_table(rows)}\n\nThe weights here are those of step {model.step:,}. "
-            f"Scores by different evaluators, or on different numbers of samples, cannot be compared.")
+            "Scores by different evaluators, or on different numbers of samples, cannot be compared.")
 
 # %% ../nbs/library/29_sharing.ipynb #1678d208
 def _source_project(model):
@@ -181,18 +181,17 @@ def _grid_columns(model):
     "How many columns its picture has: one for each of the first classes"
     return min(model.cfg.n_classes or 10, 10)
 
-def _same_weights(a, b): return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
-
 def _drawing_parts(model):
     "The parts of the card that are about drawing"
     if model.ema is None:
         return dict(picture='', imports='', commands='', use='model.D  # there is no generator here')
     k, size = _grid_columns(model), model.cfg.size
-    generator = 'generator' if _same_weights(model.G, model.ema) else 'averaged generator'
+    same = all(map(torch.equal, model.G.state_dict().values(), model.ema.state_dict().values()))
+    generator = 'generator' if same else 'averaged generator'
     names = '; one column for each of ' + ', '.join(map(_escape, model.classes[:k])) if model.classes else ''
     given = f'torch.arange({k})' if model.classes else f'n={k}'
     return dict(
-        picture=f"![A grid of images that the generator has drawn](samples.png)\n\n"
+        picture="![A grid of images that the generator has drawn](samples.png)\n\n"
                 f"*Drawn by the {generator}, not selected{names}.*\n\n",
         imports='import torch\nfrom sagan.networks import generate\n',
         use=f"x = generate(model.ema, {given})  # {(k, 3, size, size)} in [-1, 1]",
@@ -453,9 +452,7 @@ def export_onnx(
     G:Generator, # Generator, on any device; left as it is; the file computes in float32
     path:str|Path, # File to write, such as `generator.onnx`
     attention:bool=False, # Also give the map of each attention layer, (B, HW, N)?
-    # {name of the output: largest difference from PyTorch's in onnxruntime as a share of its
-    # largest value, None if that is not installed}
-) -> dict:
+) -> dict: # {output: largest difference in onnxruntime as a share of its largest value; None without it}
     """Write a generator as one ONNX file
 
     Raises `TypeError` for anything else, `OSError` if there is no such folder, `ImportError` without onnx or
@@ -466,7 +463,7 @@ def export_onnx(
     try: import onnx, onnxscript
     except ImportError as e:
         raise ImportError(f"writing ONNX needs the package {e.name}, which is not installed; install onnx, "
-                          f"onnxscript and onnxruntime, or sagan with its extra [onnx]") from e
+                          "onnxscript and onnxruntime, or sagan with its extra [onnx]") from e
     with atomic_write(path) as new:  # a place that cannot be written is noticed before the work
         data, differences = _to_onnx(G, attention)
         for name, d in differences.items():

@@ -71,7 +71,7 @@ def file_lock(
         except BlockingIOError:
             if not wait:
                 raise BlockingIOError(f"{folder} is in use by another process; wait for it, or "
-                                      f"choose another folder")
+                                      "choose another folder")
             print(f'waiting for another process that uses {folder}', flush=True)
             _lock(f, wait=True)
         yield
@@ -218,7 +218,7 @@ def _make_room(at, need, images):
     free = shutil.disk_usage(at).free
     if free < need:
         raise OSError(f"{images} need {need/1e9:.1f} GB in {at}, where {free/1e9:.1f} GB are free; "
-                      f"make room, name another folder as cache, or use a smaller size")
+                      "make room, name another folder as cache, or use a smaller size")
 
 # %% ../nbs/library/22_storage.ipynb #cca950a7
 def _make_cache(at, path, names, wanted, row, decode, reason):
@@ -244,7 +244,7 @@ def _prepare_lock(at):
         (at/'.lock').touch()
     except OSError as e:
         raise type(e)(f"the cache folder {at.parent} cannot be written ({e.strerror}); name "
-                      f"another one as cache") from None
+                      "another one as cache") from None
 
 # %% ../nbs/library/22_storage.ipynb #525b64b2
 def cached_images(

@@ -46,7 +46,7 @@ def split_batch(
     odd = [len(t) for t in tensors if t is not None and len(t) % n]
     if odd:
         raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate "
-                         f"must divide the images of a process")
+                         "must divide the images of a process")
     return zip(*[[None]*n if t is None else t.chunk(n) for t in tensors])
 
 def score_together(
@@ -64,7 +64,7 @@ def score_together(
 
 # %% ../nbs/06_training.ipynb #d26b9496
 def _mean_scores(means):
-    "Mean scores (2,) of each part, averaged over the parts and the processes"
+    "Mean scores of real and of generated images, over all parts and processes"
     mean = torch.stack(means).mean(0)  # (2,)
     all_reduce_mean([mean])
     return dict(d_real=mean[0], d_fake=mean[1])
@@ -98,12 +98,15 @@ def d_step(
     Raises `NonFinite` before the optimiser's step if loss or gradients are not finite."""
     spectral_step(D)
     opt.zero_grad()
-    scaler, losses, means = scale or LossScaler(1.), [], []
+    scaler = scale or LossScaler(1.)
+    losses = []
+    means = []
     with cached_spectral_norm(G), cached_spectral_norm(D):
         with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)  # (B', 3, S, S)
         for part in split_batch(accumulate, x, fake, y, y_fake):
             real, fakes, *classes = score_together(D, *part)  # scores, (B,) and (B',) of this part
-            loss = (d_acgan_loss if classes else d_hinge_loss)(real, fakes, *classes)/accumulate
+            d_loss = d_acgan_loss if classes else d_hinge_loss
+            loss = d_loss(real, fakes, *classes)/accumulate
             scaler.backward(loss)
             losses.append(loss.detach())
             means.append(torch.stack([real.mean(), fakes.mean()]).detach())  # (2,)
@@ -140,13 +143,16 @@ def g_step(
     Raises `NonFinite` before the optimiser's step if loss or gradients are not finite."""
     spectral_step(G)
     opt.zero_grad()
-    scaler, losses = scale or LossScaler(1.), []
+    scaler = scale or LossScaler(1.)
+    losses = []
     with frozen_weights(D), cached_spectral_norm(G), cached_spectral_norm(D):
         for i, (z_i, y_i) in enumerate(split_batch(accumulate, z, y)):
             # batch norm records the first part alone
-            with frozen_statistics(G) if i else nullcontext(): out = D(G(z_i, y_i), y_i)
+            recording = nullcontext() if i == 0 else frozen_statistics(G)
+            with recording: out = D(G(z_i, y_i), y_i)
             score, *classes = [o.float() for o in (out if isinstance(out, tuple) else (out,))]
-            loss = (g_acgan_loss if classes else g_hinge_loss)(score, *classes)/accumulate
+            g_loss = g_acgan_loss if classes else g_hinge_loss
+            loss = g_loss(score, *classes)/accumulate
             scaler.backward(loss)
             losses.append(loss.detach())
     def forward(): return [D(G(z_i, y_i), y_i) for z_i, y_i in split_batch(accumulate, z, y)]
@@ -180,7 +186,7 @@ class SAGAN(nn.Module):
             self.D = Discriminator(
                 cfg.size, cfg.n_classes, cfg.d_width, cfg.d_attention, cfg.form, cfg.head,
                 cfg.d_down, cfg.d_relu_skip) if cfg.d_width else None
-        # how convolutions like them: 1.2 times as fast on a CPU, the same numbers
+        # this layout in memory makes convolutions on a CPU 1.2 times as fast, with the same numbers
         self.to(memory_format=torch.channels_last)
         self.cfg, self.ema = cfg, deepcopy(self.G)
         if self.ema is not None: self.ema.eval().requires_grad_(False)
@@ -327,8 +333,8 @@ def check_images(
     low, high = x.min().item(), x.max().item()
     if not -1.01 <= low <= high <= 1.01 or low >= 0:
         raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; "
-                         f"scale bytes with `to_unit`, or fastai batches with "
-                         f"Normalize.from_stats([.5]*3, [.5]*3)")
+                         "scale bytes with `to_unit`, or fastai batches with "
+                         "Normalize.from_stats([.5]*3, [.5]*3)")
 
 # %% ../nbs/06_training.ipynb #beba33c3
 class _NumericHypers(OptimWrapper):
@@ -344,11 +350,11 @@ def _check_monitors(learn):
     for cb in learn.cbs:
         if isinstance(cb, ReduceLROnPlateau):
             raise ValueError(f"{cb} changes a copy of the learning rates, when the optimiser is "
-                             f"PyTorch's; give a schedule, such as ParamScheduler, instead")
+                             "PyTorch's; give a schedule, such as ParamScheduler, instead")
         if isinstance(cb, TrackerCallback) and cb.monitor not in measured:
             raise ValueError(f"{cb} cannot monitor {cb.monitor!r}, as a GAN has no validation set; "
-                             f"give monitor one of {', '.join(measured)}, or add a metric to "
-                             f"`learn.metrics`")
+                             f"give monitor one of {', '.join(measured)}, "
+                             "or add a metric to `learn.metrics`")
 
 # %% ../nbs/06_training.ipynb #a3e1133e
 def _acts_in_step(cb):
@@ -364,9 +370,9 @@ def _requested_dtype(learn):
         cb.run = False  # until the end of the fit; its autocast would never be left
     idle = [cb for cb in learn.cbs if cb not in mixed and _acts_in_step(cb)]
     if idle:
-        raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, which two "
-                         f"networks in turn do not have; leave it out. For less memory there is "
-                         f"`accumulate`")
+        raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, "
+                         "which two networks in turn do not have; leave it out. "
+                         "For less memory there is `accumulate`")
     if not mixed: return None, {}
     last = mixed[-1]
     settings = {k.removeprefix('init_'): v for k, v in last.kwargs.items() if k != 'enabled'}
@@ -473,7 +479,7 @@ def _data_fields(dls, x):
 def _fit_config(base, dls, x, G, D, changes):
     "The configuration `base` for a loader whose first images are `x`, and for given networks"
     if not (base.g_width and base.d_width):
-        raise ValueError(f"training takes two networks, and this configuration has no "
+        raise ValueError("training takes two networks, and this configuration has no "
                          f"{'discriminator' if base.g_width else 'generator'}; give it a width")
     fields = _data_fields(dls, x)
     if G is not None: fields |= dict(g_width=(), z_dim=getattr(G, 'z_dim', base.z_dim))

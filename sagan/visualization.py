@@ -148,7 +148,7 @@ def attention_figure(
     check_maps(x, m)
     x, S = x.cpu(), x.shape[-1]
     queries = [points or spread_points(im) for im in x]
-    # (h, w) each
+    # one map (h, w) for each point
     betas = [[m.at(*p)[b].cpu().float() for p in row] for b, row in enumerate(queries)]
     columns = 1 + len(queries[0])
     figsize = 1.5*columns, 1.65*len(x)
@@ -213,7 +213,7 @@ def map_statistics(
     "Figure 5's claim as numbers; raises `ValueError` if images and map do not fit"
     check_maps(x, m)
     x = x.to(m.q.device)
-    at, keys = [_centers(grid, x.device) for grid in (m.queries, m.keys)]      # (Nq, 2), (N, 2)
+    at, keys = [_centers(grid, x.device) for grid in (m.queries, m.keys)]  # (Nq, 2), (N, 2)
     asking, asked = [_colors(x, grid) for grid in (m.queries, m.keys)]  # (B, Nq, 3), (B, N, 3)
     same = sum((beta.sum(1, keepdim=True) for beta in m.parts()), x.new_zeros(()))/len(at)
     sums:dict[tuple, tuple] = {}
@@ -289,10 +289,6 @@ def effect_figure(
 _PANELS = (('losses', ('d_loss', 'g_loss')), (r'$\gamma$ of attention', ('gamma',)),
            (r'$\sigma(W)$ before division', ('sigma',)))
 
-def _curve_name(key):
-    "Of a record's entry, for the legend"
-    return {'d_loss': 'D', 'g_loss': 'G'}.get(key, key.split(' ', 1)[-1])
-
 def training_figure(
     # Dictionaries with step, d_loss, g_loss, 'gamma ...' and 'sigma ...' entries, in order of steps
     records:list,
@@ -302,7 +298,8 @@ def training_figure(
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
     for ax, (title, prefixes) in zip(axes, _PANELS):
         for k in (k for k in records[0] if k.startswith(prefixes)):
-            ax.plot(steps, [r[k] for r in records], label=_curve_name(k), lw=1.2)
+            label = {'d_loss': 'D', 'g_loss': 'G'}.get(k, k.split(' ', 1)[-1])
+            ax.plot(steps, [r[k] for r in records], label=label, lw=1.2)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel('step')
         if ax.lines: ax.legend(fontsize=7)

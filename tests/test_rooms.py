@@ -73,10 +73,12 @@ def test_length(name):
 
 
 def test_style_sees_faults(tmp_path, monkeypatch):
-    "The check of form finds a long line and two statements in one, and leaves strings alone"
+    "The check of form finds a long line, two statements in one, and an f that does nothing"
     monkeypatch.setattr(style, 'root', tmp_path)
     file = tmp_path/'tests.py'
-    file.write_text("a = 1; b = 2\nc = ';'\n# " + 'x'*109 + '\n')
+    strings = """d = (f'{c}, {{}}' f"{c:{a}}" rf'{{'\n     f'idle')\n"""
+    file.write_text("a = 1; b = 2\nc = ';'\n# " + 'x'*109 + '\n' + strings)
     found = list(style.faults(file))
-    assert len(found) == 2
+    assert len(found) == 3
     assert 'line 3: 111 characters, 110 are allowed' in found[0] and 'line 1: several statements' in found[1]
+    assert 'line 5: f-string without braces' in found[2]

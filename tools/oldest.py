@@ -20,7 +20,7 @@ def oldest(settings):
             m = re.fullmatch(r'([\w.-]+)>=([\d.]+)', line)
             if not m:
                 raise ValueError(f"{key}: write {line!r} as name>=version, so that its oldest version can be "
-                                 f"tested")
+                                 "tested")
             name, version = m.groups()
             if found.setdefault(name, version) != version:
                 raise ValueError(f"{name} has two minimums: {found[name]} and {version}")

@@ -22,15 +22,15 @@ def check(tag, version, changelog):
         raise ValueError(f"a release is tagged vMAJOR.MINOR.PATCH, such as v0.1.0; got {tag!r}")
     if tag != f'v{version}':
         raise ValueError(f"the tag is {tag}, but sagan.__version__ is {version!r}: set it in "
-                         f"sagan/__init__.py, or move the tag")
+                         "sagan/__init__.py, or move the tag")
     found = sections(changelog)
     if next(iter(found), None) != version:
         raise ValueError(f"CHANGELOG.md begins with {next(iter(found), 'nothing')}, not with {version}: say "
-                         f"there what changes")
+                         "there what changes")
     date, body = found[version]
     if not re.fullmatch(r'\(\d{4}-\d{2}-\d{2}\)', date):
         raise ValueError(f"CHANGELOG.md's heading is {version} {date}; write its date as {version} "
-                         f"(YYYY-MM-DD)")
+                         "(YYYY-MM-DD)")
     if not body: raise ValueError(f"CHANGELOG.md says nothing about {version}")
     key = lambda v: [int(n) for n in v.split('.')]
     older = [v for v in found if v != version]

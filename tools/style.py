@@ -1,4 +1,5 @@
-"""Checks the form of all code: `python tools/style.py` names each long line and each with two statements.
+"""Checks the form of all code: `python tools/style.py` names each long line, each line with two statements,
+and each f-string that has nothing to fill in.
 
 Pages of the first floor (nbs/00 to nbs/10) have at most 100 characters a line, everything else 110."""
 import io, json, re, sys, tokenize
@@ -33,6 +34,23 @@ def semicolons(source):
         if token.type == tokenize.OP and token.string == ';': yield token.start[0]
 
 
+def idle_f_strings(source):
+    "Numbers of the lines on which an f-string, or a piece of one, begins that has no braces"
+    start, depth, braces = 0, 0, False
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == 'STRING' and re.match('f|rf', token.string, re.I):  # one token before Python 3.12
+            if not re.search('[{}]', token.string): yield token.start[0]
+        elif kind == 'FSTRING_START':
+            depth += 1
+            if depth == 1: start, braces = token.start[0], False
+        elif kind == 'FSTRING_END':
+            depth -= 1
+            if depth == 0 and not braces: yield start
+        elif depth and (token.string == '{' or kind == 'FSTRING_MIDDLE' and re.search('[{}]', token.string)):
+            braces = True
+
+
 def faults(path):
     "What is wrong with a file: where, and what"
     for where, source in sources(path):
@@ -42,12 +60,14 @@ def faults(path):
                 yield f'{where}, line {i}: {fault}: {line.strip()[:60]}'
         for i in semicolons(source):
             yield f'{where}, line {i}: several statements: {source.splitlines()[i - 1].strip()[:60]}'
+        for i in idle_f_strings(source):
+            yield f'{where}, line {i}: f-string without braces: {source.splitlines()[i - 1].strip()[:60]}'
 
 
 def files():
     "Every file with Python that people write"
     yield from sorted((root/'nbs').rglob('*.ipynb'))
-    for folder in ('tests', 'tools', 'benchmarks'): yield from sorted((root/folder).glob('*.py'))
+    for folder in ('tests', 'tests/old', 'tools', 'benchmarks'): yield from sorted((root/folder).glob('*.py'))
     yield root/'setup.py'
 
 
