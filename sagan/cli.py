@@ -72,7 +72,7 @@ def _sizes(text):
     "Feature map sizes from text such as 16,32 or none"
     if text == 'none': return ()
     places = [s.strip() for s in text.split(',')]
-    _check(all(re.fullmatch(r'\d+(-\d+)?', s) for s in places), f"attention is placed by comma-separated "
+    _check(all(re.fullmatch(r'\d+(-\d+)?', s) for s in places), "attention is placed by comma-separated "
            f"feature map sizes such as 16,32, or none; got {text!r}")
     return tuple(int(s) if s.isdigit() else s for s in places)
 
@@ -85,7 +85,7 @@ def _points(text):
     "Pairs (row, column) from text such as 8,8;20,16; None without a wish"
     try: at = [tuple(int(v) for v in p.split(',')) for p in text.split(';')] if text else None
     except ValueError: at = [()]
-    _check(not at or all(len(p) == 2 for p in at), f"points are pairs of row,column with ; between them, "
+    _check(not at or all(len(p) == 2 for p in at), "points are pairs of row,column with ; between them, "
            f"such as 8,8;20,16; got {text!r}")
     return at
 

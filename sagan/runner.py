@@ -207,7 +207,7 @@ def _write_settings(folder, settings):
     file = folder/'experiment.json'
     if file.exists() and (difference := _difference(read_json(file), settings)):
         raise ValueError(f"{folder} holds another experiment: {difference}; choose another folder "
-                         f"(out=, --out), or remove it")
+                         "(out=, --out), or remove it")
     with atomic_write(file) as new: new.write_text(json.dumps(settings, indent=1))
 
 # %% ../nbs/library/39_runner.ipynb #8c5330dd

@@ -46,7 +46,7 @@ def _best_weights(folder, cfg, device, records):
     "(model, step) of the best measurement; raises `FileNotFoundError` if there is none"
     if (r := best_record(records)) is None:
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
-                                f"(sagan-train --measure-every)")
+                                "(sagan-train --measure-every)")
     model, file = SAGAN(cfg).to(device).eval(), state_file(folder, r['step'])
     fill_model(model, read_state(file, device)['model'], file)
     return model, r['step']
@@ -91,7 +91,7 @@ def load_run(
     file = at/'weights.safetensors'
     if not file.exists():
         raise FileNotFoundError(f"{at} has no weights yet: its run was stopped before the first "
-                                f"checkpoint")
+                                "checkpoint")
     records = read_log(at)
     model, step = _best_weights(at, cfg, device, records) if best else load_weights(file, cfg, device)
     return Run(at, model, cfg, classes, step, records)
@@ -142,7 +142,7 @@ def training_images(
     images = load_images(data, cfg.size, cfg.skip_bad, cache, 8/world_size())
     if n_classes not in (None, 0, len(images.classes)):
         raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 "
-                         f"to ignore them")
+                         "to ignore them")
     if n_classes != 0: return images
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation)
 
@@ -244,14 +244,14 @@ def _check_unfinished(folder, cfg, tell):
     if not found:
         if (folder/'weights.safetensors').exists():
             raise ValueError(f"{folder} holds no training states, only weights: it was made by a version "
-                             f"that kept none, or they were removed. It can be sampled and measured, but not "
-                             f"continued")
+                             "that kept none, or they were removed. It can be sampled and measured, but not "
+                             "continued")
         tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0')
         return False
     step = file_step(found[-1])
     if step > cfg.steps or (step == cfg.steps and (folder/'report.html').exists()):
         raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; "
-                         f"to go on, ask for more with --steps")
+                         "to go on, ask for more with --steps")
     return True
 
 def _restore(folder, learn, tell):
@@ -327,7 +327,7 @@ def train_run(
         cfg = configure(preset or 'small', **config)
         if not data and cfg.data != 'digits':
             raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, "
-                             f"'digits' or 'twins'")
+                             "'digits' or 'twins'")
         data = str(data or 'digits')
         options = _check_options(tell, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
@@ -342,7 +342,7 @@ def _resumed_config(folder, cfg, preset, config):
     "The configuration of a run that goes on; raises `ValueError` for what differs, or an imported run"
     if cfg.data == 'imported':
         raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in "
-                         f"Python, as the page on public weights does")
+                         "Python, as the page on public weights does")
     asked = configure(preset, **config) if preset else cfg.change(**config)
     for f in fields(Config):
         if not (f.name in config or (preset and f.name not in ('data', 'n_classes'))): continue
@@ -404,8 +404,8 @@ def _open_generator(run, device):
     run = _open_run(run, device)
     if run.model.ema is None:
         raise ValueError(f"{run.folder} holds a discriminator without a generator, and cannot draw; import "
-                         f"both files (sagan-import), or let it look at images (sagan-explore --images "
-                         f"FOLDER)")
+                         "both files (sagan-import), or let it look at images (sagan-explore --images "
+                         "FOLDER)")
     return run
 
 # %% ../nbs/library/27_runs.ipynb #b975c1f3
@@ -467,7 +467,7 @@ def _pairs(points):
     "Query points as a list of pairs of numbers, None if there are none; raises `ValueError` for other things"
     try: return [(index(row), index(column)) for row, column in points or ()] or None
     except (TypeError, ValueError):
-        raise ValueError(f"points are pairs (row, column) of whole numbers, as in [(8, 8), (20, 16)]; got "
+        raise ValueError("points are pairs (row, column) of whole numbers, as in [(8, 8), (20, 16)]; got "
                          f"{points!r}") from None
 
 def attend_run(
@@ -600,7 +600,7 @@ def _class_names(classes, n):
         names = [name for line in lines if (name := line.strip())]
     if len(names) != n or len(set(names)) != n:
         raise ValueError(f"the model has {n} classes; {where} has {len(names)} lines, {len(set(names))} of "
-                         f"them different")
+                         "them different")
     return list(names)
 
 def _describe_import(c, about, folder):
