@@ -92,7 +92,7 @@ def test_a_run_goes_on_as_it_began_and_nothing_is_touched_otherwise(whole, tmp_p
     messages = train(tmp_path, 1, resume=run, steps=40, batch=16)
     assert f'batch is 8 in {run}, 16 was asked for' in messages
     messages = train(tmp_path, 1, resume=run, steps=40, data='twins')
-    assert 'twins has 4 classes' in messages
+    assert 'twins has square, disc, diamond, plus' in messages
     assert 'already holds a run' in train(tmp_path, 1, out=run, steps=20, **TINY)
     assert stamps(run) == before
     # to repeat what it is does no harm
