@@ -10,14 +10,14 @@ __all__ = ['tensor_bytes', 'explain_write_errors', 'save_weights', 'fill_model',
            'read_log', 'best_record', 'states', 'state_file', 'file_step', 'Run']
 
 # %% ../nbs/library/33_checkpoints.ipynb #616f71b2
-import json, math, shutil, torch
+import math, shutil, torch
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from torch import Tensor
-from .storage import atomic_write, file_lock
+from .storage import atomic_write, file_lock, json_text, parse_json, write_json
 from .config import Config
 from .precision import LossScaler
 from .training import SAGAN
@@ -66,7 +66,7 @@ def save_weights(
     """Write a model's weights, spectral-norm vectors and batch norm averages in one piece
 
     Raises `OSError` that says how much room it needs."""
-    header = dict(step=str(step), config=json.dumps(asdict(model.cfg)))
+    header = dict(step=str(step), config=json_text(asdict(model.cfg)))
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with explain_write_errors(path, tensor_bytes(tensors)), atomic_write(path) as new:
         save_file(tensors, new, header)
@@ -81,7 +81,7 @@ def _read_weights(path):
         raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated")
     if not {'step', 'config'} <= header.keys():
         raise ValueError(f"{path} was not written by this package: its header has no step and configuration")
-    try: return int(header['step']), Config().change(**json.loads(header['config'])), tensors
+    try: return int(header['step']), Config().change(**parse_json(header['config'])), tensors
     except (ValueError, TypeError) as e:
         raise ValueError(f"{path}: its header is damaged: {type(e).__name__} {e}")
 
@@ -235,8 +235,7 @@ def write_config(
 ) -> None:
     "Write `config.json`; raises `OSError` if it cannot"
     content = dict(config=asdict(cfg), classes=list(classes), options=options)
-    with explain_write_errors(folder/'config.json'), atomic_write(folder/'config.json') as new:
-        new.write_text(json.dumps(content, indent=1))
+    with explain_write_errors(folder/'config.json'): write_json(folder/'config.json', content)
 
 # %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
 def _check_empty(folder):
@@ -285,7 +284,7 @@ def read_config(
         raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
                                 "make one with sagan-train")
     try:
-        saved = json.loads(file.read_bytes())
+        saved = parse_json(file.read_bytes())
         cfg, classes = Config().change(**saved['config']), saved['classes']
         _check_classes(classes, cfg)
         return cfg, classes, dict(saved.get('options', {}))
@@ -317,7 +316,7 @@ def read_log(
     if not log.exists(): return records
     for i, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b'\n'): break
-        try: record = json.loads(line.decode())
+        try: record = parse_json(line)
         except ValueError: break
         try: _check_record(record)
         except ValueError as e: raise ValueError(f"{log} is damaged at line {i}: {e}")

@@ -268,7 +268,7 @@ def sagan_experiment(
     with plain_errors('sagan-experiment'):
         folder = experiment_run(experiment, data, out, preset, seeds, every, samples, evaluator, weights,
                                 jobs, device, _print, **changes)
-        print(f'\n{(folder/"table.md").read_text()}\n{perf_counter() - start:.0f} s; open '
+        print(f'\n{(folder/"table.md").read_text(encoding="utf-8")}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 
 # %% ../nbs/library/30_cli.ipynb #a1ae9dcc

@@ -11,11 +11,12 @@ __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'EXTENSIONS', 'FITTED', 'to_unit', 'to
            'load_images']
 
 # %% ../nbs/library/21_data.ipynb #37a79b58
-import os, re, torch, torch.nn.functional as F
+import json, os, re, torch, torch.nn.functional as F
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -72,6 +73,17 @@ class Images:
     def size(self) -> int: # Pixels
         "Of a side"
         return self.x.shape[-1]
+
+    @property
+    def digest(self) -> str: # 16 hexadecimal digits
+        """What tells data sets apart by their content, wherever they are kept
+
+        Of the class names, all labels, and up to 1,000 images spread from the first to the last."""
+        spread = torch.linspace(0, len(self) - 1, min(1000, len(self)), dtype=torch.float64).long()
+        h = sha256(json.dumps(list(self.classes)).encode())
+        for part in (self.y, take_images(self.x, spread)):
+            h.update(part.cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()[:16]
 
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer

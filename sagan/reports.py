@@ -9,7 +9,7 @@ __all__ = ['NOTEBOOK', 'save_figure', 'draw_samples', 'draw_attention', 'draw_ne
            'report_pictures', 'summarize_run', 'write_report']
 
 # %% ../nbs/library/36_reports.ipynb #c527680f
-import json, subprocess, sys, tempfile, torch
+import subprocess, sys, tempfile, torch
 import matplotlib.pyplot as plt
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -25,7 +25,7 @@ from .evaluation import nearest_images, real_distances
 from .explorer import AttentionExplorer, class_view, image_view
 from .networks import generate, generate_batches, Generator
 from .references import Evaluator, Reference
-from .storage import atomic_write
+from .storage import atomic_write, write_json
 from .visualization import (
     attention_figure, class_rows, grid_image, nearest_figure, report_html, training_figure)
 
@@ -141,7 +141,7 @@ def open_notebook(
     cell:dict = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)
     with tempfile.TemporaryDirectory() as tmp:
         file = Path(tmp)/'explorer.ipynb'
-        file.write_text(json.dumps(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)))
+        write_json(file, dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
         if module == 'jupyterlab': tell('run the cell with Shift+Enter')
         if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode:
             raise OSError(f'{module} ended with status {status}')
@@ -196,5 +196,5 @@ def write_report(
     explorer = explorer_page(run).static() if with_maps else ''
     html = report_html(f'SAGAN on {images.name}', summarize_run(run, images), pictures,
                        warnings | asdict(cfg), explorer)
-    with atomic_write(file) as f: f.write_text(html)
+    with atomic_write(file) as f: f.write_text(html, encoding='utf-8')
     return file

@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/library/runner.html.md"""
 __all__ = ['Plan', 'train_variant', 'run_experiment', 'experiment_run']
 
 # %% ../nbs/library/39_runner.ipynb #1202d4fd
-import csv, json, math, os, pickle, signal
+import csv, math, os, pickle, signal
 import matplotlib.pyplot as plt
 import torch
 from collections.abc import Callable, Iterator
@@ -26,13 +26,13 @@ from .config import Config, preset as named_preset
 from .data import image_dls, Images
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
-from .experiments import curves_figure, format_score, load_experiment, read_json
+from .experiments import curves_figure, format_score, load_experiment
 from .experiments import strips_figure, table, table_markdown, variants
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import load_or_train_evaluator, make_evaluator, measure_generator
 from .runs import absolute_data, configure, find_device, training_images
-from .storage import atomic_write, file_lock
+from .storage import atomic_write, file_lock, read_json, write_json
 from .training import SAGAN, sagan_learner
 from .visualization import grid_image, report_html
 
@@ -91,8 +91,8 @@ def _close(folder, learn, classes, records):
     "Leave what a finished training leaves, and remove its training state"
     save_weights(folder/'weights.safetensors', learn.model, learn.sagan_trainer.step)
     config = dict(config=asdict(learn.model.cfg), classes=classes)
-    with atomic_write(folder/'config.json') as new: new.write_text(json.dumps(config, indent=1))
-    with atomic_write(folder/'records.json') as new: new.write_text(json.dumps(records, indent=1))
+    write_json(folder/'config.json', config)
+    write_json(folder/'records.json', records)
     (folder/'state.pt').unlink()
 
 # %% ../nbs/library/39_runner.ipynb #2f09bb97
@@ -208,7 +208,7 @@ def _write_settings(folder, settings):
     if file.exists() and (difference := _difference(read_json(file), settings)):
         raise ValueError(f"{folder} holds another experiment: {difference}; choose another folder "
                          "(out=, --out), or remove it")
-    with atomic_write(file) as new: new.write_text(json.dumps(settings, indent=1))
+    write_json(file, settings)
 
 # %% ../nbs/library/39_runner.ipynb #8c5330dd
 def _check_folder(folder):
@@ -238,12 +238,12 @@ def _describe(experiment, base, plan, rows, results, how):
 def _write_table(folder, rows, description):
     "table.csv and table.md"
     with atomic_write(folder/'table.csv') as new:
-        with open(new, 'w', newline='') as f:
+        with open(new, 'w', newline='', encoding='utf-8') as f:
             w = csv.DictWriter(f, rows[0])
             w.writeheader()
             w.writerows(rows)
     with atomic_write(folder/'table.md') as new:
-        new.write_text(f'{description}\n\n{table_markdown(rows)}\n')
+        new.write_text(f'{description}\n\n{table_markdown(rows)}\n', encoding='utf-8')
 
 # %% ../nbs/library/39_runner.ipynb #26f4333a
 def _summarize(row):
@@ -270,7 +270,7 @@ def _write_report(folder, experiment, base, plan, results, how):
     pictures = [(caption, (folder/f'{name}.png').read_bytes()) for name, caption in _CAPTIONS.items()]
     facts = {r['row']: _summarize(r) for r in rows} | asdict(base)
     html = report_html(f'{experiment} on {plan.images.name}', description, pictures, facts)
-    with atomic_write(folder/'report.html') as new: new.write_text(html)
+    with atomic_write(folder/'report.html') as new: new.write_text(html, encoding='utf-8')
 
 # %% ../nbs/library/39_runner.ipynb #c206a111
 def _resolve(images, base, every, samples, evaluator, device):

@@ -10,7 +10,7 @@ __all__ = ['SHIPPED', 'OPTIONS', 'shipped', 'load_run', 'find_device', 'configur
            'report_run', 'import_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
-import json, shutil, sys, torch
+import shutil, sys, torch
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -37,7 +37,7 @@ from .recording import fit_run, Interrupted, resume, RunWriter, stop_on_interrup
 from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, write_report)
-from .storage import atomic_write, file_lock
+from .storage import atomic_write, file_lock, write_json
 from .training import SAGAN, sagan_learner
 from .visualization import grid_image
 
@@ -560,8 +560,7 @@ def evaluate_run(
         scores |= dict(step=r.step, batch_norm=averages)
         picture = _output(r, _named('nearest', '.png', **asked))
         if rank() == 0:
-            with atomic_write(_output(r, _named('eval', '.json', **asked))) as f:
-                f.write_text(json.dumps(scores, indent=1))
+            write_json(_output(r, _named('eval', '.json', **asked)), scores)
             save_figure(draw_nearest(G, images, judge, real, n, seed), picture)
     return scores | dict(nearest=picture)
 

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from .attention import attention_maps
 from .checkpoints import best_record, check_scores, read_config, save_weights, write_config
 from .runs import load_run
-from .storage import atomic_write
+from .storage import atomic_write, json_text, parse_json, write_json
 from .networks import generate, Generator
 from .config import Config, presets
 from .training import SAGAN
@@ -240,8 +240,8 @@ def _write_folder(model, folder):
     "Write a described model as a run folder, with a picture if it can draw"
     write_config(folder, model.cfg, model.classes, model.options)
     save_weights(folder/'weights.safetensors', model, model.step)
-    (folder/'log.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in model.records))
-    for name, s in model.evals.items(): (folder/f'{name}.json').write_text(json.dumps(s, indent=1))
+    (folder/'log.jsonl').write_bytes(''.join(json_text(r) + '\n' for r in model.records).encode())
+    for name, s in model.evals.items(): write_json(folder/f'{name}.json', s)
     if model.ema is None: return
     k = _grid_columns(model)
     y = torch.arange(k).repeat(4) if model.classes else None                  # (4k,)
@@ -274,7 +274,7 @@ def _read_evals(folder):
     evals = {}
     for f in sorted([*folder.glob('eval.json'), *folder.glob('eval-*.json')]):
         try:
-            evals[f.stem] = json.loads(f.read_bytes())
+            evals[f.stem] = parse_json(f.read_bytes())
             check_scores(evals[f.stem])
         except ValueError as e: raise ValueError(f"{f} is damaged: {e}")
     return evals
