@@ -321,7 +321,7 @@ def _class_names(ds, label):
     if label is None: return []
     named = ds.features[label] if hasattr(ds, 'column_names') else ds
     names = getattr(named, 'names' if hasattr(ds, 'column_names') else 'classes', None)
-    return None if names is None else [str(c) for c in names]
+    return [str(c) for c in names] if hasattr(names, '__iter__') else None
 
 def _take_apart(item, columns):
     "Image and label of an item of a data set, None for no label; raises `ValueError` for a missing column"
