@@ -144,9 +144,7 @@ def _move_files(new, path, last):
     for f in files: _fsync(f, os.O_RDWR)
     if new.parent == path:
         for f in files: os.replace(f, path/f.name)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(new, path)
+    else: os.rename(new, path)
     for folder in (path, path.parent):
         if os.name != 'nt': _fsync(folder)
 
@@ -159,15 +157,22 @@ def new_folder(
 
     Raises `OSError` if it cannot be made."""
     path = Path(path)
-    home = next(p for p in (path, *path.absolute().parents) if p.exists())
-    _remove_leftovers(home)
+    home = path if path.exists() else path.parent
+    made = [p for p in (home, *home.parents) if not p.exists()]
     new = home/f'.sagan-{token_hex(4)}.new'
-    new.mkdir()
     try:
+        home.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(home)
+        new.mkdir()
         with _hold_folder(new):
             yield new
             _move_files(new, path, last)
-    finally: shutil.rmtree(new, ignore_errors=True)
+    except OSError as e:
+        raise OSError(f"{path} cannot be made: {str(e).replace(str(new), str(path))}") from e
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):
+            for folder in made: folder.rmdir()  # those that are empty
 
 # %% ../nbs/library/22_storage.ipynb #0036bf17
 def _announce_reads(file, numbers, n):
