@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 import sagan
 from .checkpoints import (
-    best_record, check_device, create_run, file_step, fill_model, load_weights, read_config, read_log,
+    best_record, build_model, check_device, create_run, file_step, load_weights, read_config, read_log,
     read_state, Run, save_weights, state_file, states, write_config)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
@@ -38,7 +38,7 @@ from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, write_report)
 from .storage import atomic_write, file_lock, write_json
-from .training import SAGAN, sagan_learner
+from .training import sagan_learner
 from .visualization import grid_image
 
 # %% ../nbs/library/27_runs.ipynb #7465f132
@@ -47,9 +47,8 @@ def _best_weights(folder, cfg, device, records):
     if (r := best_record(records)) is None:
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
                                 "(sagan-train --measure-every)")
-    model, file = SAGAN(cfg).to(device).eval(), state_file(folder, r['step'])
-    fill_model(model, read_state(file, device)['model'], file)
-    return model, r['step']
+    file = state_file(folder, r['step'])
+    return build_model(cfg, read_state(file)['model'], file).to(device).eval(), r['step']
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
