@@ -252,11 +252,10 @@ def truncate_run(
     folder:str|Path, # A run folder
     step:int, # The last step that stays
 ) -> None:
-    "Remove records, sample grids and training states of later steps, and what was left half-written"
+    "Remove records, sample grids and training states of later steps"
     barrier()  # until all processes have read the state
     if rank(): return
     folder = Path(folder)
-    for f in folder.rglob('.*.new'): f.unlink()
     log = folder/'log.jsonl'
     kept = ''.join(json_text(r) + '\n' for r in read_log(folder) if r['step'] <= step)
     if log.exists() and log.read_bytes() != kept.encode():
