@@ -283,7 +283,8 @@ def digest_files(
     "Digest of what the files are called, how large they are and when they were changed"
     h = sha256()
     for n in names:
-        s = os.stat(f'{path}/{n}')
+        try: s = os.stat(f'{path}/{n}')
+        except OSError: s = os.lstat(f'{path}/{n}')  # a link that leads nowhere
         h.update(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode(errors='surrogateescape'))
     return h.hexdigest()[:16]
 
