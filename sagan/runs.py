@@ -48,7 +48,7 @@ def _best_weights(folder, cfg, device, records):
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
                                 "(sagan-train --measure-every)")
     file = state_file(folder, r['step'])
-    return build_model(cfg, read_state(file)['model'], file).to(device).eval(), r['step']
+    return build_model(cfg, read_state(file)['model'], file, device), r['step']
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
