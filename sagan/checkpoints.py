@@ -6,21 +6,23 @@ Docs: https://sagan-gan.github.io/sagan/library/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['tensor_bytes', 'explain_write_errors', 'save_weights', 'fill_model', 'check_device', 'meta_model', 'is_small',
-           'build_model', 'load_weights', 'save_state', 'DamagedState', 'read_state', 'load_state', 'write_config',
-           'create_run', 'read_config', 'check_scores', 'read_log', 'best_record', 'states', 'state_file', 'file_step',
-           'Run']
+           'build_model', 'load_weights', 'save_state', 'DamagedState', 'read_state', 'restore_state', 'load_state',
+           'write_config', 'create_run', 'read_config', 'check_scores', 'read_log', 'best_record', 'step_files',
+           'states', 'state_file', 'file_step', 'weights_step', 'load_newest', 'load_best', 'Run']
 
 # %% ../nbs/library/33_checkpoints.ipynb #616f71b2
-import math, re, shutil, torch
-from collections.abc import Sequence
+import re, shutil, torch
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from warnings import warn
 from torch import Tensor
-from .storage import atomic_write, file_lock, json_text, parse_json, write_json
+from .storage import atomic_write, file_lock, is_number, is_whole, json_text, parse_json, write_json
 from .config import Config
-from .precision import LossScaler
+from .distributed import world_size
+from .precision import fastest_dtype, LossScaler
 from .training import SAGAN
 
 # %% ../nbs/library/33_checkpoints.ipynb #36d95c2d
@@ -74,18 +76,29 @@ def save_weights(
         save_file(tensors, new, header)
 
 # %% ../nbs/library/33_checkpoints.ipynb #d35e6008
+def _saved_config(saved):
+    "The `Config` that a file holds as a dictionary, which may lack newer fields; raises `ValueError`"
+    if not isinstance(saved, dict) or not all(isinstance(k, str) for k in saved):
+        raise ValueError('the configuration is no dictionary')
+    return Config().change(**saved)
+
+def _read_header(f, path):
+    "(step, `Config`) of an open safetensors file; raises `ValueError` unless `save_weights` wrote it"
+    header = f.metadata() or {}
+    if not {'step', 'config'} <= header.keys():
+        raise ValueError(f"{path} was not written by this package: its header has no step and configuration")
+    try:
+        if not re.fullmatch('[0-9]{1,18}', header['step']): raise ValueError(f"step {header['step']!r}")
+        return int(header['step']), _saved_config(parse_json(header['config']))
+    except ValueError as e: raise ValueError(f"{path}: its header is damaged: {e}") from None
+
 def _read_weights(path):
     "(step, `Config`, tensors) of a file that `save_weights` wrote; raises `ValueError` for another"
     try:
         with safe_open(path, 'pt') as f:
-            header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+            return *_read_header(f, path), {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated")
-    if not {'step', 'config'} <= header.keys():
-        raise ValueError(f"{path} was not written by this package: its header has no step and configuration")
-    try: return int(header['step']), Config().change(**parse_json(header['config'])), tensors
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"{path}: its header is damaged: {type(e).__name__} {e}")
+        raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated") from None
 
 # %% ../nbs/library/33_checkpoints.ipynb #6d5e698b
 def _check_tensors(expected, tensors, path):
@@ -179,13 +192,19 @@ def load_weights(
 
 # %% ../nbs/library/33_checkpoints.ipynb #8ed6367d
 import zipfile
-from pickle import UnpicklingError
-from warnings import warn
 from fastai.learner import Learner
 from . import __version__
 
 # %% ../nbs/library/33_checkpoints.ipynb #b57b4308
-def _versions(): return dict(sagan=__version__, torch=str(torch.__version__))
+def _circumstances(cfg, device):
+    "What the last digits of a training depend on besides its configuration: versions, threads, kernels"
+    here:dict = dict(sagan=__version__, torch=str(torch.__version__), processes=world_size())
+    if cfg.dtype == 'auto': here['dtype'] = fastest_dtype(device)
+    if device.type == 'cuda':
+        return here | dict(GPU=torch.cuda.get_device_name(device), cuDNN=torch.backends.cudnn.version())
+    one_dnn = re.search(r'MKL-DNN v([0-9.]+)', torch.__config__.show())
+    return here | dict(threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability(),
+                       oneDNN=one_dnn and one_dnn[1])
 
 def save_state(
     path:str|Path, # File to write, such as `state.pt`
@@ -198,7 +217,7 @@ def save_state(
     t, loader = learn.sagan_trainer, learn.dls.train
     if t.rng is None: raise ValueError('there is no training state before the first fit; fit first')
     state = dict(
-        versions=_versions(), config=asdict(learn.model.cfg),
+        versions=_circumstances(learn.model.cfg, t.rng.device), config=asdict(learn.model.cfg),
         model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(),
         step=t.step, loss_scale=t.loss_scale and asdict(t.loss_scale),
         device=t.rng.device.type, draws=t.rng.get_state(),
@@ -207,59 +226,143 @@ def save_state(
     with explain_write_errors(path, tensor_bytes(state)), atomic_write(path) as new: torch.save(state, new)
 
 # %% ../nbs/library/33_checkpoints.ipynb #3c311b6d
-class DamagedState(ValueError): "A training state that is not whole"
+class DamagedState(ValueError):
+    "A training state that is not whole"
+    def __init__(self,
+        path:str|Path, # Its file
+        reason:str, # What is wrong with it
+    ):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+    def __str__(self):
+        return (f"{self.path} is not a whole training state, it may be truncated ({self.reason}); remove it "
+                "to start again")
 
+def _explain_damage(path, e):
+    "`DamagedState` for an error of reading a state; raises those again that say nothing about the file"
+    if isinstance(e, (FileNotFoundError, PermissionError, MemoryError, torch.cuda.OutOfMemoryError)): raise e
+    if "can't allocate memory" in str(e): raise e
+    reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
+    kind = '' if type(e) is ValueError else f'{type(e).__name__}: '
+    return DamagedState(path, kind + (reason[0] if reason else ''))
+
+# %% ../nbs/library/33_checkpoints.ipynb #c6b78cd5
+_PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=str, draws=Tensor,
+              losses=(list, tuple), data=dict)
+
+def _check_parts(path, state):
+    "Raise `ValueError` for the first part of a training state that is missing or something else"
+    if not isinstance(state, dict): raise ValueError(f"it holds a {type(state).__name__}")
+    for name, kind in _PARTS.items():
+        if not isinstance(state.get(name), kind): raise ValueError(f"it has no {name} as a state has them")
+    if 'notes' not in state: raise ValueError('it has no notes')
+    if not is_whole(step := state.get('step')): raise ValueError(f"its step is {step!r}")
+    if re.fullmatch('step-[0-9]{7,18}', path.stem) and file_step(path) != step:
+        raise ValueError(f"it is of step {step}")
+    # a loss may be NaN before the first step
+    numbers = [*state['losses'], *state.get('scores', {}).values()]
+    if len(state['losses']) != 2 or not all(type(v) is float for v in numbers):
+        raise ValueError('its losses and scores are no numbers')
+    scale = state.get('loss_scale')
+    if scale is not None and not (is_number(scale['scale']) and scale['scale'] > 0 and is_whole(scale['good'])
+                                  and is_whole(scale['growth_interval'], 1)):
+        raise ValueError(f"its scale of the loss is {scale}")
+    if state['data']['order'].dtype != torch.int64 or state['data']['order'].ndim != 1:
+        raise ValueError('its order of the data is no list of whole numbers')
+
+# %% ../nbs/library/33_checkpoints.ipynb #7a8ab5b1
 def read_state(
     path:str|Path, # File that `save_state` wrote
     device:str|torch.device='cpu', # Where its tensors should be
 ) -> dict: # The state, with its tensors
-    "Read a training state and compare its checksums; raises `DamagedState` if it is not whole"
+    "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
+    path = Path(path)
     try:
         with zipfile.ZipFile(path) as z:
-            # torch.load does not look
+            # torch.load looks at neither
             if name := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {name}')
-        return torch.load(path, map_location=device, weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, UnpicklingError, EOFError, ValueError, TypeError) as e:
-        reason = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
-        raise DamagedState(f"{path} is not a whole training state, it may be truncated ({reason}); "
-                           "remove it to start again")
+            if any(i.compress_type for i in z.infolist()): raise zipfile.BadZipFile('it is compressed')
+        state = torch.load(path, map_location=device, weights_only=True)
+        _check_parts(path, state)
+    except Exception as e: raise _explain_damage(path, e) from None
+    return state
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
-def _check_state(path, state, cfg, device):
-    "Raise `ValueError` for a state of another configuration or kind of device, warn about other versions"
-    _check_config(path, cfg, asdict(Config().change(**state['config'])))
+def _check_state(path, state, cfg, device, tell):
+    "Raise `ValueError` for a state of another configuration or kind of device, tell other circumstances"
+    _check_config(path, cfg, asdict(_saved_config(state['config'])))
     if state['device'] != device.type:
         raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
                          "random numbers are others; use the device that it began on")
-    if state['versions'] != (versions := _versions()):
-        warn(f"{path} was written by {state['versions']}, this is {versions}: the training goes on, but may "
-             "differ in the last digits from one that was never stopped")
+    here = _circumstances(cfg, device)
+    # older states lack some of them
+    changed = [f'{k} {v} there, {here[k]} here' for k, v in state['versions'].items() if here.get(k, v) != v]
+    if changed:
+        tell(f"{path} was written under other circumstances ({'; '.join(changed)}): the training goes on, "
+             "but may differ in the last digits from one that was never stopped")
+
+# %% ../nbs/library/33_checkpoints.ipynb #db0803f2
+def _check_moments(opt, saved):
+    "Raise `ValueError` unless what an optimizer of Adam has saved fits its parameters and is finite"
+    params = [p for g in opt.param_groups for p in g['params']]
+    own, groups = opt.state_dict()['param_groups'], saved['param_groups']
+    if [g['params'] for g in groups] != [g['params'] for g in own]:
+        raise ValueError('its optimizers have other parameters')
+    if not all(is_number(v) for g in groups for v in (g['lr'], *g['betas'], g['eps'], g['weight_decay'])):
+        raise ValueError('its optimizers have settings that are no numbers')
+    for i, kept in saved['state'].items():
+        shapes = dict(step=(), exp_avg=params[i].shape, exp_avg_sq=params[i].shape)
+        for k, shape in shapes.items():
+            if kept[k].shape != shape or not kept[k].isfinite().all():
+                raise ValueError(f"Adam's {k} of parameter {i} has another shape, or is not finite")
 
 # %% ../nbs/library/33_checkpoints.ipynb #7200669e
+def _put(learn, state, draws):
+    "Put a learner into a state; raises an error of some kind for a state that does not fit"
+    t, loader, opts = learn.sagan_trainer, learn.dls.train, state['optimisers']
+    fill_model(learn.model, state['model'], 'it')
+    learn.create_opt()
+    _check_moments(learn.opt.opt.opt_g, opts['g'])
+    _check_moments(learn.opt.opt.opt_d, opts['d'])
+    learn.opt.opt.load_state_dict(opts)
+    d_loss, t.g_loss = state['losses']
+    t.step, t.d_loss, t.scores = state['step'], torch.tensor(d_loss), state.get('scores', {})
+    t.loss_scale = LossScaler(**scale) if (scale := state.get('loss_scale')) else None
+    if not draws: return
+    order, n = state['data']['order'].cpu(), len(loader.dataset)
+    if len(order) and not 0 <= order.min() <= order.max() < n:
+        raise ValueError(f"its order of the data is not that of {n} images")
+    t.rng = torch.Generator(next(learn.model.parameters()).device)
+    t.rng.set_state(state['draws'].cpu())
+    loader.rng.set_state(state['data']['draws'].cpu())
+    loader.order = order
+
+# %% ../nbs/library/33_checkpoints.ipynb #c937b4c5
+def restore_state(
+    path:str|Path, # File that the state comes from, for messages
+    state:dict, # From `read_state`
+    learn:Learner, # A new learner of the same configuration and data
+    draws:bool=True, # Also the order of the data and the noise? False goes on with those of `learn`
+    tell:Callable=warn, # Is given a sentence if versions, threads or kernels are not those of the state
+) -> None:
+    """Put a new learner into a training state
+
+    Raises `ValueError` for another configuration (more steps are no difference) or device, `DamagedState`
+    for a state whose parts do not fit or are not finite."""
+    learn.model.to(learn.dls.device)  # where fastai would move it in a fit
+    _check_state(path, state, learn.model.cfg, next(learn.model.parameters()).device, tell)
+    try: _put(learn, state, draws)
+    except Exception as e: raise _explain_damage(path, e) from None
+
 def load_state(
     path:str|Path, # File that `save_state` wrote
     learn:Learner, # A new learner of the same configuration and data
     draws:bool=True, # Also the order of the data and the noise? False goes on with those of `learn`
+    tell:Callable=warn, # Is given a sentence if versions, threads or kernels are not those of the state
 ) -> Any: # The notes kept with it
-    """Put a new learner into the saved state
-
-    Raises `ValueError` for another configuration (more steps are no difference) or device, `DamagedState`
-    for a file that is not whole."""
-    learn.model.to(learn.dls.device)  # where fastai would move it in a fit
-    device, t, loader = next(learn.model.parameters()).device, learn.sagan_trainer, learn.dls.train
-    state = read_state(path, device)
-    _check_state(path, state, learn.model.cfg, device)
-    learn.model.load_state_dict(state['model'])
-    learn.create_opt()
-    learn.opt.opt.load_state_dict(state['optimisers'])
-    d_loss, t.g_loss = state['losses']
-    t.step, t.d_loss, t.scores = state['step'], torch.tensor(d_loss), state.get('scores', {})
-    t.loss_scale = LossScaler(**scale) if (scale := state.get('loss_scale')) else None
-    if draws:
-        t.rng = torch.Generator(device)
-        t.rng.set_state(state['draws'].cpu())
-        loader.rng.set_state(state['data']['draws'].cpu())
-        loader.order = state['data']['order'].cpu()
+    "Read a training state and put a new learner into it; raises the errors of `read_state`, `restore_state`"
+    state = read_state(path)
+    restore_state(path, state, learn, draws, tell)
     return state['notes']
 
 # %% ../nbs/library/33_checkpoints.ipynb #7f76e546
@@ -307,6 +410,18 @@ def _check_classes(classes, cfg):
     if len(classes) != cfg.n_classes:
         raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names")
 
+# %% ../nbs/library/33_checkpoints.ipynb #3a46087e
+_OPTIONS = dict(keep=int, measure_every=int, evaluator=str, weights=str, samples=int, on_nan=str, cache=str,
+                project=str, imported_from=list)
+
+def _check_saved_options(options):
+    "Raise `ValueError` unless options are a dictionary, and those that we know have their types or are None"
+    if not isinstance(options, dict): raise ValueError(f"the options must be a dictionary, got {options!r}")
+    for name, kind in _OPTIONS.items():
+        value = options.get(name)
+        if value is not None and type(value) is not kind:
+            raise ValueError(f"the option {name} must be of type {kind.__name__}, got {value!r}")
+
 # %% ../nbs/library/33_checkpoints.ipynb #0696c307
 def read_config(
     folder:str|Path, # A run folder
@@ -321,43 +436,71 @@ def read_config(
                                 "make one with sagan-train")
     try:
         saved = parse_json(file.read_bytes())
-        cfg, classes = Config().change(**saved['config']), saved['classes']
+        if not isinstance(saved, dict): raise ValueError('it holds no dictionary')
+        classes, options = saved.get('classes'), saved.get('options', {})
+        cfg = _saved_config(saved.get('config'))
         _check_classes(classes, cfg)
-        return cfg, classes, dict(saved.get('options', {}))
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise ValueError(f"{file} is damaged: {type(e).__name__} {e}")
+        _check_saved_options(options)
+    except ValueError as e: raise ValueError(f"{file} is damaged: {e}") from None
+    return cfg, classes, options
 
 # %% ../nbs/library/33_checkpoints.ipynb #d4dd90e1
+_SCORES = ('inception_score', 'inception_spread', 'kid', 'precision', 'recall', 'accuracy', 'intra_fid',
+           'diversity', 'observed', 'luck', 'kappa', 'kappa_error', 'd_auc', 'd_auc_error', 'd_auc_gamma0')
+
 def check_scores(
     s:dict, # Scores, from a log or by `sagan-eval`
 ) -> None:
-    "Raises `ValueError` if they lack a number, or a name that says what they are"
+    "Raises `ValueError` if they lack a number, or a name that says what they are, or have text for a number"
     if not isinstance(s, dict): raise ValueError(f"scores are a dictionary, got {s!r}")
-    for k, kind in dict(fid=int|float, step=int, samples=int, evaluator=str, reference=str).items():
-        if not isinstance(s.get(k), kind) or kind != str and not math.isfinite(s[k]):
+    def is_text(v): return isinstance(v, str)
+    def is_score(v): return v is None or is_number(v)
+    wanted = dict(fid=is_number, step=is_whole, samples=is_whole, evaluator=is_text, reference=is_text)
+    for k, fits in (wanted | {k: is_score for k in _SCORES if k in s}).items():
+        if not fits(s.get(k)):
             raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
 
 # %% ../nbs/library/33_checkpoints.ipynb #a8e9c474
+_NUMBERS = ('d_loss', 'g_loss', 'd_real', 'd_fake', 'images_per_s', 'loss_scale', 'lr_g', 'lr_d', 'seconds',
+            'diversity')
+
 def _check_record(r):
     "Raise `ValueError` for something that is no record of a step"
-    if not isinstance(r, dict) or not isinstance(r.get('step'), int):
-        raise ValueError('it is no record of a step')
+    if not isinstance(r, dict) or not is_whole(r.get('step')): raise ValueError('it is no record of a step')
+    for k, v in r.items():
+        number = k in _NUMBERS or k.startswith(('gamma ', 'sigma '))
+        if number and v is not None and not is_number(v): raise ValueError(f"{k} is {v!r}")
+        if k in ('signs', 'warnings') and not (isinstance(v, list) and all(isinstance(w, str) for w in v)):
+            raise ValueError(f"{k} are {v!r}")
     if r.get('fid') is not None: check_scores(r)
 
+def _parse_log(lines):
+    "{step: record} of the lines of a log, and a sentence on each line that is spoiled or repeats a step"
+    records, faults = {}, []
+    for i, line in enumerate(lines, 1):
+        try:
+            r = parse_json(line)
+            _check_record(r)
+        except ValueError as e:
+            if line.strip() and i < len(lines): faults.append(f"line {i} is spoiled and left out ({e})")
+            continue
+        if r['step'] in records: faults.append(f"line {i} repeats step {r['step']} and counts")
+        records[r['step']] = r
+    return records, faults
+
+# %% ../nbs/library/33_checkpoints.ipynb #63540580
 def read_log(
     folder:str|Path, # A run folder
-) -> list[dict]: # One dictionary per record, up to a line that a crash cut off or spoiled
-    "Read `log.jsonl`, which may not be there yet; raises `ValueError` for a line that is JSON, but no record"
-    log, records = Path(folder)/'log.jsonl', list[dict]()
-    if not log.exists(): return records
-    for i, line in enumerate(log.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b'\n'): break
-        try: record = parse_json(line)
-        except ValueError: break
-        try: _check_record(record)
-        except ValueError as e: raise ValueError(f"{log} is damaged at line {i}: {e}")
-        records.append(record)
-    return records
+    tell:Callable=warn, # Is given a sentence if lines are spoiled or repeated
+) -> list[dict]: # One dictionary per record, in the order of steps
+    "Read `log.jsonl`, which may not be there yet; raises `ValueError` if it is no file"
+    log = Path(folder)/'log.jsonl'
+    if not log.is_file():
+        if log.exists(): raise ValueError(f"{log} is damaged: it is not a file")
+        return []
+    records, faults = _parse_log(log.read_bytes().split(b'\n'))
+    if faults: tell(f"{log}: {faults[0]}" + (f"; and {len(faults) - 1} more" if len(faults) > 1 else ''))
+    return [records[step] for step in sorted(records)]
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6f3d0a1
 def _measured_alike(a, b):
@@ -378,11 +521,19 @@ def best_record(
     return min(alike, key=lambda r: r['fid'], default=None)
 
 # %% ../nbs/library/33_checkpoints.ipynb #0c35d9a0
+def step_files(
+    folder:str|Path, # A folder, such as `samples` in a run folder
+    suffix:str, # Ending of the files, such as '.png'
+) -> list[Path]: # Oldest first; empty if there is no such folder
+    "The files of a folder that are named by their step; others are none of ours"
+    found = (f for f in Path(folder).glob(f'step-*{suffix}') if re.fullmatch('step-[0-9]{7,18}', f.stem))
+    return sorted((f for f in found if f.is_file()), key=file_step)
+
 def states(
     folder:str|Path, # A run folder
 ) -> list[Path]: # Oldest first
     "The training states that a run folder holds"
-    return sorted((Path(folder)/'states').glob('step-*.pt'))
+    return step_files(Path(folder)/'states', '.pt')
 
 def state_file(
     folder:str|Path, # A run folder
@@ -396,6 +547,60 @@ def file_step(
 ) -> int: # Discriminator steps done, 100 for `step-0000100`
     "The step in the name of a file"
     return int(Path(path).stem.removeprefix('step-'))
+
+# %% ../nbs/library/33_checkpoints.ipynb #7361ab62
+def _load_model(path, cfg, device):
+    "(`SAGAN` in eval mode, step) from a training state; raises `ValueError` for one that does not fit"
+    state = read_state(path)
+    _check_config(path, cfg, asdict(_saved_config(state['config'])))
+    model = SAGAN(cfg)
+    try: fill_model(model, state['model'], 'it')
+    except Exception as e: raise _explain_damage(path, e) from None
+    return model.to(device).eval(), state['step']
+
+def weights_step(
+    folder:str|Path, # A run folder
+) -> int: # Discriminator steps, -1 if there are no whole weights
+    "The step that `weights.safetensors` belongs to, from its header"
+    file = Path(folder)/'weights.safetensors'
+    try:
+        if not file.is_file(): return -1
+        with safe_open(file, 'pt') as f: return _read_header(f, file)[0]
+    except (ValueError, SafetensorError): return -1
+
+def load_newest(
+    folder:str|Path, # A run folder
+    cfg:Config, # Its configuration
+    device:str='cpu', # Where the model should be
+) -> tuple: # (`SAGAN` in eval mode, step)
+    """The model of a run folder: its weights, or that of a training state which is newer
+
+    Warns of a newer state that is damaged and takes the one before it. Raises `FileNotFoundError` if there is
+    no checkpoint yet, and the errors of `load_weights`."""
+    weights, written = Path(folder)/'weights.safetensors', weights_step(folder)
+    for file in reversed(states(folder)):
+        if file_step(file) <= written: break
+        try: return _load_model(file, cfg, device)
+        except DamagedState as e: warn(f"{e}; an older checkpoint is taken")
+    if weights.exists(): return load_weights(weights, cfg, device)
+    raise FileNotFoundError(f"{folder} has no weights yet: its run was stopped before the first checkpoint")
+
+# %% ../nbs/library/33_checkpoints.ipynb #b924ec1a
+def load_best(
+    folder:str|Path, # A run folder
+    cfg:Config, # Its configuration
+    records:list[dict], # Its log, from `read_log`
+    device:str='cpu', # Where the model should be
+) -> tuple: # (`SAGAN` in eval mode, step)
+    """The model that measured best, among those whose checkpoint was finished
+
+    Raises `FileNotFoundError` if the run was not measured or the state is not there, `DamagedState` if it is
+    not whole."""
+    newest = max(map(file_step, states(folder)), default=-1)
+    if (best := best_record([r for r in records if r['step'] <= newest])) is None:
+        raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
+                                "(sagan-train --measure-every)")
+    return _load_model(state_file(folder, best['step']), cfg, device)
 
 # %% ../nbs/library/33_checkpoints.ipynb #effef7fb
 @dataclass

@@ -6,8 +6,8 @@ Docs: https://sagan-gan.github.io/sagan/library/storage.html.md"""
 
 # %% auto #0
 __all__ = ['check_output', 'open_append', 'file_lock', 'temporary_folder', 'atomic_write', 'json_text', 'write_json',
-           'parse_json', 'read_json', 'MappedImages', 'take_images', 'Prefetcher', 'digest_files', 'cache_folder',
-           'cached_images']
+           'parse_json', 'read_json', 'is_whole', 'is_number', 'MappedImages', 'take_images', 'Prefetcher',
+           'digest_files', 'cache_folder', 'cached_images']
 
 # %% ../nbs/library/22_storage.ipynb #7eb99696
 import errno, json, math, mmap, os, re, shutil, stat, torch
@@ -201,6 +201,20 @@ def read_json(
         raise ValueError(f"{path} is damaged: it is not a file")
     try: return parse_json(path.read_bytes())
     except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from None
+
+# %% ../nbs/library/22_storage.ipynb #2cd3f510
+def is_whole(
+    value:Any, # A value from a file
+    low:int=0, # The lowest that counts
+) -> bool: # Is it a whole number, at least `low`, that fits into 64 bits?
+    "Whether a value is a Python `int` that can be used as a count"
+    return type(value) is int and low <= value < 2**63
+
+def is_number(
+    value:Any, # A value from a file
+) -> bool: # Is it a number that a float can hold?
+    "Whether a value is a finite Python number"
+    return type(value) in (int, float) and abs(value) < 1e308
 
 # %% ../nbs/library/22_storage.ipynb #0036bf17
 def _announce_reads(file, numbers, n):
