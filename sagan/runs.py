@@ -19,11 +19,12 @@ from numbers import Integral
 from operator import index
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from warnings import warn
 from torch import Tensor
 import sagan
 from .checkpoints import (
-    best_record, check_device, create_run, file_step, fill_model, load_weights, read_config, read_log,
-    read_state, Run, state_file, states, write_config)
+    best_record, check_device, create_run, DamagedState, file_step, load_best, load_newest, read_config,
+    read_log, Run, states, weights_step, write_config)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
 from .distributed import all_reduce, process_group, rank, world_size
@@ -38,18 +39,8 @@ from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, write_report)
 from .storage import atomic_write, file_lock, write_json
-from .training import SAGAN, sagan_learner
+from .training import sagan_learner
 from .visualization import grid_image
-
-# %% ../nbs/library/27_runs.ipynb #7465f132
-def _best_weights(folder, cfg, device, records):
-    "(model, step) of the best measurement; raises `FileNotFoundError` if there is none"
-    if (r := best_record(records)) is None:
-        raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
-                                "(sagan-train --measure-every)")
-    model, file = SAGAN(cfg).to(device).eval(), state_file(folder, r['step'])
-    fill_model(model, read_state(file, device)['model'], file)
-    return model, r['step']
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
@@ -88,13 +79,8 @@ def load_run(
     foreign files."""
     at = _run_folder(folder)
     cfg, classes, _ = read_config(at)
-    file = at/'weights.safetensors'
-    if not file.exists():
-        cut_off = 'run was stopped before the first checkpoint'
-        if cfg.data == 'imported': cut_off = 'import was cut off; run the same sagan-import again'
-        raise FileNotFoundError(f"{at} has no weights yet: its {cut_off}")
     records = read_log(at)
-    model, step = _best_weights(at, cfg, device, records) if best else load_weights(file, cfg, device)
+    model, step = load_best(at, cfg, records, device) if best else load_newest(at, cfg, device)
     return Run(at, model, cfg, classes, step, records)
 
 # %% ../nbs/library/27_runs.ipynb #b66bc971
@@ -250,7 +236,8 @@ def _check_unfinished(folder, cfg, tell):
         tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0')
         return False
     step = file_step(found[-1])
-    if step > cfg.steps or (step == cfg.steps and (folder/'report.html').exists()):
+    whole = weights_step(folder) == step and (folder/'report.html').exists()
+    if step > cfg.steps or step == cfg.steps and whole:
         raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; "
                          "to go on, ask for more with --steps")
     return True
@@ -262,9 +249,11 @@ def _restore(folder, learn, tell):
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
 def _write_report(run, images):
-    "The report of a run, with its best weights if it was measured"
-    best = best_record(run.records)
-    other = load_run(run.folder, best=True) if best and best['step'] != run.step else None
+    "The report of a run, with its best weights if it was measured and they are there"
+    best, other = best_record(run.records), None
+    if best and best['step'] != run.step:
+        try: other = load_run(run.folder, best=True)
+        except (DamagedState, FileNotFoundError) as e: warn(f"{e}; the report does without the best weights")
     return write_report(run, images, other)
 
 # %% ../nbs/library/27_runs.ipynb #7ec39787
@@ -292,7 +281,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
         run = load_run(folder, device)
         if first: _write_report(run, images)
         more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
-        seconds = run.records[-1]['seconds']
+        seconds = max((r.get('seconds') or 0 for r in run.records), default=0)
         done = f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or go on with {more}'
         tell('\n'*bar + done)
     return run
