@@ -54,6 +54,16 @@ def check_size(
                          f"(a power of two that the networks have), got {size!r}")
 
 # %% ../nbs/library/21_data.ipynb #c31faf46
+def _spread(n):
+    "Numbers of up to 1,000 of n images, from the first to the last, (m,)"
+    return torch.linspace(0, n - 1, min(1000, n), dtype=torch.float64).long()
+
+def _digest(classes, y, x):
+    "16 hexadecimal digits of class names, labels (n,), and some of the images (m, 3, S, S)"
+    h = sha256(json.dumps(list(classes)).encode())
+    for part in (y, x): h.update(part.cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:16]
+
 @dataclass
 class Images:
     "A labelled set of images, in memory or in a file"
@@ -78,11 +88,7 @@ class Images:
         """What tells data sets apart by their content, wherever they are kept
 
         Of the class names, all labels, and up to 1,000 images spread from the first to the last."""
-        spread = torch.linspace(0, len(self) - 1, min(1000, len(self)), dtype=torch.float64).long()
-        h = sha256(json.dumps(list(self.classes)).encode())
-        for part in (self.y, take_images(self.x, spread)):
-            h.update(part.cpu().contiguous().numpy().tobytes())
-        return h.hexdigest()[:16]
+        return _digest(self.classes, self.y, take_images(self.x, _spread(len(self))))
 
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
@@ -286,6 +292,13 @@ class ImageFiles:
         new = copy(self)
         new.files, new.y = self.files[i], self.y[i]
         return new
+
+    @property
+    def digest(self) -> str: # 16 hexadecimal digits
+        "As of `Images` that hold the same; reads up to 1,000 files"
+        some = copy(self)
+        some.files = [self.files[i] for i in _spread(len(self))]
+        return _digest(self.classes, self.y, torch.cat(list(some.batches())))
 
     def batches(self,
         n:int=100, # Images in a batch, the last one may have fewer
