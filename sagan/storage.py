@@ -6,15 +6,14 @@ Docs: https://sagan-gan.github.io/sagan/library/storage.html.md"""
 
 # %% auto #0
 __all__ = ['check_output', 'open_append', 'file_lock', 'temporary_folder', 'atomic_write', 'json_text', 'write_json',
-           'parse_json', 'read_bytes', 'read_json', 'MappedImages', 'take_images', 'Prefetcher', 'digest_files',
-           'cache_folder', 'cached_images']
+           'parse_json', 'read_bytes', 'read_json', 'is_whole', 'is_number', 'new_folder', 'MappedImages',
+           'take_images', 'Prefetcher', 'digest_files', 'cache_folder', 'cached_images']
 
 # %% ../nbs/library/22_storage.ipynb #7eb99696
 import errno, json, math, mmap, os, re, shutil, stat, torch
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, ExitStack
-from copy import copy
+from contextlib import contextmanager, ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -207,6 +206,56 @@ def read_json(
     try: return parse_json(read_bytes(path))
     except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from None
 
+# %% ../nbs/library/22_storage.ipynb #2cd3f510
+def is_whole(
+    value:Any, # A value from a file
+    low:int=0, # The lowest that counts
+) -> bool: # Is it a whole number, at least `low`, that fits into 64 bits?
+    "Whether a value is a Python `int` that can be used as a count"
+    return type(value) is int and low <= value < 2**63
+
+def is_number(
+    value:Any, # A value from a file
+) -> bool: # Is it a number that a float can hold?
+    "Whether a value is a finite Python number"
+    return type(value) in (int, float) and abs(value) < 1e308
+
+# %% ../nbs/library/22_storage.ipynb #e58965ba
+def _move_files(new, path, last):
+    "Put the files of a temporary folder in their place, synced"
+    files = sorted(new.iterdir(), key=lambda f: f.name == last)
+    for f in files: _fsync(f, os.O_RDWR)
+    if path.exists():
+        for f in files: os.replace(f, path/f.name)
+    else: os.rename(new, path)
+    for folder in (path, path.parent):
+        if os.name != 'nt': _fsync(folder)
+
+@contextmanager
+def new_folder(
+    path:str|Path, # Folder to make; if it is there, it should hold no files of the same names
+    last:str, # The file without which the others count for nothing
+) -> Iterator[Path]: # Yields a temporary folder for files
+    """Yield a temporary folder that becomes `path` when the block ends well, and is removed otherwise
+
+    Raises `OSError` if it cannot be made."""
+    path = Path(path)
+    home = path if path.exists() else path.parent
+    made = [p for p in (home, *home.parents) if not p.exists()]
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(home/'folder') as temporary:
+            new = temporary/'new'
+            new.mkdir()
+            try:
+                yield new
+                _move_files(new, path, last)
+            except OSError as e:
+                raise OSError(f"{path} cannot be made: {str(e).replace(str(new), str(path))}") from e
+    finally:
+        with suppress(OSError):
+            for folder in made: folder.rmdir()  # those that are empty
+
 # %% ../nbs/library/22_storage.ipynb #0036bf17
 def _announce_reads(file, numbers, n):
     "Tell the operating system which items of n bytes of a mapped file are read next"
@@ -227,6 +276,10 @@ class MappedImages:
         # (n, 3, S, S), nothing is read yet
         self.bytes = np.frombuffer(self.map, np.uint8).reshape(-1, 3, size, size)
         self.index = torch.arange(len(self.bytes))  # (n,)
+        self.file = Path(file).resolve()
+
+    # a process that it is sent to maps the file itself
+    def __reduce__(self): return _map_rows, (self.file, self.shape[-1], self.index)
 
     def __len__(self): return len(self.index)
 
@@ -244,9 +297,11 @@ class MappedImages:
         i:slice|Tensor, # A slice, or a tensor (m,) of numbers or (n,) of bools
     ) -> 'MappedImages': # Its images
         "Only the images `i` of the same file, in this order; none of them is read"
-        new = copy(self)
-        new.index = self.index[i]
+        new = MappedImages.__new__(MappedImages)
+        vars(new).update(vars(self), index=self.index[i])
         return new
+
+def _map_rows(file, size, index): return MappedImages(file, size).rows(index)
 
 # %% ../nbs/library/22_storage.ipynb #e7705d89
 def take_images(
@@ -288,7 +343,8 @@ def digest_files(
     "Digest of what the files are called, how large they are and when they were changed"
     h = sha256()
     for n in names:
-        s = os.stat(f'{path}/{n}')
+        try: s = os.stat(f'{path}/{n}')
+        except OSError: s = os.lstat(f'{path}/{n}')  # a link that leads nowhere
         h.update(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode(errors='surrogateescape'))
     return h.hexdigest()[:16]
 

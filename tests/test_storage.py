@@ -224,8 +224,11 @@ def test_the_cache_gives_the_same_images(photos, cached, monkeypatch):
     assert torch.equal(again.x[:], in_memory.x) and message == ''
 
 
-def test_a_cache_of_the_first_version_is_used(photos, cached):
-    "Its files, their names and the digests in them are a format, spelled out here"
+@pytest.mark.parametrize('decoded, used', [
+    ('central square, Pillow bicubic', False),  # before pixels were what a viewer shows
+    ('central square, Pillow bicubic, 16 bits to 8, transparent parts white', True)])
+def test_a_cache_of_an_earlier_version(photos, cached, decoded, used):
+    "Its files, their names and the digests in them are a format, spelled out here; pixels tell the version"
     names = sorted(f'{p.parent.name}/{p.name}' for p in photos.glob('*/*.jpg'))
     stats = [(n, (photos/n).stat()) for n in names]
     sources = ''.join(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n' for n, s in stats).encode()
@@ -236,10 +239,11 @@ def test_a_cache_of_the_first_version_is_used(photos, cached):
     at.mkdir(parents=True)
     (at/'images').write_bytes(x.numpy().tobytes())
     (at/'about.json').write_text(json.dumps({
-        'number of files': 9, 'size': 32, 'interpolation': 'central square, Pillow bicubic',
+        'number of files': 9, 'size': 32, 'interpolation': decoded,
         'digest of names, sizes and times': digest(sources), 'sample': digest(sample), 'bad': {}}))
     images, message = cached()
-    assert message == '' and torch.equal(images.x[:], x)
+    assert ('rebuilt because its interpolation was' not in message) == used
+    assert torch.equal(images.x[:], x if used else folder(photos, 32).x)
     assert cache_folder(photos, 32, photos.parent/'cache') == at
 
 
