@@ -239,7 +239,7 @@ def _check_parts(path, state):
 def read_state(
     path:str|Path, # File that `save_state` wrote
     device:str|torch.device='cpu', # Where its tensors should be
-) -> dict: # The state, with its tensors
+) -> dict: # The state, with its tensors and its `Config`
     "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
     path = Path(path)
     try:
@@ -249,13 +249,14 @@ def read_state(
             if any(i.compress_type for i in z.infolist()): raise zipfile.BadZipFile('it is compressed')
         state = torch.load(path, map_location=device, weights_only=True)
         _check_parts(path, state)
+        state['config'] = _saved_config(state['config'])
     except Exception as e: raise _explain_damage(path, e) from None
     return state
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device, tell):
     "Raise `ValueError` for a state of another configuration or kind of device, tell other circumstances"
-    _check_config(path, cfg, asdict(_saved_config(state['config'])))
+    _check_config(path, cfg, asdict(state['config']))
     if state['device'] != device.type:
         raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
                          "random numbers are others; use the device that it began on")
@@ -508,7 +509,7 @@ def file_step(
 def _load_model(path, cfg, device):
     "(`SAGAN` in eval mode, step) from a training state; raises `ValueError` for one that does not fit"
     state = read_state(path)
-    _check_config(path, cfg, asdict(_saved_config(state['config'])))
+    _check_config(path, cfg, asdict(state['config']))
     model = SAGAN(cfg)
     try: fill_model(model, state['model'], 'it')
     except Exception as e: raise _explain_damage(path, e) from None

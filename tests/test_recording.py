@@ -1,15 +1,18 @@
 "Stops, damage, numbers that are not finite and a full disk while a run is written into its folder"
-import errno
+import errno, json, shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch
+from safetensors.torch import load_file
 from fastai.callback.core import Callback
-from sagan.checkpoints import create_run, file_step, read_log, states
+from sagan.checkpoints import (
+    create_run, file_step, load_state, read_config, read_log, save_weights, state_file, states, weights_step)
 from sagan.config import presets
 from sagan.data import digits, image_dls
 from sagan.recording import (
     _stop_requested, describe_data, fit_run, resume, ROLLBACKS, RunWriter, truncate_run)
-from sagan.runs import load_run
+from sagan.runs import load_run, resume_run, train_run
 from sagan.training import sagan_learner
 
 CFG = presets['small'].change(g_width=2, d_width=4, z_dim=8)
@@ -64,7 +67,8 @@ def test_an_exception_leaves_the_last_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match='cable pulled'): fit(run(tmp_path/'run', 10, At(3, pull_cable)))
     assert load_run(tmp_path/'run').step == 2
     with open(tmp_path/'run/log.jsonl', 'a') as f: f.write('\0\0\0\n{"step": 4, "d_l')
-    assert [r['step'] for r in load_run(tmp_path/'run').records] == [2]
+    with pytest.warns(UserWarning, match='line 2 is spoiled'): records = load_run(tmp_path/'run').records
+    assert [r['step'] for r in records] == [2]
     with pytest.raises(FileNotFoundError, match='was not measured'): load_run(tmp_path/'run', best=True)
 
 
@@ -122,3 +126,95 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         fit(run(tmp_path/'run', 10, At(5, lambda cb: monkeypatch.setattr('torch.save', full))))
     assert load_run(tmp_path/'run').step == 4
     assert [file_step(f) for f in states(tmp_path/'run')] == [2, 4]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "A run of four steps with a checkpoint after each, and its report"
+    folder = tmp_path_factory.mktemp('finished')/'run'
+    train_run(out=folder, preset='tiny', steps=4, batch=8, z_dim=8, d_attention=(), device='cpu',
+              tell=lambda text: None)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path): return Path(shutil.copytree(finished, tmp_path/'run'))
+
+
+def same_weights(a, b):
+    a, b = (load_file(f/'weights.safetensors') for f in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def make_stale(folder):
+    "Weights as of the checkpoint before the last one, as if the process had ended before it wrote them"
+    learn = sagan_learner(image_dls(digits(), 8, steps=4), read_config(folder)[0])
+    load_state(state_file(folder, 3), learn)
+    save_weights(folder/'weights.safetensors', learn.model, 3)
+
+
+@pytest.mark.parametrize('report', [False, True])
+def test_a_run_that_ended_before_its_last_weights(finished, copied, report):
+    "Readers take the state that is newer; the same command finishes it, also after an old version's report"
+    make_stale(copied)
+    if not report: (copied/'report.html').unlink()
+    assert not same_weights(finished, copied) and weights_step(copied) == 3
+    read = load_run(copied)
+    for k, v in load_file(finished/'weights.safetensors').items(): assert torch.equal(v, read.model.state_dict()[k])
+    assert (read.step, weights_step(copied)) == (4, 3)  # reading writes nothing
+    assert resume_run(copied, tell=lambda text: None).step == 4
+    assert same_weights(finished, copied) and (copied/'report.html').exists()
+    with pytest.raises(ValueError, match='it is finished'): resume_run(copied, tell=lambda text: None)
+
+
+@pytest.mark.parametrize('lost', ['report.html', 'weights.safetensors', 'log.jsonl'])
+def test_a_finished_run_that_lost_a_file(finished, copied, lost):
+    "Is finished again; a log cannot be made again"
+    (copied/lost).unlink()
+    if lost == 'log.jsonl': (copied/'report.html').unlink()
+    assert resume_run(copied, tell=lambda text: None).step == 4
+    assert same_weights(finished, copied) and (copied/'report.html').exists()
+
+
+def test_a_whole_state_of_something_else_is_left_for_the_one_before_it(finished, copied):
+    "Also when it is noticed late; the run ends as it would have"
+    state = torch.load(state_file(copied, 4), weights_only=True)
+    bad = [state | dict(notes=[]), state | dict(step=3), state | dict(draws=torch.zeros(3, dtype=torch.uint8))]
+    told = []
+    for content in bad:
+        torch.save(content, state_file(copied, 4))
+        (copied/'report.html').unlink()
+        resume_run(copied, tell=told.append)
+        assert 'step-0000004.pt is not a whole training state' in told[0] and 'from step 3' in told[1]
+        assert same_weights(finished, copied)
+        told.clear()
+
+
+def test_a_run_goes_on_without_its_best_state(copied):
+    "Nor does it die for it in the end"
+    log = copied/'log.jsonl'
+    scores = dict(fid=1., samples=10, evaluator='an evaluator', reference='digits')
+    with open(log, 'a') as f: f.write(json.dumps(dict(step=1) | scores) + '\n' + json.dumps(dict(step=2) | scores))
+    (copied/'report.html').unlink()
+    with pytest.warns(UserWarning, match='does without the best weights'):
+        resume_run(copied, steps=5, tell=lambda text: None)
+    assert (copied/'report.html').exists()
+
+
+def test_a_spoiled_line_of_the_log_loses_no_other_when_a_run_goes_on(finished, copied):
+    log = copied/'log.jsonl'
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b''.join([lines[0], b'\0' + lines[1][1:], *lines[2:]]))
+    told = []
+    resume_run(copied, steps=5, tell=told.append)
+    assert [r['step'] for r in read_log(copied)] == [1, 3, 4, 5]
+    assert log.read_bytes().startswith(lines[0] + lines[2] + lines[3])
+    assert len([t for t in told if 'log.jsonl: line 2 is spoiled' in t]) == 1
+
+
+def test_other_threads_are_told(copied):
+    told, threads = [], torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try: resume_run(copied, steps=5, tell=told.append)
+    finally: torch.set_num_threads(threads)
+    assert len([t for t in told if f'threads {threads} there, {threads + 1} here' in t]) == 1
