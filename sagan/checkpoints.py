@@ -54,6 +54,7 @@ def explain_write_errors(
         folder = Path(path).parent
         free = shutil.disk_usage(folder).free
         reason = 'no space left on device' if free < needed_bytes else str(e).splitlines()[0]
+        reason = reason.removeprefix(f'{path} cannot be written: ')
         if needed_bytes:
             reason += (f"; a checkpoint needs {needed_bytes/1e6:.1f} MB in {folder}, "
                        f"where {free/1e6:.1f} MB are free")
