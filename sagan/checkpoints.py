@@ -210,7 +210,7 @@ def _explain_damage(path, e):
     if "can't allocate memory" in str(e): raise e
     reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
     kind = '' if type(e) is ValueError else f'{type(e).__name__}: '
-    return DamagedState(path, kind + (reason[0] if reason else ''))
+    return DamagedState(path, kind + (reason[0][:200] if reason else ''))
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6b78cd5
 _PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=str, draws=Tensor,
@@ -466,7 +466,8 @@ def read_log(
         if log.exists(): raise ValueError(f"{log} is damaged: it is not a file")
         return []
     records, faults = _parse_log(log.read_bytes().split(b'\n'))
-    if faults: tell(f"{log}: {faults[0]}" + (f"; and {len(faults) - 1} more" if len(faults) > 1 else ''))
+    more = f'; and {len(faults) - 1} more' if len(faults) > 1 else ''
+    if faults: tell(f"{log}: {faults[0][:300]}{more}")
     return [records[step] for step in sorted(records)]
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6f3d0a1
@@ -558,7 +559,9 @@ def load_best(
     if (best := best_record([r for r in records if r['step'] <= newest])) is None:
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
                                 "(sagan-train --measure-every)")
-    return _load_model(state_file(folder, best['step']), cfg, device)
+    file = state_file(folder, best['step'])
+    if not file.exists(): raise FileNotFoundError(f"{file}, which measured best, is not there any more")
+    return _load_model(file, cfg, device)
 
 # %% ../nbs/library/33_checkpoints.ipynb #effef7fb
 @dataclass

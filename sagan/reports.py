@@ -176,8 +176,9 @@ def summarize_run(
     text = (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of "
             f"{images.name} at {size}x{size} pixels")
     if {'seconds', 'images_per_s', 'd_loss', 'g_loss'} <= last.keys():
-        text += (f", in {figure('seconds', '.0f')} seconds ({figure('images_per_s', '.0f')} images per second). "
-                 f"Last discriminator loss {figure('d_loss', '.2f')}, generator loss {figure('g_loss', '.2f')}.")
+        text += (f", in {figure('seconds', '.0f')} seconds ({figure('images_per_s', '.0f')} images per "
+                 f"second). Last discriminator loss {figure('d_loss', '.2f')}, generator loss "
+                 f"{figure('g_loss', '.2f')}.")
     else: text += '. The figures of its last step are not in its log.'
     if best:
         text += (f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; "

@@ -132,8 +132,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     "A run of four steps with a checkpoint after each, and its report"
     folder = tmp_path_factory.mktemp('finished')/'run'
-    train_run(out=folder, preset='tiny', steps=4, batch=8, z_dim=8, d_attention=(), device='cpu',
-              tell=lambda text: None)
+    train_run(out=folder, preset='tiny', steps=4, batch=8, z_dim=8, d_attention=(), device='cpu', tell=silent)
     return folder
 
 
@@ -141,80 +140,109 @@ def finished(tmp_path_factory):
 def copied(finished, tmp_path): return Path(shutil.copytree(finished, tmp_path/'run'))
 
 
+@pytest.fixture
+def quick_report(monkeypatch):
+    "An empty report, where a test is not about it"
+    def write(run, images, best): (run.folder/'report.html').touch()
+    monkeypatch.setattr('sagan.runs.write_report', write)
+
+
+def silent(text): pass
+
+
+def learner_of(folder, steps=4):
+    return sagan_learner(image_dls(digits(), 8, steps=steps), read_config(folder)[0].change(steps=steps))
+
+
 def same_weights(a, b):
     a, b = (load_file(f/'weights.safetensors') for f in (a, b))
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-def make_stale(folder):
-    "Weights as of the checkpoint before the last one, as if the process had ended before it wrote them"
-    learn = sagan_learner(image_dls(digits(), 8, steps=4), read_config(folder)[0])
-    load_state(state_file(folder, 3), learn)
-    save_weights(folder/'weights.safetensors', learn.model, 3)
-
-
 @pytest.mark.parametrize('report', [False, True])
-def test_a_run_that_ended_before_its_last_weights(finished, copied, report):
+def test_a_run_that_ended_before_its_last_weights(finished, copied, quick_report, report):
     "Readers take the state that is newer; the same command finishes it, also after an old version's report"
-    make_stale(copied)
+    learn = learner_of(copied)
+    load_state(state_file(copied, 3), learn)
+    save_weights(copied/'weights.safetensors', learn.model, 3)
     if not report: (copied/'report.html').unlink()
-    assert not same_weights(finished, copied) and weights_step(copied) == 3
+    assert not same_weights(finished, copied)
     read = load_run(copied)
-    for k, v in load_file(finished/'weights.safetensors').items(): assert torch.equal(v, read.model.state_dict()[k])
     assert (read.step, weights_step(copied)) == (4, 3)  # reading writes nothing
-    assert resume_run(copied, tell=lambda text: None).step == 4
+    for k, v in load_file(finished/'weights.safetensors').items():
+        assert torch.equal(v, read.model.state_dict()[k])
+    assert resume_run(copied, tell=silent).step == 4
     assert same_weights(finished, copied) and (copied/'report.html').exists()
-    with pytest.raises(ValueError, match='it is finished'): resume_run(copied, tell=lambda text: None)
+    with pytest.raises(ValueError, match='it is finished'): resume_run(copied, tell=silent)
 
 
-@pytest.mark.parametrize('lost', ['report.html', 'weights.safetensors', 'log.jsonl'])
-def test_a_finished_run_that_lost_a_file(finished, copied, lost):
-    "Is finished again; a log cannot be made again"
+@pytest.mark.parametrize('lost', ['report.html', 'weights.safetensors'])
+def test_a_finished_run_that_lost_a_file(finished, copied, quick_report, lost):
     (copied/lost).unlink()
-    if lost == 'log.jsonl': (copied/'report.html').unlink()
-    assert resume_run(copied, tell=lambda text: None).step == 4
+    assert resume_run(copied, tell=silent).step == 4
     assert same_weights(finished, copied) and (copied/'report.html').exists()
 
 
-def test_a_whole_state_of_something_else_is_left_for_the_one_before_it(finished, copied):
-    "Also when it is noticed late; the run ends as it would have"
-    state = torch.load(state_file(copied, 4), weights_only=True)
-    bad = [state | dict(notes=[]), state | dict(step=3), state | dict(draws=torch.zeros(3, dtype=torch.uint8))]
-    told = []
-    for content in bad:
-        torch.save(content, state_file(copied, 4))
-        (copied/'report.html').unlink()
-        resume_run(copied, tell=told.append)
-        assert 'step-0000004.pt is not a whole training state' in told[0] and 'from step 3' in told[1]
-        assert same_weights(finished, copied)
-        told.clear()
-
-
-def test_a_run_goes_on_without_its_best_state(copied):
-    "Nor does it die for it in the end"
-    log = copied/'log.jsonl'
-    scores = dict(fid=1., samples=10, evaluator='an evaluator', reference='digits')
-    with open(log, 'a') as f: f.write(json.dumps(dict(step=1) | scores) + '\n' + json.dumps(dict(step=2) | scores))
+def test_a_finished_run_that_lost_its_log(copied):
+    "It cannot be made again; the report says so"
+    (copied/'log.jsonl').unlink()
     (copied/'report.html').unlink()
-    with pytest.warns(UserWarning, match='does without the best weights'):
-        resume_run(copied, steps=5, tell=lambda text: None)
+    resume_run(copied, tell=silent)
+    assert 'figures of its last step are not in its log' in (copied/'report.html').read_text()
+
+
+@pytest.mark.parametrize('change', [
+    dict(notes=[]), dict(notes=dict(data=5)), dict(step=3), dict(draws=torch.zeros(3, dtype=torch.uint8)),
+    dict(model={})], ids=str)
+def test_a_state_of_something_else_is_left_for_the_one_before_it(finished, copied, change):
+    "Also when that is noticed late"
+    file, told, learn = state_file(copied, 4), [], learner_of(copied)
+    torch.save(torch.load(file, weights_only=True) | change, file)
+    resume(copied, learn, told.append)
+    text, = told
+    assert 'step-0000004.pt is not a whole training state' in text and 'the one before it is taken' in text
+    assert (learn.sagan_trainer.step, weights_step(copied), [*map(file_step, states(copied))]) == (3, 3, [3])
+    learn.add_cb(RunWriter(copied))
+    fit(learn)
+    assert same_weights(finished, copied)
+
+
+def test_a_run_goes_on_without_its_best_state(copied, quick_report):
+    "Nor does it die for it in the end"
+    scores = dict(fid=1., samples=10, evaluator='an evaluator', reference='digits')
+    with open(copied/'log.jsonl', 'a') as f:
+        for step in (1, 2): f.write(json.dumps(dict(step=step) | scores) + '\n')
+    (copied/'report.html').unlink()
+    with pytest.warns(UserWarning, match='does without the best weights'): resume_run(copied, tell=silent)
     assert (copied/'report.html').exists()
 
 
-def test_a_spoiled_line_of_the_log_loses_no_other_when_a_run_goes_on(finished, copied):
-    log = copied/'log.jsonl'
+def test_a_spoiled_line_of_the_log_loses_no_other_when_a_run_goes_on(copied):
+    log, told = copied/'log.jsonl', []
     lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b''.join([lines[0], b'\0' + lines[1][1:], *lines[2:]]))
-    told = []
-    resume_run(copied, steps=5, tell=told.append)
-    assert [r['step'] for r in read_log(copied)] == [1, 3, 4, 5]
+    log.write_bytes(b''.join([lines[0], b'\0' + lines[1][1:], *lines[2:], b'{"st']))
+    learn = learner_of(copied, 5)
+    resume(copied, learn, told.append)
+    assert len(told) == 1 and 'log.jsonl: line 2 is spoiled and left out' in told[0]
+    learn.add_cb(RunWriter(copied))
+    fit(learn)
     assert log.read_bytes().startswith(lines[0] + lines[2] + lines[3])
-    assert len([t for t in told if 'log.jsonl: line 2 is spoiled' in t]) == 1
+    assert [r['step'] for r in read_log(copied)] == [1, 3, 4, 5]
 
 
-def test_other_threads_are_told(copied):
+def test_nothing_is_written_through_a_log_that_is_a_link(copied, tmp_path):
+    other = tmp_path/'other'
+    (copied/'log.jsonl').rename(other)
+    (copied/'log.jsonl').symlink_to(other)
+    before, learn = other.read_bytes(), learner_of(copied, 5)
+    resume(copied, learn, silent)
+    learn.add_cb(RunWriter(copied))
+    with pytest.raises(OSError, match='log.jsonl cannot be written: it is a link'): fit(learn)
+    assert other.read_bytes() == before and learn.sagan_trainer.step == 4  # before any step
+
+
+def test_other_threads_are_told(copied, monkeypatch):
     told, threads = [], torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try: resume_run(copied, steps=5, tell=told.append)
-    finally: torch.set_num_threads(threads)
-    assert len([t for t in told if f'threads {threads} there, {threads + 1} here' in t]) == 1
+    monkeypatch.setattr('torch.get_num_threads', lambda: threads + 1)
+    resume(copied, learner_of(copied), told.append)
+    assert len(told) == 1 and f'threads {threads} there, {threads + 1} here' in told[0]
