@@ -127,7 +127,7 @@ def fill_model(
 
 # %% ../nbs/library/33_checkpoints.ipynb #181ba0a3
 def _check_config(path, cfg, saved):
-    """Raise `ValueError` for the first field in which a file's configuration, a dictionary, differs from `cfg`
+    """Raise `ValueError` for the first field in which a configuration, a dictionary, differs from `cfg`
 
     The number of steps does not count, nor does the place of the images: their digest tells what they are."""
     for k, v in asdict(cfg).items():
@@ -378,16 +378,27 @@ def write_config(
     with explain_write_errors(folder/'config.json'): write_json(folder/'config.json', content)
 
 # %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
+# what a run has before its first checkpoint
+_FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states', 'log.jsonl'}
+
+def _never_began(folder):
+    "Is it the folder of a run that was killed before its first checkpoint?"
+    names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
+    if 'config.json' not in names or not names <= _FIRST or states(folder): return False
+    try: return bool(read_config(folder))
+    except ValueError: return False
+
 def _check_empty(folder):
-    "Raise `FileExistsError` for a folder with something in it"
+    "Raise `FileExistsError` for a folder with something in it, unless its run never began"
     if not folder.exists(): return
     if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
+    if folder.is_dir() and _never_began(folder): return
     content = 'a run' if (folder/'config.json').exists() else 'other files'
     raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
                           "or go on with a run of it by --resume")
 
 def create_run(
-    folder:str|Path, # Folder to make; must not exist, or be empty
+    folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
     cfg:Config, # Configuration of the run
     classes:Sequence[str], # Class names, empty if unconditional
     options:dict|None=None, # What else it was asked for
@@ -400,6 +411,9 @@ def create_run(
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder):
         _check_empty(folder)
+        for name in _FIRST - {'config.json'}:
+            if (folder/name).is_dir(): shutil.rmtree(folder/name)
+            else: (folder/name).unlink(missing_ok=True)
         write_config(folder, cfg, classes, options or {})
     return folder
 
@@ -555,10 +569,8 @@ def _load_model(path, cfg, device):
     "(`SAGAN` in eval mode, step) from a training state; raises `ValueError` for one that does not fit"
     state = read_state(path)
     _check_config(path, cfg, asdict(state['config']))
-    model = SAGAN(cfg)
-    try: fill_model(model, state['model'], 'it')
+    try: return build_model(cfg, state['model'], 'it', device), state['step']
     except Exception as e: raise _explain_damage(path, e) from None
-    return model.to(device).eval(), state['step']
 
 def weights_step(
     folder:str|Path, # A run folder
