@@ -19,7 +19,8 @@ def _check_scores(**scores):
         if isinstance(s, Tensor) and s.is_floating_point() and s.numel(): continue
         got = f"{s.dtype} of shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
         hint = "; the auxiliary head's pairs go to d_acgan_loss" if isinstance(s, tuple) else ''
-        raise ValueError(f"{name} must be a float tensor (B,) of at least one score, got {got}{hint}")
+        raise ValueError(f"{name} must be a float tensor (B,) of at least one score, "
+                         f"got {got}{hint}")
 
 # %% ../nbs/05_losses.ipynb #cf516c45
 def d_hinge_loss(
