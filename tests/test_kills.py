@@ -151,3 +151,75 @@ def test_killed_at_random(whole, tmp_path):
     for i in range(HUNT or 2):
         name = rng.choice(list(whole))
         killed_and_again(name, whole, tmp_path/f'{name}{i}', seconds=rng.random()*whole[name][3])
+
+# --- every change of one checkpoint ---
+
+def train_and_fork(here):
+    "A training, whose second checkpoint is killed before each of its changes, in a copy of the folder for each"
+    checkpoint = RunWriter.checkpoint
+    def killed(writer, measure):
+        for n in range(1, 1000*(writer.sagan_trainer.step == 2)):
+            copy = here/f'killed{n}'
+            shutil.copytree(here/'made', copy)
+            if not (child := os.fork()):
+                writer.folder = copy
+                die_at(n, copy)
+                checkpoint(writer, measure)
+                os._exit(0)
+            if not os.waitpid(child, 0)[1]: os._exit(0)  # it has come to the end of the checkpoint
+        checkpoint(writer, measure)
+    RunWriter.checkpoint = killed
+    train(here)
+
+def test_killed_at_every_change_of_a_checkpoint(whole, tmp_path):
+    "Weights and state are both those of the step before, or both those of this one"
+    p = forked(tmp_path/'output', 'train_and_fork', tmp_path, module='test_kills')
+    ended(p)
+    made, folders = whole['train'][1], sorted(tmp_path.glob('killed*'), key=lambda f: int(f.name[6:]))
+    assert len(folders) > 20
+    before, steps = content(tmp_path/'killed1'/'weights.safetensors')[1], []
+    for folder in folders:
+        newest = states(folder)[-1]
+        steps.append(file_step(newest))
+        run = load_run(folder)
+        assert run.step == steps[-1]
+        if run.step == 2: assert same(content(newest), content(made/'states'/newest.name))
+        assert same(dict(run.model.state_dict()), content(newest)['model'])
+        assert not same(dict(run.model.state_dict()), before) or run.step == 1
+    assert steps == sorted(steps) and set(steps) == {1, 2}
+    for folder in folders[:-1] if HUNT else folders[len(folders)//2:][:1]:
+        again = forked(tmp_path/'again', 'sagan_train', resume=str(folder))
+        ended(again)
+        check_same(folder, made)
+
+# --- no room ---
+
+def mounted(disk, size, *more):
+    "Is there a small disk of this size, or has its size been changed?"
+    disk.mkdir(exist_ok=True)
+    mount = 'mount', '-t', 'tmpfs', '-o', ','.join((*more, f'size={size}k')), 'none', disk
+    return not subprocess.run(mount, capture_output=True).returncode
+
+def test_disks_that_are_too_small(whole, tmp_path):
+    "It ends with a sentence, and goes on when there is room"
+    disk, rng = tmp_path/'disk', random.Random(0)
+    for i in range(20 if HUNT else 3):
+        name = [train, experiment, import_weights, share][i % 4 if HUNT else i].__name__
+        begun, made, *_ = whole[name]
+        size = sum(f.stat().st_size for f in made.rglob('*'))//1000
+        if not mounted(disk, int(size*(.1 + .8*rng.random()))): pytest.skip('only root may mount a small disk')
+        try:
+            here = disk/name
+            if name in ('import_weights', 'share'):  # what they read lies elsewhere
+                here.mkdir()
+                for f in begun.iterdir(): (here/f.name).symlink_to(f)
+            else: shutil.copytree(begun, here)
+            p = forked(tmp_path/'first', name, here, module='test_kills')
+            said = ended(p, 1)
+            assert 'cannot be' in said or 'free' in said, said
+            assert mounted(disk, 30_000, 'remount')
+            p = forked(tmp_path/'second', name, here, module='test_kills')
+            ended(p)
+            check_same(here/'made', made)
+            assert not [f for f in disk.rglob('*') if f.name.endswith('.new')]
+        finally: subprocess.run(['umount', '-l', disk])
