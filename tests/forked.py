@@ -30,7 +30,7 @@ def _place(args):
 def die_at(n, folder):
     """From here on count the calls that change something in a folder, and be killed right before number n
 
-    Before a file is forced to the disk, half of it is cut off, as if it had been killed while it wrote.
+    Before a temporary file is forced to the disk, half of it is cut off, as if it had been killed while it wrote.
     Returns what counts: the next number is one more than the calls so far."""
     calls, folder, fsync = count(1), str(folder), os.fsync
     def change(name, args):
@@ -40,7 +40,7 @@ def die_at(n, folder):
     def cut(fd):
         file = os.readlink(f'/proc/self/fd/{fd}')
         if file.startswith(folder) and next(calls) == n:
-            if os.path.isfile(file): os.truncate(file, os.path.getsize(file)//2)
+            if os.path.isfile(file) and '.new/' in file: os.truncate(file, os.path.getsize(file)//2)
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(fd)
     sys.addaudithook(change)
