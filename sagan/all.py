@@ -44,8 +44,8 @@ from .visualization import *
 
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
-    sagan.agreement, sagan.attention, sagan.checkpoints, sagan.checks, sagan.conditioning, sagan.config, sagan.data,
-    sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
+    sagan.agreement, sagan.attention, sagan.checkpoints, sagan.checks, sagan.conditioning, sagan.config,
+    sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
     sagan.images, sagan.importing, sagan.kernels, sagan.losses, sagan.measuring, sagan.networks,
     sagan.precision, sagan.recording, sagan.references, sagan.reports, sagan.runner, sagan.runs,
     sagan.spectral, sagan.storage, sagan.training, sagan.visualization]

@@ -244,7 +244,7 @@ def _explain_damage(path, e):
     if "can't allocate memory" in str(e): raise e
     reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
     kind = '' if type(e) is ValueError else f'{type(e).__name__}: '
-    return DamagedState(path, kind + (reason[0] if reason else ''))
+    return DamagedState(path, kind + (reason[0][:200] if reason else ''))
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6b78cd5
 _PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=str, draws=Tensor,
@@ -274,7 +274,7 @@ def _check_parts(path, state):
 def read_state(
     path:str|Path, # File that `save_state` wrote
     device:str|torch.device='cpu', # Where its tensors should be
-) -> dict: # The state, with its tensors
+) -> dict: # The state, with its tensors and its `Config`
     "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
     path = Path(path)
     try:
@@ -284,13 +284,14 @@ def read_state(
             if any(i.compress_type for i in z.infolist()): raise zipfile.BadZipFile('it is compressed')
         state = torch.load(path, map_location=device, weights_only=True)
         _check_parts(path, state)
+        state['config'] = _saved_config(state['config'])
     except Exception as e: raise _explain_damage(path, e) from None
     return state
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device, tell):
     "Raise `ValueError` for a state of another configuration or kind of device, tell other circumstances"
-    _check_config(path, cfg, asdict(_saved_config(state['config'])))
+    _check_config(path, cfg, asdict(state['config']))
     if state['device'] != device.type:
         raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
                          "random numbers are others; use the device that it began on")
@@ -513,7 +514,8 @@ def read_log(
         if log.exists(): raise ValueError(f"{log} is damaged: it is not a file")
         return []
     records, faults = _parse_log(log.read_bytes().split(b'\n'))
-    if faults: tell(f"{log}: {faults[0]}" + (f"; and {len(faults) - 1} more" if len(faults) > 1 else ''))
+    more = f'; and {len(faults) - 1} more' if len(faults) > 1 else ''
+    if faults: tell(f"{log}: {faults[0][:300]}{more}")
     return [records[step] for step in sorted(records)]
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6f3d0a1
@@ -566,7 +568,7 @@ def file_step(
 def _load_model(path, cfg, device):
     "(`SAGAN` in eval mode, step) from a training state; raises `ValueError` for one that does not fit"
     state = read_state(path)
-    _check_config(path, cfg, asdict(_saved_config(state['config'])))
+    _check_config(path, cfg, asdict(state['config']))
     try: return build_model(cfg, state['model'], 'it', device), state['step']
     except Exception as e: raise _explain_damage(path, e) from None
 
@@ -595,7 +597,9 @@ def load_newest(
         try: return _load_model(file, cfg, device)
         except DamagedState as e: warn(f"{e}; an older checkpoint is taken")
     if weights.exists(): return load_weights(weights, cfg, device)
-    raise FileNotFoundError(f"{folder} has no weights yet: its run was stopped before the first checkpoint")
+    cut_off = 'run was stopped before the first checkpoint'
+    if cfg.data == 'imported': cut_off = 'import was cut off; run the same sagan-import again'
+    raise FileNotFoundError(f"{folder} has no weights yet: its {cut_off}")
 
 # %% ../nbs/library/33_checkpoints.ipynb #b924ec1a
 def load_best(
@@ -612,7 +616,9 @@ def load_best(
     if (best := best_record([r for r in records if r['step'] <= newest])) is None:
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
                                 "(sagan-train --measure-every)")
-    return _load_model(state_file(folder, best['step']), cfg, device)
+    file = state_file(folder, best['step'])
+    if not file.exists(): raise FileNotFoundError(f"{file}, which measured best, is not there any more")
+    return _load_model(file, cfg, device)
 
 # %% ../nbs/library/33_checkpoints.ipynb #effef7fb
 @dataclass

@@ -27,7 +27,7 @@ from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
 from .networks import generate
 from .spectral import sigmas
-from .storage import atomic_write, json_text, write_json
+from .storage import atomic_write, json_text, open_append, write_json
 from .training import SAGANTrainer
 from .visualization import grid_image
 
@@ -175,7 +175,7 @@ def save(self:RunWriter) -> None:
     save_state(file, self.learn, dict(data=self.data_description))
     save_weights(self.folder/'weights.safetensors', self.model, step)
     if (log := self.folder/'log.jsonl').exists():
-        with open(log, 'a') as f: os.fsync(f.fileno())  # not older than the state
+        with open_append(log) as f: os.fsync(f.fileno())  # not older than the state
     _remove_old_states(self.folder, self.keep, self.best)
 
 # %% ../nbs/library/34_recording.ipynb #35402904
@@ -191,8 +191,7 @@ def record(self:RunWriter,
     line = json_text(r) + '\n'
     if rank() == 0:
         log = self.folder/'log.jsonl'
-        with explain_write_errors(log, self.needed_bytes), open(log, 'ab') as f:
-            f.write(line.encode())
+        with explain_write_errors(log, self.needed_bytes), open_append(log) as f: f.write(line.encode())
     self.recorded_step, self.warnings = t.step, []
 
 @patch

@@ -6,8 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/runs.html.md"""
 
 # %% auto #0
 __all__ = ['SHIPPED', 'OPTIONS', 'shipped', 'load_run', 'configure', 'training_images', 'absolute_data', 'train_run',
-           'resume_run', 'class_numbers', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run',
-           'import_run']
+           'resume_run', 'class_numbers', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
 import shutil, sys, torch
@@ -23,7 +22,7 @@ from torch import Tensor
 import sagan
 from .checkpoints import (
     best_record, create_run, DamagedState, file_step, load_best, load_newest, read_config,
-    read_log, Run, save_weights, states, weights_step, write_config)
+    read_log, Run, states, weights_step, write_config)
 from .checks import (
     check_folder, check_memory, check_space, check_training_memory, check_whole, existing_paths,
     explain_memory, find_device, removed_on_error, SMALLER, training_bytes)
@@ -32,7 +31,7 @@ from .data import image_dls, Images, is_builtin, load_images
 from .diagnostics import NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
 from .explorer import own_images
-from .importing import import_checkpoint
+from .importing import import_run
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 from .networks import generate
@@ -614,59 +613,3 @@ def report_run(
         write_report(replace(run, folder=Path(folder)), images)
         for f in Path(folder).iterdir(): shutil.copy(f, _output(run, f.name))
     return _output(run, 'report.html')
-
-# %% ../nbs/library/27_runs.ipynb #64559972
-def _class_names(classes, n):
-    "Names of n classes from a list, or a file with one in each line; without either their numbers"
-    if classes is None: return [str(i) for i in range(n)]
-    names, where = classes, 'classes'
-    if isinstance(classes, (str, Path)):
-        if not Path(classes).is_file():
-            raise FileNotFoundError(f"there is no file {classes} with the names of classes")
-        lines, where = Path(classes).read_text(encoding='utf-8').splitlines(), classes
-        names = [name for line in lines if (name := line.strip())]
-    if len(names) != n or len(set(names)) != n:
-        raise ValueError(f"the model has {n} classes; {where} has {len(names)} lines, {len(set(names))} of "
-                         "them different")
-    return list(names)
-
-def _describe_import(c, about, folder):
-    "What has been read, and as what"
-    def with_attention(at):
-        return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
-    networks = ('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)
-    parts = [f'{name} {with_attention(at)}' for name, width, at in networks if width]
-    step = f", step {about['step']}" if about['step'] else ''
-    colors = 'BGR, which are RGB now' if about['bgr'] else 'RGB'
-    rectified = 'rectified ' if about['relu_skip'] else ''
-    skip = f", the discriminator's shortcuts from {rectified}inputs" if c.d_width else ''
-    return (f"{' and '.join(parts)}, {c.size} pixels, {c.n_classes} classes{step}: {folder}\n"
-            f"read as {about['project']}'s, colours {colors}{skip}")
-
-# %% ../nbs/library/27_runs.ipynb #8dd91cf6
-def import_run(
-    # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one
-    # file that holds them all
-    *files:str|Path,
-    out:str|Path, # Run folder to make
-    # Names of the classes, or a file with one in each line; None for their numbers
-    classes:str|Path|Sequence[str]|None=None,
-    eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's
-    bgr:bool|None=None, # Are the colors in the order blue, green, red? None for the project's order
-    relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for as in the project
-    tell:Callable=print, # Is given two lines that say what was read, and as what
-) -> Path: # The run folder
-    """Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder
-
-    Raises `ValueError` naming the first thing that does not fit, `OSError` for a missing file or a folder
-    that is not empty."""
-    model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
-    cfg, kept = model.cfg, ('project', 'eps', 'bgr', 'relu_skip')
-    options = dict(imported_from=about['files'], **{k: about[k] for k in kept})
-    folder = create_run(out, cfg, _class_names(classes, cfg.n_classes), options)
-    try: save_weights(folder/'weights.safetensors', model, about['step'])
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    tell(_describe_import(cfg, about, folder))
-    return folder

@@ -6,15 +6,14 @@ Docs: https://sagan-gan.github.io/sagan/library/storage.html.md"""
 
 # %% auto #0
 __all__ = ['check_output', 'open_append', 'file_lock', 'temporary_folder', 'atomic_write', 'json_text', 'write_json',
-           'parse_json', 'read_json', 'is_whole', 'is_number', 'MappedImages', 'take_images', 'Prefetcher',
-           'digest_files', 'cache_folder', 'cached_images']
+           'parse_json', 'read_bytes', 'read_json', 'is_whole', 'is_number', 'new_folder', 'MappedImages',
+           'take_images', 'Prefetcher', 'digest_files', 'cache_folder', 'cached_images']
 
 # %% ../nbs/library/22_storage.ipynb #7eb99696
 import errno, json, math, mmap, os, re, shutil, stat, torch
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, ExitStack
-from copy import copy
+from contextlib import contextmanager, ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -103,7 +102,7 @@ def file_lock(
 def _make_locked(folder, stack):
     "Make a folder and lock it; returns whether it is still there, and not taken for a leftover"
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(0o700)
     try: _lock(stack.enter_context(open(folder/'.lock', 'xb')), wait=False)
     except (BlockingIOError, FileExistsError, FileNotFoundError): return False
     return (folder/'.lock').exists()
@@ -193,13 +192,18 @@ def parse_json(
     try: return json.loads(text, parse_float=_finite_number, parse_constant=_finite_number)
     except RecursionError: raise ValueError("it is nested too deeply") from None
 
+def read_bytes(
+    path:str|Path, # A file, or a link to one
+) -> bytes: # What it holds
+    "Read a file; raises `FileNotFoundError`, or `ValueError` for a pipe or a device, which may never end"
+    if (path := Path(path)).exists() and not path.is_file(): raise ValueError(f"{path} is not a file")
+    return path.read_bytes()
+
 def read_json(
     path:str|Path, # A JSON file
 ) -> Any: # Dictionaries, lists, numbers, strings
     "Read a JSON file; raises `FileNotFoundError`, or `ValueError` naming a file that is not strict JSON"
-    if (path := Path(path)).exists() and not path.is_file():
-        raise ValueError(f"{path} is damaged: it is not a file")
-    try: return parse_json(path.read_bytes())
+    try: return parse_json(read_bytes(path))
     except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from None
 
 # %% ../nbs/library/22_storage.ipynb #2cd3f510
@@ -215,6 +219,42 @@ def is_number(
 ) -> bool: # Is it a number that a float can hold?
     "Whether a value is a finite Python number"
     return type(value) in (int, float) and abs(value) < 1e308
+
+# %% ../nbs/library/22_storage.ipynb #e58965ba
+def _move_files(new, path, last):
+    "Put the files of a temporary folder in their place, synced"
+    files = sorted(new.iterdir(), key=lambda f: f.name == last)
+    for f in files: _fsync(f, os.O_RDWR)
+    if path.exists():
+        for f in files: os.replace(f, path/f.name)
+    else: os.rename(new, path)
+    for folder in (path, path.parent):
+        if os.name != 'nt': _fsync(folder)
+
+@contextmanager
+def new_folder(
+    path:str|Path, # Folder to make; if it is there, it should hold no files of the same names
+    last:str, # The file without which the others count for nothing
+) -> Iterator[Path]: # Yields a temporary folder for files
+    """Yield a temporary folder that becomes `path` when the block ends well, and is removed otherwise
+
+    Raises `OSError` if it cannot be made."""
+    path = Path(path)
+    home = path if path.exists() else path.parent
+    made = [p for p in (home, *home.parents) if not p.exists()]
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(home/'folder') as temporary:
+            new = temporary/'new'
+            new.mkdir()
+            try:
+                yield new
+                _move_files(new, path, last)
+            except OSError as e:
+                raise OSError(f"{path} cannot be made: {str(e).replace(str(new), str(path))}") from e
+    finally:
+        with suppress(OSError):
+            for folder in made: folder.rmdir()  # those that are empty
 
 # %% ../nbs/library/22_storage.ipynb #0036bf17
 def _announce_reads(file, numbers, n):
@@ -236,6 +276,10 @@ class MappedImages:
         # (n, 3, S, S), nothing is read yet
         self.bytes = np.frombuffer(self.map, np.uint8).reshape(-1, 3, size, size)
         self.index = torch.arange(len(self.bytes))  # (n,)
+        self.file = Path(file).resolve()
+
+    # a process that it is sent to maps the file itself
+    def __reduce__(self): return _map_rows, (self.file, self.shape[-1], self.index)
 
     def __len__(self): return len(self.index)
 
@@ -253,9 +297,11 @@ class MappedImages:
         i:slice|Tensor, # A slice, or a tensor (m,) of numbers or (n,) of bools
     ) -> 'MappedImages': # Its images
         "Only the images `i` of the same file, in this order; none of them is read"
-        new = copy(self)
-        new.index = self.index[i]
+        new = MappedImages.__new__(MappedImages)
+        vars(new).update(vars(self), index=self.index[i])
         return new
+
+def _map_rows(file, size, index): return MappedImages(file, size).rows(index)
 
 # %% ../nbs/library/22_storage.ipynb #e7705d89
 def take_images(
