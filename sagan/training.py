@@ -341,6 +341,7 @@ class TrainingFigures(Callback):
 # %% ../nbs/06_training.ipynb #51f8adfe
 def check_images(
     x:Tensor, # A batch of training images, (B, 3, S, S)
+    scaled:bool=False, # Are they known to be scaled? Otherwise not all may be above 0
 ) -> None:
     "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
     check_tensor('a batch of images', x, ('B', 3, 'S', 'S'))
@@ -348,7 +349,7 @@ def check_images(
         raise ValueError("a batch of images must have shape (B, 3, S, S), square and at least one, "
                          f"got {tuple(x.shape)}")
     low, high = x.min().item(), x.max().item()
-    if not -1.01 <= low <= high <= 1.01 or low >= 0:
+    if not -1.01 <= low <= high <= 1.01 or (low >= 0 and not scaled):
         raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; "
                          "scale bytes with `to_unit`, or fastai batches with "
                          "Normalize.from_stats([.5]*3, [.5]*3)")
@@ -425,9 +426,9 @@ def _plain_batch(learn):
     x = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last)
     return x, y.as_subclass(Tensor)
 
-def _check_batch(x, y, cfg):
+def _check_batch(x, y, cfg, scaled):
     "Raise `ValueError` unless images and labels fit the configuration"
-    check_images(x)
+    check_images(x, scaled)
     if cfg.n_classes: check_labels(y.cpu(), cfg.n_classes, len(x))
 
 # %% ../nbs/06_training.ipynb #7f525671
@@ -473,7 +474,7 @@ class SAGANTrainer(TrainingFigures):
     def before_batch(self):
         "One step of training on the batch at hand"
         x, y = _plain_batch(self.learn)
-        if self.step == 0: _check_batch(x, y, self.cfg)
+        if self.step == 0: _check_batch(x, y, self.cfg, isinstance(self.dls.train, MemoryLoader))
         with self.autocast: self._train_d(x, y)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
