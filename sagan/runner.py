@@ -162,12 +162,11 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
                 v, seed = running[future]
                 file = folder/v.name/f'seed{seed}'/'records.json'
                 tell(_progress(v, seed, check_records(read_json(file), file)[-1]))
-        except (BrokenProcessPool, BrokenPipeError):
-            raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
-                          "experiment again goes on where it was, with fewer jobs it needs less")
-        except BaseException:
+        except BaseException as e:
             for p in active_children(): p.terminate()
-            raise
+            if not isinstance(e, (BrokenProcessPool, BrokenPipeError)): raise
+            raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
+                          "experiment again goes on where it was, with fewer jobs it needs less") from None
 
 # %% ../nbs/library/39_runner.ipynb #23c291fd
 def _train_all(folder, todo, seeds, plan, jobs, tell):
