@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import TypeVar
 from .attention import FORMS, resolve_form
+from .augmentation import check_diffaug
 from .data import check_size
 from .networks import D_CHANNELS
 
@@ -27,6 +28,7 @@ _CHOICES = dict(
 
 def _check_choices(cfg):
     "Raise `ValueError` unless each field with a few values has one of them"
+    check_diffaug(cfg.diffaug)
     object.__setattr__(cfg, 'form', resolve_form(cfg.form))  # files of older versions have older names
     for name, values in _CHOICES.items():
         value = getattr(cfg, name)
@@ -171,6 +173,9 @@ class Config(_Checked):
     ema_start:int = 2000 # G's steps before the average begins
     compile:bool = False # hand each network to `torch.compile`: a minute of compiling before the first step
     flip:bool = False # mirror half of the images
+    # changes of real and generated images before D sees them, such as 'color,translation,cutout', for few
+    # images (not in the paper); '' for none
+    diffaug:str = ''
     skip_bad:bool = False # leave out image files that cannot be read
     seed:int = 0 # of weights, data order, latents
 
