@@ -20,21 +20,22 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
 from time import perf_counter
-from .checkpoints import load_state, meta_model, save_state, save_weights, tensor_bytes
+from .checkpoints import load_state, meta_model, save_state, save_weights
 from .checks import (
-    check_folder, check_space, check_training_memory, check_whole, explain_memory, missing_folders,
+    check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory, find_device,
     removed_on_error, SMALLER)
 from .config import Config, preset as named_preset
 from .data import image_dls, Images
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
+from .inputs import check_count
 from .experiments import curves_figure, format_score, load_experiment
 from .experiments import strips_figure, table, table_markdown, variants
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_settings)
-from .runs import absolute_data, configure, find_device, training_images
+from .runs import absolute_data, configure, training_images
 from .storage import atomic_write, check_output, file_lock, read_json, write_json
 from .training import sagan_learner
 from .visualization import grid_image, report_html
@@ -181,18 +182,20 @@ def _train_all(folder, todo, seeds, plan, jobs, tell):
 def _check_settings(folder, experiment, todo, images, base, device, **counts):
     "Raise `ValueError` for what cannot be trained or measured, `TooLarge` for what does not fit into memory"
     for name, n in counts.items():
-        check_whole(n, 10 if name == 'samples' else 1, name)
-        if name in ('seeds', 'jobs') and n > 1000: raise ValueError(f"{name} must be at most 1,000, got {n}")
+        check_count(name, n, 10 if name == 'samples' else 1)
+        most = 1000 if name in ('seeds', 'jobs') else 2**40
+        if n > most: raise ValueError(f"{name} must be at most {most:,}, got {n}")
     base.change(seed=base.seed + counts['seeds'] - 1)
     if any(v.cfg.head == 'auxiliary' for v in todo) and base.n_classes < 2:
         raise ValueError(f"{experiment} includes AC-GAN, which needs images of at least 2 classes; "
                          f"{images.name} has {base.n_classes}")
     image_dls(images, base.batch)
     part = base.batch//base.accumulate
-    for v in todo: check_training_memory(v.cfg, part, device)
-    # of each network that trains: its state, and as much again while a new one replaces it
-    largest = max(tensor_bytes(meta_model(v.cfg).state_dict()) for v in todo)
-    check_space(folder, 6*counts['jobs']*largest)
+    for v in todo:
+        check_training_memory(v.cfg, part, device)
+        check_space(folder, meta_model(v.cfg))
+    samples = counts['samples']
+    check_memory(samples*(8 + 4*base.n_classes), f'measuring {samples:,} samples', '--samples')
 
 # %% ../nbs/library/39_runner.ipynb #5993752d
 def _difference(there, here):
@@ -340,11 +343,12 @@ def run_experiment(
     settings = dict(experiment=experiment, base=asdict(base), seeds=int(seeds), every=int(every),
                     samples=int(samples), evaluator=evaluator and evaluator.name, digest=images.digest)
     _check_folder(folder, settings)
-    new = missing_folders(folder)
+    old = existing_paths(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder), explain_memory(f'--jobs, {SMALLER}'):
         there = _check_folder(folder, settings)  # another process may have been at it
-        with removed_on_error(folder, new, keep=lambda e: not isinstance(e, (ValueError, MemoryError))):
+        before = existing_paths(folder) - ({folder, *folder.parents, folder/'.lock'} - old)
+        with removed_on_error(folder, before, lambda e: not isinstance(e, (ValueError, MemoryError))):
             plan = _make_plan(folder, there, settings, images, evaluator, device)
         tell(f'{len(todo)} networks of {experiment}, {seeds} seed{"s"[:seeds != 1]} each; measured on '
              f'{samples} samples by {plan.evaluator.name} against {plan.real}')
