@@ -466,7 +466,7 @@ def sample_run(
 
     Raises `ValueError` for a class that does not exist, `OSError` for a folder that is no run."""
     check_whole(n, 1)
-    check_whole(seed, 0, 'seed')
+    check_whole(seed, -2**63, 'seed')
     r = _open_generator(run, _run_device(run, device))
     wanted = None if classes is None else _listed(classes)
     labels = class_numbers(r.classes, wanted)
@@ -505,7 +505,7 @@ def attend_run(
 
     Raises `ValueError` for a class, layer or point that does not exist."""
     check_whole(n, 1)
-    check_whole(seed, 0, 'seed')
+    check_whole(seed, -2**63, 'seed')
     if n > 300: raise ValueError(f"n must be at most 300, as each image is a row of the figure, got {n}")
     pairs = _pairs(points)
     r = _open_generator(run, _run_device(run, device))
@@ -573,7 +573,7 @@ def evaluate_run(
     if n is None: n = 50_000 if by_inception else 1000
     check_whole(n, 10)
     check_whole(standing, 0, 'standing')
-    check_whole(seed, 0, 'seed')
+    check_whole(seed, -2**63, 'seed')
     if reference: check_output(reference)
     with _join_group(_run_device(run, device)) as device:
         r = _open_generator(run, device)
