@@ -71,7 +71,7 @@ def existing_paths(
     folder:str|Path, # A folder; need not exist
 ) -> set: # All in it, itself, and those around it, as far as they exist
     "What a refusal must leave"
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     return {p for p in (folder, *folder.parents) if p.exists()} | set(folder.rglob('*'))
 
 @contextmanager
@@ -85,7 +85,8 @@ def removed_on_error(
     except BaseException as error:
         if keep(error): raise
         for f in sorted(existing_paths(folder) - before, reverse=True):
-            f.rmdir() if f.is_dir() and not f.is_symlink() else f.unlink()
+            try: f.rmdir() if f.is_dir() and not f.is_symlink() else f.unlink()
+            except OSError: pass  # the error that we came for says more
         raise
 
 # %% ../nbs/library/45_checks.ipynb #bafe94d1
@@ -97,6 +98,11 @@ def _process_limit():
     if limit == resource.RLIM_INFINITY: return float('inf')
     return limit - int(Path('/proc/self/statm').read_text().split()[0])*os.sysconf('SC_PAGE_SIZE')
 
+def _container_limit():
+    "Bytes that the container of this process may take in all"
+    try: return int(Path('/sys/fs/cgroup/memory.max').read_text())
+    except (OSError, ValueError): return float('inf')
+
 def free_memory(
     device:str='cpu', # 'cpu', or a GPU
 ) -> float: # Bytes, infinity if unknown
@@ -105,8 +111,9 @@ def free_memory(
         return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else float('inf')
     try:
         kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text()))
-        return min(1024*(int(kilobytes['MemAvailable']) + int(kilobytes['SwapFree'])), _process_limit())
+        free = 1024*(int(kilobytes['MemAvailable']) + int(kilobytes['SwapFree']))
     except (OSError, KeyError): return float('inf')  # not Linux
+    return min(free, _process_limit(), _container_limit())
 
 # %% ../nbs/library/45_checks.ipynb #c6a4cd8a
 def _saved_bytes(model, part):

@@ -25,7 +25,7 @@ from .checkpoints import (
     read_log, Run, states, weights_step, write_config)
 from .checks import (
     check_folder, check_memory, check_space, check_training_memory, check_whole, existing_paths,
-    explain_memory, find_device, removed_on_error, SMALLER, training_bytes)
+    explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
 from .diagnostics import NonFinite
@@ -118,7 +118,8 @@ def training_images(
     """Images by name, with their classes or without
 
     Raises `ValueError` for another number of classes, and the errors of `load_images`."""
-    images = load_images(data, cfg.size, cfg.skip_bad, cache, 8/world_size())
+    most = min(8, free_memory()/2e9)  # GB
+    images = load_images(data, cfg.size, cfg.skip_bad, cache, most/world_size())
     if n_classes not in (None, 0, len(images.classes)):
         raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 "
                          "to ignore them")
@@ -339,11 +340,15 @@ def train_run(
         if not data and cfg.data != 'digits':
             raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, "
                              "'digits' or 'twins'")
+        if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
         data = str(data or 'digits')
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
         folder = Path(out or Path('runs')/Path(data).resolve().name)
         check_folder(folder)
+        if not is_builtin(data) and Path(data).resolve() in folder.resolve().parents:
+            raise ValueError(f"{folder} lies in {data}, whose images would not be the same any more; choose "
+                             "another folder with --out")
         images = training_images(data, cfg, config.get('n_classes'), options['cache'])
         cfg = cfg.change(n_classes=len(images.classes), data=absolute_data(data))
         return _train_in(folder, _make_learner(images, cfg, device), images, options, device, tell,
@@ -574,7 +579,7 @@ def evaluate_run(
     check_whole(n, 10)
     check_whole(standing, 0, 'standing')
     check_whole(seed, -2**63, 'seed')
-    if reference: check_output(reference)
+    if reference and not Path(reference).exists(): check_output(reference)
     with _join_group(_run_device(run, device)) as device:
         r = _open_generator(run, device)
         _check_samples(n + standing, r.cfg.z_dim)

@@ -1,6 +1,6 @@
 """A refusal changes nothing: after each of these calls all files are what they were, and none is new
 
-Also what runs out of memory, or fails before the first step, leaves no folder in the way of the corrected call"""
+What runs out of memory, or fails before its first step, leaves no folder in the way of the corrected call"""
 import shutil
 from contextlib import nullcontext
 from functools import partial
@@ -8,6 +8,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest, torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sagan import checks, recording, runs, training
 from sagan.checkpoints import best_record, read_config, read_log
 from sagan.checks import TooLarge
@@ -19,7 +21,7 @@ from sagan.runs import (
 from sagan.storage import file_lock
 from sagan.visualization import grid_image
 
-pytestmark = pytest.mark.filterwarnings(r'ignore:\d+ images are too few', 'ignore:.*intra.FID', 'ignore:.*intra_fid')
+pytestmark = pytest.mark.filterwarnings(r'ignore:\d+ images are too few', 'ignore:.*intra[-_](FID|fid)')
 SMALLEST = dict(preset='tiny', steps=2, batch=4, g_width=2, d_width=4, z_dim=4, device='cpu')
 MEASURED = dict(measure_every=1, samples=10)
 
@@ -39,8 +41,8 @@ def pictures(path, first=0, n=12):
 def quickly():
     "The small evaluator is hardly trained, and no report is drawn"
     with patch('sagan.measuring.train_evaluator', partial(train_evaluator, steps=2)):
-        with patch('sagan.runs.write_report', lambda run, images, best: (run.folder/'report.html').write_text('')):
-            yield
+        def report(run, images, best): (run.folder/'report.html').write_text('')
+        with patch('sagan.runs.write_report', report): yield
 
 
 @pytest.fixture(scope='module')
@@ -74,12 +76,9 @@ def snapshot(root):
 def refusals():
     "(name, part of the message, call)"
     for device in ('meta', 'mps', 'xla', 'cuda:7', 'warp', 'x'*5000):
-        for f in (train_run, partial(resume_run, 'run'), partial(sample_run, 'run'), partial(attend_run, 'run'),
-                  partial(explore_run, 'run', out='page.html'), partial(evaluate_run, 'run'),
-                  partial(report_run, 'run')):
-            if not (device != 'meta' and isinstance(f, partial)):
-                name = getattr(f, 'func', f).__name__
-                yield f'{name} on {device[:9]}', 'no device', partial(f, device=device)
+        yield f'train on {device[:9]}', 'no device', partial(train, 'pics', device=device)
+    for f in (resume_run, sample_run, attend_run, explore_run, evaluate_run, report_run):
+        yield f'{f.__name__} on meta', 'no device', partial(f, 'run', device='meta')
     for name, message, change in [
         ('no such data', 'no folder nowhere', dict(data='nowhere')),
         ('data in a file', 'no folder file', dict(data='file')),
@@ -96,6 +95,8 @@ def refusals():
         ('cache', 'file is no folder', dict(cache='file')),
         ('samples', 'measuring 1000000000000 images needs', dict(measure_every=1, samples=10**12)),
         ('too wide', 'needs at least .* GB of memory', dict(g_width=4096)),
+        ('empty name', 'cannot be empty', dict(data='')),
+        ('out among the data', 'lies in pics', dict(out='pics/new')),
         ('out is a file', 'file is no folder', dict(out='file')),
         ('out in a file', 'file is no folder', dict(out='file/a/b')),
         ('out is a link', 'link is no folder', dict(out='link')),
@@ -142,8 +143,12 @@ def refusals():
     yield 'eval: classes', 'are not those of the run', partial(measure, data='digits')
     yield 'eval: weights', 'no Inception weights', partial(measure, weights='nowhere')
     yield 'eval: evaluator', 'evaluator is', partial(measure, evaluator='me')
+    yield 'eval: weights as reference', 'no reference statistics', partial(
+        measure, n=10, reference='run/weights.safetensors')
+    yield 'eval: folder as reference', 'no file of reference', partial(measure, n=10, reference='pics')
     yield 'eval: reference', 'no folder a', partial(measure, reference='a/reference.safetensors')
-    yield 'report: classes', 'the run has classes a, b', partial(report_run, 'run', data='digits', device='cpu')
+    again = partial(report_run, 'run', device='cpu')
+    yield 'report: classes', 'the run has classes a, b', partial(again, data='digits')
     yield 'import: file', 'nowhere', partial(import_run, 'nowhere', out='a/new')
 
 
@@ -162,9 +167,10 @@ def test_a_run_in_use(here, call):
 
 
 FAILURES = {
-    'no memory on a GPU': (training, 'd_step', torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')),
-    'no memory': (training, 'd_step', RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to "
-                                                   "allocate 4096000 bytes")),
+    'no memory on a GPU': (training, 'd_step', torch.OutOfMemoryError(
+        'CUDA out of memory. Tried to allocate 2 GiB')),
+    'no memory': (training, 'd_step', RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096000 bytes")),
     'no memory to measure': (runs, 'real_statistics', MemoryError()),
     'no statistics': (runs, 'real_statistics', ValueError('no such features')),
     'no room for a state': (recording, 'save_state', OSError('no space left')),
@@ -198,15 +204,15 @@ def test_memory_is_known_before_anything_is_built(here):
     "What weights, gradients, moments and a batch need at least; nothing of it is allocated"
     before = snapshot(here)
     with patch.object(checks, 'free_memory', return_value=2e8):
-        with pytest.raises(TooLarge, match=r'on 12 images at a time needs at least .* 0.2 GB are free on cpu'):
+        with pytest.raises(TooLarge, match='on 12 images at a time needs at least .* 0.2 GB are free'):
             train('pics', 'a/new', batch=12, size=256, g_width=16)
     assert snapshot(here) == before
 
 
 def test_a_run_killed_before_its_first_checkpoint(here):
     "Its folder is no run yet: the corrected command begins in it"
-    with patch.object(runs, '_set_up', side_effect=KeyboardInterrupt), patch.object(runs, 'removed_on_error') as undo:
-        undo.return_value = nullcontext()
+    killed = patch.object(runs, '_set_up', side_effect=KeyboardInterrupt)
+    with killed, patch.object(runs, 'removed_on_error', return_value=nullcontext()):
         with pytest.raises(KeyboardInterrupt): train('pics', 'new', **MEASURED)
     (here/'new/evaluator.pt').write_bytes(b'of other pictures')
     assert train('pics', 'new', keep=1).step == 2 and read_config('new')[2]['keep'] == 1
@@ -231,9 +237,11 @@ def test_a_folder_that_was_moved(here):
 
 def test_records_of_an_earlier_version(here):
     "Have no digest; their text says where the images were"
-    records = [dict(step=i, fid=i*1., samples=10, evaluator=f'small CNN trained on 10 images of {where} at seed 0 '
-                    '(weights ab)', reference=f'12 images of {where} (all, 32 px, interpolation: none)')
-               for i, where in enumerate(['pics', '/home (2)/pics'])]
+    def record(i, where):
+        by = f'small CNN trained on 10 images of {where} at seed 0 (weights ab)'
+        against = f'12 images of {where} (all, 32 px, interpolation: none)'
+        return dict(step=i, fid=float(i), samples=10, evaluator=by, reference=against)
+    records = [record(0, 'pics'), record(1, '/home (2)/pics')]
     assert best_record(records)['step'] == 0
     records[1]['digest'] = 'new'
     assert best_record(records)['step'] == 0
@@ -249,11 +257,9 @@ def test_statistics_of_other_pictures(here):
     assert ImageFiles('others', 32).digest != ours.digest
     again = reference(ImageFiles(here/'pics', 32), evaluator, file='r.safetensors')
     assert torch.equal(again.mu, ours.mu)
-    with patch('sagan.references._save_reference') as save: reference(folder('pics', 32), evaluator, file='old')
-    from safetensors.torch import save_file
-    _, r, facts = save.call_args[0]
-    facts = {k: str(v) for k, v in facts.items() if k != 'digest'} | dict(data='elsewhere')
-    save_file(dict(mu=r.mu, sigma=r.sigma, features=r.features, labels=r.labels), 'old', facts)
+    with safe_open('r.safetensors', 'pt') as f: facts = f.metadata() | dict(data='elsewhere')
+    del facts['digest']
+    save_file(load_file('r.safetensors'), 'old', facts)
     assert reference(folder('pics', 32), evaluator, file='old').digest == ours.digest
     (here/'pics').rename(here/'kept')
     (here/'others').rename(here/'pics')

@@ -285,21 +285,3 @@ def test_options_that_a_run_remembers_are_those_of_train_run():
     assert {k: known[k].default for k in OPTIONS} == OPTIONS
     assert not OPTIONS.keys() & {f.name for f in fields(load_run(shipped('digits')).cfg)}
     assert OPTIONS.keys() <= signature(resume_run).parameters.keys()
-
-
-def test_nothing_is_written_before_all_is_checked(tmp_path):
-    "Neither a new folder nor one that goes on: the corrected call works"
-    short = dict(steps=4, batch=8, device='cpu', preset='tiny', measure_every=2, samples=50)
-    for wrong in (dict(weights='/nowhere.pt'), dict(evaluator='inception', weights='/nowhere.pt'),
-                  dict(tell=None)):
-        with pytest.raises((FileNotFoundError, ValueError), match='nowhere.pt|tell is called'):
-            train_run(out=tmp_path/'run', **dict(tell=silent) | short | wrong)
-    assert not list(tmp_path.iterdir())
-    run = train_run(out=tmp_path/'run', tell=silent, **short)
-    before = {f: f.read_bytes() for f in run.folder.rglob('*') if f.is_file()}
-    again = dict(steps=8, device='cpu')
-    for wrong in (dict(evaluator='inception', weights='/nowhere'), dict(tell=None)):
-        with pytest.raises((FileNotFoundError, ValueError), match='nowhere|tell is called'):
-            resume_run(run.folder, **dict(tell=silent) | again | wrong)
-    assert {f: f.read_bytes() for f in run.folder.rglob('*') if f.is_file()} == before
-    assert resume_run(run.folder, tell=silent, **again).step == 8
