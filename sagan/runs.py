@@ -24,7 +24,7 @@ from .checkpoints import (
     best_record, create_run, DamagedState, file_step, load_best, load_newest, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
-    check_folder, check_memory, check_space, check_training_memory, check_whole, existing_paths,
+    check_folder, check_memory, check_seed, check_space, check_training_memory, existing_paths,
     explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
@@ -32,6 +32,7 @@ from .diagnostics import NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
 from .explorer import own_images
 from .importing import import_run
+from .inputs import check_count
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 from .networks import generate
@@ -170,13 +171,13 @@ def _check_options(tell, remembered, **given):
     "The options of a run, those that are None as remembered, or at their defaults; raises `ValueError`"
     if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
     o = OPTIONS | remembered | {k: v for k, v in given.items() if v is not None}
-    check_whole(o['keep'], 1, 'keep')
-    check_whole(o['measure_every'], 0, 'measure_every')
+    check_count('keep', o['keep'], 1)
+    check_count('measure_every', o['measure_every'], 0)
     if o['on_nan'] not in ('stop', 'rollback'):
         raise ValueError(f"on_nan is 'stop' or 'rollback', got {o['on_nan']!r}")
     if o['evaluator'] not in ('small', 'inception'):
         raise ValueError(f"evaluator is 'small' or 'inception', got {o['evaluator']!r}")
-    if o['samples'] is not None: check_whole(o['samples'], 10, 'samples')
+    if o['samples'] is not None: check_count('samples', o['samples'], 10)
     if given['cache'] is not None:
         check_folder(given['cache'])
         o['cache'] = str(Path(o['cache']).resolve())
@@ -470,8 +471,8 @@ def sample_run(
     """Draw images with the averaged generator: one picture with a row per class
 
     Raises `ValueError` for a class that does not exist, `OSError` for a folder that is no run."""
-    check_whole(n, 1)
-    check_whole(seed, -2**63, 'seed')
+    check_count('n', n, 1)
+    check_seed(seed)
     r = _open_generator(run, _run_device(run, device))
     wanted = None if classes is None else _listed(classes)
     labels = class_numbers(r.classes, wanted)
@@ -509,8 +510,8 @@ def attend_run(
     """Show where points of generated images look, in the style of the paper's figure 1
 
     Raises `ValueError` for a class, layer or point that does not exist."""
-    check_whole(n, 1)
-    check_whole(seed, -2**63, 'seed')
+    check_count('n', n, 1)
+    check_seed(seed)
     if n > 300: raise ValueError(f"n must be at most 300, as each image is a row of the figure, got {n}")
     pairs = _pairs(points)
     r = _open_generator(run, _run_device(run, device))
@@ -576,9 +577,9 @@ def evaluate_run(
                  split=split if split != 'all' else None, weights=weights and Path(weights).stem,
                  standing=standing)
     if n is None: n = 50_000 if by_inception else 1000
-    check_whole(n, 10)
-    check_whole(standing, 0, 'standing')
-    check_whole(seed, -2**63, 'seed')
+    check_count('n', n, 10)
+    check_count('standing', standing, 0)
+    check_seed(seed)
     if reference and not Path(reference).exists(): check_output(reference)
     with _join_group(_run_device(run, device)) as device:
         r = _open_generator(run, device)

@@ -85,7 +85,7 @@ def refusals():
         ('batch', 'batch size must be from 1 to 12', dict(batch=16)),
         ('parts', 'accumulate must divide', dict(accumulate=3)),
         ('classes', 'has 2 classes', dict(n_classes=3)),
-        ('keep', 'keep must be at least 1', dict(keep=0)),
+        ('keep', 'keep must be a whole number, at least 1', dict(keep=0)),
         ('on_nan', 'on_nan is', dict(on_nan='go on')),
         ('tell', 'tell is called', dict(tell=None)),
         ('no weights', 'no Inception weights at nowhere', dict(weights='nowhere')),
@@ -115,16 +115,16 @@ def refusals():
         ('no weights', 'no Inception weights at nowhere', dict(weights='nowhere')),
         ('other weights', 'not a file of torch-fidelity', dict(weights='file')),
         ('cache', 'file is no folder', dict(cache='file')),
-        ('keep', 'keep must be at least 1', dict(keep=0)),
+        ('keep', 'keep must be a whole number, at least 1', dict(keep=0)),
         ('tell', 'tell is called', dict(tell=None)),
         ('samples', 'measuring 1000000000000 images needs', dict(samples=10**12))]:
         yield f'resume: {name}', message, partial(resume, **dict(folder='run', steps=4) | change)
     one = partial(sample_run, 'run', device='cpu')
     yield 'sample: class', 'no class c', partial(one, classes='c')
-    yield 'sample: n', 'n must be at least 1', partial(one, n=0)
+    yield 'sample: n', 'n must be a whole number, at least 1', partial(one, n=0)
     yield 'sample: too many', 'a picture of 2000000000 images needs', partial(one, n=10**9)
-    yield 'sample: beyond numbers', 'n must be below', partial(one, n=10**30)
-    yield 'sample: seed', 'seed must be below', partial(one, seed=2**64)
+    yield 'sample: beyond numbers', 'a picture of 2.* images needs', partial(one, n=10**30)
+    yield 'sample: seed', 'seed must be below 2', partial(one, seed=2**64)
     yield 'sample: folder', 'no folder a', partial(one, out='a/b.png')
     yield 'sample: over a folder', 'it is a folder', partial(one, out='pics')
     yield 'sample: no run', 'not a run folder', partial(sample_run, 'pics')
@@ -136,9 +136,9 @@ def refusals():
     yield 'explore: images', 'nowhere', partial(explore_run, 'run', images='nowhere', out='page.html')
     yield 'explore: folder', 'no folder a', partial(explore_run, 'run', out='a/page.html')
     measure = partial(evaluate_run, 'run', device='cpu')
-    yield 'eval: n', 'n must be at least 10', partial(measure, n=5)
+    yield 'eval: n', 'n must be a whole number, at least 10', partial(measure, n=5)
     yield 'eval: too many', 'measuring 1000000000000 images needs', partial(measure, n=10**12)
-    yield 'eval: standing', 'standing must be at least 0', partial(measure, standing=-1)
+    yield 'eval: standing', 'standing must be a whole number, at least 0', partial(measure, standing=-1)
     yield 'eval: data', 'no folder nowhere', partial(measure, data='nowhere')
     yield 'eval: classes', 'are not those of the run', partial(measure, data='digits')
     yield 'eval: weights', 'no Inception weights', partial(measure, weights='nowhere')
