@@ -74,6 +74,7 @@ def _read_evaluator(file, images):
     again = 'remove it together with what was measured by it'
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     try:
+        if not file.is_file(): raise ValueError('it is no file')
         kept = torch.load(file, weights_only=True)
         digest, found = kept.get('digest', images.digest), Evaluator(net, kept['name'], kept['held_out'])
         if digest == images.digest: net.load_state_dict(kept['net'])
