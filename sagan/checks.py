@@ -23,7 +23,7 @@ def _fits_dtype(t, like):
 
 def _on_same_device(t, like):
     "Is t where the weight is? The meta device stands for any"
-    return like is None or t.device == like.device or like.is_meta or t.is_meta
+    return t.device == like.device or like.is_meta or t.is_meta
 
 # %% ../nbs/library/47_checks.ipynb #61cc6042
 def _dtype_message(name, t, like):
@@ -45,7 +45,7 @@ def check_tensor(
     if len(given) != len(shape) or other:
         got = tuple(given) if isinstance(t, Tensor) else f"a {type(t).__name__}, not a tensor"
         raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {got}")
-    if not _on_same_device(t, like):
+    if like is not None and not _on_same_device(t, like):
         raise ValueError(f"{name} is on {t.device}, the weights are on {like.device}; "
                          "move one of them with .to(device)")
     if not _fits_dtype(t, like): raise ValueError(_dtype_message(name, t, like))

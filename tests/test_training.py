@@ -211,7 +211,7 @@ def test_names_of_the_figures():
 def test_images_are_checked(batch):
     x, _ = batch
     check_images(x)
-    shape = r'must be float images of shape \(B, 3, S, S\), got torch.float32 of shape \(16, 1, 32, 32\)'
+    shape = r'a batch of images must have shape \(B, 3, S, S\), got \(16, 1, 32, 32\)'
     with pytest.raises(ValueError, match=shape): check_images(x[:, :1])
     with pytest.raises(ValueError, match='got values from 0 to 1'): check_images((x + 1)/2)
     with pytest.raises(ValueError, match='got values from nan to nan'): check_images(x*torch.nan)
