@@ -95,6 +95,8 @@ def agreement_auc(
 
     Raises `ValueError` for fewer than 2 images, or scores that are not finite."""
     check_count('n, the number of images,', n, 2)
+    if named_twins(data, n=1, size=size) is None:
+        raise ValueError(f"data must be the name of twins, such as 'twins', got {data!r}")
     def draw(agree, exchange):
         return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
     if labeled is None: labeled = bool(getattr(D, 'n_classes', len(draw(True, False).classes)))

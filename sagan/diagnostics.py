@@ -104,7 +104,7 @@ def check_finite(
     images:Tensor|None=None, # Real images of the step, (B, 3, S, S)
     **networks, # All networks of the step by name, with the gradients of `player`
 ) -> bool: # Whether loss and gradients are finite and the optimiser may step
-    """Raise `NonFinite`, with its cause, when a loss or a gradient is not finite and no smaller scale can help
+    """Raise `NonFinite`, with its cause, when loss or gradients are not finite and no smaller scale can help
 
     Raises `ValueError` when there are no gradients."""
     gradients = [p.grad for p in networks[player].parameters() if p.grad is not None]

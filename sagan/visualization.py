@@ -154,6 +154,9 @@ def attention_figure(
 
     Raises `ValueError` if images and map do not fit, `IndexError` for a point outside the image."""
     check_maps(x, m)
+    for p in points or []:
+        if not isinstance(p, (tuple, list)) or len(p) != 2:
+            raise ValueError(f"a point is a pair (row, column) of pixels, got {p!r}")
     x, S = x.cpu(), x.shape[-1]
     queries = [points or spread_points(im) for im in x]
     # one map (h, w) for each point
