@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from torch import Tensor
 from .attention import SelfAttention
-from .checks import check_count
 from .data import named_twins, to_unit, twin_pairs
+from .inputs import check_count
 from .networks import ResidualBlock
 
 # %% ../nbs/library/35_agreement.ipynb #a15027f0

@@ -16,7 +16,7 @@ from types import MethodType
 from typing import Any
 from warnings import warn
 from torch import Tensor
-from .checks import check_count, check_tensor
+from .inputs import check_count, check_tensor
 from .kernels import fused_attention
 from .spectral import spectral_norm
 

@@ -13,7 +13,7 @@ import os, torch, torch.distributed as dist
 from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import nn, Tensor
-from .checks import check_count
+from .inputs import check_count
 
 # %% ../nbs/library/23_distributed.ipynb #23c1667f
 @contextmanager

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from warnings import warn
 from .agreement import twin_scores
-from .checks import check_count, check_tensor
 from .data import ImageFiles, Images, is_builtin, twin_colours
 from .distributed import all_gather
+from .inputs import check_count, check_tensor
 from sagan.references import (
     as_images, check_features, Evaluator, feature_statistics, kept_indices, measure_all, Reference,
     reference)

@@ -10,7 +10,7 @@ __all__ = ['d_hinge_loss', 'g_hinge_loss', 'd_acgan_loss', 'g_acgan_loss', 'ttur
 # %% ../nbs/05_losses.ipynb #571515ae
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
-from .checks import check_number
+from .inputs import check_number
 
 # %% ../nbs/05_losses.ipynb #32515341
 def _check_scores(**scores):

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from torch import Tensor
 from .attention import FORMS, resolve_form, SelfAttention
-from .checks import check_count, check_tensor
 from .conditioning import (
     AuxiliaryHead, BatchNorm2d, check_labels, ConditionalBatchNorm2d, ProjectionHead)
+from .inputs import check_count, check_tensor
 from .kernels import conv_pool, up_conv, upsample
 from .precision import no_autocast
 from .spectral import spectral_norm

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import Tensor
 from torch.nn.utils import parametrize
-from .checks import check_count, check_tensor
+from .inputs import check_count, check_tensor
 from .kernels import flatten_weight, from_memory_order, fused_quotient
 from .precision import autocast_dtype, no_autocast
 

@@ -11,7 +11,7 @@ __all__ = ['split_batch', 'score_together', 'd_step', 'frozen_weights', 'g_step'
 
 # %% ../nbs/06_training.ipynb #d96c93a8
 import math, time, torch, torch.nn as nn
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
@@ -27,13 +27,14 @@ from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import show_images
 from fastcore.foundation import L
-from .checks import check_count, check_number, check_tensor
+from .augmentation import diff_augment
 from .conditioning import check_labels, frozen_statistics
 from .config import check_groups, Config, for_size, preset
 from .data import MemoryLoader, to_bytes
 from .diagnostics import check_finite, NonFinite
 from .distributed import (
     all_gather, all_reduce_mean, broadcast_parameters, rank, shard, world_size)
+from .inputs import check_count, check_number, check_tensor
 from .kernels import compile_networks, keep_freed_memory
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
 from .networks import Discriminator, generate, Generator
@@ -96,6 +97,7 @@ def d_step(
     accumulate:int=1, # Parts to go through D one after the other; must divide B and B'
     # What the loss is multiplied by on its way back, for float16; changed by the step
     scale:LossScaler|None=None,
+    augment:Callable=nn.Identity(), # Changes images (B, 3, S, S), real and generated, before D
 ) -> Tensor: # (), the loss before the step
     """One update of D by equation 4, or by AC-GAN's loss with the auxiliary head
 
@@ -107,7 +109,7 @@ def d_step(
     means = []
     with cached_spectral_norm(G), cached_spectral_norm(D):
         with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)  # (B', 3, S, S)
-        for part in split_batch(accumulate, x, fake, y, y_fake):
+        for part in split_batch(accumulate, augment(x), augment(fake), y, y_fake):
             real, fakes, *classes = score_together(D, *part)  # scores, (B,) and (B',) of this part
             d_loss = d_acgan_loss if classes else d_hinge_loss
             loss = d_loss(real, fakes, *classes)/accumulate
@@ -141,6 +143,7 @@ def g_step(
     accumulate:int=1, # Parts to go through both networks one after the other; must divide B
     # What the loss is multiplied by on its way back, for float16; changed by the step
     scale:LossScaler|None=None,
+    augment:Callable=nn.Identity(), # Changes images (B, 3, S, S), differentiably, before D
 ) -> Tensor: # (), the loss before the step
     """One update of G by equation 4, or by AC-GAN's loss with the auxiliary head
 
@@ -153,7 +156,7 @@ def g_step(
         for i, (z_i, y_i) in enumerate(split_batch(accumulate, z, y)):
             # batch norm records the first part alone
             recording = nullcontext() if i == 0 else frozen_statistics(G)
-            with recording: out = D(G(z_i, y_i), y_i)
+            with recording: out = D(augment(G(z_i, y_i)), y_i)
             score, *classes = [o.float() for o in (out if isinstance(out, tuple) else (out,))]
             g_loss = g_acgan_loss if classes else g_hinge_loss
             loss = g_loss(score, *classes)/accumulate
@@ -339,6 +342,7 @@ class TrainingFigures(Callback):
 # %% ../nbs/06_training.ipynb #51f8adfe
 def check_images(
     x:Tensor, # A batch of training images, (B, 3, S, S)
+    scaled:bool=False, # Are they known to be scaled? Otherwise not all may be above 0
 ) -> None:
     "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
     check_tensor('a batch of images', x, ('B', 3, 'S', 'S'))
@@ -346,7 +350,7 @@ def check_images(
         raise ValueError("a batch of images must have shape (B, 3, S, S), square and at least one, "
                          f"got {tuple(x.shape)}")
     low, high = x.min().item(), x.max().item()
-    if not -1.01 <= low <= high <= 1.01 or low >= 0:
+    if not -1.01 <= low <= high <= 1.01 or (low >= 0 and not scaled):
         raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; "
                          "scale bytes with `to_unit`, or fastai batches with "
                          "Normalize.from_stats([.5]*3, [.5]*3)")
@@ -423,9 +427,9 @@ def _plain_batch(learn):
     x = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last)
     return x, y.as_subclass(Tensor)
 
-def _check_batch(x, y, cfg):
+def _check_batch(x, y, cfg, scaled):
     "Raise `ValueError` unless images and labels fit the configuration"
-    check_images(x)
+    check_images(x, scaled)
     if cfg.n_classes: check_labels(y.cpu(), cfg.n_classes, len(x))
 
 # %% ../nbs/06_training.ipynb #7f525671
@@ -479,7 +483,7 @@ class SAGANTrainer(TrainingFigures):
     def before_batch(self):
         "One step of training on the batch at hand"
         x, y = _plain_batch(self.learn)
-        if self.step == 0: _check_batch(x, y, self.cfg)
+        if self.step == 0: _check_batch(x, y, self.cfg, isinstance(self.dls.train, MemoryLoader))
         with self.autocast, _ends_trial(self): self._train_d(x, y)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
@@ -492,12 +496,14 @@ class SAGANTrainer(TrainingFigures):
         m, labels = self.model, y if self.cfg.n_classes else None
         self.learn.loss = self.d_loss = d_step(
             m.G, m.D, self.opt.opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng),
-            self.scores, self.cfg.accumulate, self.loss_scale)
+            self.scores, self.cfg.accumulate, self.loss_scale, self._augment)
 
     def _train_g(self, y):
         m = self.model
         self.g_loss = g_step(m.G, m.D, self.opt.opt.opt_g, *draw_inputs(y, self.cfg, self.rng),
-                             self.cfg.accumulate, self.loss_scale)
+                             self.cfg.accumulate, self.loss_scale, self._augment)
+
+    def _augment(self, x): return diff_augment(x, self.cfg.diffaug, self.rng)
 
     def after_train(self):
         "End the epoch, as there is nothing to validate"

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 from .attention import AttentionMap
-from .checks import check_count, check_tensor
 from .data import to_bytes
+from .inputs import check_count, check_tensor
 
 # %% ../nbs/08_visualization.ipynb #2c5c35c5
 def _picture(x):
@@ -317,9 +317,9 @@ def training_figure(
     steps = [r['step'] for r in records]
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
     for ax, (title, prefixes) in zip(axes, _PANELS):
-        for k in (k for k in records[0] if k.startswith(prefixes)):
+        for k in dict.fromkeys(k for r in records for k in r if k.startswith(prefixes)):
             label = {'d_loss': 'D', 'g_loss': 'G'}.get(k, k.split(' ', 1)[-1])
-            ax.plot(steps, [r[k] for r in records], label=label, lw=1.2)
+            ax.plot(steps, [r.get(k) for r in records], label=label, lw=1.2)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel('step')
         if ax.lines: ax.legend(fontsize=7)

@@ -5,8 +5,8 @@ import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from sagan.attention import (
-    FORMS, AttentionMap, SelfAttention, _cell_at, _projection, _record_inputs, _visible_keys, attend, attention_maps,
-    attention_weights, intervene, resolve_form)
+    FORMS, AttentionMap, SelfAttention, _cell_at, _projection, _record_inputs, _visible_keys, attend,
+    attention_maps, attention_weights, intervene, resolve_form)
 from sagan.kernels import fused_attention
 
 
