@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from .checkpoints import check_scores, explain_write_errors, read_config, Run
 from .config import Config
-from .inputs import check_count
 from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
 from .evaluation import score
+from .inputs import check_count
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
 from .references import Classifier, Evaluator, inception, Reference, train_evaluator
 from .storage import atomic_write, is_number, is_whole, read_json
