@@ -1,10 +1,11 @@
 "What the storage page does not show: failures while writing, stopped makers of a cache, ImageNet's size"
-import hashlib, json, os, resource, shutil, signal, subprocess, sys, time, warnings
+import errno, hashlib, json, os, resource, shutil, signal, subprocess, sys, time, warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from PIL import Image
+from safetensors.torch import save_file
 from sagan.data import folder
 from sagan.storage import (
     atomic_write, cache_folder, check_output, file_lock, MappedImages, open_append, Prefetcher, read_json,
@@ -161,6 +162,30 @@ def test_a_lock_dies_with_its_owner(tmp_path):
     finally: owner.kill()
     owner.communicate()
     with file_lock(tmp_path): pass
+
+
+@pytest.mark.parametrize('write', [
+    lambda file: file.write_bytes(bytes(9000)), lambda file: torch.save(torch.zeros(9000), file),
+    lambda file: save_file(dict(a=torch.zeros(9000)), file),
+    lambda file: Image.effect_noise((200, 200), 99).save(file, format='png')])
+def test_a_file_that_does_not_fit(tmp_path, write):
+    "One sentence from every library, the old file, and nothing beside it; here no file may grow beyond 3,000 bytes"
+    (tmp_path/'a').write_text('old')
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r'/a cannot be written: .* \([0-9.]+ MB are free in .*\)$'):
+            with atomic_write(tmp_path/'a') as new: write(new)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path/'a').read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+def test_a_folder_where_nothing_may_be_made(tmp_path, monkeypatch):
+    "In a sentence; root may write everywhere, so the system's refusal is played"
+    (tmp_path/'a').write_text('old')
+    def refuse(path, mode=0): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    monkeypatch.setattr(Path, 'mkdir', refuse)
+    with pytest.raises(PermissionError, match='/a cannot be written: Permission denied$'): write_json(tmp_path/'a', 1)
 
 
 # Images in a file
