@@ -28,6 +28,7 @@ try:
     from typing import Annotated, Any
     from fastcore.docments import docments
     from fastcore.script import call_parse
+    from sagan.checks import explain_memory
     from sagan.config import Config
     from sagan.deprecated import deprecated_names
     from sagan.recording import Interrupted
@@ -47,9 +48,10 @@ def plain_errors(
     """Turn errors that the user can mend, and Ctrl-C, into one sentence on standard error and exit status 1
 
     A training that SIGTERM has stopped ends well, with a line on standard output. Raises `SystemExit`."""
-    try: yield
+    try:
+        with explain_memory('what was asked for'): yield
     # without fastai's line on where it came from
-    except (ValueError, OSError, FloatingPointError) as e: message = str(e).rsplit('\n\t', 1)[-1]
+    except (ValueError, OSError, FloatingPointError, MemoryError) as e: message = str(e).rsplit('\n\t', 1)[-1]
     except Interrupted as e:
         message = str(e)
         if e.signal == 'SIGTERM':
@@ -57,6 +59,7 @@ def plain_errors(
             return
     except KeyboardInterrupt: message = 'interrupted'
     else: return
+    if len(message) > 1200: message = f'{message[:600]} ... {message[-600:]}'
     print(f'{command}: {message}', file=sys.stderr)
     raise SystemExit(1)
 

@@ -320,7 +320,7 @@ def _check_source(ds, columns):
         raise ValueError(f"this data set has the splits {', '.join(map(str, ds))}; give one of them, such as "
                          f"ds[{next(iter(ds), 'train')!r}]")
     if not hasattr(ds, '__len__') or not hasattr(ds, '__getitem__'):
-        raise ValueError("this data set is streamed: it has no length, or no numbered items; load it without "
+        raise ValueError("this data set is streamed and has no length, or no numbered items; load it without "
                          "streaming=True or a DataLoader, or save its images to a folder")
     if not len(ds): raise ValueError("the data set has no images")
     for c in columns if hasattr(ds, 'column_names') else ():
@@ -334,7 +334,7 @@ def _class_names(ds, label):
     if label is None: return []
     named = ds.features[label] if hasattr(ds, 'column_names') else ds
     names = getattr(named, 'names' if hasattr(ds, 'column_names') else 'classes', None)
-    return None if names is None else [str(c) for c in names]
+    return [str(c) for c in names] if hasattr(names, '__iter__') else None
 
 def _take_apart(item, columns):
     "Image and label of an item of a data set, None for no label; raises `ValueError` for a missing column"

@@ -178,12 +178,12 @@ def _scan(path, inside, unread):
 
 # %% ../nbs/library/44_images.ipynb #2060abb2
 def _count_nested(path, inside, unread):
-    "Count the files in a folder within a class, but not those behind links, which may lead in a circle"
+    "Count the files in a folder within a class; a link, which may lead in a circle, counts as one"
+    kind = 'in folders within a class'
+    if (path/inside).is_symlink(): return unread.add(kind, inside)
     for at, _, names in os.walk(path/inside):
         names = sorted(n for n in names if not n.startswith('.'))
-        if not names: continue
-        first = os.path.relpath(os.path.join(at, names[0]), path)
-        unread.add('in folders within a class', first, len(names))
+        if names: unread.add(kind, os.path.relpath(os.path.join(at, names[0]), path), len(names))
 
 # %% ../nbs/library/44_images.ipynb #565a60dd
 def _list_classes(path, subfolders, unread):

@@ -205,16 +205,19 @@ def report_pictures(
 
 # %% ../nbs/library/36_reports.ipynb #6e558aef
 def summarize_run(
-    run:Run, # A run with at least one record
+    run:Run, # A finished run
     images:Images, # What it was trained on
 ) -> str: # Two or three sentences
     "A finished run in words"
-    last, best, size = run.records[-1], best_record(run.records), run.cfg.size
-    g_loss = 'none yet' if last['g_loss'] is None else f"{last['g_loss']:.2f}"
+    last, best, size = run.records[-1] if run.records else {}, best_record(run.records), run.cfg.size
+    def figure(k, spec): return 'none yet' if last[k] is None else format(last[k], spec)
     text = (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of "
-            f"{images.name} at {size}x{size} pixels, in {last['seconds']:.0f} seconds "
-            f"({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, "
-            f"generator loss {g_loss}.")
+            f"{images.name} at {size}x{size} pixels")
+    if {'seconds', 'images_per_s', 'd_loss', 'g_loss'} <= last.keys():
+        text += (f", in {figure('seconds', '.0f')} seconds ({figure('images_per_s', '.0f')} images per "
+                 f"second). Last discriminator loss {figure('d_loss', '.2f')}, generator loss "
+                 f"{figure('g_loss', '.2f')}.")
+    else: text += '. The figures of its last step are not in its log.'
     if best:
         text += (f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; "
                  f"{best['evaluator']}; {best['reference']}).")
