@@ -191,7 +191,8 @@ def test_exploring(run, tmp_path):
         return 0
     with patch('sagan.reports._serve', serve): assert explore_run('digits', tell=silent) is None
     assert str(shipped('digits').resolve()) in opened[0]
-    with patch('sagan.reports._serve', lambda module, file: 3), pytest.raises(OSError, match='ended with status 3'): explore_run('digits', tell=silent)
+    with patch('sagan.reports._serve', lambda module, file: 3):
+        with pytest.raises(OSError, match='ended with status 3'): explore_run('digits', tell=silent)
     assert len(explorer_page(load_run(shipped('twins'))).header['images']) == 8
 
 
