@@ -213,7 +213,8 @@ def _difference(there, here):
     return next(differences, None)
 
 # %% ../nbs/library/39_runner.ipynb #26057a40
-_WRITTEN = 'table.csv', 'table.md', 'curves.png', 'samples.png', 'report.html'
+_FILES = ('experiment.json', 'evaluator.pt', 'reference.safetensors', 'table.csv', 'table.md', 'curves.png',
+          'samples.png', 'report.html')
 
 def _refuse_other(folder, difference):
     "Raise `ValueError` for a folder of another experiment"
@@ -230,7 +231,7 @@ def _check_folder(folder, settings):
         raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
     there = read_settings(folder)
     if difference := _difference(there, settings): _refuse_other(folder, difference)
-    for name in ('experiment.json', *_WRITTEN): check_output(folder/name)
+    for name in _FILES: check_output(folder/name)
     return there
 
 # %% ../nbs/library/39_runner.ipynb #577c46cd
