@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from .checkpoints import check_scores, explain_write_errors, read_config, Run
 from .config import Config
-from .inputs import check_count
 from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
 from .evaluation import score
+from .inputs import check_count
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
 from .references import Classifier, Evaluator, inception, Reference, train_evaluator
 from .storage import atomic_write, is_number, is_whole, read_json
@@ -74,6 +74,7 @@ def _read_evaluator(file, images):
     again = 'remove it together with what was measured by it'
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     try:
+        if not file.is_file(): raise ValueError('it is no file')
         kept = torch.load(file, weights_only=True)
         digest, found = kept.get('digest', images.digest), Evaluator(net, kept['name'], kept['held_out'])
         if digest == images.digest: net.load_state_dict(kept['net'])
