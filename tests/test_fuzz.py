@@ -106,7 +106,7 @@ def check(call, *args, **kw):
     assert not [p for p in after if p.name.endswith('.new')]
     if status == 1:
         *_, sentence = re.split(r'^(?:sagan-\w+|share): ', said.strip(), flags=re.M)
-        assert 10 < len(sentence) <= 600 or WORK.begun, said
+        assert 10 < len(sentence) <= 1300 or WORK.begun, said
     if status and not WORK.begun:
         changed = {str(p) for p in before.keys() | after.keys() if before.get(p, 0) != after.get(p, 0)}
         assert not changed, (changed, said)

@@ -3,7 +3,6 @@ bit for bit that of one that was never stopped, with no temporary file and no pr
 
 CI tries a few moments, always the same. SAGAN_KILLS=100 tries 100 of each kind, and disks of 20 sizes."""
 import csv, json, os, random, shutil, subprocess, time
-from pathlib import Path
 import pytest, torch
 from forked import die_at, forked, leave_nothing_running, running
 from safetensors import safe_open
