@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 from torch import Tensor
-from .storage import atomic_write, file_lock, is_number, is_whole, json_text, parse_json, write_json
+from .storage import (
+    atomic_write, file_lock, is_number, is_whole, json_text, parse_json, read_bytes, write_json)
 from .config import Config
 from .distributed import world_size
 from .precision import fastest_dtype, LossScaler
@@ -238,13 +239,12 @@ class DamagedState(ValueError):
         return (f"{self.path} is not a whole training state, it may be truncated ({self.reason}); remove it "
                 "to start again")
 
-def _explain_damage(path, e):
-    "`DamagedState` for an error of reading a state; raises those again that say nothing about the file"
+def _damage(path, e):
+    "What an error of reading a state says of it; raises the error again if it says nothing about the file"
     if isinstance(e, (FileNotFoundError, PermissionError, MemoryError, torch.cuda.OutOfMemoryError)): raise e
     if "can't allocate memory" in str(e): raise e
     reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
-    kind = '' if type(e) is ValueError else f'{type(e).__name__}: '
-    return DamagedState(path, kind + (reason[0][:200] if reason else ''))
+    return ('' if type(e) is ValueError else f'{type(e).__name__}: ') + (reason[0][:200] if reason else '')
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6b78cd5
 _PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=str, draws=Tensor,
@@ -278,6 +278,7 @@ def read_state(
     "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
     path = Path(path)
     try:
+        if path.exists() and not path.is_file(): raise ValueError('it is not a file')
         with zipfile.ZipFile(path) as z:
             # torch.load looks at neither
             if name := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {name}')
@@ -285,7 +286,7 @@ def read_state(
         state = torch.load(path, map_location=device, weights_only=True)
         _check_parts(path, state)
         state['config'] = _saved_config(state['config'])
-    except Exception as e: raise _explain_damage(path, e) from None
+    except Exception as e: raise DamagedState(path, _damage(path, e)) from None
     return state
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
@@ -353,7 +354,7 @@ def restore_state(
     learn.model.to(learn.dls.device)  # where fastai would move it in a fit
     _check_state(path, state, learn.model.cfg, next(learn.model.parameters()).device, tell)
     try: _put(learn, state, draws)
-    except Exception as e: raise _explain_damage(path, e) from None
+    except Exception as e: raise DamagedState(path, _damage(path, e)) from None
 
 def load_state(
     path:str|Path, # File that `save_state` wrote
@@ -510,10 +511,8 @@ def read_log(
 ) -> list[dict]: # One dictionary per record, in the order of steps
     "Read `log.jsonl`, which may not be there yet; raises `ValueError` if it is no file"
     log = Path(folder)/'log.jsonl'
-    if not log.is_file():
-        if log.exists(): raise ValueError(f"{log} is damaged: it is not a file")
-        return []
-    records, faults = _parse_log(log.read_bytes().split(b'\n'))
+    if not log.exists(): return []
+    records, faults = _parse_log(read_bytes(log).split(b'\n'))
     more = f'; and {len(faults) - 1} more' if len(faults) > 1 else ''
     if faults: tell(f"{log}: {faults[0][:300]}{more}")
     return [records[step] for step in sorted(records)]
@@ -570,7 +569,7 @@ def _load_model(path, cfg, device):
     state = read_state(path)
     _check_config(path, cfg, asdict(state['config']))
     try: return build_model(cfg, state['model'], 'it', device), state['step']
-    except Exception as e: raise _explain_damage(path, e) from None
+    except Exception as e: raise DamagedState(path, _damage(path, e)) from None
 
 def weights_step(
     folder:str|Path, # A run folder

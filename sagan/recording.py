@@ -172,10 +172,10 @@ def save(self:RunWriter) -> None:
     if rank(): return
     file = state_file(self.folder, step)
     file.parent.mkdir(exist_ok=True)
-    save_state(file, self.learn, dict(data=self.data_description))
-    save_weights(self.folder/'weights.safetensors', self.model, step)
     if (log := self.folder/'log.jsonl').exists():
         with open_append(log) as f: os.fsync(f.fileno())  # not older than the state
+    save_state(file, self.learn, dict(data=self.data_description))
+    save_weights(self.folder/'weights.safetensors', self.model, step)
     _remove_old_states(self.folder, self.keep, self.best)
 
 # %% ../nbs/library/34_recording.ipynb #35402904
@@ -293,7 +293,8 @@ def restore_newest(
         try:
             state = _read_run_state(f)
             _check_data(folder, state['notes'], learn.dls.train.dataset)
-            return restore_state(f, state, learn, tell=tell)
+            restore_state(f, state, learn, tell=tell)
+            return
         except DamagedState as e:
             tell(f"{f} is not a whole training state ({e.reason}); the one before it is taken")
     raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "
@@ -303,12 +304,14 @@ def settle_run(
     folder:str|Path, # A run folder
     learn:Learner, # A learner in one of its states
     tell=print, # Is given a sentence if the log has spoiled lines
+    keep:int|None=None, # Training states to keep besides the best, None for all
 ) -> None:
     "Make a run folder end with the step of a learner: with its weights, and with nothing of later steps"
     step = learn.sagan_trainer.step
     if rank() == 0 and weights_step(folder) != step:
         save_weights(Path(folder)/'weights.safetensors', learn.model, step)
     truncate_run(folder, step, tell)
+    if rank() == 0 and keep: _remove_old_states(folder, keep, best_record(read_log(folder)))
 
 def resume(
     folder:str|Path, # A run folder
