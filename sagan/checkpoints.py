@@ -7,8 +7,8 @@ Docs: https://sagan-gan.github.io/sagan/library/checkpoints.html.md"""
 # %% auto #0
 __all__ = ['tensor_bytes', 'explain_write_errors', 'save_weights', 'fill_model', 'check_device', 'meta_model', 'is_small',
            'build_model', 'load_weights', 'save_state', 'DamagedState', 'read_state', 'restore_state', 'load_state',
-           'write_config', 'create_run', 'read_config', 'check_scores', 'read_log', 'best_record', 'step_files',
-           'states', 'state_file', 'file_step', 'weights_step', 'load_newest', 'load_best', 'Run']
+           'write_config', 'create_run', 'read_config', 'step_files', 'states', 'state_file', 'file_step',
+           'weights_step', 'load_newest', 'load_best', 'Run']
 
 # %% ../nbs/library/33_checkpoints.ipynb #616f71b2
 import re, shutil, torch
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 from torch import Tensor
-from .storage import (
-    atomic_write, file_lock, is_number, is_whole, json_text, parse_json, read_bytes, write_json)
+from .storage import atomic_write, file_lock, is_number, is_whole, json_text, parse_json, write_json
 from .config import Config
 from .distributed import world_size
 from .precision import fastest_dtype, LossScaler
+# the last two for code that imports them from here
+from .records import best_record, check_scores, read_log
 from .training import SAGAN
 
 # %% ../nbs/library/33_checkpoints.ipynb #36d95c2d
@@ -277,8 +278,8 @@ def read_state(
 ) -> dict: # The state, with its tensors and its `Config`
     "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
     path = Path(path)
+    if path.exists() and not path.is_file(): raise DamagedState(path, 'it is not a file')
     try:
-        if path.exists() and not path.is_file(): raise ValueError('it is not a file')
         with zipfile.ZipFile(path) as z:
             # torch.load looks at neither
             if name := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {name}')
@@ -459,81 +460,6 @@ def read_config(
         _check_saved_options(options)
     except ValueError as e: raise ValueError(f"{file} is damaged: {e}") from None
     return cfg, classes, options
-
-# %% ../nbs/library/33_checkpoints.ipynb #d4dd90e1
-_SCORES = ('inception_score', 'inception_spread', 'kid', 'precision', 'recall', 'accuracy', 'intra_fid',
-           'diversity', 'observed', 'luck', 'kappa', 'kappa_error', 'd_auc', 'd_auc_error', 'd_auc_gamma0')
-
-def check_scores(
-    s:dict, # Scores, from a log or by `sagan-eval`
-) -> None:
-    "Raises `ValueError` if they lack a number, or a name that says what they are, or have text for a number"
-    if not isinstance(s, dict): raise ValueError(f"scores are a dictionary, got {s!r}")
-    def is_text(v): return isinstance(v, str)
-    def is_score(v): return v is None or is_number(v)
-    wanted = dict(fid=is_number, step=is_whole, samples=is_whole, evaluator=is_text, reference=is_text)
-    for k, fits in (wanted | {k: is_score for k in _SCORES if k in s}).items():
-        if not fits(s.get(k)):
-            raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
-
-# %% ../nbs/library/33_checkpoints.ipynb #a8e9c474
-_NUMBERS = ('d_loss', 'g_loss', 'd_real', 'd_fake', 'images_per_s', 'loss_scale', 'lr_g', 'lr_d', 'seconds',
-            'diversity')
-
-def _check_record(r):
-    "Raise `ValueError` for something that is no record of a step"
-    if not isinstance(r, dict) or not is_whole(r.get('step')): raise ValueError('it is no record of a step')
-    for k, v in r.items():
-        number = k in _NUMBERS or k.startswith(('gamma ', 'sigma '))
-        if number and v is not None and not is_number(v): raise ValueError(f"{k} is {v!r}")
-        if k in ('signs', 'warnings') and not (isinstance(v, list) and all(isinstance(w, str) for w in v)):
-            raise ValueError(f"{k} are {v!r}")
-    if r.get('fid') is not None: check_scores(r)
-
-def _parse_log(lines):
-    "{step: record} of the lines of a log, and a sentence on each line that is spoiled or repeats a step"
-    records, faults = {}, []
-    for i, line in enumerate(lines, 1):
-        try:
-            r = parse_json(line)
-            _check_record(r)
-        except ValueError as e:
-            if line.strip() and i < len(lines): faults.append(f"line {i} is spoiled and left out ({e})")
-            continue
-        if r['step'] in records: faults.append(f"line {i} repeats step {r['step']} and counts")
-        records[r['step']] = r
-    return records, faults
-
-# %% ../nbs/library/33_checkpoints.ipynb #63540580
-def read_log(
-    folder:str|Path, # A run folder
-    tell:Callable=warn, # Is given a sentence if lines are spoiled or repeated
-) -> list[dict]: # One dictionary per record, in the order of steps
-    "Read `log.jsonl`, which may not be there yet; raises `ValueError` if it is no file"
-    log = Path(folder)/'log.jsonl'
-    if not log.exists(): return []
-    records, faults = _parse_log(read_bytes(log).split(b'\n'))
-    more = f'; and {len(faults) - 1} more' if len(faults) > 1 else ''
-    if faults: tell(f"{log}: {faults[0][:300]}{more}")
-    return [records[step] for step in sorted(records)]
-
-# %% ../nbs/library/33_checkpoints.ipynb #c6f3d0a1
-def _measured_alike(a, b):
-    "Were two records measured by the same evaluator, on as many samples, against the same images?"
-    def plain(text): return re.sub(r' images of .*(?= \(| at seed )', ' images', text)  # without a path
-    if 'digest' in a and 'digest' in b and a['digest'] != b['digest']: return False
-    same = (plain(a[k]) == plain(b[k]) for k in ('evaluator', 'reference'))
-    return a['samples'] == b['samples'] and all(same)
-
-def best_record(
-    records:list[dict], # From `read_log`
-) -> dict|None: # The record with the lowest FID, None if nothing was measured
-    """The best measurement, among those that were made like the last one
-
-    Where the images lay does not matter; their digest does, if both records have one."""
-    measured = [r for r in records if r.get('fid') is not None]
-    alike = (r for r in measured if _measured_alike(r, measured[-1]))
-    return min(alike, key=lambda r: r['fid'], default=None)
 
 # %% ../nbs/library/33_checkpoints.ipynb #0c35d9a0
 def step_files(

@@ -19,13 +19,14 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from .checkpoints import (
-    best_record, DamagedState, explain_write_errors, file_step, load_state, read_log, read_state,
-    restore_state, save_state, save_weights, state_file, states, step_files, tensor_bytes, weights_step)
+    DamagedState, explain_write_errors, file_step, load_state, read_state, restore_state, save_state,
+    save_weights, state_file, states, step_files, tensor_bytes, weights_step)
 from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
 from .networks import generate
+from .records import best_record, read_log
 from .spectral import sigmas
 from .storage import atomic_write, json_text, open_append, write_json
 from .training import SAGANTrainer
