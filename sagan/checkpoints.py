@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/library/checkpoints.html.md"""
 # %% auto #0
 __all__ = ['tensor_bytes', 'explain_write_errors', 'save_weights', 'fill_model', 'check_device', 'meta_model', 'is_small',
            'build_model', 'load_weights', 'save_state', 'DamagedState', 'read_state', 'restore_state', 'load_state',
-           'write_config', 'create_run', 'read_config', 'step_files', 'states', 'state_file', 'file_step',
+           'step_files', 'states', 'state_file', 'file_step', 'write_config', 'read_config', 'create_run',
            'weights_step', 'load_newest', 'load_best', 'Run']
 
 # %% ../nbs/library/33_checkpoints.ipynb #616f71b2
@@ -364,6 +364,34 @@ def load_state(
     restore_state(path, state, learn, draws, tell)
     return state['notes']
 
+# %% ../nbs/library/33_checkpoints.ipynb #0c35d9a0
+def step_files(
+    folder:str|Path, # A folder, such as `samples` in a run folder
+    suffix:str, # Ending of the files, such as '.png'
+) -> list[Path]: # Oldest first; empty if there is no such folder
+    "The files of a folder that are named by their step; others are none of ours"
+    found = (f for f in Path(folder).glob(f'step-*{suffix}') if re.fullmatch('step-[0-9]{7,18}', f.stem))
+    return sorted((f for f in found if f.is_file()), key=file_step)
+
+def states(
+    folder:str|Path, # A run folder
+) -> list[Path]: # Oldest first
+    "The training states that a run folder holds"
+    return step_files(Path(folder)/'states', '.pt')
+
+def state_file(
+    folder:str|Path, # A run folder
+    step:int, # Discriminator steps done
+) -> Path: # `states/step-0000100.pt` for step 100
+    "Where a run folder keeps the training state of a step"
+    return Path(folder)/'states'/f'step-{step:07d}.pt'
+
+def file_step(
+    path:str|Path, # A training state or a sample grid, such as `states/step-0000100.pt`
+) -> int: # Discriminator steps done, 100 for `step-0000100`
+    "The step in the name of a file"
+    return int(Path(path).stem.removeprefix('step-'))
+
 # %% ../nbs/library/33_checkpoints.ipynb #7f76e546
 def write_config(
     folder:Path, # Run folder
@@ -374,46 +402,6 @@ def write_config(
     "Write `config.json`; raises `OSError` if it cannot"
     content = dict(config=asdict(cfg), classes=list(classes), options=options)
     with explain_write_errors(folder/'config.json'): write_json(folder/'config.json', content)
-
-# %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
-# what a run has before its first checkpoint
-_FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states', 'log.jsonl'}
-
-def _never_began(folder):
-    "Is it the folder of a run that was killed before its first checkpoint?"
-    names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
-    if 'config.json' not in names or not names <= _FIRST or states(folder): return False
-    try: return bool(read_config(folder))
-    except ValueError: return False
-
-def _check_empty(folder):
-    "Raise `FileExistsError` for a folder with something in it, unless its run never began"
-    if not folder.exists(): return
-    if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
-    if folder.is_dir() and _never_began(folder): return
-    content = 'a run' if (folder/'config.json').exists() else 'other files'
-    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
-                          "or go on with a run of it by --resume")
-
-def create_run(
-    folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
-    cfg:Config, # Configuration of the run
-    classes:Sequence[str], # Class names, empty if unconditional
-    options:dict|None=None, # What else it was asked for
-) -> Path: # The folder
-    """Start a run folder with its `config.json`
-
-    Raises `FileExistsError` if there is something in it, `BlockingIOError` if another process is at it."""
-    folder = Path(folder)
-    _check_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder):
-        _check_empty(folder)
-        for name in _FIRST - {'config.json'}:
-            if (folder/name).is_dir(): shutil.rmtree(folder/name)
-            else: (folder/name).unlink(missing_ok=True)
-        write_config(folder, cfg, classes, options or {})
-    return folder
 
 # %% ../nbs/library/33_checkpoints.ipynb #ccb6e750
 def _check_classes(classes, cfg):
@@ -457,33 +445,45 @@ def read_config(
     except ValueError as e: raise ValueError(f"{file} is damaged: {e}") from None
     return cfg, classes, options
 
-# %% ../nbs/library/33_checkpoints.ipynb #0c35d9a0
-def step_files(
-    folder:str|Path, # A folder, such as `samples` in a run folder
-    suffix:str, # Ending of the files, such as '.png'
-) -> list[Path]: # Oldest first; empty if there is no such folder
-    "The files of a folder that are named by their step; others are none of ours"
-    found = (f for f in Path(folder).glob(f'step-*{suffix}') if re.fullmatch('step-[0-9]{7,18}', f.stem))
-    return sorted((f for f in found if f.is_file()), key=file_step)
+# %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
+# what a run has before its first checkpoint
+_FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states'}
 
-def states(
-    folder:str|Path, # A run folder
-) -> list[Path]: # Oldest first
-    "The training states that a run folder holds"
-    return step_files(Path(folder)/'states', '.pt')
+def _never_began(folder):
+    "Is it the folder of a run that was killed before its first checkpoint?"
+    names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
+    if 'config.json' not in names or not names <= _FIRST or states(folder): return False
+    try: return bool(read_config(folder))
+    except ValueError: return False
 
-def state_file(
-    folder:str|Path, # A run folder
-    step:int, # Discriminator steps done
-) -> Path: # `states/step-0000100.pt` for step 100
-    "Where a run folder keeps the training state of a step"
-    return Path(folder)/'states'/f'step-{step:07d}.pt'
+def _check_empty(folder):
+    "Raise `FileExistsError` for a folder with something in it, unless its run never began"
+    if not folder.exists(): return
+    if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
+    if folder.is_dir() and _never_began(folder): return
+    content = 'a run' if (folder/'config.json').exists() else 'other files'
+    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
+                          "or go on with a run of it by --resume")
 
-def file_step(
-    path:str|Path, # A training state or a sample grid, such as `states/step-0000100.pt`
-) -> int: # Discriminator steps done, 100 for `step-0000100`
-    "The step in the name of a file"
-    return int(Path(path).stem.removeprefix('step-'))
+def create_run(
+    folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
+    cfg:Config, # Configuration of the run
+    classes:Sequence[str], # Class names, empty if unconditional
+    options:dict|None=None, # What else it was asked for
+) -> Path: # The folder
+    """Start a run folder with its `config.json`
+
+    Raises `FileExistsError` if there is something in it, `BlockingIOError` if another process is at it."""
+    folder = Path(folder)
+    _check_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder):
+        _check_empty(folder)
+        for name in _FIRST - {'config.json'}:
+            if (folder/name).is_dir(): shutil.rmtree(folder/name)
+            else: (folder/name).unlink(missing_ok=True)
+        write_config(folder, cfg, classes, options or {})
+    return folder
 
 # %% ../nbs/library/33_checkpoints.ipynb #7361ab62
 def _load_model(path, cfg, device):
