@@ -28,6 +28,7 @@ from .importing import *
 from .kernels import *
 from .losses import *
 from .measuring import *
+from .names import *
 from .networks import *
 from .precision import *
 from .recording import *
@@ -44,9 +45,9 @@ from .visualization import *
 _modules = [
     sagan.agreement, sagan.attention, sagan.checkpoints, sagan.conditioning, sagan.config, sagan.data,
     sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
-    sagan.importing, sagan.kernels, sagan.losses, sagan.measuring, sagan.networks, sagan.precision,
-    sagan.recording, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral,
-    sagan.storage, sagan.training, sagan.visualization]
+    sagan.importing, sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks,
+    sagan.precision, sagan.recording, sagan.references, sagan.reports, sagan.runner, sagan.runs,
+    sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

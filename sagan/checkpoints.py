@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from torch import Tensor
+from .names import encodable
 from .storage import atomic_write, file_lock, json_text, parse_json, write_json
 from .config import Config
 from .precision import LossScaler
@@ -287,7 +288,7 @@ def read_config(
         saved = parse_json(file.read_bytes())
         cfg, classes = Config().change(**saved['config']), saved['classes']
         _check_classes(classes, cfg)
-        return cfg, classes, dict(saved.get('options', {}))
+        return cfg, [encodable(c) for c in classes], dict(saved.get('options', {}))
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ValueError(f"{file} is damaged: {type(e).__name__} {e}")
 

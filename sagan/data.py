@@ -27,6 +27,7 @@ from fastprogress import progress_bar
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
+from .names import encodable, figure_label, listed, readable
 from .storage import cached_images, MappedImages, Prefetcher, take_images
 
 # %% ../nbs/library/21_data.ipynb #907c01d5
@@ -239,7 +240,7 @@ def _list_classes(path, subfolders):
     if empty:
         first = path/empty[0]
         hint = f" (did you mean {first}?)" if any(p.is_dir() for p in first.iterdir()) else ''
-        raise ValueError(f"class without images in {path}: {', '.join(empty[:10])}; add images, or remove "
+        raise ValueError(f"class without images in {path}: {listed(empty)}; add images, or remove "
                          f"the subfolder{hint}")
     return per_class
 
@@ -265,7 +266,8 @@ def list_images(
     per_class = _list_classes(path, subfolders)
     counts = torch.tensor([len(names) for names in per_class.values()])  # (classes,)
     names = [f'{c}/{n}' for c, names in per_class.items() for n in names]
-    return names, torch.arange(len(counts)).repeat_interleave(counts), list(per_class)
+    classes = [encodable(c) for c in per_class]
+    return names, torch.arange(len(counts)).repeat_interleave(counts), classes
 
 # %% ../nbs/library/21_data.ipynb #60500c76
 FITTED = 'central square, Pillow bicubic'  # what `ImageOps.fit` does
@@ -317,7 +319,7 @@ def _decode_to_memory(path, names, size):
 # %% ../nbs/library/21_data.ipynb #ed355582
 def _report_unreadable(path, names, bad, skip_bad):
     "Raise `ValueError` naming the bad files, or warn with their names if they may be left out"
-    reasons = [f'{name} ({reason})' for name, reason in list(bad.items())[:10]]
+    reasons = [f'{readable(name)} ({readable(reason, 200)})' for name, reason in list(bad.items())[:10]]
     message = (f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(reasons)}"
                + ('; ...' if len(bad) > 10 else ''))
     if skip_bad and len(bad) < len(names): return warn(message + '. They are left out')
@@ -348,9 +350,9 @@ def folder(
         y = y[[n not in bad for n in names]]
     lost = [c for c, n in zip(classes, torch.bincount(y, minlength=len(classes))) if not n]
     if lost:
-        raise ValueError(f"class without readable images in {path}: {', '.join(lost)}; repair its images, or "
+        raise ValueError(f"class without readable images in {path}: {listed(lost)}; repair its images, or "
                          "remove the subfolder")
-    return Images(MappedImages(x, size) if in_file else x, y, classes, str(path), FITTED)
+    return Images(MappedImages(x, size) if in_file else x, y, classes, encodable(str(path)), FITTED)
 
 # %% ../nbs/library/21_data.ipynb #5d378d45
 class ImageFiles:
@@ -360,7 +362,7 @@ class ImageFiles:
         size:int=128, # Pixels of a side after cropping and resizing
     ):
         check_size(size)
-        self.path, self.size, self.name, self.interpolation = Path(path), size, str(path), FITTED
+        self.path, self.size, self.name, self.interpolation = Path(path), size, encodable(str(path)), FITTED
         self.files, self.y, self.classes = list_images(self.path)  # names; (n,)
 
     def __len__(self): return len(self.files)
@@ -420,7 +422,7 @@ def from_dataset(
         y.append(int(label))
     if classes is None: classes = range(max(y) + 1)
     name = getattr(getattr(ds, 'info', None), 'dataset_name', None) or type(ds).__name__
-    return Images(torch.stack(x), torch.tensor(y), [str(c) for c in classes], name, FITTED)
+    return Images(torch.stack(x), torch.tensor(y), [encodable(str(c)) for c in classes], name, FITTED)
 
 # %% ../nbs/library/21_data.ipynb #4cbd6882
 def _draw_batch(rng, order, n, images, flip):
@@ -449,7 +451,8 @@ def _show_batch(
 ) -> None:
     "Draw images of the batch that comes next, without taking it, with the names of their classes"
     x, y = self.one_batch()                                                   # (B, 3, S, S), (B,)
-    names = [self.dataset.classes[c] for c in y[:max_n]] if self.dataset.classes else None
+    classes = self.dataset.classes
+    names = [figure_label(classes[c]) for c in y[:max_n]] if classes else None
     show_images(to_bytes(x[:max_n]), nrows, titles=names, imsize=imsize, **kwargs)
 
 # %% ../nbs/library/21_data.ipynb #43870b88

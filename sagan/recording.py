@@ -25,6 +25,7 @@ from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
+from .names import say
 from .networks import generate
 from .spectral import sigmas
 from .storage import atomic_write, json_text, write_json
@@ -103,7 +104,7 @@ class RunWriter(Callback):
         measure_every:int=0, # Steps between two measurements, 0 for none
         # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
         measure=None,
-        tell=print, # Is given each line of text
+        tell=say, # Is given each line of text
     ):
         self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
         self.log_every, self.save_every = log_every, save_every
@@ -175,7 +176,7 @@ def save(self:RunWriter) -> None:
     save_state(file, self.learn, dict(data=self.data_description))
     save_weights(self.folder/'weights.safetensors', self.model, step)
     if (log := self.folder/'log.jsonl').exists():
-        with open(log, 'a') as f: os.fsync(f.fileno())  # not older than the state
+        with open(log, 'ab') as f: os.fsync(f.fileno())  # not older than the state
     _remove_old_states(self.folder, self.keep, self.best)
 
 # %% ../nbs/library/34_recording.ipynb #35402904
@@ -276,7 +277,7 @@ def _check_data(folder, notes, images):
 def resume(
     folder:str|Path, # A run folder
     learn:Learner, # A new learner of its configuration and data
-    tell=print, # Is given a line of text for everything that is not as it should be
+    tell=say, # Is given a line of text for everything that is not as it should be
 ) -> None:
     """Put a learner into the newest whole state of a run folder, and truncate the folder to it
 
@@ -361,7 +362,7 @@ def stop_on_interrupt(
         if number == signal.SIGINT and again and alone: raise KeyboardInterrupt
         if not again:
             more = ' (press Ctrl-C again to stop at once)' if number == signal.SIGINT and alone else ''
-            print(f'\nstopping after this step{more}', file=sys.stderr, flush=True)
+            say(f'\nstopping after this step{more}', sys.stderr)
         if writer.measuring and alone: raise CancelFitException
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield

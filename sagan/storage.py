@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from torch import Tensor
+from .names import say
 
 # %% ../nbs/library/22_storage.ipynb #befffaab
 def _fsync(path, mode=os.O_RDONLY):
@@ -114,7 +115,7 @@ def file_lock(
             if not wait:
                 raise BlockingIOError(f"{folder} is in use by another process; wait for it, or "
                                       "choose another folder")
-            print(f'waiting for another process that uses {folder}', flush=True)
+            say(f'waiting for another process that uses {folder}')
             _lock(f, wait=True)
         yield
 
@@ -267,8 +268,8 @@ def _make_cache(at, path, names, wanted, row, decode, reason):
     "Decode a folder into the cache `at`; returns the files that it leaves out, name -> reason"
     images, need = f"{len(names):,} images at {wanted['size']} px", len(names)*row
     _make_room(at, need, images)
-    print(f"{path}: {images} take {need/1e9:.1f} GB and are decoded once into {at}"
-          + (f", rebuilt because {reason}" if reason else ''), flush=True)
+    say(f"{path}: {images} take {need/1e9:.1f} GB and are decoded once into {at}"
+        + (f", rebuilt because {reason}" if reason else ''))
     try:
         with atomic_write(at/'images') as new, open(new, 'wb') as f:
             bad = decode(names, lambda image: f.write(image.numpy()))
