@@ -8,11 +8,13 @@ Docs: https://sagan-gan.github.io/sagan/library/config.html.md"""
 __all__ = ['presets', 'check_groups', 'Config', 'for_size', 'systems', 'preset']
 
 # %% ../nbs/library/20_config.ipynb #bae89bac
-import math
+import math, sys
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import TypeVar
 from .attention import FORMS, resolve_form
+from .augmentation import check_diffaug
 from .data import check_size
 from .networks import D_CHANNELS
 
@@ -26,26 +28,38 @@ _CHOICES = dict(
 
 def _check_choices(cfg):
     "Raise `ValueError` unless each field with a few values has one of them"
+    check_diffaug(cfg.diffaug)
     object.__setattr__(cfg, 'form', resolve_form(cfg.form))  # files of older versions have older names
     for name, values in _CHOICES.items():
         value = getattr(cfg, name)
-        if value not in values:
+        if type(value) is not type(values[0]) or value not in values:
             raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {value!r}")
+    if not isinstance(cfg.data, str) or not cfg.data:
+        raise ValueError(f"data must be the name of a data set or a folder, got {cfg.data!r}")
+
+# %% ../nbs/library/20_config.ipynb #12a7495c
+def _whole(name, n, low, high=2**31 - 1, more=''):
+    "A whole number as an `int`; raises `ValueError` for anything else, and beyond its bounds"
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < low:
+        raise ValueError(f"{name} must be a whole number, at least {low}{more}, got {n!r}")
+    if n > high: raise ValueError(f"{name} must be at most {high:,}, got {n!r}")
+    return int(n)
 
 # %% ../nbs/library/20_config.ipynb #2ffc1066
 def _check_tuples(cfg):
     "Make tuples of lists; raise `ValueError` unless they hold sizes and widths"
     for name in ('g_attention', 'd_attention'):
         at = getattr(cfg, name)
-        if not isinstance(at, (tuple, list)) or not all(isinstance(s, (int, str)) for s in at):
+        if not isinstance(at, (tuple, list)):
             raise ValueError(f"{name} must be a tuple of feature map sizes such as (16, 32), got {at!r}")
-        object.__setattr__(cfg, name, tuple(at))
+        sizes = (s if isinstance(s, str) else _whole(name, s, 1, more=' or text such as 8-2') for s in at)
+        object.__setattr__(cfg, name, tuple(sizes))
     for name in ('g_width', 'd_width'):
         width = getattr(cfg, name)
         several = isinstance(width, (tuple, list))
-        if several: object.__setattr__(cfg, name, tuple(width))
-        if not all(type(c) is int and c >= 1 for c in (width if several else [width])):
-            raise ValueError(f"{name} must be a whole number, at least 1, or a tuple of such, got {width!r}")
+        channels = width if several else [width]
+        widths = tuple(_whole(name, c, 1, 2**16, ', or a tuple of such') for c in channels)
+        object.__setattr__(cfg, name, widths if several else widths[0])
 
 # %% ../nbs/library/20_config.ipynb #98a10fd7
 def check_groups(
@@ -61,26 +75,34 @@ def check_groups(
                          f"and be at least 2, got {g}; 0 takes one group of all images")
 
 # %% ../nbs/library/20_config.ipynb #8c88142d
-_LOWEST = dict(n_classes=0, d_down=0, z_dim=1, batch=2, bn_group=0, accumulate=1, steps=1, n_d=1, ema_start=0)
+_LOWEST = dict(
+    size=1, n_classes=0, d_down=0, z_dim=1, batch=2, bn_group=0, accumulate=1, steps=1, n_d=1, ema_start=0)
 
-def _check_numbers(cfg):
-    "Raise `ValueError` unless each number is within its bounds"
-    for name, low in _LOWEST.items():
-        n = getattr(cfg, name)
-        if not isinstance(n, int) or n < low:
-            raise ValueError(f"{name} must be a whole number, at least {low}, got {n!r}")
+def _check_whole_numbers(cfg):
+    "Raise `ValueError` unless each whole number is one, and within its bounds"
+    for name, low in _LOWEST.items(): object.__setattr__(cfg, name, _whole(name, getattr(cfg, name), low))
+    # what `torch.manual_seed` takes
+    object.__setattr__(cfg, 'seed', _whole('seed', cfg.seed, -2**63, 2**63 - 1))
+    check_size(cfg.size)
     if cfg.batch % cfg.accumulate:
         raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
     check_groups(cfg)
-    for name in ('lr_g', 'lr_d'):
-        lr = getattr(cfg, name)
-        if not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
-            raise ValueError(f"{name} must be positive, got {lr!r}")
-    if not isinstance(cfg.bias_lr, (int, float)) or not 0 <= cfg.bias_lr < math.inf:
-        raise ValueError(f"bias_lr must not be negative, got {cfg.bias_lr!r}")
-    for name in ('beta1', 'beta2', 'ema'):
-        value = getattr(cfg, name)
-        if not 0 <= value < 1: raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+
+# %% ../nbs/library/20_config.ipynb #05e7989d
+_LARGEST = sys.float_info.max
+_BOUNDS:dict = dict(
+    **dict.fromkeys(('lr_g', 'lr_d'), ('be positive and finite', lambda v: 0 < v <= _LARGEST)),
+    bias_lr=('not be negative, and be finite', lambda v: 0 <= v <= _LARGEST),
+    **dict.fromkeys(('beta1', 'beta2', 'ema'), ('be in [0, 1)', lambda v: 0 <= v < 1)))
+
+def _check_numbers(cfg):
+    "Raise `ValueError` unless each other number is one, and within its bounds"
+    for name, (bounds, within) in _BOUNDS.items():
+        given = value = getattr(cfg, name)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if number and not isinstance(value, int): value = float(value)  # such as NumPy's
+        if not number or not within(value): raise ValueError(f"{name} must {bounds}, got {given!r}")
+        object.__setattr__(cfg, name, value)
 
 # %% ../nbs/library/20_config.ipynb #435ac5ce
 def _did_you_mean(name, names, cutoff):
@@ -95,9 +117,9 @@ _Config = TypeVar('_Config', bound='_Checked')
 class _Checked:
     "The methods of a configuration: it checks itself, also when some of its values change"
     def __post_init__(self):
-        check_size(self.size)
         _check_choices(self)
         _check_tuples(self)
+        _check_whole_numbers(self)
         _check_numbers(self)
 
     def change(self:_Config,
@@ -151,6 +173,9 @@ class Config(_Checked):
     ema_start:int = 2000 # G's steps before the average begins
     compile:bool = False # hand each network to `torch.compile`: a minute of compiling before the first step
     flip:bool = False # mirror half of the images
+    # changes of real and generated images before D sees them, such as 'color,translation,cutout', for few
+    # images (not in the paper); '' for none
+    diffaug:str = ''
     skip_bad:bool = False # leave out image files that cannot be read
     seed:int = 0 # of weights, data order, latents
 

@@ -35,8 +35,8 @@ MOVED = dict(
         launched='distributed.process_group', processes='deprecated.processes',
         share='distributed.shard', total='distributed.all_reduce'),
     data=dict(
-        Mapped='storage.MappedImages', comes_along='data.is_builtin', exclusive='storage.file_lock',
-        whole_file='storage.atomic_write'),
+        EXTENSIONS='images.EXTENSIONS', Mapped='storage.MappedImages', comes_along='data.is_builtin',
+        exclusive='storage.file_lock', whole_file='storage.atomic_write'),
     evaluation=dict(
         Agreement='agreement.Agreement', Classifier='references.Classifier',
         agreement='agreement.agreement', agreement_auc='agreement.agreement_auc',

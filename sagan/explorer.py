@@ -18,7 +18,8 @@ from pathlib import Path
 from torch import Tensor
 from types import SimpleNamespace
 from .attention import attention_maps, intervene, SelfAttention
-from .data import decode_images, list_images, to_bytes, to_unit
+from .data import to_bytes, to_unit
+from .images import decode_images, list_images
 from .names import listed, readable
 from .networks import Discriminator, Generator
 from .storage import atomic_write

@@ -6,20 +6,25 @@ Docs: https://sagan-gan.github.io/sagan/library/importing.html.md"""
 
 # %% auto #0
 __all__ = ['PROJECTS', 'NAMES', 'read_file', 'ForeignNetwork', 'find_networks', 'spectral_factors', 'class_tables',
-           'running_statistics', 'infer_layout', 'convert_state_dict', 'import_checkpoint']
+           'running_statistics', 'infer_layout', 'convert_state_dict', 'import_checkpoint', 'import_run']
 
 # %% ../nbs/library/28_importing.ipynb #4b659c3d
 import math, numpy as np, re, torch, torch.nn as nn, torch.nn.functional as F, zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from torch import Tensor
 from torch.nn.utils import parametrize
 from typing import Any
+from warnings import catch_warnings, simplefilter
 from .attention import SelfAttention
+from .checkpoints import read_config, save_weights, write_config
 from .conditioning import ConditionalBatchNorm2d
+from .names import say
 from .networks import D_DOWN, name_places
 from .config import presets
+from .storage import new_folder
 from .training import SAGAN
 
 # %% ../nbs/library/28_importing.ipynb #f2a4ff1b
@@ -55,9 +60,13 @@ def _load(path):
     "What `torch.save` wrote, without executing code; raises what zipfile, torch and pickle raise"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z:
+            # torch.save does not compress, so what is larger than its file would fill the memory
+            if sum(i.file_size for i in z.infolist()) > Path(path).stat().st_size:
+                raise zipfile.BadZipFile('more in it than its size')
             # torch.load does not look
             if bad := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {bad}')
-    with torch.serialization.safe_globals(_HARMLESS):
+    with catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+        simplefilter('ignore')  # what is amiss is an error below
         return torch.load(path, map_location='cpu', weights_only=True)
 
 # %% ../nbs/library/28_importing.ipynb #a55043ad
@@ -89,7 +98,14 @@ def _problem(t, shape):
     plain = t.layout == torch.strided and t.device.type == 'cpu' and not (t.is_quantized or t.is_complex())
     if not plain or t.nbytes > t.untyped_storage().nbytes():
         return f"is no plain tensor of numbers ({t.dtype}, {t.layout}, {t.device})"
-    return '' if t.isfinite().all() else "has numbers that are not finite"
+    if not t.numel(): return f"has shape {tuple(t.shape)} and no numbers in it"
+    return '' if t.float().isfinite().all() else "has numbers that are not finite in float32"
+
+def _printable(name):
+    "A name in a file, as a message can show it"
+    name = str(name)
+    if not name.isprintable(): name = repr(name)
+    return name if len(name) <= 100 else f'{name[:100]}...'
 
 # %% ../nbs/library/28_importing.ipynb #528bcff2
 class ForeignNetwork:
@@ -101,6 +117,8 @@ class ForeignNetwork:
         tensors:dict, # {name without the prefix: tensor}
         prefix:str='', # Of the names in the file, for messages
     ):
+        if kind not in ('G', 'ema', 'D') or project not in range(len(PROJECTS)):
+            raise ValueError(f"kind is 'G', 'ema' or 'D' and project 0, 1 or 2, got {kind!r} and {project!r}")
         self.path, self.kind, self.project = path, kind, project
         self.tensors, self.prefix, self.used = tensors, prefix, set[str]()
 
@@ -122,7 +140,7 @@ class ForeignNetwork:
     ) -> ValueError: # To be raised
         "What does not fit"
         what = what or f'does not belong to a SAGAN of {PROJECTS[self.project]}'
-        return ValueError(f"{self.path}: {self.prefix}{name} {what}")
+        return ValueError(f"{self.path}: {_printable(self.prefix + name)} {what}")
 
     def take(self,
         name:str, # Of the tensor in the file
@@ -143,7 +161,7 @@ def _split_by_prefix(path, tensors):
     found, kinds = {}, dict(generator='G', generator_ema='ema', discriminator='D')
     for k, t in tensors.items():
         m = re.match(r'(generator|generator_ema|discriminator)\.(module\.)?(.+)', k)
-        if not m: raise ValueError(f"{path}: {k} does not belong to a SAGAN of {PROJECTS[2]}")
+        if not m: raise ValueError(f"{path}: {_printable(k)} does not belong to a SAGAN of {PROJECTS[2]}")
         if k == 'generator_ema.steps': continue
         network = ForeignNetwork(path, kinds[m[1]], 2, {}, m[1] + '.' + (m[2] or ''))
         found.setdefault(m[1], network).tensors[m[3]] = t
@@ -154,7 +172,7 @@ def _single_network(path, tensors):
     "The network of a file that holds one"
     studio = _any_starts_with(tensors, 'blocks.0.0.conv2d')
     if not studio and not _any_starts_with(tensors, 'blocks.0.0.conv1.'):
-        reason = f'the first thing in it is {next(iter(tensors), None)!r}'
+        reason = f"the first thing in it is '{_printable(next(iter(tensors)))}'" if tensors else 'it is empty'
         if 'param_groups' in tensors: reason = 'it is the state of an optimizer; leave it out'
         raise ValueError(f"{path} is no SAGAN of {', '.join(PROJECTS)}: {reason}")
     kind = 'ema' if 'ema' in Path(path).stem.lower() else 'G'
@@ -166,7 +184,7 @@ def _training_step(saved):
     "The step of the training in a file, or 0"
     meta = saved.get('meta')
     steps = saved.get('itr'), saved.get('step'), meta.get('iter') if isinstance(meta, dict) else None
-    return next((s for s in steps if isinstance(s, int)), 0)
+    return next((s for s in steps if type(s) is int and 0 <= s < 2**63), 0)
 
 # %% ../nbs/library/28_importing.ipynb #afc3cc87
 def find_networks(
@@ -219,11 +237,14 @@ def spectral_factors(
 ) -> tuple: # (weight W before division, u (rows,), v (columns,)); u and v are None if it is not divided
     """What that project divides a layer's weight by, as u.(M v) with the rows and columns M of W
 
-    Raises `ValueError` for shapes that do not fit, or 0."""
+    Raises `ValueError` for shapes that do not fit, or a divisor without a finite result."""
     name, W = _raw_weight(f, p, len(shape))
     if W.shape != shape: raise f.error(name, f"has shape {tuple(W.shape)}, expected {tuple(shape)}")
     u, v = _singular_vectors(f, p, name, W)
-    if u is not None and not torch.dot(u, W.flatten(1) @ v): raise f.error(name, "would be divided by 0")
+    if u is None: return W, u, v
+    sigma = torch.dot(u, W.flatten(1) @ v)                                     # ()
+    if not (sigma.isfinite() and sigma and (W/sigma).isfinite().all()):
+        raise f.error(name, f"would be divided by {sigma:.3g}")
     return W, u, v
 
 def _normalized_weight(f, p, shape):
@@ -439,6 +460,7 @@ def convert_state_dict(
     """All tensors of our network from those of another
 
     Raises `ValueError` for the first that is missing, has another shape, or is left over."""
+    if 'blocks.0' not in names: raise ValueError(f"names come from infer_layout, got {names!r}")
     def theirs(name):
         at, _, part = name.rpartition('.')
         return f'{names[at]}.{f.name(part)}' if at in names else f.name(name)
@@ -453,6 +475,8 @@ def convert_state_dict(
         elif name == 'bn': part = _convert_norm(f, theirs(name), m, last_eps)
         elif isinstance(m, SelfAttention): part = dict(gamma=_read_gamma(f, theirs(f'{name}.gamma')))
         else: continue
+        if not all(t.isfinite().all() for t in part.values()):
+            raise f.error(theirs(name), 'gives numbers that are not finite')
         ours |= {f'{name}.{k}': t for k, t in part.items()}
     for name in f.tensors:
         if name not in f.used: raise f.error(name)
@@ -509,6 +533,14 @@ def _defaults(project, files, bgr, relu_skip):
     if relu_skip is None: relu_skip = project == 1 or '_wReLUinplace' in names or 'convert-studio' in names
     return bgr, relu_skip
 
+def _check_arguments(eps, **switches):
+    "Raise `ValueError` for an epsilon that is no number from 0 on, or a switch that is not on, off or open"
+    if eps is not None and not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+        raise ValueError(f"eps must be finite and not negative, got {eps!r}")
+    for name, value in switches.items():
+        if value not in (None, True, False): raise ValueError(f"{name} is True, False or None, got {value!r}")
+
+# %% ../nbs/library/28_importing.ipynb #c0dabb5a
 def import_checkpoint(
     # Files of one training: G, D, the averaged G (told by 'ema' in its name), or one that holds them all
     *files:str|Path,
@@ -519,21 +551,98 @@ def import_checkpoint(
     """Read another project's SAGAN; a network that no file holds is None
 
     Raises `FileNotFoundError`, and `ValueError` naming the first misfit."""
-    if eps is not None and not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
+    _check_arguments(eps, bgr=bgr, relu_skip=relu_skip)
     found, step = _find_all_networks(files)
     project = next(iter(found.values()))[0].project
     bgr, relu_skip = _defaults(project, [f.path for f, *_ in found.values()], bgr, relu_skip)
     fields = dict(g_width=(), g_attention=(), d_width=(), d_attention=()) | _merge_fields(found)
     if 'D' in found: fields |= dict(d_relu_skip=relu_skip)
-    model = SAGAN(presets['official'].change(data='imported', bn_group=0, **fields)).eval()
-    converted = {kind: convert_state_dict(f, names, getattr(model, kind), eps, bgr)
+    cfg = presets['official'].change(data='imported', bn_group=0, **fields)
+    with torch.device('meta'): form = SAGAN(cfg).eval()  # without memory, until all shapes are known to fit
+    converted = {kind: convert_state_dict(f, names, getattr(form, kind), eps, bgr)
                  for kind, (f, names, _) in found.items()}
+    model = SAGAN(cfg).eval()
     # without an averaged generator the other stands for it, and the other way round
     for k, other in (('G', 'ema'), ('ema', 'G'), ('D', 'D')):
         if state := converted.get(k) or converted.get(other): getattr(model, k).load_state_dict(state)
     about = dict(step=step, project=PROJECTS[project], files=[Path(p).name for p in files])
     return model, about | dict(eps=eps, bgr=bgr, relu_skip=relu_skip)
+
+# %% ../nbs/library/28_importing.ipynb #90906c70
+def _read_names(file):
+    "The lines of a text file that are not empty"
+    if not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with the names of classes")
+    try: lines = Path(file).read_text(encoding='utf-8-sig').split('\n')
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{file} is no text in UTF-8 ({e.reason} at byte {e.start}); save it as UTF-8")
+    return [name for line in lines if (name := line.strip())]
+
+def _class_names(classes, n):
+    "Names of n classes from a list, or a file with one in each line; without either their numbers"
+    if classes is None: return [str(i) for i in range(n)]
+    if not isinstance(classes, (str, Path, Iterable)):
+        raise ValueError(f"classes are a list of names, or a file with one in each line, got {classes!r}")
+    in_file = isinstance(classes, (str, Path))
+    names, where = (_read_names(classes), classes) if in_file else (list(classes), 'the list')
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"names of classes are strings, got {wrong[0]!r}")
+    if len(names) != n: raise ValueError(f"the model has {n} classes; {where} has {len(names)} names")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{where} has the name {twice[0]!r} twice; every class needs one of its own")
+    return names
+
+# %% ../nbs/library/28_importing.ipynb #2bd0c808
+def _check_out(folder):
+    "Raise `FileExistsError` if a folder holds something else than what a killed import has left"
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise FileExistsError(f"{folder} is there, and is not a folder; name another one with --out")
+        return
+    held = [f.name for f in folder.iterdir() if not f.name.startswith('.')]
+    if not held or held == ['config.json'] and read_config(folder)[0].data == 'imported': return
+    content = 'a run' if 'config.json' in held else 'other files'
+    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, or remove it")
+
+def _describe_import(c, about, folder):
+    "What has been read, and as what"
+    def with_attention(at):
+        return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
+    networks = ('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)
+    parts = [f'{name} {with_attention(at)}' for name, width, at in networks if width]
+    step = f", step {about['step']}" if about['step'] else ''
+    colors = 'BGR, which are RGB now' if about['bgr'] else 'RGB'
+    rectified = 'rectified ' if about['relu_skip'] else ''
+    skip = f", the discriminator's shortcuts from {rectified}inputs" if c.d_width else ''
+    return (f"{' and '.join(parts)}, {c.size} pixels, {c.n_classes} classes{step}: {folder}\n"
+            f"read as {about['project']}'s, colours {colors}{skip}")
+
+# %% ../nbs/library/28_importing.ipynb #6458ca16
+def import_run(
+    # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one
+    # file that holds them all
+    *files:str|Path,
+    out:str|Path, # Run folder to make
+    # Names of the classes, or a file with one in each line; None for their numbers
+    classes:str|Path|Sequence[str]|None=None,
+    eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's
+    bgr:bool|None=None, # Are the colors in the order blue, green, red? None for the project's order
+    relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for as in the project
+    tell:Callable=say, # Is given two lines that say what was read, and as what
+) -> Path: # The run folder
+    """Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder
+
+    Raises `ValueError` naming the first thing that does not fit, `OSError` for a missing file or a folder
+    that is not empty."""
+    folder = Path(out)
+    _check_out(folder)
+    model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
+    names = _class_names(classes, model.cfg.n_classes)
+    kept = {k: about[k] for k in ('project', 'eps', 'bgr', 'relu_skip')}
+    with new_folder(folder, last='config.json') as new:
+        save_weights(new/'weights.safetensors', model, about['step'])
+        write_config(new, model.cfg, names, dict(imported_from=about['files']) | kept)
+    tell(_describe_import(model.cfg, about, folder))
+    return folder
 
 # %% ../nbs/library/28_importing.ipynb #41a50441
 from sagan.deprecated import deprecated_names

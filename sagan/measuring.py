@@ -30,12 +30,12 @@ def measure_generator(
     n:int, # Images to draw
     seed:int=0, # Of classes and latents
     D:Discriminator|None=None, # On twins: the discriminator that is asked which images agree
-) -> dict: # The `Scores`
+) -> dict: # The `Scores`, and `digest`, that of the real images
     "Scores of a generator on classes as frequent as in the data"
     # (n,), y ~ p_data
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]
     x = generate_batches(G, y if images.classes else None, n, seed, part=shard(n))  # (B, 3, S, S) each
-    return asdict(score(x, y, evaluator, real, D))
+    return asdict(score(x, y, evaluator, real, D)) | dict(digest=real.digest)
 
 # %% ../nbs/library/42_measuring.ipynb #6b7809fa
 def standing_generator(
@@ -66,24 +66,34 @@ def make_evaluator(
     return train_evaluator(images, seed=seed)
 
 # %% ../nbs/library/42_measuring.ipynb #814c7acc
+def _read_evaluator(file, images):
+    "The small classifier of some images from its file; raises `ValueError` if it is another or damaged"
+    again = 'remove it together with what was measured by it'
+    net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
+    try:
+        kept = torch.load(file, weights_only=True)
+        digest, found = kept.get('digest', images.digest), Evaluator(net, kept['name'], kept['held_out'])
+        if digest == images.digest: net.load_state_dict(kept['net'])
+    except Exception as e:
+        raise ValueError(f"{file} is damaged ({type(e).__name__}); {again}") from None
+    if digest == images.digest: return found
+    raise ValueError(f"{file} was trained on other images than {images.name}; give those it was trained on, "
+                     f"or {again}")
+
 def load_or_train_evaluator(
     file:str|Path, # Where the classifier is kept; made if it is not there
     images:Images, # Real images
 ) -> Evaluator: # The small classifier
-    "The small classifier from its file, or trained and kept there; raises `ValueError` for a damaged file"
+    """The small classifier from its file, or trained and kept there
+
+    Raises `ValueError` for a damaged file, or a classifier of other images."""
     file = Path(file)
     if rank() == 0 and not file.exists():
         e = train_evaluator(images)
-        with explain_write_errors(file), atomic_write(file) as new:
-            torch.save(dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out), new)
+        kept = dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out, digest=images.digest)
+        with explain_write_errors(file), atomic_write(file) as new: torch.save(kept, new)
     all_reduce(torch.zeros(()))  # the other processes wait here for the first
-    try: kept = torch.load(file, weights_only=True)
-    except Exception as e:
-        raise ValueError(f"{file} is damaged ({type(e).__name__}); "
-                         "remove it together with what was measured by it")
-    net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
-    net.load_state_dict(kept['net'])
-    return Evaluator(net, kept['name'], kept['held_out'])
+    return _read_evaluator(file, images)
 
 # %% ../nbs/library/42_measuring.ipynb #12d80b0e
 def evaluation_images(

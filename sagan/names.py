@@ -19,9 +19,10 @@ from warnings import catch_warnings, filterwarnings
 # %% ../nbs/library/47_names.ipynb #bbd3abe5
 def encodable(
     text:str, # Any text, such as a file name
-) -> str: # The same, with an escape such as \udce9 in place of each surrogate
+) -> str: # The same, with an escape such as \xe9 in place of each byte that is no UTF-8
     "Text that UTF-8 can hold"
-    return text.encode('utf-8', 'backslashreplace').decode()
+    try: return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
+    except UnicodeEncodeError: return text.encode('utf-8', 'backslashreplace').decode()  # made elsewhere
 
 # %% ../nbs/library/47_names.ipynb #5d91f91d
 def _is_hidden(c):
@@ -39,6 +40,7 @@ def readable(
     most:int=60, # Characters to show, at least 5
 ) -> str: # One line without control characters, of at most `most` characters
     "A name as a message, a page or a table shows it"
+    text = encodable(text)
     shown = _escape_hidden(text) if text.strip() else repr(text)
     cut = max(len(shown) - most, 0) and most - 3
     return f'{shown[:-(-cut//2)]}...{shown[-(cut//2):]}' if cut else shown
@@ -77,8 +79,8 @@ def file_name(
 ) -> str: # At most 200 bytes, without slashes, control characters, or what Windows does not allow
     "A file name with everything that was asked for"
     parts = [f'{k}{v}' for k, v in asked.items() if v not in (None, 0, False)]
-    name = re.sub(r'[<>:"/\\|?*]', '_', _escape_hidden('-'.join([stem, *parts])))
-    whole, room = encodable(name).encode(), 200 - len(ending)
+    name = re.sub(r'[<>:"/\\|?*]', '_', _escape_hidden(encodable('-'.join([stem, *parts]))))
+    whole, room = name.encode(), 200 - len(ending)
     if len(whole) <= room: return whole.decode() + ending
     return whole[:room - 9].decode(errors='ignore') + f'-{sha256(whole).hexdigest()[:8]}{ending}'
 
@@ -124,7 +126,7 @@ def say(
     stream = file or sys.stdout
     if stream is None: return  # it was closed before the program began
     encoding = getattr(stream, 'encoding', None) or 'utf-8'
-    line = _escape_hidden(text, kept='\n\t').encode(encoding, 'backslashreplace').decode(encoding)
+    line = _escape_hidden(encodable(text), kept='\n\t').encode(encoding, 'backslashreplace').decode(encoding)
     try: print(line, file=stream, flush=True)
     except (OSError, ValueError):
         with suppress(OSError, ValueError):

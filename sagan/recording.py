@@ -19,8 +19,8 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from .checkpoints import (
-    best_record, DamagedState, explain_write_errors, file_step, load_state, read_log, save_state,
-    save_weights, state_file, states, tensor_bytes)
+    best_record, DamagedState, explain_write_errors, file_step, load_state, read_log, read_state,
+    restore_state, save_state, save_weights, state_file, states, step_files, tensor_bytes, weights_step)
 from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
 from .distributed import all_reduce, barrier, rank, world_size
@@ -148,7 +148,7 @@ def before_fit(self:RunWriter):
     moments = 2*[model.G.state_dict(), model.D.state_dict()]  # Adam keeps two of each number
     self.needed_bytes = tensor_bytes([model.state_dict(), *moments])
     self.best, self.recorded_step = best_record(records), self.sagan_trainer.step
-    self.start = perf_counter() - (records[-1]['seconds'] if records else 0)
+    self.start = perf_counter() - max((r.get('seconds') or 0 for r in records), default=0)
     self.reported_signs = {k for r in records for k in r.get('signs', [])}
     if self.recorded_step == 0: self.save_samples()
     self.save()
@@ -252,17 +252,17 @@ def quick_checkpoint(self:RunWriter) -> None:
 def truncate_run(
     folder:str|Path, # A run folder
     step:int, # The last step that stays
+    tell=print, # Is given a sentence if the log has spoiled lines, which are removed, too
 ) -> None:
-    "Remove records, sample grids and training states of later steps, and what was left half-written"
+    "Remove records, sample grids and training states of later steps"
     barrier()  # until all processes have read the state
     if rank(): return
     folder = Path(folder)
-    for f in folder.rglob('.*.new'): f.unlink()
     log = folder/'log.jsonl'
-    kept = ''.join(json_text(r) + '\n' for r in read_log(folder) if r['step'] <= step)
-    if log.exists() and log.read_bytes() != kept.encode():
-        with explain_write_errors(log), atomic_write(log) as new: new.write_bytes(kept.encode())
-    for f in [*(folder/'samples').glob('step-*.png'), *states(folder)]:
+    kept = ''.join(json_text(r) + '\n' for r in read_log(folder, tell) if r['step'] <= step).encode()
+    if log.exists() and log.read_bytes() != kept:
+        with explain_write_errors(log), atomic_write(log) as new: new.write_bytes(kept)
+    for f in [*step_files(folder/'samples', '.png'), *states(folder)]:
         if file_step(f) > step: f.unlink()
 
 # %% ../nbs/library/34_recording.ipynb #1846cc4c
@@ -270,30 +270,41 @@ def _check_data(folder, notes, images):
     "Raise `ValueError` if a state was trained on other images"
     here = describe_data(images)
     for k, v in notes['data'].items():
-        if here[k] != v:
-            raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here[k]} here; "
+        if here.get(k) != v:
+            raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here.get(k)} here; "
                              "give the same data (if they have moved, with --data)")
 
+def _read_run_state(path):
+    "A training state of a run, whose notes say what data it was trained on; raises `DamagedState`"
+    notes = (state := read_state(path))['notes']
+    if not isinstance(notes, dict) or not isinstance(notes.get('data'), dict):
+        raise DamagedState(path, 'its notes do not say on what data it was trained')
+    return state
+
+# %% ../nbs/library/34_recording.ipynb #9484a42e
 def resume(
     folder:str|Path, # A run folder
     learn:Learner, # A new learner of its configuration and data
     tell=say, # Is given a line of text for everything that is not as it should be
 ) -> None:
-    """Put a learner into the newest whole state of a run folder, and truncate the folder to it
+    """Put a learner into the newest whole state of a run folder, and make the folder end with it
 
     Raises `ValueError` for other data, another configuration, or if no state is whole."""
     files = states(folder)
     for f in reversed(files):
         try:
-            notes = load_state(f, learn)
+            state = _read_run_state(f)
+            _check_data(folder, state['notes'], learn.dls.train.dataset)
+            restore_state(f, state, learn, tell=tell)
             break
         except DamagedState as e:
-            tell(str(e).replace('; remove it to start again', '; the one before it is taken'))
+            tell(f"{f} is not a whole training state ({e.reason}); the one before it is taken")
     else:
         raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "
                          "start again in another folder")
-    _check_data(folder, notes, learn.dls.train.dataset)
-    truncate_run(folder, learn.sagan_trainer.step)
+    if rank() == 0 and weights_step(folder) != state['step']:
+        save_weights(Path(folder)/'weights.safetensors', learn.model, state['step'])
+    truncate_run(folder, state['step'], tell)
 
 # %% ../nbs/library/34_recording.ipynb #5be1768e
 def _as_json(v):
@@ -329,7 +340,7 @@ def _roll_back(learn, error, on_nan):
                         "checkpoint in between; begin a run with smaller learning rates",
                         error.report) from None
     load_state(last, learn, draws=False)
-    truncate_run(writer.folder, learn.sagan_trainer.step)
+    truncate_run(writer.folder, learn.sagan_trainer.step, writer.tell)
     writer.rollbacks += 1
     writer.warn(f"rolled back from {message}; {writer.rollbacks} of {ROLLBACKS}")
 

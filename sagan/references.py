@@ -9,7 +9,7 @@ __all__ = ['MAX_FEATURES', 'as_images', 'Evaluator', 'Classifier', 'train_evalua
            'feature_statistics', 'kept_indices', 'measure_all', 'Reference', 'reference']
 
 # %% ../nbs/library/38_references.ipynb #31a8a6b7
-import hashlib, torch, torch.nn as nn, torch.nn.functional as F
+import hashlib, re, torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -257,31 +257,50 @@ class Reference:
     sigma:Tensor        # Their covariance, (D, D) float64
     features:Tensor     # Of at most 10,000 images drawn at random, (m, D) float32
     labels:Tensor       # Of those images, (m,) int64
-    data:str            # Name of the data set
+    data:str            # Name of the data set, for people
     split:str           # Which part of it
     count:int           # Number of images
     size:int            # Pixels of a side
     interpolation:str   # How they were brought to that size
     evaluator:str       # Who measured
+    digest:str = ''     # Of the images: what tells them from others, wherever they are; '' if unknown
 
     def __str__(self):
         how = f'{self.split}, {self.size} px, interpolation: {self.interpolation}'
         return f'{self.count} images of {self.data} ({how})'
 
 # %% ../nbs/library/38_references.ipynb #e233a2f6
-def _load_reference(file, facts):
+def _of_these(features, images, evaluator):
+    "Are kept features (m, D) those of these images? Measures eight of them again"
+    chosen = kept_indices(len(images))                                        # (m,)
+    if len(features) != len(chosen): return False
+    rows = torch.linspace(0, len(chosen) - 1, 8).long()                       # (8,)
+    x = torch.cat([b for i in chosen[rows].tolist() for b in images[i:i+1].batches()])  # (8, 3, S, S)
+    found, kept = evaluator.measure(x)[0], features[rows]                     # (8, D)
+    return found.shape == kept.shape and bool((found - kept).norm() < .01*kept.norm())
+
+def _check_facts(file, header, facts):
+    "Raise `ValueError` for the first fact that a header says otherwise; names of data do not count"
+    def plain(fact): return re.sub(' of .* at seed ', ' at seed ', str(fact))
+    for k, v in facts.items():
+        if k == 'data' or plain(header.get(k)) == plain(v): continue
+        what = 'digest of the images' if k == 'digest' else k
+        raise ValueError(f"{file} is not the reference that is needed: its {what} is {header.get(k)!r}, "
+                         f"here it is {str(v)!r}; name another file, or remove it, and it is computed again")
+
+def _load_reference(file, facts, images, evaluator):
     "A `Reference` from a file whose header must say the same facts"
     try:
         with safe_open(file, 'pt') as f:
             header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+        if tensors.keys() != {'mu', 'sigma', 'features', 'labels'}: raise SafetensorError('other tensors')
     except SafetensorError as e:
         raise ValueError(f"{file} is not a whole file of reference statistics ({e}); "
-                         "remove it, and it is computed again")
-    for k, v in facts.items():
-        if header.get(k) != str(v):
-            raise ValueError(f"{file} is not the reference that is needed: its {k} is {header.get(k)!r}, "
-                             f"here it is {str(v)!r}; name another file, "
-                             "or remove it, and it is computed again")
+                         "remove it, and it is computed again") from None
+    _check_facts(file, header, {k: v for k, v in facts.items() if k != 'digest'})
+    if 'digest' not in header and _of_these(tensors['features'], images, evaluator):
+        header['digest'] = facts['digest']
+    _check_facts(file, header, facts)
     return Reference(**tensors, **facts)
 
 def _save_reference(file, r, facts):
@@ -302,9 +321,9 @@ def reference(
     n = len(images)
     facts:dict[str, Any] = dict(
         data=images.name, split=split, count=n, size=images.size, interpolation=images.interpolation,
-        evaluator=evaluator.name)
+        evaluator=evaluator.name, digest=images.digest)
     if file is not None and all_reduce(torch.tensor(int(Path(file).exists()))) == world_size():
-        return _load_reference(Path(file), facts)
+        return _load_reference(Path(file), facts, images, evaluator)
     batches = images[shard(n)].batches(batch)
     mu, sigma, features, chosen, _ = measure_all(evaluator, batches, n, probabilities=False)
     r = Reference(mu, sigma, features, images.y[chosen], **facts)

@@ -6,8 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/runs.html.md"""
 
 # %% auto #0
 __all__ = ['SHIPPED', 'OPTIONS', 'shipped', 'load_run', 'find_device', 'configure', 'training_images', 'absolute_data',
-           'train_run', 'resume_run', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run',
-           'import_run']
+           'train_run', 'resume_run', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
 import shutil, sys, torch
@@ -19,16 +18,17 @@ from numbers import Integral
 from operator import index
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from warnings import warn
 from torch import Tensor
 import sagan
 from .checkpoints import (
-    best_record, check_device, create_run, file_step, fill_model, load_weights, read_config, read_log,
-    read_state, Run, save_weights, state_file, states, write_config)
+    best_record, check_device, create_run, DamagedState, file_step, load_best, load_newest, read_config,
+    read_log, Run, states, weights_step, write_config)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
 from .distributed import all_reduce, process_group, rank, world_size
 from .explorer import own_images
-from .importing import import_checkpoint
+from .importing import import_run
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 from .names import class_numbers, file_name, listed, say
@@ -39,17 +39,7 @@ from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, sample_picture, sampled_classes,
     save_figure, suggest_out, write_report)
 from .storage import atomic_write, file_lock, write_json
-from .training import SAGAN, sagan_learner
-
-# %% ../nbs/library/27_runs.ipynb #7465f132
-def _best_weights(folder, cfg, device, records):
-    "(model, step) of the best measurement; raises `FileNotFoundError` if there is none"
-    if (r := best_record(records)) is None:
-        raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
-                                "(sagan-train --measure-every)")
-    model, file = SAGAN(cfg).to(device).eval(), state_file(folder, r['step'])
-    fill_model(model, read_state(file, device)['model'], file)
-    return model, r['step']
+from .training import sagan_learner
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
@@ -88,12 +78,8 @@ def load_run(
     foreign files."""
     at = _run_folder(folder)
     cfg, classes, _ = read_config(at)
-    file = at/'weights.safetensors'
-    if not file.exists():
-        raise FileNotFoundError(f"{at} has no weights yet: its run was stopped before the first "
-                                "checkpoint")
     records = read_log(at)
-    model, step = _best_weights(at, cfg, device, records) if best else load_weights(file, cfg, device)
+    model, step = load_best(at, cfg, records, device) if best else load_newest(at, cfg, device)
     return Run(at, model, cfg, classes, step, records)
 
 # %% ../nbs/library/27_runs.ipynb #b66bc971
@@ -249,7 +235,8 @@ def _check_unfinished(folder, cfg, tell):
         tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0')
         return False
     step = file_step(found[-1])
-    if step > cfg.steps or (step == cfg.steps and (folder/'report.html').exists()):
+    whole = weights_step(folder) == step and (folder/'report.html').exists()
+    if step > cfg.steps or step == cfg.steps and whole:
         raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; "
                          "to go on, ask for more with --steps")
     return True
@@ -261,9 +248,11 @@ def _restore(folder, learn, tell):
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
 def _write_report(run, images):
-    "The report of a run, with its best weights if it was measured"
-    best = best_record(run.records)
-    other = load_run(run.folder, best=True) if best and best['step'] != run.step else None
+    "The report of a run, with its best weights if it was measured and they are there"
+    best, other = best_record(run.records), None
+    if best and best['step'] != run.step:
+        try: other = load_run(run.folder, best=True)
+        except (DamagedState, FileNotFoundError) as e: warn(f"{e}; the report does without the best weights")
     return write_report(run, images, other)
 
 # %% ../nbs/library/27_runs.ipynb #7ec39787
@@ -291,7 +280,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
         run = load_run(folder, device)
         if first: _write_report(run, images)
         more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
-        seconds = run.records[-1]['seconds']
+        seconds = max((r.get('seconds') or 0 for r in run.records), default=0)
         done = f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or go on with {more}'
         tell('\n'*bar + done)
     return run
@@ -564,62 +553,3 @@ def report_run(
         write_report(replace(run, folder=Path(folder)), images)
         for f in Path(folder).iterdir(): shutil.copy(f, _output(run, f.name))
     return _output(run, 'report.html')
-
-# %% ../nbs/library/27_runs.ipynb #64559972
-def _class_names(classes, n):
-    "Names of n classes from a list, or a file with one in each line; without either their numbers"
-    if classes is None: return [str(i) for i in range(n)]
-    names, where = classes, 'classes'
-    if isinstance(classes, (str, Path)):
-        if not Path(classes).is_file():
-            raise FileNotFoundError(f"there is no file {classes} with the names of classes")
-        # Windows begins such a file with a mark; names may hold what `splitlines` takes for a line end
-        try: lines, where = Path(classes).read_text(encoding='utf-8-sig').split('\n'), classes
-        except UnicodeDecodeError as e:
-            raise ValueError(f"{classes} is not UTF-8 text ({e}); save it as UTF-8") from None
-        names = [name for line in lines if (name := line.strip())]
-    if len(names) != n or len(set(names)) != n:
-        raise ValueError(f"the model has {n} classes; {where} has {len(names)} lines, {len(set(names))} of "
-                         "them different")
-    return list(names)
-
-def _describe_import(c, about, folder):
-    "What has been read, and as what"
-    def with_attention(at):
-        return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
-    networks = ('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)
-    parts = [f'{name} {with_attention(at)}' for name, width, at in networks if width]
-    step = f", step {about['step']}" if about['step'] else ''
-    colors = 'BGR, which are RGB now' if about['bgr'] else 'RGB'
-    rectified = 'rectified ' if about['relu_skip'] else ''
-    skip = f", the discriminator's shortcuts from {rectified}inputs" if c.d_width else ''
-    return (f"{' and '.join(parts)}, {c.size} pixels, {c.n_classes} classes{step}: {folder}\n"
-            f"read as {about['project']}'s, colours {colors}{skip}")
-
-# %% ../nbs/library/27_runs.ipynb #8dd91cf6
-def import_run(
-    # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one
-    # file that holds them all
-    *files:str|Path,
-    out:str|Path, # Run folder to make
-    # Names of the classes, or a file with one in each line; None for their numbers
-    classes:str|Path|Sequence[str]|None=None,
-    eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's
-    bgr:bool|None=None, # Are the colors in the order blue, green, red? None for the project's order
-    relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for as in the project
-    tell:Callable=say, # Is given two lines that say what was read, and as what
-) -> Path: # The run folder
-    """Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder
-
-    Raises `ValueError` naming the first thing that does not fit, `OSError` for a missing file or a folder
-    that is not empty."""
-    model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)
-    cfg, kept = model.cfg, ('project', 'eps', 'bgr', 'relu_skip')
-    options = dict(imported_from=about['files'], **{k: about[k] for k in kept})
-    folder = create_run(out, cfg, _class_names(classes, cfg.n_classes), options)
-    try: save_weights(folder/'weights.safetensors', model, about['step'])
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    tell(_describe_import(cfg, about, folder))
-    return folder

@@ -11,7 +11,7 @@ __all__ = ['split_batch', 'score_together', 'd_step', 'frozen_weights', 'g_step'
 
 # %% ../nbs/06_training.ipynb #d96c93a8
 import math, time, torch, torch.nn as nn
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
@@ -25,6 +25,7 @@ from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import show_images
 from fastcore.foundation import L
+from .augmentation import diff_augment
 from .conditioning import check_labels, frozen_statistics
 from .config import check_groups, Config, for_size, preset
 from .data import MemoryLoader, to_bytes
@@ -93,6 +94,7 @@ def d_step(
     accumulate:int=1, # Parts to go through D one after the other; must divide B and B'
     # What the loss is multiplied by on its way back, for float16; changed by the step
     scale:LossScaler|None=None,
+    augment:Callable=nn.Identity(), # Changes images (B, 3, S, S), real and generated, before D
 ) -> Tensor: # (), the loss before the step
     """One update of D by equation 4, or by AC-GAN's loss with the auxiliary head
 
@@ -104,7 +106,7 @@ def d_step(
     means = []
     with cached_spectral_norm(G), cached_spectral_norm(D):
         with torch.no_grad(), frozen_statistics(G): fake = G(z, y_fake)  # (B', 3, S, S)
-        for part in split_batch(accumulate, x, fake, y, y_fake):
+        for part in split_batch(accumulate, augment(x), augment(fake), y, y_fake):
             real, fakes, *classes = score_together(D, *part)  # scores, (B,) and (B',) of this part
             d_loss = d_acgan_loss if classes else d_hinge_loss
             loss = d_loss(real, fakes, *classes)/accumulate
@@ -138,6 +140,7 @@ def g_step(
     accumulate:int=1, # Parts to go through both networks one after the other; must divide B
     # What the loss is multiplied by on its way back, for float16; changed by the step
     scale:LossScaler|None=None,
+    augment:Callable=nn.Identity(), # Changes images (B, 3, S, S), differentiably, before D
 ) -> Tensor: # (), the loss before the step
     """One update of G by equation 4, or by AC-GAN's loss with the auxiliary head
 
@@ -150,7 +153,7 @@ def g_step(
         for i, (z_i, y_i) in enumerate(split_batch(accumulate, z, y)):
             # batch norm records the first part alone
             recording = nullcontext() if i == 0 else frozen_statistics(G)
-            with recording: out = D(G(z_i, y_i), y_i)
+            with recording: out = D(augment(G(z_i, y_i)), y_i)
             score, *classes = [o.float() for o in (out if isinstance(out, tuple) else (out,))]
             g_loss = g_acgan_loss if classes else g_hinge_loss
             loss = g_loss(score, *classes)/accumulate
@@ -450,12 +453,14 @@ class SAGANTrainer(TrainingFigures):
         m, labels = self.model, y if self.cfg.n_classes else None
         self.learn.loss = self.d_loss = d_step(
             m.G, m.D, self.opt.opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng),
-            self.scores, self.cfg.accumulate, self.loss_scale)
+            self.scores, self.cfg.accumulate, self.loss_scale, self._augment)
 
     def _train_g(self, y):
         m = self.model
         self.g_loss = g_step(m.G, m.D, self.opt.opt.opt_g, *draw_inputs(y, self.cfg, self.rng),
-                             self.cfg.accumulate, self.loss_scale)
+                             self.cfg.accumulate, self.loss_scale, self._augment)
+
+    def _augment(self, x): return diff_augment(x, self.cfg.diffaug, self.rng)
 
     def after_train(self):
         "End the epoch, as there is nothing to validate"

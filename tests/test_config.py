@@ -1,5 +1,9 @@
 "What a configuration rejects, how it reads older files, and that the presets are those of their sources"
-import pytest
+import math
+from dataclasses import fields
+from fractions import Fraction
+
+import numpy as np, pytest, torch
 from sagan.config import Config, for_size, preset, presets, systems
 
 cfg = Config(batch=16)
@@ -17,9 +21,41 @@ cfg = Config(batch=16)
     (dict(class_tables='ones'), "class_tables is 'zeros' or 'xavier', got 'ones'"),
     (dict(form='pooled'), "form is 'preprint' or 'published' or 'released' or 'residual'"),
     (dict(ema=1.), r'ema must be in \[0, 1\)'),
+    (dict(g_sn=1), 'g_sn is True or False, got 1'),
+    (dict(data=5), 'data must be the name of a data set or a folder, got 5'),
+    (dict(data=''), 'data must be'),
+    (dict(seed=2**63), 'seed must be at most'),
+    (dict(seed=-2**63 - 1), 'seed must be a whole number, at least -'),
+    (dict(g_width=2**16 + 1), 'g_width must be at most 65,536'),
+    (dict(d_width=(8, 10**30)), 'd_width must be at most 65,536'),
+    (dict(g_attention=(16, True)), 'g_attention must be a whole number'),
+    (dict(lr_d=10**400), 'lr_d must be positive and finite'),
 ])
 def test_impossible_values_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message): cfg.change(**changes)
+
+
+@pytest.mark.parametrize('name', [f.name for f in fields(Config)])
+def test_values_of_another_type_are_rejected(name):
+    "In one sentence that names the field: bools are no numbers, text is none, 1.0 is no whole number"
+    is_flag, is_text, is_number = (isinstance(getattr(cfg, name), t) for t in (bool, str, float))
+    wrong = [None, 'x', [None], {}, b'1', math.nan, math.inf, -math.inf, 10**400, 1j, torch.tensor(1),
+             np.float32('nan'), np.array([1, 2])]
+    if not is_flag: wrong += [True, np.True_]
+    if not is_number: wrong += [1., Fraction(32, 1), np.float64(32)]
+    for value in wrong:
+        if is_text and name == 'data' and isinstance(value, str): continue
+        with pytest.raises(ValueError, match=rf'^{name} (must|is) .*got ') as e: cfg.change(**{name: value})
+        assert '\n' not in str(e.value)
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    whole = cfg.change(steps=np.int64(7), seed=np.uint8(3), size=np.int32(64), g_width=np.int64(8),
+                       d_width=[np.int64(8)]*4, g_attention=[np.int64(16)])
+    assert whole == cfg.change(steps=7, seed=3, size=64, g_width=8, d_width=(8,)*4, g_attention=(16,))
+    assert {type(getattr(whole, n)) for n in ('steps', 'seed', 'size', 'g_width')} == {int}
+    assert type(whole.g_attention[0]) is type(whole.d_width[3]) is int
+    assert type(cfg.change(lr_g=np.float32(.5)).lr_g) is float and cfg.change(seed=-1).seed == -1
 
 
 def test_older_names_of_forms_are_read():

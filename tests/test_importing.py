@@ -1,6 +1,6 @@
 """Checkpoints of other projects: the golden ones where they are at hand, and small ones made here by networks
 written from the description of the layouts alone"""
-import math, os, pickle
+import math, os, pickle, zipfile
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from safetensors.torch import load_file
@@ -8,7 +8,7 @@ from sagan.attention import attention_maps
 from sagan.checkpoints import load_weights, read_config, save_weights
 from sagan.runs import load_run
 from sagan.cli import sagan_import
-from sagan.importing import import_checkpoint
+from sagan.importing import import_checkpoint, import_run
 from sagan.sharing import PretrainedSAGAN
 
 GOLDEN = Path(os.environ.get('SAGAN_GOLDEN') or Path(__file__).parent.parent.parent/'shared/golden')
@@ -454,6 +454,13 @@ def test_command_line_refusals_leave_nothing(files, refused):
     file, out = str(tmp/'G.pth'), str(tmp/'run')
     refused('--out', by=lambda: sagan_import(file))
     refused('3 classes', by=lambda: sagan_import(file, out=out, classes=str(tmp/'two.txt')))
+    (tmp/'twice.txt').write_text('a\nb\na\n')
+    (tmp/'latin.txt').write_bytes(b'caf\xe9\nb\nc\n')
+    os.mkfifo(tmp/'pipe')
+    for name, words in {'twice.txt': "twice.txt has the name 'a' twice", 'pipe': 'no file',
+                        'latin.txt': 'latin.txt is no text in UTF-8'}.items():
+        refused(words, by=lambda: sagan_import(file, out=out, classes=str(tmp/name)))
+    refused('no file', by=lambda: sagan_import(str(tmp/'pipe'), out=out))
     refused('no file nowhere', by=lambda: sagan_import('nowhere', out=out))
     (tmp/'run').mkdir()
     (tmp/'run/mine').touch()
@@ -463,8 +470,9 @@ def test_command_line_refusals_leave_nothing(files, refused):
 def test_a_disk_that_is_full_leaves_nothing(files, refused, monkeypatch):
     _, _, attempt, tmp = files
     def full(*_): raise OSError('no space left on device')
-    monkeypatch.setattr('sagan.runs.save_weights', full)
-    refused('no space left')
+    monkeypatch.setattr('sagan.importing.write_config', full)
+    refused('run cannot be made: no space left')
+    assert not [f for f in tmp.iterdir() if f.is_dir()]
 
 
 def test_arguments_and_names_of_files(files):
@@ -480,3 +488,91 @@ def test_arguments_and_names_of_files(files):
         torch.save(dict(state_dict=saved), tmp/f'{name}.pth')
         about = import_checkpoint(tmp/f'{name}.pth')[1]
         assert (about['bgr'], about['relu_skip']) == (bgr, relu_skip)
+
+
+def test_numbers_that_would_not_be_finite_and_shapes_without_numbers(files, refused):
+    "Also in float32 only, or after the division; and what would take all memory is not allocated"
+    G, D, attempt, tmp = files
+    bias, conv, gain = 'blocks.1.0.conv2.bias', 'blocks.1.0.conv1.weight', 'blocks.0.0.bn1.gain.weight'
+    refused(f'{bias} has numbers that are not finite', G=G | {bias: G[bias].double()*1e300})
+    refused(f'{conv} would be divided by', G=G | {conv: G[conv]*1e-42})
+    refused(f'{conv} would be divided by', G=G | {conv: G[conv]*1e37})
+    refused(f'{gain} has shape (1000000000, 0) and no numbers', G=G | {gain: torch.zeros(10**9, 0)})
+    wide = {k: torch.zeros(1, 1).expand(10**9, 1) for k in ('linear.weight',)}
+    refused('linear.weight is no plain tensor', G=G | wide)
+    rows = 200_000  # each alone is small, but our network of these widths would take terabytes
+    wide = {f'blocks.{i}.0.conv1.weight': torch.ones(rows, 1, 1, 1) for i in range(3)}
+    refused('has shape', 'expected', G=G | wide)
+    evil = 'blocks.9\x1b[31m' + 'x'*1000
+    refused(r"G.pth: 'blocks.9\x1b[31mxxx", by=lambda: attempt(G=G | {evil: torch.zeros(3)}))
+
+
+def test_an_archive_that_holds_more_than_its_size(files, refused):
+    G, _, _, tmp = files
+    with zipfile.ZipFile(tmp/'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as z:
+        z.writestr('a/data.pkl', bytes(10**7))
+    assert (tmp/'bomb.pth').stat().st_size < 20_000
+    refused('bomb.pth is not a whole', by=lambda: sagan_import(str(tmp/'bomb.pth'), out=str(tmp/'run')))
+
+
+@pytest.mark.parametrize('text', [
+    b'cat\ndog\nhorse', b'\xef\xbb\xbfcat\r\ndog\r\n\r\nhorse\r\n', 'cat\ndog\x1c\u2028s\nhorse\n'.encode()])
+def test_names_of_classes(files, text):
+    "With the mark of Windows's editors, its ends of lines, and separators within a name"
+    G, _, _, tmp = files
+    torch.save(G, tmp/'G.pth')
+    (tmp/'names.txt').write_bytes(text)
+    run = load_run(import_run(tmp/'G.pth', out=tmp/'run', classes=tmp/'names.txt', tell=lambda text: None))
+    assert (run.classes[0], run.classes[2], len(run.classes)) == ('cat', 'horse', 3)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(classes=[1, 2, 3]), 'names of classes are strings, got 1'), (dict(classes=3), 'classes are a list'),
+    (dict(eps='small'), "eps must be finite and not negative, got 'small'"), (dict(eps=math.nan), 'eps must'),
+    (dict(bgr='no'), "bgr is True, False or None, got 'no'")])
+def test_arguments_of_the_wrong_kind(files, arguments, message):
+    G, _, _, tmp = files
+    torch.save(G, tmp/'G.pth')
+    with pytest.raises(ValueError, match=message): import_run(tmp/'G.pth', out=tmp/'run', **arguments)
+    assert [f.name for f in tmp.iterdir()] == ['G.pth']
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_an_import_that_is_killed_can_be_repeated(files, there):
+    "At any moment: there is no run or a whole one, and nothing is left beside it in the end"
+    G, _, _, tmp = files
+    torch.save(G, tmp/'G.pth')
+    out = tmp/'made'/'run'
+    if there: out.mkdir(parents=True)
+    def attempt(): return import_run(tmp/'G.pth', out=out, tell=lambda text: None)
+    for function in ('_fsync', 'os.replace', 'os.rename', '_move_files'):
+        if not (pid := os.fork()):
+            with pytest.MonkeyPatch.context() as m:
+                m.setattr(f'sagan.storage.{function}', lambda *_: os._exit(9))
+                attempt()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] in (9 << 8, 0)
+        assert not (out/'config.json').exists() or load_run(out)
+        if not there: assert not out.exists() or load_run(out)
+        if (out/'config.json').exists(): break
+    else: attempt()
+    assert load_run(out).classes == ['0', '1', '2']
+    assert {f.name for f in out.iterdir()} == {'config.json', 'weights.safetensors'}
+    assert {f.name for f in tmp.iterdir()} == {'G.pth', 'made'}
+    assert [f.name for f in (tmp/'made').iterdir()] == ['run']
+
+
+def test_an_import_cut_off_by_an_earlier_version(files):
+    "It left a configuration without weights"
+    G, _, _, tmp = files
+    torch.save(G, tmp/'G.pth')
+    def attempt(): return import_run(tmp/'G.pth', out=tmp/'run', tell=lambda text: None)
+    weights = attempt()/'weights.safetensors'
+    kept = weights.read_bytes()
+    weights.unlink()
+    (tmp/'run/.lock').touch()
+    with pytest.raises(FileNotFoundError, match='its import was cut off; run the same sagan-import again'):
+        load_run(tmp/'run')
+    attempt()
+    assert load_run(tmp/'run') and weights.read_bytes() == kept
+    with pytest.raises(FileExistsError, match='already holds a run'): attempt()

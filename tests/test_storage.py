@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
 from sagan.data import folder
-from sagan.storage import atomic_write, cache_folder, file_lock, MappedImages, Prefetcher
+from sagan.storage import (
+    atomic_write, cache_folder, check_output, file_lock, MappedImages, open_append, Prefetcher, read_json,
+    temporary_folder, write_json)
 
 
 def paint(path, color, size=(50, 40)):
@@ -53,6 +55,93 @@ def test_permissions(tmp_path):
 @pytest.mark.parametrize('path, reason', [('.', 'it is a folder'), ('b/c.txt', 'there is no folder')])
 def test_places_where_nothing_can_be_written(tmp_path, path, reason):
     with pytest.raises(OSError, match=f'cannot be written: {reason}'), atomic_write(tmp_path/path): pass
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    "Neither an output, nor a log, nor a lock: the file that the link names keeps its bytes, and the link stays"
+    own, run = tmp_path/'own.txt', tmp_path/'run'
+    own.write_text('mine')
+    run.mkdir()
+    for name, to in (('a.txt', own), ('b.txt', tmp_path/'missing'), ('.lock', own)): (run/name).symlink_to(to)
+    def lock(path):
+        with file_lock(path.parent): pass
+    for write, name in ((write_json, 'a.txt'), (write_json, 'b.txt'), (open_append, 'a.txt'), (lock, '.lock')):
+        with pytest.raises(OSError, match=f'{name} cannot be written: it is a link to .*name the file itself'):
+            write(run/name, *[1]*(write is write_json))
+    assert own.read_text() == 'mine' and sorted(os.listdir(run)) == ['.lock', 'a.txt', 'b.txt']
+    assert (run/'a.txt').is_symlink() and not (tmp_path/'missing').exists()
+
+
+@pytest.mark.parametrize('name', ['.lock', 'a.txt'])
+def test_a_pipe_is_not_opened(tmp_path, name):
+    "To open it would wait for a reader without end"
+    os.mkfifo(tmp_path/name)
+    def write(): open_append(tmp_path/name) if name == 'a.txt' else file_lock(tmp_path).__enter__()
+    for use in (write, lambda: check_output(tmp_path/name), lambda: write_json(tmp_path/name, 1)):
+        with pytest.raises(OSError, match='it is a device or a pipe, not a file'): use()
+    with pytest.raises(ValueError, match='it is not a file'): read_json(tmp_path/name)
+    assert os.listdir(tmp_path) == [name] and (tmp_path/name).is_fifo()
+
+
+def test_a_folder_may_be_a_link(tmp_path):
+    (tmp_path/'disk').mkdir()
+    (tmp_path/'run').symlink_to('disk')
+    with file_lock(tmp_path/'run'): write_json(tmp_path/'run'/'a.json', 1)
+    assert read_json(tmp_path/'disk'/'a.json') == 1 and (tmp_path/'run').is_symlink()
+
+
+def test_no_name_is_too_long_to_be_written(tmp_path):
+    for name in ('x'*255, '\N{GREEK SMALL LETTER GAMMA}'*127):
+        write_json(tmp_path/name, 1)
+        assert read_json(tmp_path/name) == 1
+    with pytest.raises(OSError, match='cannot be written: File name too long'): write_json(tmp_path/('x'*256), 1)
+
+
+def left_by_a_kill(folder, name):
+    "What a process leaves that is killed while it writes a file"
+    code = 'import os, sys\nfrom sagan.storage import atomic_write\n' \
+           'with atomic_write(sys.argv[1]) as f:\n    f.write_text("half")\n    os.kill(os.getpid(), 9)'
+    assert subprocess.run([sys.executable, '-c', code, str(folder/name)]).returncode == -signal.SIGKILL
+    left = [d for d in folder.iterdir() if d.name.startswith(f'.{name}.') and d.name.endswith('.new')]
+    assert len(left) == 1 and (left[0]/name).read_text() == 'half'
+    return left[0]
+
+
+def test_the_next_to_write_removes_what_a_killed_process_left(tmp_path):
+    """What is still being written stays, and so do files of other programs
+
+    A lock cleans all that is below, and what earlier versions left, too."""
+    deep, others = tmp_path/'samples', [tmp_path/'.notes.2024.new', tmp_path/'.mine.new']
+    deep.mkdir()
+    for f in others: f.touch()
+    left = left_by_a_kill(tmp_path, 'a.txt')
+    shutil.copytree(left, deep/left.name)
+    shutil.copytree(left, tmp_path/left.name.replace('a.txt', 'taken'))  # a second one
+    (tmp_path/'.link.0123456789abcdef.new').symlink_to(deep)
+    with temporary_folder(tmp_path/'live') as live, atomic_write(tmp_path/'b.txt') as new:
+        new.touch()
+        assert sorted(d.name for d in tmp_path.iterdir() if d.is_dir()) == sorted(
+            ['.link.0123456789abcdef.new', live.name, new.parent.name, 'samples'])
+        assert (deep/left.name).exists() and all(f.exists() for f in others)
+        with file_lock(tmp_path): assert live.exists() and new.exists() and not (deep/left.name).exists()
+    assert sorted(os.listdir(tmp_path)) == ['.link.0123456789abcdef.new', '.lock', '.mine.new', 'b.txt', 'samples']
+
+
+CROWD = '''
+import os, sys
+from sagan.storage import file_lock, write_json
+for k in range(200):
+    write_json(f'{sys.argv[1]}/{sys.argv[2]}', k)
+    with file_lock(sys.argv[1], wait=True): pass
+'''
+
+
+def test_many_write_into_one_folder(tmp_path):
+    "Nobody takes another's unfinished file for a leftover"
+    crowd = [subprocess.Popen([sys.executable, '-c', CROWD, str(tmp_path), f'{i}.json'], stdout=subprocess.DEVNULL)
+             for i in range(3)]
+    assert [p.wait() for p in crowd] == [0]*3
+    assert sorted(os.listdir(tmp_path)) == ['.lock', '0.json', '1.json', '2.json']
 
 
 OWNER = '''
@@ -135,8 +224,11 @@ def test_the_cache_gives_the_same_images(photos, cached, monkeypatch):
     assert torch.equal(again.x[:], in_memory.x) and message == ''
 
 
-def test_a_cache_of_the_first_version_is_used(photos, cached):
-    "Its files, their names and the digests in them are a format, spelled out here"
+@pytest.mark.parametrize('decoded, used', [
+    ('central square, Pillow bicubic', False),  # before pixels were what a viewer shows
+    ('central square, Pillow bicubic, 16 bits to 8, transparent parts white', True)])
+def test_a_cache_of_an_earlier_version(photos, cached, decoded, used):
+    "Its files, their names and the digests in them are a format, spelled out here; pixels tell the version"
     names = sorted(f'{p.parent.name}/{p.name}' for p in photos.glob('*/*.jpg'))
     stats = [(n, (photos/n).stat()) for n in names]
     sources = ''.join(f'{n}\0{s.st_size}\0{s.st_mtime_ns}\n' for n, s in stats).encode()
@@ -147,10 +239,11 @@ def test_a_cache_of_the_first_version_is_used(photos, cached):
     at.mkdir(parents=True)
     (at/'images').write_bytes(x.numpy().tobytes())
     (at/'about.json').write_text(json.dumps({
-        'number of files': 9, 'size': 32, 'interpolation': 'central square, Pillow bicubic',
+        'number of files': 9, 'size': 32, 'interpolation': decoded,
         'digest of names, sizes and times': digest(sources), 'sample': digest(sample), 'bad': {}}))
     images, message = cached()
-    assert message == '' and torch.equal(images.x[:], x)
+    assert ('rebuilt because its interpolation was' not in message) == used
+    assert torch.equal(images.x[:], x if used else folder(photos, 32).x)
     assert cache_folder(photos, 32, photos.parent/'cache') == at
 
 
@@ -206,7 +299,8 @@ def test_a_disk_that_fills(photos, cached):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))  # bytes that a file may have
     try:
-        with pytest.raises(OSError, match=r'stopped \(\[Errno 27\] File too large\); nothing of it is kept'):
+        with pytest.raises(OSError, match=r'stopped \(.*/images cannot be written: File too large \(.* MB are '
+                                          r'free in .*\)\); nothing of it is kept'):
             cached()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert os.listdir(cache_folder(photos, 32, photos.parent/'cache')) == ['.lock']
