@@ -443,7 +443,7 @@ def read_config(
         _check_classes(classes, cfg)
         _check_saved_options(options)
     except ValueError as e: raise ValueError(f"{file} is damaged: {e}") from None
-    return cfg, [encodable(c) for c in classes], options
+    return cfg, [encodable(c) for c in classes or ()], options
 
 # %% ../nbs/library/33_checkpoints.ipynb #d4dd90e1
 _SCORES = ('inception_score', 'inception_spread', 'kid', 'precision', 'recall', 'accuracy', 'intra_fid',
