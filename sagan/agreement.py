@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from torch import Tensor
 from .attention import SelfAttention
+from .inputs import check_count
 from .data import named_twins, to_unit, twin_pairs
 from .networks import ResidualBlock
 
@@ -44,7 +45,15 @@ def agreement(
     colours:Tensor, # From `twin_colours`, (n, 2, 2) int64
     y:Tensor, # Classes of the images, (n,) int64
 ) -> Agreement: # Over all classes, and kappa of each
-    "Agreement of twins beyond the images' own luck; raises `ValueError` if no class has two images"
+    """Agreement of twins beyond the images' own luck
+
+    Raises `ValueError` if no class has two images, or for what are no colors or classes."""
+    if colours.ndim != 3 or colours.shape[1:] != (2, 2) or colours.is_floating_point():
+        raise ValueError("colours must be those that twin_colours gives, (n, 2, 2) of int64, "
+                         f"got {colours.dtype} of shape {tuple(colours.shape)}")
+    if y.shape != (len(colours),) or y.is_floating_point() or len(y) and y.min() < 0:
+        raise ValueError(f"y must be the classes of {len(colours)} images, from 0 on, "
+                         f"got {y.dtype} of shape {tuple(y.shape)}")
     if len(y) < 2 or y.bincount().max() < 2:
         raise ValueError(f"luck needs two images of some class, got {len(y)} images")
     both = (colours >= 0).all(2).all(1)  # (n,), are there two twins?
@@ -85,7 +94,7 @@ def agreement_auc(
     """How often D prefers twins that agree to the same image with other colors in the right twin
 
     Raises `ValueError` for fewer than 2 images, or scores that are not finite."""
-    if n < 2: raise ValueError(f"the standard error needs at least 2 images, got n={n}")
+    check_count('n, the number of images,', n, 2)
     def draw(agree, exchange):
         return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
     if labeled is None: labeled = bool(getattr(D, 'n_classes', len(draw(True, False).classes)))

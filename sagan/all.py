@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import sagan
 from .agreement import *
 from .attention import *
+from .augmentation import *
 from .checkpoints import *
 from .checks import *
 from .conditioning import *
@@ -27,6 +28,7 @@ from .experiments import *
 from .explorer import *
 from .images import *
 from .importing import *
+from .inputs import *
 from .kernels import *
 from .losses import *
 from .measuring import *
@@ -45,11 +47,12 @@ from .visualization import *
 
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
-    sagan.agreement, sagan.attention, sagan.checkpoints, sagan.checks, sagan.conditioning, sagan.config,
-    sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
-    sagan.images, sagan.importing, sagan.kernels, sagan.losses, sagan.measuring, sagan.names,
-    sagan.networks, sagan.precision, sagan.recording, sagan.references, sagan.reports, sagan.runner,
-    sagan.runs, sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
+    sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
+    sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation,
+    sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
+    sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.precision, sagan.recording,
+    sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral, sagan.storage,
+    sagan.training, sagan.visualization]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

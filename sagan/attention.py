@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/attention.html.md"""
 __all__ = ['FORMS', 'attention_weights', 'attend', 'resolve_form', 'SelfAttention', 'AttentionMap', 'attention_maps', 'intervene']
 
 # %% ../nbs/02_attention.ipynb #5a494579
-import torch, torch.nn as nn, torch.nn.functional as F
+import math, torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from types import MethodType
 from typing import Any
 from warnings import warn
 from torch import Tensor
+from .inputs import check_count, check_tensor
 from .kernels import fused_attention
 from .spectral import spectral_norm
 
@@ -24,7 +25,8 @@ def attention_weights(
     q:Tensor, # Queries g(x), (B, Nq, D)
     k:Tensor, # Keys f(x), (B, Nk, D)
 ) -> Tensor: # beta, (B, Nq, Nk), each row in [0,1] and summing to 1 over the keys
-    "Equation 1: how much each query attends to each key"
+    "Equation 1: how much each query attends to each key; raises `ValueError` for other shapes"
+    check_tensor('k', k, (*q.shape[:-2], 'Nk', q.shape[-1]), q)
     return (q @ k.mT).softmax(-1)  # (B, Nq, Nk)
 
 # %% ../nbs/02_attention.ipynb #f9f8a110
@@ -33,7 +35,10 @@ def attend(
     k:Tensor, # Keys f(x), (B, Nk, D)
     v:Tensor, # Values h(x), (B, Nk, Dv)
 ) -> Tensor: # o, (B, Nq, Dv)
-    "Equations 1 and 2: mix the values by the attention weights, without storing a large map"
+    """Equations 1 and 2: mix the values by the attention weights, without storing a large map;
+    raises `ValueError` for other shapes"""
+    check_tensor('k', k, (q.shape[0], 'Nk', q.shape[2]), q)
+    check_tensor('v', v, (*k.shape[:2], 'Dv'), q)
     entries = q.shape[0]*q.shape[1]*k.shape[1]  # no int where an export leaves B open
     small = q.device.type == 'cpu' and (not isinstance(entries, int) or entries <= 2**23)
     return attention_weights(q, k) @ v if small else fused_attention(q, k, v)  # (B, Nq, Dv)
@@ -76,6 +81,7 @@ class SelfAttention(nn.Module):
     ):
         super().__init__()
         self.form = _checked_form(form)
+        check_count('channels', channels)
         if channels < 8 or channels % 8 and self.form != 'released':
             raise ValueError("SelfAttention needs channels divisible by 8 "
                              f"(queries and keys have C/8), got {channels}; "
@@ -95,7 +101,11 @@ class SelfAttention(nn.Module):
     def qkv(self,
         x:Tensor, # Features, (B, C, H, W)
     ) -> list[Tensor]: # q (B, HW, C/8), k (B, Nk, C/8), v (B, Nk, Cv); Nk is HW, or HW/4 if pooled
-        "What equations 1 and 2 are about"
+        "What equations 1 and 2 are about; raises `ValueError` for other features"
+        check_tensor('x', x, ('B', self.query.in_channels, 'H', 'W'), self.gamma)
+        if min(x.shape[2:]) < self.pooled:
+            raise ValueError("form='released' pools keys over 2x2 locations and needs a map of at "
+                             f"least that size, got {x.shape[2]}x{x.shape[3]}")
         q, k, v = self.query(x), self.key(x), self.value(x)    # (B, channels, H, W) each
         if self.pooled == 2: k, v = F.max_pool2d(k, 2), F.max_pool2d(v, 2)
         return [t.flatten(2).mT for t in (q, k, v)]
@@ -108,6 +118,8 @@ class SelfAttention(nn.Module):
 # %% ../nbs/02_attention.ipynb #7127b146
 def _cell_at(grid, image, row, col):
     "Number, row by row, of the cell of a grid (H, W) that covers a pixel of an image of that size"
+    check_count('a pixel\'s row', row, None)
+    check_count('a pixel\'s column', col, None)
     if not (0 <= row < image[0] and 0 <= col < image[1]):
         raise IndexError(f"pixel ({row}, {col}) is outside the image; rows go from 0 to "
                          f"{image[0]-1}, columns from 0 to {image[1]-1}")
@@ -117,13 +129,17 @@ def _cell_at(grid, image, row, col):
 @dataclass
 class AttentionMap:
     """The map of one attention layer for B images, with what is needed to place it on them;
-    raises `IndexError` for pixels outside"""
+    raises `IndexError` for pixels outside, `ValueError` for grids of another size"""
     name:str                 # The layer's name in the network
     q:Tensor                 # Queries g(x), (B, H*W, D)
     k:Tensor                 # Keys f(x), (B, h*w, D)
     queries:tuple[int, ...]  # (H, W), the grid of the queries
     keys:tuple[int, ...]     # (h, w), the grid of the keys: (H, W), or half of it when pooled
     image:tuple[int, ...]    # (height, width) of the image in pixels
+
+    def __post_init__(self):
+        check_tensor('q', self.q, (len(self.k), math.prod(self.queries), self.k.shape[-1]))
+        check_tensor('k', self.k, (len(self.q), math.prod(self.keys), self.q.shape[-1]))
 
     def __len__(self): return len(self.q)
     @property
@@ -187,7 +203,7 @@ def attention_maps(
     """Run `net` once and return its output with the map of attention layers (eq. 1);
     raises `ValueError` if it has none, or none of that name"""
     found = [name for name, m in net.named_modules() if isinstance(m, SelfAttention)]
-    layers = [layers] if isinstance(layers, str) else layers
+    layers = [layers] if isinstance(layers, (str, int)) else layers
     if not found:
         raise ValueError(f"{type(net).__name__} has no SelfAttention layer; "
                          "build it with an attention placement")
@@ -204,6 +220,8 @@ def attention_maps(
 def _visible_keys(m, hide):
     "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
+    if not isinstance(hide, (tuple, list)) or len(hide) != 4:
+        raise ValueError(f"hide is a box (top, left, bottom, right) in pixels, got {hide!r}")
     top, left, bottom, right = hide
     sides = zip(m.keys, m.image)
     rows, cols = [(torch.arange(n) + .5)*size/n for n, size in sides]  # (h,), (w,) in pixels
@@ -237,10 +255,13 @@ def intervene(
                          "make the map with this network")
     if 'forward' in vars(layer):
         raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
+    if cut is not None and (not isinstance(cut, (tuple, list)) or len(cut) != 2):
+        raise ValueError(f"cut is a pixel (row, column), got {cut!r}")
     visible = _visible_keys(m, hide)
     j = None if cut is None else _cell_at(m.queries, m.image, *cut)
     def forward(layer, x):
         q, k, v = layer.qkv(x)
+        check_tensor(f'the map of {m.name}', k, ('B', math.prod(m.keys), 'D'))
         # (B, HW, Cv); queries of 0 see all alike
         o = attend(q*(not uniform), k[:, visible], v[:, visible])
         if j is not None: o = o.index_fill(1, torch.tensor([j], device=o.device), 0.)

@@ -128,7 +128,7 @@ def fill_model(
 
 # %% ../nbs/library/33_checkpoints.ipynb #181ba0a3
 def _check_config(path, cfg, saved):
-    """Raise `ValueError` for the first field in which a file's configuration, a dictionary, differs from `cfg`
+    """Raise `ValueError` for the first field in which a configuration, a dictionary, differs from `cfg`
 
     The number of steps does not count, nor does the place of the images: their digest tells what they are."""
     for k, v in asdict(cfg).items():
@@ -245,7 +245,7 @@ def _explain_damage(path, e):
     if "can't allocate memory" in str(e): raise e
     reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
     kind = '' if type(e) is ValueError else f'{type(e).__name__}: '
-    return DamagedState(path, kind + (reason[0] if reason else ''))
+    return DamagedState(path, kind + (reason[0][:200] if reason else ''))
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6b78cd5
 _PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=str, draws=Tensor,
@@ -275,7 +275,7 @@ def _check_parts(path, state):
 def read_state(
     path:str|Path, # File that `save_state` wrote
     device:str|torch.device='cpu', # Where its tensors should be
-) -> dict: # The state, with its tensors
+) -> dict: # The state, with its tensors and its `Config`
     "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
     path = Path(path)
     try:
@@ -285,13 +285,14 @@ def read_state(
             if any(i.compress_type for i in z.infolist()): raise zipfile.BadZipFile('it is compressed')
         state = torch.load(path, map_location=device, weights_only=True)
         _check_parts(path, state)
+        state['config'] = _saved_config(state['config'])
     except Exception as e: raise _explain_damage(path, e) from None
     return state
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device, tell):
     "Raise `ValueError` for a state of another configuration or kind of device, tell other circumstances"
-    _check_config(path, cfg, asdict(_saved_config(state['config'])))
+    _check_config(path, cfg, asdict(state['config']))
     if state['device'] != device.type:
         raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
                          "random numbers are others; use the device that it began on")
@@ -378,16 +379,27 @@ def write_config(
     with explain_write_errors(folder/'config.json'): write_json(folder/'config.json', content)
 
 # %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
+# what a run has before its first checkpoint
+_FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states', 'log.jsonl'}
+
+def _never_began(folder):
+    "Is it the folder of a run that was killed before its first checkpoint?"
+    names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
+    if 'config.json' not in names or not names <= _FIRST or states(folder): return False
+    try: return bool(read_config(folder))
+    except ValueError: return False
+
 def _check_empty(folder):
-    "Raise `FileExistsError` for a folder with something in it"
+    "Raise `FileExistsError` for a folder with something in it, unless its run never began"
     if not folder.exists(): return
     if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
+    if folder.is_dir() and _never_began(folder): return
     content = 'a run' if (folder/'config.json').exists() else 'other files'
     raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
                           "or go on with a run of it by --resume")
 
 def create_run(
-    folder:str|Path, # Folder to make; must not exist, or be empty
+    folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
     cfg:Config, # Configuration of the run
     classes:Sequence[str], # Class names, empty if unconditional
     options:dict|None=None, # What else it was asked for
@@ -400,6 +412,9 @@ def create_run(
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder):
         _check_empty(folder)
+        for name in _FIRST - {'config.json'}:
+            if (folder/name).is_dir(): shutil.rmtree(folder/name)
+            else: (folder/name).unlink(missing_ok=True)
         write_config(folder, cfg, classes, options or {})
     return folder
 
@@ -500,7 +515,8 @@ def read_log(
         if log.exists(): raise ValueError(f"{log} is damaged: it is not a file")
         return []
     records, faults = _parse_log(log.read_bytes().split(b'\n'))
-    if faults: tell(f"{log}: {faults[0]}" + (f"; and {len(faults) - 1} more" if len(faults) > 1 else ''))
+    more = f'; and {len(faults) - 1} more' if len(faults) > 1 else ''
+    if faults: tell(f"{log}: {faults[0][:300]}{more}")
     return [records[step] for step in sorted(records)]
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6f3d0a1
@@ -553,11 +569,9 @@ def file_step(
 def _load_model(path, cfg, device):
     "(`SAGAN` in eval mode, step) from a training state; raises `ValueError` for one that does not fit"
     state = read_state(path)
-    _check_config(path, cfg, asdict(_saved_config(state['config'])))
-    model = SAGAN(cfg)
-    try: fill_model(model, state['model'], 'it')
+    _check_config(path, cfg, asdict(state['config']))
+    try: return build_model(cfg, state['model'], 'it', device), state['step']
     except Exception as e: raise _explain_damage(path, e) from None
-    return model.to(device).eval(), state['step']
 
 def weights_step(
     folder:str|Path, # A run folder
@@ -603,7 +617,9 @@ def load_best(
     if (best := best_record([r for r in records if r['step'] <= newest])) is None:
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
                                 "(sagan-train --measure-every)")
-    return _load_model(state_file(folder, best['step']), cfg, device)
+    file = state_file(folder, best['step'])
+    if not file.exists(): raise FileNotFoundError(f"{file}, which measured best, is not there any more")
+    return _load_model(file, cfg, device)
 
 # %% ../nbs/library/33_checkpoints.ipynb #effef7fb
 @dataclass

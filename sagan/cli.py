@@ -28,12 +28,13 @@ try:
     from typing import Annotated, Any
     from fastcore.docments import docments
     from fastcore.script import call_parse
+    from sagan.checks import explain_memory
     from sagan.config import Config
     from sagan.deprecated import deprecated_names
     from sagan.names import prepare_output, say, split_classes
     from sagan.recording import Interrupted
     from sagan.runner import experiment_run
-    from sagan.reports import describe_samples, UnstoredScores
+    from sagan.reports import describe_samples, format_scores, UnstoredScores
     from sagan.runs import (
         attend_run, evaluate_run, explore_run, find_device, import_run, load_run, resume_run, sample_run,
         train_run)
@@ -50,9 +51,10 @@ def plain_errors(
 
     A training that SIGTERM has stopped ends well, with a line on standard output. Raises `SystemExit`."""
     prepare_output()
-    try: yield
+    try:
+        with explain_memory('what was asked for'): yield
     # without fastai's line on where it came from
-    except (ValueError, OSError, FloatingPointError) as e: message = str(e).rsplit('\n\t', 1)[-1]
+    except (ValueError, OSError, FloatingPointError, MemoryError) as e: message = str(e).rsplit('\n\t', 1)[-1]
     except Interrupted as e:
         message = str(e)
         if e.signal == 'SIGTERM':
@@ -60,6 +62,7 @@ def plain_errors(
             return
     except KeyboardInterrupt: message = 'interrupted'
     else: return
+    if len(message) > 1200: message = f'{message[:600]} ... {message[-600:]}'
     say(f'{command}: {message}', sys.stderr)
     raise SystemExit(1)
 
@@ -241,14 +244,10 @@ def sagan_eval(
     """Score images of a run against real ones; writes eval.json and nearest.png into the run folder, with
     other options in their names"""
     with plain_errors('sagan-eval'):
-        def show(scores):
-            for k, v in scores.items():
-                k = k.replace('nearest', 'nearest images')
-                _print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
         how = split, evaluator, weights, reference, standing, device, out
-        try: show(evaluate_run(run, n, seed, data, *how))
+        try: _print(format_scores(evaluate_run(run, n, seed, data, *how)))
         except UnstoredScores as e:
-            show(e.scores)
+            _print(format_scores(e.scores))
             raise
 
 # %% ../nbs/library/30_cli.ipynb #db8aa95e

@@ -12,13 +12,14 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import Tensor
+from .inputs import check_count, check_tensor
 from .distributed import all_reduce_mean, sync_batch_norm, update_running_stats, world_size
 from .spectral import spectral_norm
 
 # %% ../nbs/03_conditioning.ipynb #694bf3f7
 class BatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the batch of all processes, unless `sync` is false, or over groups;
-    raises `ValueError` for a negative group"""
+    raises `ValueError` for a negative group, or features with other channels"""
     sync = True
 
     def __init__(self,
@@ -26,12 +27,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         group:int=0, # Images in a row that share mean and variance in training; 0: the whole batch
         **kwargs, # Further arguments of `nn.BatchNorm2d`, such as `affine`
     ):
-        if group < 0: raise ValueError(f"group is a number of images, or 0 for all, got {group}")
+        check_count('channels', channels)
+        check_count('group', group, 0)
         super().__init__(channels, **kwargs)
         self.group = group
 
     def forward(self, x):
         "Features `x` (B, C, H, W) to the same shape, normalized over the batch or each group"
+        check_tensor('x', x, ('B', self.num_features, 'H', 'W'))
         if self.training and self.group: return _group_batch_norm(self, x)
         if self.training and self.sync and world_size() > 1: return sync_batch_norm(self, x)
         return super().forward(x)
@@ -39,7 +42,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 # %% ../nbs/03_conditioning.ipynb #67ef92eb
 class ConditionalBatchNorm2d(nn.Module):
     """Batch norm with one gain and bias per class (section 5, ref. [17]);
-    plain affine batch norm when `n_classes` is 0; raises `ValueError` for other `tables`"""
+    plain affine batch norm when `n_classes` is 0; raises `ValueError` for what does not fit"""
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
         n_classes:int=0, # Rows of the tables, 0 for unconditional
@@ -50,6 +53,7 @@ class ConditionalBatchNorm2d(nn.Module):
         super().__init__()
         if tables not in ('zeros', 'xavier'):
             raise ValueError(f"tables is 'zeros' or 'xavier', got {tables!r}")
+        check_count('n_classes', n_classes, 0)
         self.bn = BatchNorm2d(channels, group, affine=not n_classes)
         if n_classes:
             self.gain, self.bias = [nn.Embedding(n_classes, channels) for _ in range(2)]
@@ -62,6 +66,7 @@ class ConditionalBatchNorm2d(nn.Module):
         "Features `x` (B, C, H, W) and labels `y` (B,) to (B, C, H, W)"
         h = self.bn(x)                                                        # (B, C, H, W)
         if not self.n_classes: return h
+        check_labels(y, self.n_classes, len(x))
         tables = 1 + self.gain(y), self.bias(y)                               # (B, C) each
         gain, bias = [t.to(h.dtype)[..., None, None] for t in tables]         # (B, C, 1, 1) each
         return gain*h + bias                                                  # (B, C, H, W)
@@ -81,9 +86,10 @@ def check_labels(
     if y is None:
         raise ValueError("this network is conditional and needs labels: an int64 tensor "
                          f"of shape ({batch},) with values from 0 to {n_classes-1}")
-    if y.shape != (batch,) or y.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 of shape ({batch},), "
-                         f"got {y.dtype} of shape {tuple(y.shape)}")
+    if not isinstance(y, Tensor) or y.shape != (batch,) or y.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 of shape ({batch},), got " + (
+            f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else
+            f"a {type(y).__name__}; make it a tensor, as in torch.tensor([0, 1])"))
     readable = not torch.compiler.is_compiling() and y.device.type == 'cpu'
     if readable and len(y) and not (0 <= y.min() and y.max() < n_classes):
         raise ValueError(f"labels go from 0 to {n_classes-1}, "
@@ -136,14 +142,19 @@ class ProjectionHead(nn.Module):
         n_classes:int=0, # Classes, 0 for unconditional
     ):
         super().__init__()
+        check_count('channels', channels)
+        check_count('n_classes', n_classes, 0)
         self.linear = nn.Linear(channels, 1)
         self.embed = nn.Embedding(n_classes, channels) if n_classes else None
         for layer in filter(None, (self.linear, self.embed)): _spectral_layer(layer)
 
     def forward(self, h, y=None):
         "Features `h` (B, C) and labels `y` (B,) to scores (B,)"
+        check_tensor('h', h, ('B', self.linear.in_features), self.linear.bias)
         score = self.linear(h).squeeze(1)                                     # (B,)
-        return score if self.embed is None else score + (self.embed(y)*h).sum(1)  # (B,)
+        if self.embed is None: return score
+        check_labels(y, self.embed.num_embeddings, len(h))
+        return score + (self.embed(y)*h).sum(1)                               # (B,)
 
 # %% ../nbs/03_conditioning.ipynb #1a8073fc
 class AuxiliaryHead(nn.Module):
@@ -154,6 +165,8 @@ class AuxiliaryHead(nn.Module):
         n_classes:int, # Classes, at least 2; otherwise `ValueError`
     ):
         super().__init__()
+        check_count('channels', channels)
+        check_count('n_classes', n_classes, 0)
         if n_classes < 2:
             raise ValueError("the auxiliary classifier of AC-GAN needs at least 2 classes, "
                              f"got {n_classes}; use the projection head")
@@ -162,6 +175,8 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, h, y):
         "Features `h` (B, C) and labels `y` (B,) to scores (B,) and -log P(C = y | x) (B,)"
+        check_tensor('h', h, ('B', self.linear.in_features), self.linear.bias)
+        check_labels(y, self.classify.out_features, len(h))
         score = self.linear(h).squeeze(1)                                     # (B,)
         return score, F.cross_entropy(self.classify(h), y, reduction='none')  # (B,), (B,) >= 0
 

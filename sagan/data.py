@@ -59,12 +59,14 @@ def _spread(n):
     "Numbers of up to 1,000 of n images, from the first to the last, (m,)"
     return torch.linspace(0, n - 1, min(1000, n), dtype=torch.float64).long()
 
+# %% ../nbs/library/21_data.ipynb #35d28424
 def _digest(classes, y, x):
     "16 hexadecimal digits of class names, labels (n,), and some of the images (m, 3, S, S)"
     h = sha256(json.dumps(list(classes)).encode())
     for part in (y, x): h.update(part.cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:16]
 
+# %% ../nbs/library/21_data.ipynb #2f062ab3
 @dataclass
 class Images:
     "A labelled set of images, in memory or in a file"
@@ -86,9 +88,7 @@ class Images:
 
     @property
     def digest(self) -> str: # 16 hexadecimal digits
-        """What tells data sets apart by their content, wherever they are kept
-
-        Of the class names, all labels, and up to 1,000 images spread from the first to the last."""
+        "Of class names, labels, and up to 1,000 images spread over all: the same wherever they are kept"
         return _digest(self.classes, self.y, take_images(self.x, _spread(len(self))))
 
     def batches(self,
@@ -321,7 +321,7 @@ def _check_source(ds, columns):
         raise ValueError(f"this data set has the splits {', '.join(map(str, ds))}; give one of them, such as "
                          f"ds[{next(iter(ds), 'train')!r}]")
     if not hasattr(ds, '__len__') or not hasattr(ds, '__getitem__'):
-        raise ValueError("this data set is streamed: it has no length, or no numbered items; load it without "
+        raise ValueError("this data set is streamed and has no length, or no numbered items; load it without "
                          "streaming=True or a DataLoader, or save its images to a folder")
     if not len(ds): raise ValueError("the data set has no images")
     for c in columns if hasattr(ds, 'column_names') else ():
@@ -335,8 +335,9 @@ def _class_names(ds, label):
     if label is None: return []
     named = ds.features[label] if hasattr(ds, 'column_names') else ds
     names = getattr(named, 'names' if hasattr(ds, 'column_names') else 'classes', None)
-    return None if names is None else [str(c) for c in names]
+    return [str(c) for c in names] if hasattr(names, '__iter__') else None
 
+# %% ../nbs/library/21_data.ipynb #5b33255d
 def _take_apart(item, columns):
     "Image and label of an item of a data set, None for no label; raises `ValueError` for a missing column"
     image, label = columns
@@ -359,6 +360,7 @@ def _to_picture(a):
     if tensor: a = (a.movedim(0, 2) if a.ndim == 3 else a).cpu().numpy()      # (H, W, C) or (H, W)
     return Image.fromarray(np.ascontiguousarray(a[:, :, 0] if a.ndim == 3 and n == 1 else a))
 
+# %% ../nbs/library/21_data.ipynb #bd43d7ef
 def _read_item(im, size):
     "The image of an item, (3, S, S) uint8; raises `ValueError` for what is no image"
     if isinstance(im, (str, os.PathLike)):
@@ -433,6 +435,7 @@ def _check_batch(images, bs, rank, world):
         raise ValueError(f"the batch size must be from 1 to {most} (the number of images in "
                          f"{images.name}{shared}), got {bs}")
 
+# %% ../nbs/library/21_data.ipynb #c3464d59
 def _check_images(images):
     "Raise `ValueError` unless there are images (n, 3, S, S) of bytes and labels (n,), all of them classes"
     x, y, n = images.x, images.y, len(images.classes)
@@ -448,7 +451,6 @@ def _check_images(images):
     if n and len(y) and not y.is_meta and not 0 <= y.min() <= y.max() < n:
         raise ValueError(f"the labels of {images.name} must be from 0 to {n-1} for its {n} classes, got "
                          f"{y.min()} to {y.max()}")
-
 
 # %% ../nbs/library/21_data.ipynb #3fa43e6c
 def _show_batch(

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from warnings import warn
 from .agreement import twin_scores
-from .data import ImageFiles, Images, is_builtin, to_unit, twin_colours
+from .inputs import check_count, check_tensor
+from .data import ImageFiles, Images, is_builtin, twin_colours
 from .distributed import all_gather
 from sagan.references import (
     as_images, check_features, Evaluator, feature_statistics, kept_indices, measure_all, Reference,
@@ -35,15 +36,37 @@ def inception_score(
     seed:int=2020, # Of the order in which the images are cut into parts; torch-fidelity's
 ) -> tuple: # (mean, standard deviation over the parts), mean between 1 and the number of classes
     "Inception score (section 5, ref. [26]); raises `ValueError` for what are not probabilities"
-    if (p.ndim != 2 or len(p) < splits
-            or not torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-3)):
+    check_count('splits', splits)
+    check_tensor('p', p, ('n', 'classes'))
+    sums_to_1 = torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-3)
+    if len(p) < splits or not (p >= 0).all() or not sums_to_1:
         raise ValueError("inception_score takes probabilities (n, classes) that sum to 1, at "
-                         f"least {splits} rows; got shape {tuple(p.shape)}")
+                         f"least {splits} rows; got shape {tuple(p.shape)} with values from "
+                         f"{p.min() if p.numel() else math.nan:.3g}")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(p)))  # (n,)
     p = p[order]
     ends = [i*len(p)//splits for i in range(splits + 1)]
     scores = torch.stack([_exp_kl(p[a:b]) for a, b in zip(ends, ends[1:])])   # (splits,)
     return scores.mean().item(), scores.std(unbiased=False).item()
+
+# %% ../nbs/07_evaluation.ipynb #eb7ebcef
+def _gaussian(name, mu, sigma):
+    "Mean (D,) and covariance (D, D) in float64; raises `ValueError` for what cannot be such"
+    check_tensor(f'mu{name}', mu, ('D',))
+    check_tensor(f'sigma{name}', sigma, (len(mu), len(mu)))
+    mu, sigma = mu.double(), sigma.double()
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise ValueError(f"mu{name} or sigma{name} has NaN or infinite numbers; "
+                         "the features that they come from are broken")
+    if (sigma - sigma.T).abs().max() > 1e-4*sigma.abs().max():
+        raise ValueError(f"sigma{name} is not symmetric, so it is no covariance")
+    return mu, sigma
+
+def _no_less_than_0(name, eigenvalues):
+    "Eigenvalues without those below 0 by rounding; raises `ValueError` if they are not"
+    if eigenvalues.min() < -1e-3*eigenvalues.abs().max():
+        raise ValueError(f"{name} is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
+    return eigenvalues.clamp(min=0)
 
 # %% ../nbs/07_evaluation.ipynb #39c94db6
 def frechet_distance(
@@ -52,14 +75,17 @@ def frechet_distance(
     mu2:Tensor, # Mean features of the second set, (D,)
     sigma2:Tensor, # Their covariance, (D, D)
 ) -> float: # Squared Frechet distance, >= 0 up to rounding, in squared feature units
-    "Frechet distance of two Gaussians (section 5, ref. [8]); raises `ValueError` if sizes differ"
-    if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
+    """Frechet distance of two Gaussians (section 5, ref. [8])
+
+    Raises `ValueError` if sizes differ, or for NaN and matrices that are no covariances."""
+    (mu1, sigma1), (mu2, sigma2) = _gaussian(1, mu1, sigma1), _gaussian(2, mu2, sigma2)
+    if mu1.shape != mu2.shape:
         raise ValueError(f"statistics differ in dimension: {tuple(mu1.shape)} and "
                          f"{tuple(mu2.shape)}")
     e, V = torch.linalg.eigh(sigma1)                                          # (D,), (D, D)
-    root = V * e.clamp(min=0).sqrt() @ V.T                                    # sigma1^(1/2), (D, D)
+    root = V * _no_less_than_0('sigma1', e).sqrt() @ V.T                      # sigma1^(1/2), (D, D)
     squared = torch.linalg.eigvalsh(root @ sigma2 @ root)                     # (D,)
-    trace = squared.clamp(min=0).sqrt().sum()                        # tr (sigma1 sigma2)^(1/2)
+    trace = _no_less_than_0('sigma2', squared).sqrt().sum()          # tr (sigma1 sigma2)^(1/2)
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2*trace).item()
 
 # %% ../nbs/07_evaluation.ipynb #f0970de3
@@ -74,6 +100,15 @@ def _distance_of_samples(f, g):
     return ((f.mean(0) - g.mean(0)).square().sum() + traces - 2*root).item()
 
 # %% ../nbs/07_evaluation.ipynb #1f951653
+def _check_classes(name, y, n):
+    "Raise `ValueError` unless y are the classes of n images"
+    fits = isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point()
+    if not fits or y.dtype == torch.bool or n and y.min() < 0:
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        low = f", the lowest {y.min()}" if fits and n else ''
+        raise ValueError(f"{name} must be int64 of shape ({n},), a class from 0 on for each image; "
+                         f"got {got}{low}")
+
 def _describe_few(y, real_y, least):
     "Name a class with fewer than `least` generated or real images, and their numbers; '' if none"
     K = 1 + max(int(y.max()), int(real_y.max()))
@@ -93,12 +128,16 @@ def intra_frechet_distance(
     if (len(f), len(real_f)) != (len(y), len(real_y)):
         raise ValueError(f"each image needs a class: got {len(f)} and {len(real_f)} features, "
                          f"but {len(y)} and {len(real_y)} classes")
+    f, real_f = check_features(f), check_features(real_f)
+    if f.shape[1] != real_f.shape[1]:
+        raise ValueError(f"features differ in dimension: {f.shape[1]} and {real_f.shape[1]}")
+    _check_classes('y', y, len(f))
+    _check_classes('real_y', real_y, len(real_f))
     if few := _describe_few(y, real_y, 2):
         raise ValueError(f"{few}; the distance within a class needs at least 2 of each")
     if few := _describe_few(y, real_y, f.shape[1] + 1):
         warn(f"{few}, but {f.shape[1]} features: the intra-FID comes out too large; "
              f"take more than {f.shape[1]} of each class, better ten times as many")
-    f, real_f = check_features(f), check_features(real_f)
     each = [_distance_of_samples(f[y == c], real_f[real_y == c]) for c in real_y.unique()]
     return sum(each)/len(each)
 
@@ -107,9 +146,18 @@ def _squared_mmd(a, b):
     "KID of m features each, (m, D) in NumPy"
     m = len(a)
     def k(a, b): return (a @ b.T / a.shape[1] + 1)**3                         # (m, m)
-    def off_diagonal(K): return (K.sum(1) - K.diagonal()).sum()               # ()
+    def off_diagonal(K): return (K.sum(1, dtype=float) - K.diagonal()).sum()  # ()
     within = (off_diagonal(k(a, a)) + off_diagonal(k(b, b)))/(m*(m - 1))
-    return within - 2*k(a, b).sum(0).sum()/m**2
+    return within - 2*k(a, b).sum(0, dtype=float).sum()/m**2
+
+# %% ../nbs/07_evaluation.ipynb #be876856
+def _plain_features(f, g):
+    "Two sets of features (n, D) on the CPU, checked, in float32 unless they are float64"
+    for features in (f, g): check_features(features)
+    if f.shape[1] != g.shape[1]:
+        raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
+    kind = torch.float64 if torch.float64 in (f.dtype, g.dtype) else torch.float32
+    return f.detach().cpu().to(kind), g.detach().cpu().to(kind)
 
 # %% ../nbs/07_evaluation.ipynb #7fd1066c
 def kernel_distance(
@@ -119,9 +167,12 @@ def kernel_distance(
     size:int=1000, # Images in a subset; of fewer images, all
     seed:int=2020, # Of the subsets; torch-fidelity's
 ) -> tuple: # (mean, standard deviation over the subsets)
-    "Kernel Inception distance; raises `ValueError` if sizes differ or for fewer than 2 features"
-    if f.shape[1] != g.shape[1]:
-        raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
+    """Kernel Inception distance
+
+    Raises `ValueError` if sizes differ, for NaN, and for fewer than 2 features."""
+    f, g = _plain_features(f, g)
+    check_count('subsets', subsets)
+    check_count('size', size, 2)
     if min(len(f), len(g)) < 2:
         raise ValueError("the kernel distance needs at least 2 features of each kind, got "
                          f"{len(f)} and {len(g)}")
@@ -136,6 +187,8 @@ def _covered(points, centers, k):
     # (m,): of the distances to all centers, the first is that to itself
     distances = (torch.cdist(c, centers) for c in centers.split(1000))
     radius = torch.cat([d.kthvalue(k + 1).values for d in distances])
+    # images that differ by less than cdist rounds are the same
+    radius = torch.maximum(radius, 1e-3*centers.norm(dim=1))
     inside = [(torch.cdist(p, centers) <= radius).any(1) for p in points.split(1000)]
     return torch.cat(inside).float().mean().item()
 
@@ -145,7 +198,9 @@ def precision_recall(
     g:Tensor, # Features of real images, (m, D), m > k
     k:int=3, # The neighbour that a ball reaches to
 ) -> tuple: # (precision, recall), each in [0, 1]
-    "Improved precision and recall; raises `ValueError` for too few features"
+    "Improved precision and recall; raises `ValueError` for NaN, and for too few features"
+    f, g = _plain_features(f, g)
+    check_count('k', k)
     if min(len(f), len(g)) <= k:
         raise ValueError(f"precision and recall need more than {k} features of each kind, got "
                          f"{len(f)} and {len(g)}")
@@ -190,14 +245,22 @@ def class_spread(
     f:Tensor, # Feature vectors, (n, D); of each class the first 500 count
     y:Tensor, # Their classes, (n,)
 ) -> Tensor: # (), >= 0, in feature units; NaN if no class has two vectors
-    "Mean distance between two feature vectors of one class, over the classes with at least two"
+    """Mean distance between two feature vectors of one class, over the classes with at least two
+
+    Raises `ValueError` for NaN in features, or what are no classes."""
+    check_features(f)
+    _check_classes('y', y, len(f))
     per_class = [torch.pdist(f[y == c][:500]).mean() for c in y.unique() if (y == c).sum() > 1]
     return torch.stack(per_class).mean() if per_class else torch.tensor(torch.nan)
 
 # %% ../nbs/07_evaluation.ipynb #569afbf1
 def _diversity(f, y, real):
-    "Spread within a class of features (n, D) and classes (n,), in that of a reference; None if NaN"
-    ratio = (class_spread(f, y)/class_spread(real.features, real.labels)).item()
+    "Spread within a class of features (n, D) and classes (n,), in that of a reference, or None"
+    spread = class_spread(real.features, real.labels).item()
+    if spread <= 1e-5*real.features.norm(dim=1).mean():                       # but rounding
+        warn("diversity is None: the real images of each class are all alike")
+        return None
+    ratio = class_spread(f, y).item()/spread
     return None if math.isnan(ratio) else ratio
 
 def _intra_fid(f, y, real):
@@ -213,18 +276,22 @@ def _intra_fid(f, y, real):
 def _in_batches(x, size, colours):
     "Images, all or in batches, as batches; adds the colors of twins to a list if there is one"
     for b in x.split(100) if isinstance(x, Tensor) else x:
+        b = as_images(b)
         if b.shape[-1] != size:
             raise ValueError(f"images of {b.shape[-1]} px cannot be scored "
                              f"against a reference of {size} px")
         if colours is not None:
-            pixels = b.cpu() if b.is_floating_point() else to_unit(b.cpu())
-            colours.append(twin_colours(pixels))                              # (B, 2, 2)
+            colours.append(twin_colours(b.cpu()))                             # (B, 2, 2)
         yield b
 
 def _check_scorable(y, evaluator, real):
     if real.evaluator != evaluator.name:
         raise ValueError(f"the reference was measured by another evaluator: {real.evaluator!r}, "
                          f"not {evaluator.name!r}")
+    _check_classes('y', y, len(y))
+    if len(real.features) < 4:
+        raise ValueError("scores need at least 4 real images, "
+                         f"got {len(real.features)} of {real.data}")
     if len(y) < 10 or not (y.bincount() > 1).any():
         raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of "
                          f"{len(y.unique())} classes")
@@ -241,7 +308,10 @@ def score(
 ) -> Scores: # The record
     """Score images against real ones (section 5)
 
-    Raises `ValueError` for images outside [-1, 1], too few, or another evaluator's reference."""
+    Raises `ValueError` for images outside [-1, 1], too few, or another evaluator's reference, and
+    `FloatingPointError` for a score that is not finite."""
+    if not isinstance(real, (Reference, Images, ImageFiles)):
+        raise ValueError(f"real is a Reference, or real images, got a {type(real).__name__}")
     if not isinstance(real, Reference): real = reference(real, evaluator)
     _check_scorable(y, evaluator, real)
     drawn = real.data != 'digits' and is_builtin(real.data)                   # twins?
@@ -254,12 +324,16 @@ def score(
     if colours is not None:
         on_twins = twin_scores(all_gather(torch.cat(colours), len(y)), y, D, real.data, real.size)
     accuracy = None if evaluator.held_out is None else (p.argmax(1) == y).float().mean().item()
-    return Scores(
+    scores = Scores(
         fid=max(0., frechet_distance(mu, sigma, real.mu, real.sigma)), inception_score=mean,
         inception_spread=spread, kid=kid, precision=precision, recall=recall,
         accuracy=accuracy, diversity=_diversity(f, y[chosen], real),
         intra_fid=_intra_fid(f, y[chosen], real), samples=len(y), compared=len(f),
         evaluator=str(evaluator), reference=str(real), **on_twins)
+    for name, v in vars(scores).items():
+        if isinstance(v, float) and not math.isfinite(v):
+            raise FloatingPointError(f"{name} is {v}; the features are too large to compute with")
+    return scores
 
 # %% ../nbs/07_evaluation.ipynb #17c2d104
 def _nearest(f, batches, k):
@@ -287,6 +361,8 @@ def nearest_images(
     k:int=3, # Real images to find for each generated one
 ) -> tuple: # (numbers (n, k) int64, Euclidean distances (n, k) float64), nearest first
     "Real images nearest to generated ones; raises `ValueError` for another size or evaluator"
+    check_count('k', k)
+    if not len(as_images(x[:1])): raise ValueError("give at least one generated image, got none")
     if x.shape[-1] != images.size:
         raise ValueError(f"images of {x.shape[-1]} px cannot be compared "
                          f"with images of {images.size} px")
@@ -305,6 +381,7 @@ def real_distances(
     n:int=1000, # Images to try at most, drawn at random from those whose features are kept
 ) -> Tensor: # Euclidean distance of each to its nearest other one, (n,) float64
     "Distance of real images to their nearest other one; raises `ValueError` for fewer than 2"
+    check_count('n', n)
     if len(real.features) < 2:
         raise ValueError(f"the nearest other image takes 2 real images, got {len(real.features)}")
     order = torch.randperm(len(real.features), generator=torch.Generator().manual_seed(0))

@@ -149,12 +149,11 @@ def fused_attention(
 ) -> Tensor: # (B, Nq, Dv)
     "`(q @ k.mT).softmax(-1) @ v` (equations 1 and 2) by PyTorch's fused kernel, without storing the map"
     width, qkv = v.shape[2], (q, k, v)
-    if q.device.type == 'cpu':
-        # one width for all three, (B, 1 head, N, max(D, Dv))
-        q, k, v = [F.pad(t, (0, max(q.shape[2], width) - t.shape[2]))[:, None] for t in qkv]
-    else:
-        # multiples of 8, (B, 1 head, N, D or Dv, rounded up)
-        q, k, v = [F.pad(t, (0, -t.shape[2] % 8))[:, None].contiguous() for t in qkv]
+    # on a CPU one width for all three, at least 2; elsewhere each its own, rounded up to a multiple of 8
+    on_cpu, common = q.device.type == 'cpu', max(q.shape[2], width, 2)
+    extra = [common - t.shape[2] if on_cpu else -t.shape[2] % 8 for t in qkv]
+    # (B, 1 head, N, D or Dv and extra zeros); of rows that are apart in memory, the map would be stored
+    q, k, v = [F.pad(t, (0, n))[:, None].contiguous() for t, n in zip(qkv, extra)]
     return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0, :, :width]
 
 # %% ../nbs/library/24_kernels.ipynb #4c031e85

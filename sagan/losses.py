@@ -10,20 +10,33 @@ __all__ = ['d_hinge_loss', 'g_hinge_loss', 'd_acgan_loss', 'g_acgan_loss', 'ttur
 # %% ../nbs/05_losses.ipynb #571515ae
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
+from .inputs import check_number
+
+# %% ../nbs/05_losses.ipynb #32515341
+def _check_scores(**scores):
+    "Raise `ValueError` unless each is a float tensor of at least one number, whatever its values"
+    for name, s in scores.items():
+        if isinstance(s, Tensor) and s.is_floating_point() and s.numel(): continue
+        got = f"{s.dtype} of shape {tuple(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
+        hint = "; the auxiliary head's pairs go to d_acgan_loss" if isinstance(s, tuple) else ''
+        raise ValueError(f"{name} must be a float tensor (B,) of at least one score, "
+                         f"got {got}{hint}")
 
 # %% ../nbs/05_losses.ipynb #cf516c45
 def d_hinge_loss(
     real:Tensor, # Scores D(x, y) of real images, (B,)
     fake:Tensor, # Scores D(G(z, y), y) of generated images, (B',)
 ) -> Tensor: # (), >= 0
-    "Equation 4, the discriminator's loss"
+    "Equation 4, the discriminator's loss; raises `ValueError` for what are no scores"
+    _check_scores(real=real, fake=fake)
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 # %% ../nbs/05_losses.ipynb #945af834
 def g_hinge_loss(
     fake:Tensor, # Scores D(G(z, y), y) of generated images, (B,)
 ) -> Tensor: # ()
-    "Equation 4, the generator's loss"
+    "Equation 4, the generator's loss; raises `ValueError` for what are no scores"
+    _check_scores(fake=fake)
     return -fake.mean()
 
 # %% ../nbs/05_losses.ipynb #946755de
@@ -33,7 +46,9 @@ def d_acgan_loss(
     class_loss_real:Tensor, # -log P(C = y | x) of real images, (B,)
     class_loss_fake:Tensor, # The same of generated images with the labels asked for, (B',)
 ) -> Tensor: # (), >= 0
-    "AC-GAN's discriminator loss, -(L_S + L_C)"
+    "AC-GAN's discriminator loss, -(L_S + L_C); raises `ValueError` for what are no scores"
+    _check_scores(real=real, fake=fake, class_loss_real=class_loss_real,
+                  class_loss_fake=class_loss_fake)
     source_loss = F.softplus(-real).mean() + F.softplus(fake).mean()
     return source_loss + class_loss_real.mean() + class_loss_fake.mean()
 
@@ -42,7 +57,10 @@ def g_acgan_loss(
     fake:Tensor, # Scores s of generated images, (B,)
     class_loss_fake:Tensor, # -log P(C = y | G(z, y)), (B,)
 ) -> Tensor: # (), >= 0
-    "AC-GAN's generator loss, L_S - L_C in the form that does not saturate"
+    """AC-GAN's generator loss, L_S - L_C in the form that does not saturate
+
+    Raises `ValueError` for what are no scores."""
+    _check_scores(fake=fake, class_loss_fake=class_loss_fake)
     return F.softplus(-fake).mean() + class_loss_fake.mean()
 
 # %% ../nbs/05_losses.ipynb #7cd54801
@@ -54,7 +72,9 @@ def ttur(
     betas:tuple=(0., .9), # Adam's decay rates (beta1, beta2), each in [0, 1)
     bias_lr:float=1., # Learning rate of biases (no class tables), a share of their network's, >= 0
 ) -> tuple: # (opt_g, opt_d): two `torch.optim.Adam`, each with a group of weights and one of biases
-    "Two Adams with imbalanced learning rates (section 4.2 and 5)"
+    "Two Adams with imbalanced learning rates (section 4.2 and 5); checks that they are rates"
+    for name, lr in dict(lr_g=lr_g, lr_d=lr_d, bias_lr=bias_lr).items(): check_number(name, lr)
+    for beta in betas: check_number('each of betas', beta, below=1)
     def adam(net, lr):
         weights = [p for name, p in net.named_parameters() if not name.endswith('bias')]
         biases = [p for name, p in net.named_parameters() if name.endswith('bias')]

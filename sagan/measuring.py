@@ -12,6 +12,7 @@ import torch
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from .inputs import check_count
 from .checkpoints import explain_write_errors, read_config, Run
 from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
@@ -31,7 +32,8 @@ def measure_generator(
     seed:int=0, # Of classes and latents
     D:Discriminator|None=None, # On twins: the discriminator that is asked which images agree
 ) -> dict: # The `Scores`, and `digest`, that of the real images
-    "Scores of a generator on classes as frequent as in the data"
+    "Scores of a generator on classes as frequent as in the data; raises `ValueError` for too few images"
+    check_count('the number of images', n, 10)
     # (n,), y ~ p_data
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]
     x = generate_batches(G, y if images.classes else None, n, seed, part=shard(n))  # (B, 3, S, S) each

@@ -13,7 +13,8 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from torch import Tensor
-from .attention import SelfAttention
+from .attention import FORMS, resolve_form, SelfAttention
+from .inputs import check_count, check_tensor
 from .conditioning import (
     AuxiliaryHead, BatchNorm2d, check_labels, ConditionalBatchNorm2d, ProjectionHead)
 from .kernels import conv_pool, up_conv, upsample
@@ -29,6 +30,7 @@ def _initialize(layer, sn=True):
 
 def _make_conv(c_in, c_out, size, sn=True, bias=True):
     "A convolution that keeps the size of the map"
+    for channels in (c_in, c_out): check_count('channels', channels)
     return _initialize(nn.Conv2d(c_in, c_out, size, padding=size//2, bias=bias), sn)
 
 # %% ../nbs/04_networks.ipynb #855442f3
@@ -122,13 +124,15 @@ def _resolve_channels(table, size, width):
     if size not in table:
         raise ValueError(f"size must be one of {', '.join(map(str, table))} pixels, got {size!r}")
     n = len(table[size])
-    channels = [m*width for m in table[size]] if isinstance(width, int) else list(width)
-    ends_early = table is D_CHANNELS and 1 <= len(channels) < n
-    if len(channels) != n and not ends_early:
+    if not isinstance(width, (tuple, list)):
+        check_count('width', width)
+        return [m*width for m in table[size]]
+    ends_early = table is D_CHANNELS and 1 <= len(width) < n
+    if len(width) != n and not ends_early:
         raise ValueError(f"width is a number, or the {n} numbers of channels of a network for "
                          f"{size} pixels, got {width!r}")
-    if min(channels) < 1: raise ValueError(f"width must be at least 1, got {width}")
-    return channels
+    for channels in width: check_count('width', channels)
+    return list(width)
 
 # %% ../nbs/04_networks.ipynb #972190fc
 def name_places(
@@ -141,6 +145,10 @@ def name_places(
 # %% ../nbs/04_networks.ipynb #0955c1e6
 def _make_attention(net, placement, places, channels, form, sn=True):
     "{place: layer} for each place, or an error that says where attention can be"
+    if not isinstance(placement, (tuple, list)):
+        raise ValueError(f"attention is a tuple of map sizes such as (16, 32), got {placement!r}")
+    if resolve_form(form) not in (*FORMS, 'residual'):
+        raise ValueError(f"form is {', '.join(map(repr, FORMS))} or 'residual', got {form!r}")
     channels_at = dict(zip(places, channels))
     for p in map(str, placement):
         if p in channels_at: continue
@@ -170,6 +178,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         ch = _resolve_channels(G_CHANNELS, size, width)
+        check_count('z_dim', z_dim)
         self.size, self.n_classes, self.z_dim = size, n_classes, z_dim
         self.sizes = [8 << i for i in range(len(ch)-1)]
         self.places = name_places(self.sizes)
@@ -184,8 +193,7 @@ class Generator(nn.Module):
         """Latents `z` (B, z_dim) and labels `y` (B,) to images (B, 3, S, S) in [-1, 1], float32.
 
         Raises `ValueError` for latents or labels that do not fit."""
-        if z.ndim != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z must have shape (B, {self.z_dim}), got {tuple(z.shape)}")
+        check_tensor('z', z, ('B', self.z_dim), self.linear.bias)
         check_labels(y, self.n_classes, z.shape[0])
         x = self.linear(z).unflatten(1, (-1, 4, 4))             # (B, C0, 4, 4)
         for place, block in zip(self.places, self.blocks):
@@ -213,6 +221,7 @@ class Discriminator(nn.Module):
         super().__init__()
         if head not in ('projection', 'auxiliary'):
             raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
+        check_count('down', down, 0)
         ch, down = _resolve_channels(D_CHANNELS, size, width), down or D_DOWN[size]
         if down > len(ch):
             raise ValueError(f"down is at most {len(ch)}, "
@@ -229,23 +238,28 @@ class Discriminator(nn.Module):
         """Images `x` (B, 3, S, S) in [-1, 1] and labels `y` (B,) to scores (B,), or to a pair.
 
         Raises `ValueError` for images or labels that do not fit."""
-        if x.shape[1:] != (3, self.size, self.size):
-            raise ValueError(f"x must have shape (B, 3, {self.size}, {self.size}), "
-                             f"got {tuple(x.shape)}")
+        check_tensor('x', x, ('B', 3, self.size, self.size), self.blocks[0].conv1.bias)
         check_labels(y, self.n_classes, len(x))
         for place, block in zip(self.places, self.blocks):
             x = block(x)                                 # (B, C, size, size)
             if place in self.attention: x = self.attention[place](x)
-        h = F.relu(x).float().sum((2, 3))                # (B, C), float32 from here on
+        # (B, C), in the dtype of the weights from here on, also under autocast
+        h = F.relu(x).to(self.blocks[0].conv1.bias.dtype).sum((2, 3))
         with no_autocast(x): return self.head(h, y)      # (B,), auxiliary: (B,), (B,)
 
 # %% ../nbs/04_networks.ipynb #cc8a51f4
-def _count_images(y, n):
-    "How many images labels or a number ask for"
+def _count_images(G, y, n, batch):
+    "How many images labels or a number ask for; raises `ValueError` if the generator cannot draw"
+    if not hasattr(G, 'z_dim'):
+        raise ValueError(f"G must be a generator, such as model.ema, got a {type(G).__name__}")
     if y is None and n is None:
         raise ValueError("how many images? Give labels y, "
                          "or for an unconditional generator their number n")
-    return len(y) if n is None else n
+    if n is None and isinstance(y, Tensor): n = y.numel()
+    if n is not None: check_count('the number of images', n)
+    check_count('batch', batch)
+    check_labels(y.cpu() if isinstance(y, Tensor) else y, G.n_classes, n)
+    return n
 
 @torch.no_grad()
 def _sample_batches(G, y, n, seed, batch, part=slice(None)):
@@ -268,8 +282,7 @@ def generate_batches(
     """Draw images batch by batch, for more of them than fit into memory.
 
     Raises `ValueError` for labels that do not fit."""
-    n, mode = _count_images(y, n), G.training
-    check_labels(y, G.n_classes, n)
+    n, mode = _count_images(G, y, n, batch), G.training
     G.eval()
     try:
         for x in _sample_batches(G, y, n, seed, batch, part): yield x.cpu()
@@ -298,11 +311,9 @@ def standing_statistics(
     """Measure the batch norm averages again, with the weights as they are.
 
     Raises `ValueError` for labels or a batch that do not fit."""
-    if batch < 2:
-        raise ValueError(f"batch norm is measured on batches of at least 2 images, got {batch}")
-    n, G = _count_images(y, n), deepcopy(G).train()
+    check_count('batch', batch, 2)
+    n, G = _count_images(G, y, n, batch), deepcopy(G).train()
     batch = -(-n//-(-n//batch))  # batches as equal as can be, because all count the same
-    check_labels(y, G.n_classes, n)
     for m in G.modules():
         if isinstance(m, BatchNorm2d):
             m.reset_running_stats()

@@ -22,6 +22,7 @@ from torch.hub import download_url_to_file, get_dir
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from typing import Any
 from warnings import warn
+from .inputs import check_count
 from .data import ImageFiles, Images, to_bytes, to_unit
 from .distributed import all_gather, all_reduce, rank, shard, world_size
 from .storage import atomic_write
@@ -31,12 +32,13 @@ def as_images(
     x:Tensor, # Images, (B, 3, S, S), uint8 or float in [-1, 1]
 ) -> Tensor: # The same as float in [-1, 1], (B, 3, S, S)
     "Images as networks take them; raises `ValueError` for anything else"
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"images must have shape (B, 3, S, S), got {tuple(x.shape)}")
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
+        got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}, not a tensor"
+        raise ValueError(f"images must have shape (B, 3, S, S), got {got}")
     if x.dtype == torch.uint8: return to_unit(x)
     if not x.is_floating_point():
         raise ValueError(f"images must be uint8, or float in [-1, 1], got {x.dtype}")
-    if not (x.isfinite().all() and x.min() >= -1.01 and x.max() <= 1.01):
+    if x.numel() and not (x.isfinite().all() and x.min() >= -1.01 and x.max() <= 1.01):
         raise ValueError(f"images must be finite and in [-1, 1], got values from {x.min():.3g} to "
                          f"{x.max():.3g}; or give bytes as uint8")
     return x
@@ -114,7 +116,12 @@ def train_evaluator(
 ) -> Evaluator: # In eval mode, on the CPU
     """Train the small classifier on real images
 
-    With fewer than two classes it stays untrained; its random features serve the distances only."""
+    With fewer than two classes it stays untrained; its random features serve the distances only.
+    Raises `ValueError` for fewer than 4 images, which cannot be scored."""
+    check_count('steps', steps)
+    if len(images) < 4:
+        raise ValueError(f"measuring needs at least 4 real images, got {len(images)} of {images.name}; "
+                         "add images, or measure against others")
     train, held_out = images.split(.2, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -173,12 +180,13 @@ def check_features(
     f:Tensor, # Features, (n, D)
 ) -> Tensor: # The same as float64 on the CPU, (n, D)
     "Features to compute with; raises `ValueError` for another shape, NaN or infinity"
-    if f.ndim != 2:
-        raise ValueError(f"features must have shape (n, D) with n >= 2, got {tuple(f.shape)}")
+    if not isinstance(f, Tensor) or f.ndim != 2:
+        got = tuple(f.shape) if isinstance(f, Tensor) else f"a {type(f).__name__}, not a tensor"
+        raise ValueError(f"features must have shape (n, D) with n >= 2, got {got}")
     if not f.isfinite().all():
         raise ValueError(f"{(~f.isfinite()).any(1).sum()} of {len(f)} rows of features are NaN or infinite; "
                          "the images or the network that measures are broken")
-    return f.cpu().double()
+    return f.detach().cpu().double()
 
 # %% ../nbs/library/38_references.ipynb #f625c9fe
 def feature_statistics(
@@ -189,6 +197,9 @@ def feature_statistics(
     Raises `ValueError` for NaN or infinite features or fewer than two rows."""
     n, mu, S = 0, torch.tensor(0.), torch.tensor(0.)
     for b in map(check_features, [f] if isinstance(f, Tensor) else f):
+        if not len(b): continue
+        if n and b.shape[1] != len(mu):
+            raise ValueError(f"features of a batch have {b.shape[1]} numbers, those before it {len(mu)}")
         n, old = n + len(b), mu
         mu = old + (b - old).sum(0)/n                                         # (D,)
         S = S + (b - old).T @ (b - mu)                      # (D, D), squares around the mean so far
@@ -211,6 +222,7 @@ def kept_indices(
     seed:int=0, # Of the draw
 ) -> Tensor: # Indices of the images whose features are kept, sorted, (m,) int64
     "Which of n images have their features kept: all, or `MAX_FEATURES` drawn at random"
+    check_count('n', n, 0)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))  # (n,)
     return order[:MAX_FEATURES].sort().values
 

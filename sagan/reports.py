@@ -7,17 +7,18 @@ Docs: https://sagan-gan.github.io/sagan/library/reports.html.md"""
 # %% auto #0
 __all__ = ['MOST_CLASSES', 'MOST_WIDE', 'MOST_HIGH', 'NOTEBOOK', 'seeded_latents', 'draw_rows', 'sampled_classes',
            'describe_samples', 'sample_picture', 'save_figure', 'draw_samples', 'draw_attention', 'draw_nearest',
-           'UnstoredScores', 'suggest_out', 'explorer_page', 'open_notebook', 'report_pictures', 'summarize_run',
-           'write_report']
+           'UnstoredScores', 'format_scores', 'suggest_out', 'explorer_page', 'open_notebook', 'report_pictures',
+           'summarize_run', 'write_report']
 
 # %% ../nbs/library/36_reports.ipynb #c527680f
-import math, subprocess, sys, tempfile, torch
+import math, signal, subprocess, sys, tempfile, torch
 import matplotlib.pyplot as plt
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from threading import current_thread, main_thread
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -29,7 +30,7 @@ from .explorer import AttentionExplorer, class_view, image_view
 from .names import class_numbers, listed, quiet_missing_glyphs, say
 from .networks import generate, generate_batches, Generator
 from .references import Evaluator, Reference
-from .storage import atomic_write, write_json
+from .storage import atomic_write, temporary_folder, write_json
 from .visualization import (
     attention_figure, class_rows, grid_image, nearest_figure, report_html, training_figure)
 
@@ -187,6 +188,14 @@ class UnstoredScores(OSError):
         super().__init__(message)
         self.scores = scores
 
+def format_scores(
+    scores:dict, # From `evaluate_run`
+) -> str: # One line for each
+    "Scores as a terminal shows them"
+    names = {k: 'nearest images' if k == 'nearest' else k for k in scores}
+    lines = [f'{names[k]:16} {f"{v:.4g}" if isinstance(v, float) else v}' for k, v in scores.items()]
+    return '\n'.join(lines)
+
 @contextmanager
 def suggest_out(
     path:str|Path, # File that is written within this context
@@ -219,6 +228,43 @@ def explorer_page(
     return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], seeds))
 
 # %% ../nbs/library/36_reports.ipynb #dca93a2b
+_SERVER = """import atexit, os, runpy, shutil, signal, sys, tempfile, threading, time
+module, folder = sys.argv.pop(1), os.path.dirname(sys.argv[1])
+tempfile.tempdir = folder  # the server's own files go with it
+atexit.register(shutil.rmtree, folder, True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+def end_with_parent():
+    os.read(0, 1)  # until the parent is gone
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+    os._exit(1)
+threading.Thread(target=end_with_parent, daemon=True).start()
+runpy.run_module(module, run_name='__main__', alter_sys=True)"""
+
+@contextmanager
+def _exit_on_signals():
+    "Within this context SIGTERM and SIGHUP raise `SystemExit`, if nobody else handles them"
+    def leave(number, _): raise SystemExit(128 + number)
+    here = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    if current_thread() is not main_thread(): here = []
+    taken = [s for s in here if signal.getsignal(s) == signal.SIG_DFL]
+    for s in taken: signal.signal(s, leave)
+    try: yield
+    finally:
+        for s in taken: signal.signal(s, signal.SIG_DFL)
+
+def _serve(module, file):
+    "Show a notebook with a program until it ends; returns its status"
+    command = [sys.executable, '-c', _SERVER, module, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as server:
+        try: return server.wait()
+        except BaseException:
+            server.terminate()
+            try: server.wait(10)
+            finally: server.kill()
+            raise
+
+# %% ../nbs/library/36_reports.ipynb #f155e9f4
 NOTEBOOK = """from sagan.runs import load_run
 from sagan.explorer import explore, own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
@@ -240,12 +286,11 @@ def open_notebook(
     source = NOTEBOOK.format(run=str(Path(folder).resolve()), device=device,
                              images=images and str(Path(images).resolve()))
     cell:dict = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)
-    with tempfile.TemporaryDirectory() as tmp:
-        file = Path(tmp)/'explorer.ipynb'
+    with _exit_on_signals(), temporary_folder(Path(tempfile.gettempdir())/'sagan-explorer') as tmp:
+        file = tmp/'explorer.ipynb'
         write_json(file, dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
         if module == 'jupyterlab': tell('run the cell with Shift+Enter')
-        if status := subprocess.run([sys.executable, '-m', module, str(file)]).returncode:
-            raise OSError(f'{module} ended with status {status}')
+        if status := _serve(module, file): raise OSError(f'{module} ended with status {status}')
 
 # %% ../nbs/library/36_reports.ipynb #b4fe2e95
 def report_pictures(
@@ -268,16 +313,19 @@ def report_pictures(
 
 # %% ../nbs/library/36_reports.ipynb #6e558aef
 def summarize_run(
-    run:Run, # A run with at least one record
+    run:Run, # A finished run
     images:Images, # What it was trained on
 ) -> str: # Two or three sentences
     "A finished run in words"
-    last, best, size = run.records[-1], best_record(run.records), run.cfg.size
-    g_loss = 'none yet' if last['g_loss'] is None else f"{last['g_loss']:.2f}"
+    last, best, size = run.records[-1] if run.records else {}, best_record(run.records), run.cfg.size
+    def figure(k, spec): return 'none yet' if last[k] is None else format(last[k], spec)
     text = (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of "
-            f"{images.name} at {size}x{size} pixels, in {last['seconds']:.0f} seconds "
-            f"({last['images_per_s']:.0f} images per second). Last discriminator loss {last['d_loss']:.2f}, "
-            f"generator loss {g_loss}.")
+            f"{images.name} at {size}x{size} pixels")
+    if {'seconds', 'images_per_s', 'd_loss', 'g_loss'} <= last.keys():
+        text += (f", in {figure('seconds', '.0f')} seconds ({figure('images_per_s', '.0f')} images per "
+                 f"second). Last discriminator loss {figure('d_loss', '.2f')}, generator loss "
+                 f"{figure('g_loss', '.2f')}.")
+    else: text += '. The figures of its last step are not in its log.'
     if best:
         text += (f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; "
                  f"{best['evaluator']}; {best['reference']}).")

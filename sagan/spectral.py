@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import Tensor
 from torch.nn.utils import parametrize
+from .inputs import check_count, check_tensor
 from .kernels import flatten_weight, from_memory_order, fused_quotient
 from .precision import autocast_dtype, no_autocast
 
@@ -25,11 +26,12 @@ def power_iteration(
 ) -> tuple[Tensor, Tensor]: # (u, v): unit vectors of shapes (out,) and (in,)
     """`n` rounds of power iteration (section 4.1, Miyato et al. algorithm 1).
 
-    Raises `ValueError` if `W` is not a matrix or `n` < 1."""
+    Raises `ValueError` if `W` is not a matrix, `u` does not fit it, or `n` < 1."""
     if W.ndim != 2:
         raise ValueError(f"power_iteration takes a matrix, got shape {tuple(W.shape)}; "
                          "flatten the weight first")
-    if n < 1: raise ValueError(f"power_iteration needs at least one round, got n={n}")
+    check_count('n', n)
+    check_tensor('u', u, (len(W),), W)
     with no_autocast(W):
         for _ in range(n):
             v = F.normalize(W.mT @ u, dim=0)  # (in,)

@@ -6,8 +6,8 @@ Docs: https://sagan-gan.github.io/sagan/library/storage.html.md"""
 
 # %% auto #0
 __all__ = ['check_output', 'open_append', 'file_lock', 'temporary_folder', 'atomic_write', 'json_text', 'write_json',
-           'parse_json', 'read_json', 'is_whole', 'is_number', 'new_folder', 'MappedImages', 'take_images',
-           'Prefetcher', 'digest_files', 'cache_folder', 'cached_images']
+           'parse_json', 'read_bytes', 'read_json', 'is_whole', 'is_number', 'new_folder', 'MappedImages',
+           'take_images', 'Prefetcher', 'digest_files', 'cache_folder', 'cached_images']
 
 # %% ../nbs/library/22_storage.ipynb #7eb99696
 import errno, json, math, mmap, os, re, shutil, stat, torch
@@ -103,7 +103,7 @@ def file_lock(
 def _make_locked(folder, stack):
     "Make a folder and lock it; returns whether it is still there, and not taken for a leftover"
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(0o700)
     try: _lock(stack.enter_context(open(folder/'.lock', 'xb')), wait=False)
     except (BlockingIOError, FileExistsError, FileNotFoundError): return False
     return (folder/'.lock').exists()
@@ -193,13 +193,18 @@ def parse_json(
     try: return json.loads(text, parse_float=_finite_number, parse_constant=_finite_number)
     except RecursionError: raise ValueError("it is nested too deeply") from None
 
+def read_bytes(
+    path:str|Path, # A file, or a link to one
+) -> bytes: # What it holds
+    "Read a file; raises `FileNotFoundError`, or `ValueError` for a pipe or a device, which may never end"
+    if (path := Path(path)).exists() and not path.is_file(): raise ValueError(f"{path} is not a file")
+    return path.read_bytes()
+
 def read_json(
     path:str|Path, # A JSON file
 ) -> Any: # Dictionaries, lists, numbers, strings
     "Read a JSON file; raises `FileNotFoundError`, or `ValueError` naming a file that is not strict JSON"
-    if (path := Path(path)).exists() and not path.is_file():
-        raise ValueError(f"{path} is damaged: it is not a file")
-    try: return parse_json(path.read_bytes())
+    try: return parse_json(read_bytes(path))
     except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from None
 
 # %% ../nbs/library/22_storage.ipynb #2cd3f510

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import LRFinder
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, ValueMetric
@@ -26,6 +27,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import show_images
 from fastcore.foundation import L
 from .augmentation import diff_augment
+from .inputs import check_count, check_number, check_tensor
 from .conditioning import check_labels, frozen_statistics
 from .config import check_groups, Config, for_size, preset
 from .data import MemoryLoader, to_bytes
@@ -45,6 +47,7 @@ def split_batch(
     *tensors, # Tensors with as many rows as the batch, or None
 ) -> Iterator[tuple]: # Yields `n` tuples with one part of each tensor; None stays None
     "Cut tensors into equal parts; raises `ValueError` if that is impossible"
+    check_count('accumulate', n)
     odd = [len(t) for t in tensors if t is not None and len(t) % n]
     if odd:
         raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate "
@@ -169,19 +172,29 @@ def ema_update(
     net:nn.Module, # The network to follow
     decay:float, # Share of the old average that stays, in [0, 1]
 ) -> None:
-    "`ema = decay*ema + (1-decay)*net`, for weights and batch norm averages; the rest is copied"
+    """`ema = decay*ema + (1-decay)*net`, for weights and batch norm averages; the rest is copied
+
+    Raises `ValueError` for two architectures, or a decay outside [0, 1]."""
     old, new = ema.state_dict(), net.state_dict()
+    check_number('decay', decay, below=1 + 1e-9)
+    if old.keys() != new.keys():
+        raise ValueError(f"ema must have the architecture of net, a {type(net).__name__}; "
+                         "make it by deepcopy(net)")
     mean = [k for k, v in new.items() if v.is_floating_point() and not k.endswith(('.u', '.v'))]
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
 
 # %% ../nbs/06_training.ipynb #9c8ee777
 class SAGAN(nn.Module):
-    "Both networks of a `Config` and the averaged generator `ema`; one whose width is () is None"
+    """Both networks of a `Config` and the averaged generator `ema`; one whose width is () is None
+
+    Raises `ValueError` for anything but a `Config`."""
     def __init__(self,
         cfg:Config, # What to build, with the seed of the weights
     ):
         super().__init__()
+        if not isinstance(cfg, Config):
+            raise ValueError(f"SAGAN takes a Config, such as preset('small'), got {cfg!r}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             self.G = Generator(
@@ -329,13 +342,15 @@ class TrainingFigures(Callback):
 # %% ../nbs/06_training.ipynb #51f8adfe
 def check_images(
     x:Tensor, # A batch of training images, (B, 3, S, S)
+    scaled:bool=False, # Are they known to be scaled? Otherwise not all may be above 0
 ) -> None:
     "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
-    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-        raise ValueError(f"a batch must be float images of shape (B, 3, S, S), got {x.dtype} of "
-                         f"shape {tuple(x.shape)}")
+    check_tensor('a batch of images', x, ('B', 3, 'S', 'S'))
+    if x.shape[2] != x.shape[3] or not len(x):
+        raise ValueError("a batch of images must have shape (B, 3, S, S), square and at least one, "
+                         f"got {tuple(x.shape)}")
     low, high = x.min().item(), x.max().item()
-    if not -1.01 <= low <= high <= 1.01 or low >= 0:
+    if not -1.01 <= low <= high <= 1.01 or (low >= 0 and not scaled):
         raise ValueError(f"images must be in [-1, 1], got values from {low:.3g} to {high:.3g}; "
                          "scale bytes with `to_unit`, or fastai batches with "
                          "Normalize.from_stats([.5]*3, [.5]*3)")
@@ -412,16 +427,30 @@ def _plain_batch(learn):
     x = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last)
     return x, y.as_subclass(Tensor)
 
-def _check_batch(x, y, cfg):
+def _check_batch(x, y, cfg, scaled):
     "Raise `ValueError` unless images and labels fit the configuration"
-    check_images(x)
+    check_images(x, scaled)
     if cfg.n_classes: check_labels(y.cpu(), cfg.n_classes, len(x))
+
+# %% ../nbs/06_training.ipynb #7f525671
+def _remember(trainer):
+    "A function that takes a trainer, and a loader in memory, back to where they are now"
+    loader, names = trainer.dls.train, ('step', 'd_loss', 'g_loss', 'scores', 'text', 'loss_scale')
+    kept = {k: deepcopy(getattr(trainer, k)) for k in names}
+    in_memory = isinstance(loader, MemoryLoader)
+    states = [(o.rng, o.rng.get_state()) for o in (trainer, loader) if o is trainer or in_memory]
+    order = loader.order if in_memory else None
+    def go_back():
+        vars(trainer).update(kept)
+        for rng, state in states: rng.set_state(state)
+        if in_memory: loader.order = order
+    return go_back
 
 # %% ../nbs/06_training.ipynb #c8c11def
 class SAGANTrainer(TrainingFigures):
     "Trains D on every batch and G on every `n_d`-th, in place of fastai's own step; no validation"
     order, run_valid = ProgressCallback.order + 1, False
-    compiled, rng = False, None
+    compiled, rng, go_back = False, None, None
 
     def before_fit(self):
         "Prepare what the steps need"
@@ -436,11 +465,17 @@ class SAGANTrainer(TrainingFigures):
             self.learn, self.cfg, device, self.loss_scale)
         if self.rng is None: self.rng = torch.Generator(device).manual_seed(self.cfg.seed)
         broadcast_parameters(self.model)
+        trial = any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
+        self.go_back = _remember(self) if trial else None
+
+    def after_fit(self):
+        "Forget a trial by `lr_find`"
+        if self.go_back: self.go_back()
 
     def before_batch(self):
         "One step of training on the batch at hand"
         x, y = _plain_batch(self.learn)
-        if self.step == 0: _check_batch(x, y, self.cfg)
+        if self.step == 0: _check_batch(x, y, self.cfg, isinstance(self.dls.train, MemoryLoader))
         with self.autocast: self._train_d(x, y)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
@@ -502,9 +537,28 @@ def _build_model(cfg, G, D):
     if not (G is D is None): check_networks(model.G, model.D, cfg)
     return model
 
+# %% ../nbs/06_training.ipynb #ea126f18
+_DRAW = "draw images with generate(learn.model.ema, ...) and score them with sagan.evaluation"
+_KEEP = "keep it with learn.save, or train in a run folder with sagan.runs.train_run"
+_TRAIN = "train both networks with learn.fit, after learn.load at lower rates if you like"
+
+def _refuse(name, instead):
+    "A method of fastai's that a GAN's learner does not have"
+    def method(self, *args, **kwargs):
+        raise ValueError(f"learn.{name} makes no sense for a GAN; {instead}")
+    return method
+
 # %% ../nbs/06_training.ipynb #a7890956
 class SAGANLearner(Learner):
-    "fastai's `Learner` with a `show_results` for generators"
+    """fastai's `Learner` for two networks
+
+    Methods that need predictions, a frozen part or a pickle raise `ValueError`."""
+    predict, get_preds = _refuse('predict', _DRAW), _refuse('get_preds', _DRAW)
+    validate, tta = _refuse('validate', _DRAW), _refuse('tta', _DRAW)
+    export, freeze = _refuse('export', _KEEP), _refuse('freeze', _TRAIN)
+    freeze_to, fine_tune = _refuse('freeze_to', _TRAIN), _refuse('fine_tune', _TRAIN)
+    def unfreeze(self):
+        "Nothing is ever frozen"
     def show_results(self,
         max_n:int=9, # Real images at most, and as many generated ones
         seed:int=0, # Seed of the latents
@@ -537,6 +591,9 @@ def sagan_learner(
     It takes over image size, classes (`dls.vocab`, or give `n_classes`) and batch size from the
     data; raises `ValueError` for what does not fit."""
     base = preset(cfg) if isinstance(cfg, str) else cfg
+    if not hasattr(dls, 'train') or not isinstance(base, Config):
+        raise ValueError("sagan_learner takes DataLoaders, as from image_dls, and a Config or the "
+                         f"name of a preset, got a {type(dls).__name__} and {cfg!r}")
     x, *y = _first_batch(dls.train)
     c = _fit_config(base, dls, x, G, D, changes)
     if not y: check_labels(None, c.n_classes, len(x))  # images alone are for unconditional networks

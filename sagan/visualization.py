@@ -299,9 +299,9 @@ def training_figure(
     steps = [r['step'] for r in records]
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
     for ax, (title, prefixes) in zip(axes, _PANELS):
-        for k in (k for k in records[0] if k.startswith(prefixes)):
+        for k in dict.fromkeys(k for r in records for k in r if k.startswith(prefixes)):
             label = {'d_loss': 'D', 'g_loss': 'G'}.get(k, k.split(' ', 1)[-1])
-            ax.plot(steps, [r[k] for r in records], label=figure_label(label, 40), lw=1.2)
+            ax.plot(steps, [r.get(k) for r in records], label=figure_label(label, 40), lw=1.2)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel('step')
         if ax.lines: ax.legend(fontsize=7)

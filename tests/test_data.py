@@ -1,11 +1,11 @@
 "What the data page does not show: folders with mistakes, files that cannot be read, settings that cannot be"
 import threading, tracemalloc, warnings
 
-import pytest, torch
+import numpy as np, pytest, torch
 from PIL import Image
 from sagan.data import (
-    decode_images, digits, folder, image_dls, ImageFiles, Images, list_images, load_images, MemoryLoader,
-    read_image, to_unit, twins)
+    digits, folder, from_dataset, image_dls, ImageFiles, Images, load_images, MemoryLoader, to_unit, twins)
+from sagan.images import decode_images, list_images, read_image
 from sagan.storage import MappedImages
 
 
@@ -71,7 +71,7 @@ def test_images_beside_subfolders(photos):
 
 def test_hidden_folders_are_no_classes(photos):
     (photos/'.thumbnails').mkdir()
-    assert list_images(photos)[2] == ['grass', 'sky']
+    with pytest.warns(UserWarning, match='1 hidden'): assert list_images(photos)[2] == ['grass', 'sky']
 
 
 def test_files_that_cannot_be_read(photos):
@@ -178,3 +178,119 @@ def test_images_in_a_file_stay_there(photos, in_file):
     x, y = next(iter(MemoryLoader(in_file, 9)))
     colors, expected = [images.mean((2, 3)).unique(dim=0) for images in (x, to_unit(folder(photos, 32).x))]
     assert torch.equal(colors, expected)
+
+
+class Named(list):
+    "A data set that knows the names of its classes"
+    classes = ['cat', 'dog']
+
+
+PICTURE = Image.new('RGB', (40, 40), (10, 20, 30))
+
+
+@pytest.mark.parametrize('image', [
+    np.full((40, 40, 3), (10, 20, 30), np.uint8),
+    torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 40, 40),
+    PICTURE, PICTURE.convert('RGBA')], ids=['array', 'tensor', 'picture', 'with alpha'])
+@pytest.mark.parametrize('item', [
+    lambda im: (im, 0), lambda im: [im, np.int64(0)], lambda im: (im, torch.tensor(0), 'more', None),
+    lambda im: dict(label=0, image=im, more=1)], ids=['tuple', 'list', 'longer', 'dictionary'])
+def test_items_of_data_sets(image, item):
+    images = from_dataset([item(image)]*2, 32)
+    assert (images.y.tolist(), images.classes) == ([0, 0], ['0'])
+    assert (images.x == torch.tensor([10, 20, 30])[:, None, None]).all()
+
+
+@pytest.mark.parametrize('image', [
+    np.full((40, 40), 7, np.uint8), np.full((40, 40, 1), 7, np.uint8), np.full((40, 40), 7*257, np.uint16),
+    torch.full((1, 40, 40), 7, dtype=torch.uint8), torch.full((40, 40), 7, dtype=torch.uint8)])
+def test_gray_items(image):
+    assert (from_dataset([(image, 0)], 32).x == 7).all()
+
+
+@pytest.mark.parametrize('labels, y, classes', [
+    ([0, 2, 1], [0, 2, 1], ['0', '1', '2']),
+    ([20, 10, 20], [1, 0, 1], ['10', '20']),  # numbers that are skipped are no classes
+    ([10**9, 5], [1, 0], ['5', '1000000000']),
+    ([torch.tensor(1), np.uint8(0)], [1, 0], ['0', '1'])])
+def test_labels_without_names(labels, y, classes):
+    images = from_dataset([(PICTURE, c) for c in labels], 32)
+    assert (images.y.tolist(), images.classes) == (y, classes)
+
+
+def test_labels_with_names():
+    images = from_dataset(Named([(PICTURE, 1), (PICTURE, 'cat'), (PICTURE, 'dog')]), 32)
+    assert (images.y.tolist(), images.classes) == ([1, 0, 1], ['cat', 'dog'])
+
+
+@pytest.mark.parametrize('items', [[PICTURE]*2, [(PICTURE, 5)]*2, [(PICTURE,)]*2, [(PICTURE, None)]*2,
+                                   [dict(image=PICTURE)]*2])
+def test_items_without_labels(items):
+    "They have to be asked for, and ignore the labels that are there"
+    images = from_dataset(items, 32, columns=('image', None))
+    assert (images.y.tolist(), images.classes) == ([0, 0], [])
+
+
+@pytest.mark.parametrize('label, message', [
+    (None, "it has no label; read images without labels with columns=..image., None"),
+    (-1, 'its label is -1; labels are whole numbers from 0 on'), (1.7, 'its label is 1.7'),
+    (1., 'its label is 1.0'), (True, 'its label is True'), (np.bool_(True), 'its label is .*True'),
+    (torch.tensor(True), r'its label is tensor.True'), (torch.tensor(1.), 'its label is tensor'),
+    ([0, 1], r'its label is \[0, 1\]'), ('bird', "its label is 'bird'"),
+    (torch.zeros(40), 'its label is tensor'), (PICTURE, 'its label is <PIL'),
+    (2, 'its label is 2, and the data set has 2 classes, from 0 on')])
+def test_labels_that_are_no_classes(label, message):
+    with pytest.raises(ValueError, match=f'^item 1 of the data set cannot be taken: {message}'):
+        from_dataset(Named([(PICTURE, 0), (PICTURE, label)]), 32)
+
+
+@pytest.mark.parametrize('image, message', [
+    (torch.rand(3, 40, 40), r'a tensor of shape .3, 40, 40., float32; give PIL images.* without ToTensor'),
+    (torch.rand(3, 40, 40)*2 - 1, 'float32'), (torch.rand(1, 28, 28), 'float32'),
+    (torch.zeros(40, 40, 3, dtype=torch.uint8), 'a tensor of shape .40, 40, 3., uint8'),
+    (np.zeros((40, 40, 3)), 'an array of shape .40, 40, 3., float64'),
+    (np.zeros(40, np.uint8), 'shape .40,., uint8'), (np.zeros((40, 40), np.int64), 'int64'),
+    (np.zeros((2, 40, 40, 3), np.uint8), 'shape .2, 40, 40, 3.'),
+    (dict(bytes=b'', path=None), 'of type dict; give PIL images .Hugging Face: ds.cast_column'),
+    (None, 'of type NoneType'), (b'bytes', 'of type bytes'),
+    ('nowhere.png', 'nowhere.png cannot be read .No such')])
+def test_items_that_are_no_images(image, message):
+    with pytest.raises(ValueError, match=f'^item 1 of the data set cannot be taken: its image .*{message}'):
+        from_dataset([(PICTURE, 0), (image, 0)], 32)
+
+
+def test_items_that_fail():
+    "The number of the item is named, with the reason"
+    class Damaged(list):
+        def __getitem__(self, i): return [(PICTURE, 0), ()][i] if i < 2 else 1/0
+    with pytest.raises(ValueError, match='item 1 of the data set cannot be taken: IndexError'):
+        from_dataset(Damaged([0]*2), 32)
+    with pytest.raises(ValueError, match="item 0 .*it has picture, label; give columns="):
+        from_dataset([dict(picture=PICTURE, label=0)], 32)
+
+
+@pytest.mark.parametrize('ds, message', [
+    ([], 'the data set has no images'), (dict(train=[], test=[]), 'the splits train, test; give one of them'),
+    (iter([(PICTURE, 0)]), 'is streamed'), (torch.utils.data.DataLoader([1]), 'is streamed'),
+    (5, 'is streamed')])
+def test_what_is_no_data_set(ds, message):
+    with pytest.raises(ValueError, match=message): from_dataset(ds, 32)
+
+
+ONES = torch.ones(4, 3, 32, 32, dtype=torch.uint8)
+Y = torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize('x, y, message', [
+    (ONES.float(), Y, r'of these must be uint8 of shape \(n, 3, S, S\), got torch.float32 of shape \(4, 3,'),
+    (ONES[:, :1], Y, r'got torch.uint8 of shape \(4, 1, 32, 32\)'), (ONES[0], Y, r'shape \(3, 32, 32\)'),
+    (ONES[..., :16], Y, r'shape \(4, 3, 32, 16\)'), (ONES.permute(0, 2, 3, 1), Y, r'shape \(4, 32, 32, 3\)'),
+    (ONES.numpy(), Y, 'got uint8'), ([1, 2], Y, 'got list'), (ONES[..., :20, :20], Y, 'size must be 32, 64'),
+    (ONES, Y[:3], r'labels of these must be int64 of shape \(4,\), got torch.int64 of shape \(3,\)'),
+    (ONES, Y.float(), 'got torch.float32'), (ONES, Y[:, None], r'shape \(4, 1\)'), (ONES, [0]*4, 'got list'),
+    (ONES, Y - 1, 'labels of these must be from 0 to 1 for its 2 classes, got -1 to 0'),
+    (ONES, Y*5, 'got 0 to 5')])
+def test_images_that_cannot_be_trained_on(x, y, message):
+    "They are refused where a loader is made, not in the middle of the training"
+    with pytest.raises(ValueError, match=message): image_dls(Images(x, y, ['a', 'b'], 'these'), 2)
+    image_dls(Images(ONES, Y, ['a', 'b'], 'these'), 2)

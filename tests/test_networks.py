@@ -261,7 +261,7 @@ def test_standing_statistics(G):
     (lambda: Generator(48), 'one of 32, 64, 128, 256'),
     (lambda: Generator(32, attention=(64,)), 'no 64x64 feature map for attention; it has 8, 16, 32'),
     (lambda: Generator(32, width=(4, 4)), 'the 4 numbers of channels of a network for 32 pixels, got (4, 4)'),
-    (lambda: Generator(32, width=0), 'width must be at least 1'),
+    (lambda: Generator(32, width=0), 'width must be a whole number, at least 1'),
     (lambda: Generator(128, width=4, attention=(128,)), 'divisible by 8'),
     (lambda: ResidualBlock(12), 'divisible by 8'),
     (lambda: Discriminator(32, attention=(32,)), 'it has 8, 16, 8-2, 8-3'),
@@ -280,7 +280,7 @@ def test_networks_that_cannot_be_built(make, message):
     (lambda G, D: D(torch.randn(4, 3, 64, 64), torch.arange(4)), '(B, 3, 32, 32)'),
     (lambda G, D: generate(G, n=3), 'needs labels'),
     (lambda G, D: generate(G), 'how many images'),
-    (lambda G, D: standing_statistics(G, torch.arange(20) % 10, batch=1), 'at least 2 images')))
+    (lambda G, D: standing_statistics(G, torch.arange(20) % 10, batch=1), 'at least 2, got 1')))
 def test_inputs_that_do_not_fit(G, D, use, message):
     with pytest.raises(ValueError) as e: use(G, D)
     assert message in str(e.value)

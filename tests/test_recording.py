@@ -1,15 +1,18 @@
 "Stops, damage, numbers that are not finite and a full disk while a run is written into its folder"
-import errno
+import errno, json, shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch
+from safetensors.torch import load_file
 from fastai.callback.core import Callback
-from sagan.checkpoints import create_run, file_step, read_log, states
+from sagan.checkpoints import (
+    create_run, file_step, load_state, read_config, read_log, save_weights, state_file, states, weights_step)
 from sagan.config import presets
 from sagan.data import digits, image_dls
 from sagan.recording import (
     _stop_requested, describe_data, fit_run, resume, ROLLBACKS, RunWriter, truncate_run)
-from sagan.runs import load_run
+from sagan.runs import load_run, resume_run, train_run
 from sagan.training import sagan_learner
 
 CFG = presets['small'].change(g_width=2, d_width=4, z_dim=8)
@@ -64,7 +67,8 @@ def test_an_exception_leaves_the_last_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match='cable pulled'): fit(run(tmp_path/'run', 10, At(3, pull_cable)))
     assert load_run(tmp_path/'run').step == 2
     with open(tmp_path/'run/log.jsonl', 'a') as f: f.write('\0\0\0\n{"step": 4, "d_l')
-    assert [r['step'] for r in load_run(tmp_path/'run').records] == [2]
+    with pytest.warns(UserWarning, match='line 2 is spoiled'): records = load_run(tmp_path/'run').records
+    assert [r['step'] for r in records] == [2]
     with pytest.raises(FileNotFoundError, match='was not measured'): load_run(tmp_path/'run', best=True)
 
 
@@ -122,3 +126,123 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
         fit(run(tmp_path/'run', 10, At(5, lambda cb: monkeypatch.setattr('torch.save', full))))
     assert load_run(tmp_path/'run').step == 4
     assert [file_step(f) for f in states(tmp_path/'run')] == [2, 4]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "A run of four steps with a checkpoint after each, and its report"
+    folder = tmp_path_factory.mktemp('finished')/'run'
+    train_run(out=folder, preset='tiny', steps=4, batch=8, z_dim=8, d_attention=(), device='cpu', tell=silent)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path): return Path(shutil.copytree(finished, tmp_path/'run'))
+
+
+@pytest.fixture
+def quick_report(monkeypatch):
+    "An empty report, where a test is not about it"
+    def write(run, images, best): (run.folder/'report.html').touch()
+    monkeypatch.setattr('sagan.runs.write_report', write)
+
+
+def silent(text): pass
+
+
+def learner_of(folder, steps=4):
+    return sagan_learner(image_dls(digits(), 8, steps=steps), read_config(folder)[0].change(steps=steps))
+
+
+def same_weights(a, b):
+    a, b = (load_file(f/'weights.safetensors') for f in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+@pytest.mark.parametrize('report', [False, True])
+def test_a_run_that_ended_before_its_last_weights(finished, copied, quick_report, report):
+    "Readers take the state that is newer; the same command finishes it, also after an old version's report"
+    learn = learner_of(copied)
+    load_state(state_file(copied, 3), learn)
+    save_weights(copied/'weights.safetensors', learn.model, 3)
+    if not report: (copied/'report.html').unlink()
+    assert not same_weights(finished, copied)
+    read = load_run(copied)
+    assert (read.step, weights_step(copied)) == (4, 3)  # reading writes nothing
+    for k, v in load_file(finished/'weights.safetensors').items():
+        assert torch.equal(v, read.model.state_dict()[k])
+    assert resume_run(copied, tell=silent).step == 4
+    assert same_weights(finished, copied) and (copied/'report.html').exists()
+    with pytest.raises(ValueError, match='it is finished'): resume_run(copied, tell=silent)
+
+
+@pytest.mark.parametrize('lost', ['report.html', 'weights.safetensors'])
+def test_a_finished_run_that_lost_a_file(finished, copied, quick_report, lost):
+    (copied/lost).unlink()
+    assert resume_run(copied, tell=silent).step == 4
+    assert same_weights(finished, copied) and (copied/'report.html').exists()
+
+
+def test_a_finished_run_that_lost_its_log(copied):
+    "It cannot be made again; the report says so"
+    (copied/'log.jsonl').unlink()
+    (copied/'report.html').unlink()
+    resume_run(copied, tell=silent)
+    assert 'figures of its last step are not in its log' in (copied/'report.html').read_text()
+
+
+@pytest.mark.parametrize('change', [
+    dict(notes=[]), dict(notes=dict(data=5)), dict(step=3), dict(draws=torch.zeros(3, dtype=torch.uint8)),
+    dict(model={})], ids=str)
+def test_a_state_of_something_else_is_left_for_the_one_before_it(finished, copied, change):
+    "Also when that is noticed late"
+    file, told, learn = state_file(copied, 4), [], learner_of(copied)
+    torch.save(torch.load(file, weights_only=True) | change, file)
+    resume(copied, learn, told.append)
+    text, = told
+    assert 'step-0000004.pt is not a whole training state' in text and 'the one before it is taken' in text
+    assert (learn.sagan_trainer.step, weights_step(copied), [*map(file_step, states(copied))]) == (3, 3, [3])
+    learn.add_cb(RunWriter(copied))
+    fit(learn)
+    assert same_weights(finished, copied)
+
+
+def test_a_run_goes_on_without_its_best_state(copied, quick_report):
+    "Nor does it die for it in the end"
+    scores = dict(fid=1., samples=10, evaluator='an evaluator', reference='digits')
+    with open(copied/'log.jsonl', 'a') as f:
+        for step in (1, 2): f.write(json.dumps(dict(step=step) | scores) + '\n')
+    (copied/'report.html').unlink()
+    with pytest.warns(UserWarning, match='does without the best weights'): resume_run(copied, tell=silent)
+    assert (copied/'report.html').exists()
+
+
+def test_a_spoiled_line_of_the_log_loses_no_other_when_a_run_goes_on(copied):
+    log, told = copied/'log.jsonl', []
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b''.join([lines[0], b'\0' + lines[1][1:], *lines[2:], b'{"st']))
+    learn = learner_of(copied, 5)
+    resume(copied, learn, told.append)
+    assert len(told) == 1 and 'log.jsonl: line 2 is spoiled and left out' in told[0]
+    learn.add_cb(RunWriter(copied))
+    fit(learn)
+    assert log.read_bytes().startswith(lines[0] + lines[2] + lines[3])
+    assert [r['step'] for r in read_log(copied)] == [1, 3, 4, 5]
+
+
+def test_nothing_is_written_through_a_log_that_is_a_link(copied, tmp_path):
+    other = tmp_path/'other'
+    (copied/'log.jsonl').rename(other)
+    (copied/'log.jsonl').symlink_to(other)
+    before, learn = other.read_bytes(), learner_of(copied, 5)
+    resume(copied, learn, silent)
+    learn.add_cb(RunWriter(copied))
+    with pytest.raises(OSError, match='log.jsonl cannot be written: it is a link'): fit(learn)
+    assert other.read_bytes() == before and learn.sagan_trainer.step == 4  # before any step
+
+
+def test_other_threads_are_told(copied, monkeypatch):
+    told, threads = [], torch.get_num_threads()
+    monkeypatch.setattr('torch.get_num_threads', lambda: threads + 1)
+    resume(copied, learner_of(copied), told.append)
+    assert len(told) == 1 and f'threads {threads} there, {threads + 1} here' in told[0]

@@ -16,6 +16,7 @@ from sagan.reports import explorer_page
 from sagan.runs import (
     attend_run, class_numbers, evaluate_run, explore_run, import_run, load_run, OPTIONS, report_run,
     resume_run, sample_run, shipped, train_run)
+from sagan.storage import read_json
 from sagan.visualization import grid_image
 
 TINY = dict(steps=20, batch=16, g_width=2, d_width=4, device='cpu')
@@ -185,13 +186,12 @@ def test_exploring(run, tmp_path):
     with pytest.raises(ValueError, match='subfolder 7, which is no class of the model; it has square, disc'):
         explore_run('twins', images=tmp_path/'own')
     opened = []
-    def call(args):
-        opened.append(json.loads(Path(args[3]).read_text())['cells'][0]['source'])
-        return subprocess.CompletedProcess(args, 0)
-    with patch('subprocess.run', call): assert explore_run('digits', tell=silent) is None
+    def serve(module, file):
+        opened.append(read_json(file)['cells'][0]['source'])
+        return 0
+    with patch('sagan.reports._serve', serve): assert explore_run('digits', tell=silent) is None
     assert str(shipped('digits').resolve()) in opened[0]
-    failed = patch('subprocess.run', lambda args: subprocess.CompletedProcess(args, 3))
-    with failed, pytest.raises(OSError, match='ended with status 3'): explore_run('digits', tell=silent)
+    with patch('sagan.reports._serve', lambda module, file: 3), pytest.raises(OSError, match='ended with status 3'): explore_run('digits', tell=silent)
     assert len(explorer_page(load_run(shipped('twins'))).header['images']) == 8
 
 

@@ -62,7 +62,7 @@ def test_rounds_add_up():
 def test_power_iteration_refuses_what_is_no_matrix_and_no_round():
     u = torch.randn(2)
     with pytest.raises(ValueError, match='takes a matrix'): power_iteration(torch.randn(2, 3, 4), u)
-    with pytest.raises(ValueError, match='at least one round'): power_iteration(torch.randn(2, 3), u, 0)
+    with pytest.raises(ValueError, match='at least 1, got 0'): power_iteration(torch.randn(2, 3), u, 0)
 
 
 def test_no_autocast_keeps_float32():
