@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/runs.html.md"""
 
 # %% auto #0
 __all__ = ['SHIPPED', 'OPTIONS', 'shipped', 'load_run', 'configure', 'training_images', 'absolute_data', 'train_run',
-           'resume_run', 'class_numbers', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run']
+           'resume_run', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
 import shutil, sys, torch
@@ -35,16 +35,16 @@ from .importing import import_run
 from .inputs import check_count
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
-from .networks import generate
+from .names import class_numbers, file_name, listed, say
 from .precision import fastest_dtype
 from .recording import (
     fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt)
 from .references import inception, reference as real_statistics
 from .reports import (
-    draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, write_report)
+    draw_attention, draw_nearest, explorer_page, open_notebook, sample_picture, sampled_classes,
+    save_figure, suggest_out, write_report)
 from .storage import atomic_write, check_output, file_lock, write_json
 from .training import sagan_learner
-from .visualization import grid_image
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
@@ -132,8 +132,8 @@ def _run_images(data, cfg, classes, cache):
     "The images of a run that is there; raises `ValueError` if they have other classes"
     images = training_images(str(data or cfg.data), cfg, None if cfg.n_classes else 0, cache)
     if images.classes != classes:
-        run, here = (', '.join(names[:10]) or 'none' for names in (classes, images.classes))
-        raise ValueError(f"the run has classes {run}; {images.name} has {here}")
+        here = listed(images.classes)
+        raise ValueError(f"the run has classes {listed(classes)}; {images.name} has {here}")
     return images
 
 def absolute_data(
@@ -279,7 +279,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
     "Make the run folder, or go on with it, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
     bar = first and tell is print and sys.stdout.isatty()
-    if tell is print: tell = partial(print, flush=True)
+    if tell is print: tell = say
     if not first: tell = lambda text: None
     judge = _load_inception(options, device)  # before anything is written
     check_space(folder, learn.model)
@@ -427,40 +427,12 @@ def _open_generator(run, device):
                          "FOLDER)")
     return run
 
-# %% ../nbs/library/27_runs.ipynb #b975c1f3
-def _named(stem, ending, **asked):
-    "A file name with everything that was asked for beyond the default"
-    parts = [f'{k}{v}' for k, v in asked.items() if v not in (None, 0, False)]
-    return '-'.join([stem, *parts]).replace('/', '_') + ending
-
-# %% ../nbs/library/27_runs.ipynb #2694376d
-def _listed(wanted):
-    "What is wanted as a list, be it one thing or several"
-    return list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
-
-def class_numbers(
-    classes:Sequence[str], # Names of all classes, empty if unconditional
-    wanted:int|str|Sequence[int|str]|None=None, # A name or number, or several, None for all
-) -> list[int]: # Their numbers
-    "The numbers of some classes; raises `ValueError` for one that does not exist, or an empty list"
-    if wanted is None: return list(range(len(classes)))
-    if not classes: raise ValueError("this run is unconditional and has no classes to choose from")
-    numbers = {str(i): i for i in range(len(classes))} | {n: i for i, n in enumerate(classes)}
-    if not (wanted := _listed(wanted)): raise ValueError("an empty list names no class; leave it out for all")
-    def find(w): return numbers.get(w) if isinstance(w, str) else w if w in range(len(classes)) else None
-    found = [find(w) for w in wanted]
-    if None in found:
-        unknown = ', '.join(str(w) for w, i in zip(wanted, found) if i is None)
-        names = ', '.join(f'{i} ({n})' if n != str(i) else n for i, n in enumerate(classes[:50]))
-        raise ValueError(f"there is no class {unknown}; there are {names}")
-    return [i for i in found if i is not None]
-
 # %% ../nbs/library/27_runs.ipynb #a4bcae2a
 @explain_memory('--n')
 def sample_run(
     run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
     n:int=8, # Images per class (or in all, without classes)
-    # Class to draw, by name or number, or several, None for all
+    # Class to draw, by name or number, or several; None for all, or 20 of them, evenly spaced
     classes:int|str|Sequence[int|str]|None=None,
     seed:int=0, # Of the latents
     # Picture to write, None for samples-seed<seed>.png in the run folder (of a run of the package:
@@ -470,20 +442,20 @@ def sample_run(
 ) -> Path: # The picture
     """Draw images with the averaged generator: one picture with a row per class
 
-    Raises `ValueError` for a class that does not exist, `OSError` for a folder that is no run."""
+    Raises `ValueError` for a class that does not exist, or more images than a picture can show, `OSError`
+    for a folder that is no run."""
     check_count('n', n, 1)
     check_seed(seed)
     r = _open_generator(run, _run_device(run, device))
-    wanted = None if classes is None else _listed(classes)
-    labels = class_numbers(r.classes, wanted)
-    asked = dict(n=n if n != 8 else None, classes=wanted and ','.join(map(str, wanted)))
-    file = Path(out or _output(r, _named(f'samples-seed{seed}', '.png', **asked)))
-    check_output(file)
-    images = n*max(1, len(labels))
-    check_memory(images*24*r.cfg.size**2, f'a picture of {images} images', '--n')  # two copies in float32
-    y = torch.tensor(labels).repeat_interleave(n) if labels else None        # (n*classes,)
-    x = generate(r.model.ema, y, None if labels else n, seed)              # (n*classes, 3, S, S)
-    with atomic_write(file) as f: grid_image(x, n if labels else 8).save(f, format='png')
+    if isinstance(classes, Iterable) and not isinstance(classes, str): classes = list(classes)
+    labels = sampled_classes(r.classes, classes)
+    named = ','.join(map(str, classes)) if isinstance(classes, list) else classes
+    asked = dict(n=n if n != 8 else None, classes=None if named is None else str(named))
+    file = Path(out or _output(r, file_name(f'samples-seed{seed}', '.png', **asked)))
+    with suggest_out(file):
+        check_output(file)
+        picture = sample_picture(r.model.ema, labels, n, seed)
+        with atomic_write(file) as f: picture.save(f, format='png')
     return file
 
 # %% ../nbs/library/27_runs.ipynb #ec2706a1
@@ -518,9 +490,10 @@ def attend_run(
     number = None if label is None else class_numbers(r.classes, [label])[0]
     asked = dict(label=None if label is None else str(label), n=n if n != 4 else None, layer=layer,
                  points=pairs and ';'.join(f'{r},{c}' for r, c in pairs))
-    file = Path(out or _output(r, _named(f'attention-seed{seed}', '.png', **asked)))
-    check_output(file)
-    save_figure(draw_attention(r, number, seed, n, layer, pairs), file)
+    file = Path(out or _output(r, file_name(f'attention-seed{seed}', '.png', **asked)))
+    with suggest_out(file):
+        check_output(file)
+        save_figure(draw_attention(r, number, seed, n, layer, pairs), file)
     return file
 
 # %% ../nbs/library/27_runs.ipynb #3bb86db4
@@ -532,7 +505,7 @@ def explore_run(
     images:str|Path|None=None,
     out:str|Path|None=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
-    tell:Callable=print, # Is given a line of text where one has to do something
+    tell:Callable=say, # Is given a line of text where one has to do something
 ) -> Path|None: # The page, None if a notebook was opened and closed
     """Move over images, and see where each point of them looks
 
@@ -566,12 +539,15 @@ def evaluate_run(
     # Images to measure the batch norm averages on again (standing statistics), 0 for those of the training
     standing:int=0,
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    # Existing folder to write into, such as for a run that can only be read; None for the run folder
+    out:str|Path|None=None,
 ) -> dict: # The scores, as in `eval.json`, and `nearest`, the path of the picture
     """Score images of a run against real ones
 
     Writes eval.json and nearest.png into the run folder (of a run of the package: digits-eval.json here),
     with other options in their names. Raises `ValueError` for images of other classes, `OSError` for images
-    that are not there."""
+    that are not there, `UnstoredScores`, which has the scores, if they cannot be written."""
+    if out and not Path(out).is_dir(): raise FileNotFoundError(f"there is no folder {out} to write into")
     by_inception = evaluator == 'inception' or weights is not None
     asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name,
                  split=split if split != 'all' else None, weights=weights and Path(weights).stem,
@@ -586,15 +562,18 @@ def evaluate_run(
         _check_samples(n + standing, r.cfg.z_dim)
         images = evaluation_images(r, str(data or r.cfg.data), by_inception)
         judge = make_evaluator(evaluator, images, weights, seed, device)
-        kept = _output(r, 'reference-inception.safetensors') if by_inception else None
+        def place(name): return Path(out)/name if out else _output(r, name)
+        kept = place('reference-inception.safetensors') if by_inception else None
         real = real_statistics(images, judge, split, reference or kept)
         G, averages = standing_generator(r, images, standing, seed)
         scores = measure_generator(G, images, judge, real, n, seed, r.model.D)
         scores |= dict(step=r.step, batch_norm=averages)
-        picture = _output(r, _named('nearest', '.png', **asked))
+        file, picture = [place(file_name(stem, ending, **asked))
+                         for stem, ending in (('eval', '.json'), ('nearest', '.png'))]
         if rank() == 0:
-            write_json(_output(r, _named('eval', '.json', **asked)), scores)
-            save_figure(draw_nearest(G, images, judge, real, n, seed), picture)
+            with suggest_out(file, scores): write_json(file, scores)
+            fig = draw_nearest(G, images, judge, real, n, seed)
+            with suggest_out(picture, scores): save_figure(fig, picture)
     return scores | dict(nearest=picture)
 
 # %% ../nbs/library/27_runs.ipynb #6ef942b9
