@@ -24,7 +24,7 @@ from .checkpoints import (
     best_record, create_run, DamagedState, file_step, load_best, load_newest, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
-    check_folder, check_memory, check_seed, check_space, check_training_memory, existing_paths,
+    check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
     explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
@@ -148,14 +148,14 @@ def _on_device(images, device):
     if not str(device).startswith('cuda') or not isinstance(images.x, Tensor): return images
     return images.to(device) if images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4 else images
 
-def _make_learner(images, cfg, device):
+def _make_learner(images, cfg, device, lower=SMALLER):
     "A learner for this process's share of the batches"
     world = world_size()
     if cfg.batch % (world*cfg.accumulate):
         raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each "
                          f"in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that "
                          f"{world*cfg.accumulate} divides")
-    check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device)
+    check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device, lower)
     dls = image_dls(_on_device(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device,
                     rank(), world)
     learn = sagan_learner(dls, cfg, data=cfg.data)
@@ -207,7 +207,7 @@ def _measure_function(folder, images, o, judge, z_dim):
     return partial(measure_generator, images=images, evaluator=evaluator, real=real, n=n)
 
 # %% ../nbs/library/27_runs.ipynb #cfe8470d
-def _fit(learn, writer, on_nan, bar):
+def _fit(learn, writer, on_nan, bar, lower):
     "Train until the last step, or raise `Interrupted`"
     folder, t, cfg = writer.folder, learn.sagan_trainer, learn.model.cfg
     part = cfg.batch//world_size()//cfg.accumulate
@@ -215,7 +215,7 @@ def _fit(learn, writer, on_nan, bar):
     learn.add_cb(writer)
     with stop_on_interrupt(writer), learn.no_logging(), nullcontext() if bar else learn.no_bar():
         try:
-            with explain_memory(SMALLER, needed): fit_run(learn, on_nan)
+            with explain_memory(lower, needed): fit_run(learn, on_nan)
         except ConnectionError as e:
             raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {t.step}; the last "
                                   f"checkpoint is in {folder}, go on with sagan-train --resume "
@@ -298,7 +298,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
                 writer = RunWriter(
                     folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar,
                     keep=options['keep'], measure_every=options['measure_every'], measure=measure, tell=tell)
-                _fit(learn, writer, options['on_nan'], bar)
+                _fit(learn, writer, options['on_nan'], bar, ELSEWHERE if resumed else SMALLER)
         all_reduce(torch.zeros(()))  # the weights of the first process are there
         run = load_run(folder, device)
         if first: _write_report(run, images)
@@ -371,7 +371,7 @@ def _resumed_config(folder, cfg, preset, config):
     return cfg.change(steps=config.get('steps', cfg.steps))
 
 # %% ../nbs/library/27_runs.ipynb #62e7e7c5
-@explain_memory(SMALLER)
+@explain_memory(ELSEWHERE)
 def resume_run(
     folder:Run|str|Path, # Run or its folder to go on with, from its newest whole state
     *,
@@ -403,7 +403,7 @@ def resume_run(
         options = _check_options(tell, remembered, keep=keep, measure_every=measure_every, samples=samples,
                                  evaluator=evaluator, weights=weights, on_nan=on_nan, cache=cache)
         images = _run_images(None, cfg, classes, options['cache'])
-        learn = _make_learner(images, cfg, device)
+        learn = _make_learner(images, cfg, device, ELSEWHERE)
         return _train_in(folder, learn, images, options, device, tell, resumed=True)
 
 # %% ../nbs/library/27_runs.ipynb #b33a4595
