@@ -22,9 +22,9 @@ from torch.hub import download_url_to_file, get_dir
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from typing import Any
 from warnings import warn
-from .inputs import check_count
 from .data import ImageFiles, Images, to_bytes, to_unit
 from .distributed import all_gather, all_reduce, rank, shard, world_size
+from .inputs import check_count
 from .storage import atomic_write
 
 # %% ../nbs/library/38_references.ipynb #93e61962
