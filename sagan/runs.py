@@ -271,7 +271,7 @@ def _set_up(folder, learn, images, options, judge, resumed, tell):
     begun = resumed and _check_unfinished(folder, cfg, tell)
     if begun: restore_newest(folder, learn, tell)
     measure = _measure_function(folder, images, options, judge, cfg.z_dim)
-    if begun: settle_run(folder, learn, tell)
+    if begun: settle_run(folder, learn, tell, options['keep'])
     if resumed and rank() == 0: write_config(folder, cfg, images.classes, options)
     return measure
 
