@@ -31,6 +31,7 @@ from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
 from .experiments import curves_figure, format_score, load_experiment
 from .experiments import strips_figure, table, table_markdown, variants
+from .names import say
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import (
@@ -331,7 +332,7 @@ def run_experiment(
     jobs:int=1, # Networks that train at once
     device:str='cpu', # Where to train
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
 ) -> list: # (`Variant`, [records of each seed]) of each variant
     """Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html.
 
@@ -377,7 +378,7 @@ def experiment_run(
     jobs:int=1, # Networks that train at once, each with its share of the cores
     device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows
 ) -> Path: # The folder, with table.md, table.csv, curves.png, samples.png and report.html
     """Train and measure every row of an experiment, on data and by an evaluator of some name
