@@ -95,7 +95,7 @@ def _process_limit():
     except ImportError: return float('inf')  # Windows
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY: return float('inf')
-    return limit - int(Path('/proc/self/statm').read_text().split()[0])*os.sysconf('SC_PAGE_SIZE')
+    return limit - int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[0])*os.sysconf('SC_PAGE_SIZE')
 
 def free_memory(
     device:str='cpu', # 'cpu', or a GPU
@@ -104,7 +104,7 @@ def free_memory(
     if str(device).startswith('cuda'):
         return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else float('inf')
     try:
-        kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text()))
+        kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text(encoding='utf-8')))
         return min(1024*(int(kilobytes['MemAvailable']) + int(kilobytes['SwapFree'])), _process_limit())
     except (OSError, KeyError): return float('inf')  # not Linux
 

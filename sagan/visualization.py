@@ -346,7 +346,7 @@ def report_html(
     explorer:str='', # A page such as the attention explorer's, to show after the pictures
 ) -> str: # A complete HTML page
     "One self-contained page: heading, pictures with captions, a table"
-    def escape(s): return html.escape(readable(str(s), 2000))
+    def escape(s): return html.escape(readable(str(s), 2000)) if str(s) else ''
     figures = ''.join(
         f'<figure><img alt="{escape(c)}" src="{png_data_uri(p)}">'
         f'<figcaption>{escape(c)}</figcaption></figure>' for c, p in pictures)
