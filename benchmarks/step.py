@@ -144,7 +144,7 @@ def parts_of_a_step(cfg, model, autocast, opt_g, opt_d, device):
 def peak_memory(device):
     "GB of this process"
     if device == 'cuda': return torch.cuda.max_memory_allocated()/1e9
-    return int(Path('/proc/self/status').read_text(encoding='utf-8').split('VmHWM:')[1].split()[0])/1e6
+    return int(Path('/proc/self/status').read_text('utf-8').split('VmHWM:')[1].split()[0])/1e6
 
 def measure(px, dtype, device, without, compiled, steps):
     "One row: a dictionary of numbers"

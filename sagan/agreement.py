@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from torch import Tensor
 from .attention import SelfAttention
-from .inputs import check_count
 from .data import named_twins, to_unit, twin_pairs
+from .inputs import check_count
 from .networks import ResidualBlock
 
 # %% ../nbs/library/35_agreement.ipynb #a15027f0
@@ -95,6 +95,8 @@ def agreement_auc(
 
     Raises `ValueError` for fewer than 2 images, or scores that are not finite."""
     check_count('n, the number of images,', n, 2)
+    if named_twins(data, n=1, size=size) is None:
+        raise ValueError(f"data must be the name of twins, such as 'twins', got {data!r}")
     def draw(agree, exchange):
         return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
     if labeled is None: labeled = bool(getattr(D, 'n_classes', len(draw(True, False).classes)))

@@ -164,6 +164,7 @@ def sagan_train(
     options:dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     with plain_errors('sagan-train'):
         _check(not (resume and out), '--resume names the run folder; leave out --out')
+        _check(resume != '', '--resume needs the name of a run folder, got an empty one')
         if resume: resume_run(resume, **options, **_parsed(changes))
         else: train_run(out=out, **options, **_parsed(changes))
 

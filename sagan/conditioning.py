@@ -12,8 +12,8 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import Tensor
-from .inputs import check_count, check_tensor
 from .distributed import all_reduce_mean, sync_batch_norm, update_running_stats, world_size
+from .inputs import check_count, check_tensor
 from .spectral import spectral_norm
 
 # %% ../nbs/03_conditioning.ipynb #694bf3f7

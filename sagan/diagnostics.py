@@ -104,8 +104,12 @@ def check_finite(
     images:Tensor|None=None, # Real images of the step, (B, 3, S, S)
     **networks, # All networks of the step by name, with the gradients of `player`
 ) -> bool: # Whether loss and gradients are finite and the optimiser may step
-    "Raise `NonFinite`, with its cause, when loss or gradients are not finite and a smaller scale cannot help"
+    """Raise `NonFinite`, with its cause, when loss or gradients are not finite and no smaller scale can help
+
+    Raises `ValueError` when there are no gradients."""
     gradients = [p.grad for p in networks[player].parameters() if p.grad is not None]
+    if not gradients:
+        raise ValueError(f"no parameter of {player} has a gradient; are all of them frozen (requires_grad)?")
     largest = torch.stack(torch._foreach_norm(gradients)).max()  # ()
     finite = bool((loss + largest).isfinite())
     if not finite and (scale <= 1 or not loss.isfinite()):

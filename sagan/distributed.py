@@ -13,6 +13,7 @@ import os, torch, torch.distributed as dist
 from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import nn, Tensor
+from .inputs import check_count
 
 # %% ../nbs/library/23_distributed.ipynb #23c1667f
 @contextmanager
@@ -47,6 +48,7 @@ def shard(
     n:int, # Number of things in a row
 ) -> slice: # Those of this process: all of them when alone, otherwise nearly equal parts
     "The part of a row that falls to this process; in the order of the ranks the parts are the whole"
+    check_count('n', n, 0)
     r, world = rank(), world_size()
     return slice(n*r//world, n*(r + 1)//world)
 

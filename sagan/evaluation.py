@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from warnings import warn
 from .agreement import twin_scores
-from .inputs import check_count, check_tensor
 from .data import ImageFiles, Images, is_builtin, twin_colours
 from .distributed import all_gather
+from .inputs import check_count, check_tensor
 from sagan.references import (
     as_images, check_features, Evaluator, feature_statistics, kept_indices, measure_all, Reference,
     reference)
@@ -38,7 +38,7 @@ def inception_score(
     "Inception score (section 5, ref. [26]); raises `ValueError` for what are not probabilities"
     check_count('splits', splits)
     check_tensor('p', p, ('n', 'classes'))
-    sums_to_1 = torch.allclose(p.sum(1), torch.ones_like(p[:, 0]), atol=1e-3)
+    sums_to_1 = torch.allclose(p.sum(1), torch.ones_like(p.sum(1)), atol=1e-3)
     if len(p) < splits or not (p >= 0).all() or not sums_to_1:
         raise ValueError("inception_score takes probabilities (n, classes) that sum to 1, at "
                          f"least {splits} rows; got shape {tuple(p.shape)} with values from "
@@ -54,6 +54,7 @@ def _gaussian(name, mu, sigma):
     "Mean (D,) and covariance (D, D) in float64; raises `ValueError` for what cannot be such"
     check_tensor(f'mu{name}', mu, ('D',))
     check_tensor(f'sigma{name}', sigma, (len(mu), len(mu)))
+    check_count(f'the number of features in mu{name}', len(mu))
     mu, sigma = mu.double(), sigma.double()
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise ValueError(f"mu{name} or sigma{name} has NaN or infinite numbers; "
@@ -131,6 +132,7 @@ def intra_frechet_distance(
     f, real_f = check_features(f), check_features(real_f)
     if f.shape[1] != real_f.shape[1]:
         raise ValueError(f"features differ in dimension: {f.shape[1]} and {real_f.shape[1]}")
+    check_count('the number of images', min(len(f), len(real_f)))
     _check_classes('y', y, len(f))
     _check_classes('real_y', real_y, len(real_f))
     if few := _describe_few(y, real_y, 2):
@@ -362,6 +364,8 @@ def nearest_images(
 ) -> tuple: # (numbers (n, k) int64, Euclidean distances (n, k) float64), nearest first
     "Real images nearest to generated ones; raises `ValueError` for another size or evaluator"
     check_count('k', k)
+    if not isinstance(images, (Images, ImageFiles, Reference)):
+        raise ValueError(f"images is a set of images or a Reference, got a {type(images).__name__}")
     if not len(as_images(x[:1])): raise ValueError("give at least one generated image, got none")
     if x.shape[-1] != images.size:
         raise ValueError(f"images of {x.shape[-1]} px cannot be compared "

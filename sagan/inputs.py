@@ -22,8 +22,8 @@ def _fits_dtype(t, like):
     return t.dtype == like.dtype or convertible and autocast_dtype(t) == autocast_dtype(like)
 
 def _on_same_device(t, like):
-    "Is t where the weight is? The meta device stands for any"
-    return t.device == like.device or like.is_meta or t.is_meta
+    "Is t where the weight is? A weight on the meta device is elsewhere until it is used"
+    return t.device == like.device or like.is_meta
 
 # %% ../nbs/library/47_inputs.ipynb #61cc6042
 def _dtype_message(name, t, like):
@@ -44,7 +44,8 @@ def check_tensor(
     other = [n for n, size in zip(shape, given) if not isinstance(n, str) and n != size]
     if len(given) != len(shape) or other:
         got = tuple(given) if isinstance(t, Tensor) else f"a {type(t).__name__}, not a tensor"
-        raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {got}")
+        wanted = ', '.join(map(str, shape)) + ','*(len(shape) == 1)
+        raise ValueError(f"{name} must have shape ({wanted}), got {got}")
     if like is not None and not _on_same_device(t, like):
         raise ValueError(f"{name} is on {t.device}, the weights are on {like.device}; "
                          "move one of them with .to(device)")

@@ -72,8 +72,10 @@ def ttur(
     betas:tuple=(0., .9), # Adam's decay rates (beta1, beta2), each in [0, 1)
     bias_lr:float=1., # Learning rate of biases (no class tables), a share of their network's, >= 0
 ) -> tuple: # (opt_g, opt_d): two `torch.optim.Adam`, each with a group of weights and one of biases
-    "Two Adams with imbalanced learning rates (section 4.2 and 5); checks that they are rates"
+    "Two Adams with imbalanced learning rates (section 4.2 and 5); raises `ValueError` for others"
     for name, lr in dict(lr_g=lr_g, lr_d=lr_d, bias_lr=bias_lr).items(): check_number(name, lr)
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas is a pair of decay rates, as for Adam, got {betas!r}")
     for beta in betas: check_number('each of betas', beta, below=1)
     def adam(net, lr):
         weights = [p for name, p in net.named_parameters() if not name.endswith('bias')]

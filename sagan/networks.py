@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from torch import Tensor
 from .attention import FORMS, resolve_form, SelfAttention
-from .inputs import check_count, check_tensor
 from .conditioning import (
     AuxiliaryHead, BatchNorm2d, check_labels, ConditionalBatchNorm2d, ProjectionHead)
+from .inputs import check_count, check_tensor
 from .kernels import conv_pool, up_conv, upsample
 from .precision import no_autocast
 from .spectral import spectral_norm
@@ -75,6 +75,7 @@ class DBlock(nn.Module):
 
     def forward(self, x):
         "Features `x` (B, c_in, H, W) to (B, c_out, H/2, W/2), or without `down` (B, c_out, H, W)"
+        check_tensor('x', x, ('B', self.conv1.in_channels, 'H', 'W'), self.conv1.bias)
         a = x if self.first else F.relu(x)                               # (B, c_in, H, W)
         h = F.relu(self.conv1(a))                                        # (B, c_out, H, W)
         if self.relu_skip: x = a
@@ -91,6 +92,7 @@ class ResidualBlock(nn.Module):
         sn:bool=True, # Spectrally normalize the convolutions?
     ):
         super().__init__()
+        check_count('channels', channels)
         if channels < 8 or channels % 8:
             raise ValueError("the residual block has C/8 channels inside and needs channels "
                              f"divisible by 8, got {channels}")
@@ -100,6 +102,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x):
         "Features `x` (B, C, H, W) to the same shape"
+        check_tensor('x', x, ('B', self.conv1.in_channels, 'H', 'W'), self.gamma)
         return self.gamma * self.conv2(F.relu(self.conv1(F.relu(x)))) + x  # (B, C, H, W)
 
 # %% ../nbs/04_networks.ipynb #898fbd35
@@ -121,7 +124,7 @@ D_DOWN = {32: 2, 64: 4, 128: 5, 256: 6}
 # %% ../nbs/04_networks.ipynb #9b7da779
 def _resolve_channels(table, size, width):
     "A network's channels from the table, or as given; a discriminator may end early"
-    if size not in table:
+    if not isinstance(size, int) or size not in table:
         raise ValueError(f"size must be one of {', '.join(map(str, table))} pixels, got {size!r}")
     n = len(table[size])
     if not isinstance(width, (tuple, list)):
@@ -248,7 +251,7 @@ class Discriminator(nn.Module):
         with no_autocast(x): return self.head(h, y)      # (B,), auxiliary: (B,), (B,)
 
 # %% ../nbs/04_networks.ipynb #cc8a51f4
-def _count_images(G, y, n, batch):
+def _count_images(G, y, n, seed, batch, least=1):
     "How many images labels or a number ask for; raises `ValueError` if the generator cannot draw"
     if not hasattr(G, 'z_dim'):
         raise ValueError(f"G must be a generator, such as model.ema, got a {type(G).__name__}")
@@ -256,8 +259,9 @@ def _count_images(G, y, n, batch):
         raise ValueError("how many images? Give labels y, "
                          "or for an unconditional generator their number n")
     if n is None and isinstance(y, Tensor): n = y.numel()
-    if n is not None: check_count('the number of images', n)
-    check_count('batch', batch)
+    if n is not None: check_count('the number of images', n, least)
+    check_count('batch', batch, least)
+    check_count('seed', seed, None)
     check_labels(y.cpu() if isinstance(y, Tensor) else y, G.n_classes, n)
     return n
 
@@ -282,7 +286,7 @@ def generate_batches(
     """Draw images batch by batch, for more of them than fit into memory.
 
     Raises `ValueError` for labels that do not fit."""
-    n, mode = _count_images(G, y, n, batch), G.training
+    n, mode = _count_images(G, y, n, seed, batch), G.training
     G.eval()
     try:
         for x in _sample_batches(G, y, n, seed, batch, part): yield x.cpu()
@@ -311,8 +315,7 @@ def standing_statistics(
     """Measure the batch norm averages again, with the weights as they are.
 
     Raises `ValueError` for labels or a batch that do not fit."""
-    check_count('batch', batch, 2)
-    n, G = _count_images(G, y, n, batch), deepcopy(G).train()
+    n, G = _count_images(G, y, n, seed, batch, least=2), deepcopy(G).train()
     batch = -(-n//-(-n//batch))  # batches as equal as can be, because all count the same
     for m in G.modules():
         if isinstance(m, BatchNorm2d):

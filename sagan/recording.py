@@ -294,7 +294,8 @@ def restore_newest(
         try:
             state = _read_run_state(f)
             _check_data(folder, state['notes'], learn.dls.train.dataset)
-            return restore_state(f, state, learn, tell=tell)
+            restore_state(f, state, learn, tell=tell)
+            return
         except DamagedState as e:
             tell(f"{f} is not a whole training state ({e.reason}); the one before it is taken")
     raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "

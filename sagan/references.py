@@ -22,9 +22,9 @@ from torch.hub import download_url_to_file, get_dir
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from typing import Any
 from warnings import warn
-from .inputs import check_count
 from .data import ImageFiles, Images, to_bytes, to_unit
 from .distributed import all_gather, all_reduce, rank, shard, world_size
+from .inputs import check_count
 from .storage import atomic_write
 
 # %% ../nbs/library/38_references.ipynb #93e61962
@@ -302,13 +302,15 @@ def _check_facts(file, header, facts):
 
 def _load_reference(file, facts, images, evaluator):
     "A `Reference` from a file whose header must say the same facts"
+    if not file.is_file(): raise ValueError(f"{file} is no file of reference statistics; name another one")
     try:
         with safe_open(file, 'pt') as f:
             header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        if tensors.keys() != {'mu', 'sigma', 'features', 'labels'}: raise SafetensorError('other tensors')
     except SafetensorError as e:
         raise ValueError(f"{file} is not a whole file of reference statistics ({e}); "
                          "remove it, and it is computed again") from None
+    if tensors.keys() != {'mu', 'sigma', 'features', 'labels'}:
+        raise ValueError(f"{file} holds no reference statistics, but other tensors; name another file")
     _check_facts(file, header, {k: v for k, v in facts.items() if k != 'digest'})
     if 'digest' not in header and _of_these(tensors['features'], images, evaluator):
         header['digest'] = facts['digest']

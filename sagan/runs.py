@@ -24,14 +24,15 @@ from .checkpoints import (
     best_record, create_run, DamagedState, file_step, load_best, load_newest, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
-    check_folder, check_memory, check_space, check_training_memory, check_whole, existing_paths,
-    explain_memory, find_device, removed_on_error, SMALLER, training_bytes)
+    check_folder, check_memory, check_seed, check_space, check_training_memory, existing_paths,
+    explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
 from .diagnostics import NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
 from .explorer import own_images
 from .importing import import_run
+from .inputs import check_count
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 from .names import class_numbers, file_name, listed, say
@@ -118,7 +119,8 @@ def training_images(
     """Images by name, with their classes or without
 
     Raises `ValueError` for another number of classes, and the errors of `load_images`."""
-    images = load_images(data, cfg.size, cfg.skip_bad, cache, 8/world_size())
+    most = min(8, free_memory()/2e9)  # GB
+    images = load_images(data, cfg.size, cfg.skip_bad, cache, most/world_size())
     if n_classes not in (None, 0, len(images.classes)):
         raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 "
                          "to ignore them")
@@ -169,13 +171,13 @@ def _check_options(tell, remembered, **given):
     "The options of a run, those that are None as remembered, or at their defaults; raises `ValueError`"
     if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
     o = OPTIONS | remembered | {k: v for k, v in given.items() if v is not None}
-    check_whole(o['keep'], 1, 'keep')
-    check_whole(o['measure_every'], 0, 'measure_every')
+    check_count('keep', o['keep'], 1)
+    check_count('measure_every', o['measure_every'], 0)
     if o['on_nan'] not in ('stop', 'rollback'):
         raise ValueError(f"on_nan is 'stop' or 'rollback', got {o['on_nan']!r}")
     if o['evaluator'] not in ('small', 'inception'):
         raise ValueError(f"evaluator is 'small' or 'inception', got {o['evaluator']!r}")
-    if o['samples'] is not None: check_whole(o['samples'], 10, 'samples')
+    if o['samples'] is not None: check_count('samples', o['samples'], 10)
     if given['cache'] is not None:
         check_folder(given['cache'])
         o['cache'] = str(Path(o['cache']).resolve())
@@ -339,11 +341,15 @@ def train_run(
         if not data and cfg.data != 'digits':
             raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, "
                              "'digits' or 'twins'")
+        if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
         data = str(data or 'digits')
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
         folder = Path(out or Path('runs')/Path(data).resolve().name)
         check_folder(folder)
+        if not is_builtin(data) and Path(data).resolve() in folder.resolve().parents:
+            raise ValueError(f"{folder} lies in {data}, whose images would not be the same any more; choose "
+                             "another folder with --out")
         images = training_images(data, cfg, config.get('n_classes'), options['cache'])
         cfg = cfg.change(n_classes=len(images.classes), data=absolute_data(data))
         return _train_in(folder, _make_learner(images, cfg, device), images, options, device, tell,
@@ -438,8 +444,8 @@ def sample_run(
 
     Raises `ValueError` for a class that does not exist, or more images than a picture can show, `OSError`
     for a folder that is no run."""
-    check_whole(n, 1)
-    check_whole(seed, 0, 'seed')
+    check_count('n', n, 1)
+    check_seed(seed)
     r = _open_generator(run, _run_device(run, device))
     if isinstance(classes, Iterable) and not isinstance(classes, str): classes = list(classes)
     labels = sampled_classes(r.classes, classes)
@@ -476,8 +482,8 @@ def attend_run(
     """Show where points of generated images look, in the style of the paper's figure 1
 
     Raises `ValueError` for a class, layer or point that does not exist."""
-    check_whole(n, 1)
-    check_whole(seed, 0, 'seed')
+    check_count('n', n, 1)
+    check_seed(seed)
     if n > 300: raise ValueError(f"n must be at most 300, as each image is a row of the figure, got {n}")
     pairs = _pairs(points)
     r = _open_generator(run, _run_device(run, device))
@@ -547,10 +553,10 @@ def evaluate_run(
                  split=split if split != 'all' else None, weights=weights and Path(weights).stem,
                  standing=standing)
     if n is None: n = 50_000 if by_inception else 1000
-    check_whole(n, 10)
-    check_whole(standing, 0, 'standing')
-    check_whole(seed, 0, 'seed')
-    if reference: check_output(reference)
+    check_count('n', n, 10)
+    check_count('standing', standing, 0)
+    check_seed(seed)
+    if reference and not Path(reference).exists(): check_output(reference)
     with _join_group(_run_device(run, device)) as device:
         r = _open_generator(run, device)
         _check_samples(n + standing, r.cfg.z_dim)

@@ -16,7 +16,8 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from torch import Tensor
-from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
+from fastai.callback.core import (
+    Callback, CancelBatchException, CancelEpochException, CancelFitException)
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder
@@ -27,13 +28,13 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import show_images
 from fastcore.foundation import L
 from .augmentation import diff_augment
-from .inputs import check_count, check_number, check_tensor
 from .conditioning import check_labels, frozen_statistics
 from .config import check_groups, Config, for_size, preset
 from .data import MemoryLoader, to_bytes
-from .diagnostics import check_finite
+from .diagnostics import check_finite, NonFinite
 from .distributed import (
     all_gather, all_reduce_mean, broadcast_parameters, rank, shard, world_size)
+from .inputs import check_count, check_number, check_tensor
 from .kernels import compile_networks, keep_freed_memory
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
 from .names import figure_label
@@ -446,6 +447,14 @@ def _remember(trainer):
         if in_memory: loader.order = order
     return go_back
 
+@contextmanager
+def _ends_trial(trainer):
+    "Within this context a number that is not finite ends a trial, and is an error elsewhere"
+    try: yield
+    except NonFinite:
+        if trainer.go_back: raise CancelFitException from None
+        raise
+
 # %% ../nbs/06_training.ipynb #c8c11def
 class SAGANTrainer(TrainingFigures):
     "Trains D on every batch and G on every `n_d`-th, in place of fastai's own step; no validation"
@@ -476,10 +485,10 @@ class SAGANTrainer(TrainingFigures):
         "One step of training on the batch at hand"
         x, y = _plain_batch(self.learn)
         if self.step == 0: _check_batch(x, y, self.cfg, isinstance(self.dls.train, MemoryLoader))
-        with self.autocast: self._train_d(x, y)
+        with self.autocast, _ends_trial(self): self._train_d(x, y)
         self.step += 1
         if self.step % self.cfg.n_d == 0:
-            with self.autocast: self._train_g(y)
+            with self.autocast, _ends_trial(self): self._train_g(y)
             averaging = self.step//self.cfg.n_d > self.cfg.ema_start
             ema_update(self.model.ema, self.model.G, self.cfg.ema if averaging else 0.)
         raise CancelBatchException
@@ -540,6 +549,7 @@ def _build_model(cfg, G, D):
 # %% ../nbs/06_training.ipynb #ea126f18
 _DRAW = "draw images with generate(learn.model.ema, ...) and score them with sagan.evaluation"
 _KEEP = "keep it with learn.save, or train in a run folder with sagan.runs.train_run"
+_LOOK = "print(learn.model.G) and print(learn.model.D) show the layers of the two networks"
 _TRAIN = "train both networks with learn.fit, after learn.load at lower rates if you like"
 
 def _refuse(name, instead):
@@ -557,6 +567,7 @@ class SAGANLearner(Learner):
     validate, tta = _refuse('validate', _DRAW), _refuse('tta', _DRAW)
     export, freeze = _refuse('export', _KEEP), _refuse('freeze', _TRAIN)
     freeze_to, fine_tune = _refuse('freeze_to', _TRAIN), _refuse('fine_tune', _TRAIN)
+    summary = _refuse('summary', _LOOK)
     def unfreeze(self):
         "Nothing is ever frozen"
     def show_results(self,
@@ -594,6 +605,9 @@ def sagan_learner(
     if not hasattr(dls, 'train') or not isinstance(base, Config):
         raise ValueError("sagan_learner takes DataLoaders, as from image_dls, and a Config or the "
                          f"name of a preset, got a {type(dls).__name__} and {cfg!r}")
+    if not all(net is None or isinstance(net, nn.Module) for net in (G, D)):
+        raise ValueError("G and D are modules of your own, or None, "
+                         f"got a {type(G).__name__} and a {type(D).__name__}")
     x, *y = _first_batch(dls.train)
     c = _fit_config(base, dls, x, G, D, changes)
     if not y: check_labels(None, c.n_classes, len(x))  # images alone are for unconditional networks

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from .attention import AttentionMap
 from .data import to_bytes
+from .inputs import check_count, check_tensor
 from .names import encodable, figure_label, quiet_missing_glyphs, readable
 
 # %% ../nbs/08_visualization.ipynb #2c5c35c5
@@ -29,7 +30,10 @@ def grid_image(
     x:Tensor, # Images, (n, 3, S, S) in [-1, 1]
     columns:int=8, # Images in a row
 ) -> Image.Image: # One picture of all, with a line of 2 pixels between
-    "Images side by side as a picture that can be saved"
+    "Images side by side as a picture that can be saved; raises `ValueError` for what are no images"
+    check_tensor('x', x, ('n', 3, 'S', 'S'))
+    check_count('the number of images', len(x))
+    check_count('columns', columns)
     return Image.fromarray(_picture(make_grid(x.cpu(), columns, padding=2, pad_value=1.)))
 
 # %% ../nbs/08_visualization.ipynb #7b7d667a
@@ -86,7 +90,11 @@ def spread_points(
     x:Tensor, # One image, (3, S, S) in [-1, 1]
     n:int=3, # Points to pick
 ) -> list: # n different (row, column) pairs of pixels
-    "Query points by farthest-point sampling over position and color, away from the very border"
+    """Query points by farthest-point sampling over position and color, away from the very border
+
+    Raises `ValueError` for what is no square image."""
+    check_tensor('x', x, (3, x.shape[-1], 'S'))
+    check_count('n', n)
     S = x.shape[-1]
     grid = torch.arange(S, device=x.device)/S                                  # (S,)
     rows, cols = torch.meshgrid(grid, grid, indexing='ij')                     # (S, S) each
@@ -148,6 +156,9 @@ def attention_figure(
 
     Raises `ValueError` if images and map do not fit, `IndexError` for a point outside the image."""
     check_maps(x, m)
+    for p in points or []:
+        if not isinstance(p, (tuple, list)) or len(p) != 2:
+            raise ValueError(f"a point is a pair (row, column) of pixels, got {p!r}")
     x, S = x.cpu(), x.shape[-1]
     queries = [points or spread_points(im) for im in x]
     # one map (h, w) for each point
@@ -212,8 +223,10 @@ def map_statistics(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
     m:AttentionMap, # Map of one attention layer for these images
 ) -> dict: # {'attention', 'uniform', 'window' or 'same': {measure: mean, NaN if undefined}}
-    "Figure 5's claim as numbers; raises `ValueError` if images and map do not fit"
+    "Figure 5's claim as numbers; raises `ValueError` for NaN, or if images and map do not fit"
     check_maps(x, m)
+    if not all(t.isfinite().all() for t in (x, m.q, m.k)):
+        raise ValueError("images or map have NaN or infinite numbers; the network is broken")
     x = x.to(m.q.device)
     at, keys = [_centers(grid, x.device) for grid in (m.queries, m.keys)]  # (Nq, 2), (N, 2)
     asking, asked = [_colors(x, grid) for grid in (m.queries, m.keys)]  # (B, Nq, 3), (B, N, 3)
@@ -244,7 +257,10 @@ _KINDS = (('attention', 'o', POINT_COLOURS[0], 8), ('same', 'x', 'black', 6),
 def statistics_figure(
     rows:dict, # {name, such as that of a layer: what `map_statistics` returned}
 ) -> Figure: # One panel per measure
-    "Each measure of several maps, beside those of the three to compare with"
+    """Each measure of several maps, beside those of the three to compare with
+
+    Raises `ValueError` if there are none."""
+    if not rows: raise ValueError("a figure of statistics needs at least one map, got none")
     measures = list(next(iter(rows.values()))['attention'])
     figsize = 1.7*len(measures), .9 + .3*len(rows)
     fig, axes = plt.subplots(1, len(measures), figsize=figsize, sharey=True)
@@ -268,7 +284,10 @@ def effect_figure(
     # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
     images:dict,
 ) -> Figure: # Two rows: the images, and their pixel-wise difference from the first
-    "What a change did to an image"
+    "What a change did to an image; raises `ValueError` for no image, or images of several shapes"
+    if len({x.shape for x in images.values()}) != 1:
+        raise ValueError("a figure of effects needs images (3, S, S) of one size, "
+                         f"got {[tuple(x.shape) for x in images.values()]}")
     pictures = [x.cpu() for x in images.values()]
     apart = [(x - pictures[0]).abs().mean(0)/2 for x in pictures]              # (S, S) each, 0 to 1
     top = max(max(d.max().item() for d in apart), 1e-3)
@@ -295,7 +314,8 @@ def training_figure(
     # Dictionaries with step, d_loss, g_loss, 'gamma ...' and 'sigma ...' entries, in order of steps
     records:list,
 ) -> Figure: # Losses, gammas and spectral norms over the steps
-    "Curves of a training log"
+    "Curves of a training log; raises `ValueError` if it is empty"
+    if not records: raise ValueError("the log has no records yet, so there are no curves")
     steps = [r['step'] for r in records]
     fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
     for ax, (title, prefixes) in zip(axes, _PANELS):

@@ -1,12 +1,13 @@
 "Attention: fused and explicit form, maps and interventions, memory, and what is refused"
 import os, subprocess, sys
 
-import pytest, torch, torch.nn as nn
+import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from sagan.attention import (
-    FORMS, SelfAttention, _cell_at, _projection, _record_inputs, _visible_keys, attend, attention_maps,
-    attention_weights, intervene, resolve_form)
+    FORMS, AttentionMap, SelfAttention, _cell_at, _projection, _record_inputs, _visible_keys, attend,
+    attention_maps, attention_weights, intervene, resolve_form)
+from sagan.kernels import fused_attention
 
 
 def explicit(q, k, v): return attention_weights(q, k) @ v
@@ -104,6 +105,74 @@ m = AttentionMap('large', q, k, (64, 64), (64, 64), (128, 128))
 seen = m.looked_at_from(127, 127)
 assert torch.allclose(seen[:, 63, 62], m.at(127, 125)[:, 63, 63])''')
     assert mb < 300
+
+
+def layouts(x):
+    "The same kind of features as users give them"
+    return dict(contiguous=x, channels_last=x.contiguous(memory_format=torch.channels_last), transposed=x.mT,
+                every_other_channel=torch.cat([x, x], 1)[:, ::2],
+                crop=F.pad(x, (1, 1, 1, 1))[..., 1:-1, 1:-1],
+                expanded=x[:1].expand(3, -1, -1, -1))
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('channels', [8, 64])
+def test_no_layout_or_dtype_makes_the_layer_store_its_map(form, channels):
+    "On a CPU; without the one kernel that stores none this is an error. Values against the explicit form"
+    torch.manual_seed(0)
+    tolerances = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: .03, torch.half: .01}
+    for dtype, atol in tolerances.items():
+        layer, x = opened(channels, form).to(dtype), torch.randn(2, channels, 6, 4).to(dtype)
+        for what, features in layouts(x).items():
+            qkv = layer.qkv(features.requires_grad_(what != 'expanded'))
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION): o = fused_attention(*qkv)
+            assert_close(o.double(), explicit(*[t.double() for t in qkv]), rtol=0, atol=atol)
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_large_map_by_hand_in_every_layout(form, monkeypatch):
+    "Output and gradients of a layer that takes the fused way, on a map that is not square"
+    monkeypatch.setattr('sagan.attention.attend', fused_attention)
+    torch.manual_seed(0)
+    layer = opened(16, form, .5).double()
+    for features in layouts(torch.randn(2, 16, 6, 10).double()).values():
+        x = features.detach().requires_grad_()
+        o = explicit(*layer.qkv(x)).mT.unflatten(2, x.shape[2:])               # (B, Cv, H, W)
+        outs = layer(x), layer.gamma*layer.out(o) + x
+        assert_close(*outs)
+        w = torch.randn_like(x)
+        grads = [torch.autograd.grad((out*w).sum(), [x, *layer.parameters()]) for out in outs]
+        for a, b in zip(*grads): assert_close(a, b)
+
+@linux
+def test_the_layer_alone_is_as_lean_as_in_a_network():
+    "As users build it, not channels_last, in training and in evaluation; the map is 168 MB"
+    passes = "net.train()(x).sum().backward()", "net.eval()(x.detach())", "net(x.half().float().mT)"
+    mb = grown('''
+import torch, torch.nn as nn
+from sagan.attention import SelfAttention
+net = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), SelfAttention(64), nn.Conv2d(64, 3, 3, padding=1))
+x = torch.randn(1, 3, 72, 90, requires_grad=True)
+net(x[..., :60, :60]).sum().backward()''', *passes)
+    assert max(mb) < 60
+
+
+def test_maps_and_interventions_that_are_not_square():
+    "Grids, pixels and boxes know both sides"
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), opened(16, 'released')), torch.randn(2, 3, 16, 24)
+    out, (m,) = attention_maps(net, x)
+    assert (m.queries, m.keys, m.image) == ((8, 12), (4, 6), (8, 12))  # the output is the image here
+    assert m.at(7, 11).shape == (2, 4, 6) and m.on_image(7, 11).shape == (2, 8, 12)
+    assert_close(m.at(7, 11).flatten(1), m.beta[:, -1])
+    assert m.looked_at_from(0, 11).shape == (2, 8, 12)
+    assert_close(m.looked_at_from(0, 11).flatten(1), m.beta[:, :, 5])
+    with intervene(net, m, cut=(7, 11)): cut = net(x)
+    assert_close(cut[..., 7, 11], net[0](x)[..., 7, 11])
+    with intervene(net, m, hide=(0, 0, 8, 10)): hidden = net(x)  # all keys but the last column
+    layer, h = net[1], net[0](x)
+    q, k, v = layer.qkv(h)
+    last = torch.arange(24) % 6 == 5
+    o = explicit(q, k[:, last], v[:, last]).mT.unflatten(2, (8, 12))
+    assert_close(hidden, layer.out(o) + h, rtol=0, atol=1e-5)
 
 
 def test_a_projection_is_a_matrix():
@@ -213,5 +282,10 @@ def test_maps_and_interventions_that_are_refused(miniature):
     with pytest.raises(IndexError, match='rows go from 0 to 15'): m.at(16, 0)
     with pytest.raises(IndexError, match='columns from 0 to 15'): m.looked_at_from(0, -1)
     with pytest.raises(ValueError, match='altered already'), intervene(net, m), intervene(net, m): pass
+    with pytest.raises(ValueError, match="no attention layer 1; it has '1'"): attention_maps(net, x, layers=1)
+    with pytest.raises(ValueError, match=r'q must have shape \(2, 25, 2\), got \(2, 64, 2\)'):
+        AttentionMap('1', m.q, m.k, (5, 5), (4, 4), (16, 16))
+    with pytest.raises(ValueError, match='map of 1 must have shape'), intervene(net, m, hide=(0, 0, 16, 8)):
+        net(x[..., :8])
     other = nn.Sequential(SelfAttention(16), nn.Conv2d(16, 3, 3, 1, 1))
     with pytest.raises(ValueError, match="no attention layer '1'"), intervene(other, m): pass

@@ -78,7 +78,8 @@ def test_inception_score_of_known_answers():
 
 
 def test_inception_score_takes_probabilities():
-    with pytest.raises(ValueError, match='that sum to 1'): inception_score(torch.randn(1000, 10))
+    for p in (torch.randn(99, 10), torch.tensor([[2., -1.]]).repeat(99, 1), torch.full((99, 2), torch.nan)):
+        with pytest.raises(ValueError, match='that sum to 1'): inception_score(p)
 
 
 # Frechet distance

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
-from fastai.callback.schedule import ParamScheduler, SchedCos
+from fastai.callback.schedule import LRFinder, ParamScheduler, SchedCos
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.vision.augment import Resize
@@ -211,7 +211,7 @@ def test_names_of_the_figures():
 def test_images_are_checked(batch):
     x, _ = batch
     check_images(x)
-    shape = r'must be float images of shape \(B, 3, S, S\), got torch.float32 of shape \(16, 1, 32, 32\)'
+    shape = r'a batch of images must have shape \(B, 3, S, S\), got \(16, 1, 32, 32\)'
     with pytest.raises(ValueError, match=shape): check_images(x[:, :1])
     with pytest.raises(ValueError, match='got values from 0 to 1'): check_images((x + 1)/2)
     with pytest.raises(ValueError, match='got values from nan to nan'): check_images(x*torch.nan)
@@ -293,6 +293,47 @@ def test_a_model_cannot_be_pickled():
     "Which is what `learn.export` would have to do"
     with pytest.raises(RuntimeError, match='only supported through state_dict'):
         pickle.dumps(tiny_learner().model)
+
+
+def test_fastais_methods_that_a_gan_does_not_have(tmp_path, batch):
+    "Each says so and names what to use; nothing is written, and the training goes on as if none was called"
+    learn, other = tiny_learner(), tiny_learner()
+    learn.path = Path(tmp_path)
+    for call, instead in (
+            (lambda: learn.predict(batch[0][0]), 'generate'), (learn.get_preds, 'evaluation'),
+            (learn.validate, 'evaluation'), (learn.tta, 'generate'), (learn.export, 'learn.save'),
+            (lambda: learn.get_preds(dl=learn.dls.train), 'generate'), (learn.freeze, 'learn.fit'),
+            (lambda: learn.freeze_to(-2), 'learn.fit'), (lambda: learn.fine_tune(1), 'learn.fit'),
+            (learn.summary, 'print')):
+        with pytest.raises(ValueError, match=f'makes no sense for a GAN; .*{instead}'): call()
+    learn.unfreeze()
+    assert not list(tmp_path.iterdir())
+    assert changed(fit(learn).model, state(fit(other).model)) == []
+
+
+def test_a_trial_of_rates_leaves_no_trace(tmp_path):
+    "Weights, optimisers, counts, chance and the loader's order; also when it ends with infinite numbers"
+    learn, other = [tiny_learner(ema_start=1) for _ in range(2)]
+    learn.path = Path(tmp_path)
+    def find(): learn.lr_find(num_it=9, show_plot=False)
+    def diverge(): learn.fit(1, cbs=LRFinder(1e-3, 1e30, 6, stop_div=False))
+    for trial in (find, diverge):
+        fit(learn)
+        fit(other)
+        before = learn.sagan_trainer.figures()
+        with learn.no_bar(), learn.no_logging(): trial()
+        after = learn.sagan_trainer.figures()
+        assert before.pop('images_per_s') and after.pop('images_per_s') and after == before
+        assert changed(learn.model, state(other.model)) == []
+    assert changed(fit(learn).model, state(fit(other).model)) == []
+    assert learn.sagan_trainer.step == other.sagan_trainer.step == 18
+
+
+@pytest.mark.parametrize('how', ['fit_one_cycle', 'fit_flat_cos', 'fit_sgdr'])
+def test_fastais_ways_to_fit_work(how):
+    learn = tiny_learner()
+    with learn.no_bar(), learn.no_logging(): getattr(learn, how)(*dict(fit_sgdr=(1, 1)).get(how, (1,)))
+    assert learn.sagan_trainer.step == 6
 
 
 def test_other_peoples_loaders(batch, tmp_path):
