@@ -18,8 +18,8 @@ from .config import Config
 from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
 from .evaluation import score
-from .names import listed
 from .inputs import check_count
+from .names import listed
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
 from .references import Classifier, Evaluator, inception, Reference, train_evaluator
 from .storage import atomic_write, is_number, is_whole, read_json

@@ -31,7 +31,7 @@ from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
 from .experiments import curves_figure, format_score, load_experiment
 from .experiments import strips_figure, table, table_markdown, variants
-from .names import say
+from .names import quiet_missing_glyphs, say
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import (
@@ -283,7 +283,8 @@ def _write_report(folder, experiment, base, plan, results, how):
     _write_table(folder, rows, description)
     figures = dict(curves=curves_figure(results), samples=strips_figure(folder, results, base.seed))
     for name, fig in figures.items():
-        with atomic_write(folder/f'{name}.png') as new: fig.savefig(new, format='png', dpi=110)
+        with atomic_write(folder/f'{name}.png') as new, quiet_missing_glyphs():
+            fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
     pictures = [(caption, (folder/f'{name}.png').read_bytes()) for name, caption in _CAPTIONS.items()]
     facts = {r['row']: _summarize(r) for r in rows} | asdict(base)
