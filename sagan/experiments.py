@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from .attention import FORMS
 from .config import Config, systems
-from .storage import read_json
+from .measuring import read_records, read_settings
+from .names import figure_label
 from .training import SAGAN
 
 # %% ../nbs/10_experiments.ipynb #c831f8ea
@@ -99,7 +100,9 @@ class Variant:
 
 # %% ../nbs/10_experiments.ipynb #23ee73db
 def _check_base(base):
-    "Raise `ValueError` if the base sets what the rows differ in"
+    "Raise `ValueError` if the base is none, or sets what the rows differ in"
+    if not isinstance(base, Config):
+        raise ValueError(f"base is a Config, such as preset('small'), got {base!r}")
     for k, v in dict(g_sn=True, head='projection', n_d=1).items():
         if getattr(base, k) != v:
             raise ValueError(f"{k} is what the rows of the experiments differ in; "
@@ -116,7 +119,7 @@ def variants(
     """The networks that an experiment trains.
 
     Raises `ValueError` for an unknown experiment, or a base that sets what the rows differ in."""
-    if experiment not in experiments:
+    if not isinstance(experiment, str) or experiment not in experiments:
         raise ValueError(f"there is no experiment {experiment!r}; there are "
                          f"{', '.join(experiments)}")
     _check_base(base)
@@ -131,7 +134,7 @@ def _read_records(folder, variant, seed):
     if not file.exists():
         raise FileNotFoundError(f"{folder} is not finished: {variant.label} with seed {seed} is "
                                 "missing; run the same sagan-experiment again to go on")
-    return read_json(file)
+    return read_records(file)
 
 def load_experiment(
     folder:str|Path, # Folder of a finished experiment
@@ -140,10 +143,7 @@ def load_experiment(
 
     Raises `FileNotFoundError` for a folder without a finished experiment, `ValueError` for a
     damaged one."""
-    folder = Path(folder)
-    if not (folder/'experiment.json').exists():
-        raise FileNotFoundError(f"{folder} holds no experiment; make one with sagan-experiment")
-    settings = read_json(folder/'experiment.json')
+    folder, settings = Path(folder), read_settings(folder)
     base = Config().change(**settings['base'])
     seeds = range(base.seed, base.seed + settings['seeds'])
     return [(v, [_read_records(folder, v, s) for s in seeds])
@@ -161,9 +161,9 @@ def _spread(records, *keys):
 
 def _best(records):
     "The best scores over one training, as table 1 reports them"
-    scores = [r['inception_score'] for r in records if r['inception_score'] is not None]
-    return {'best fid': min(r['fid'] for r in records),
-            'best inception_score': max(scores, default=None)}
+    def measured(key): return [r[key] for r in records if r.get(key) is not None]
+    return {'best fid': min(measured('fid')),
+            'best inception_score': max(measured('inception_score'), default=None)}
 
 # %% ../nbs/10_experiments.ipynb #c9263eb4
 _TWINS = 'agreement', 'two_twins', 'observed', 'luck', 'kappa', 'd_auc', 'd_auc_gamma0'
@@ -188,11 +188,21 @@ def _table_row(variant, seeds):
                    paper_is=variant.joined('inception_score'))
             | {k: measured[k] for k in ('evaluator', 'reference', 'samples')})
 
+# %% ../nbs/10_experiments.ipynb #6ecba3bd
+def _check_results(results):
+    "Raise `ValueError` for something that is no list of variants with their records"
+    try: whole = all(isinstance(v, Variant) and seeds and all(seeds) for v, seeds in results)
+    except (TypeError, ValueError): whole = False
+    if not whole or not results:
+        raise ValueError("results are what load_experiment returns, each variant with the "
+                         f"records of its seeds; got {results!r:.60}")
+
 # %% ../nbs/10_experiments.ipynb #272177f9
 def table(
     results:list, # What `run_experiment` returned
 ) -> list[dict]: # One dictionary per variant, with the columns of table.csv
-    "The outcome of an experiment in numbers"
+    "The outcome of an experiment in numbers; raises `ValueError` for anything else"
+    _check_results(results)
     return [_table_row(variant, seeds) for variant, seeds in results]
 
 # %% ../nbs/10_experiments.ipynb #4563e52c
@@ -240,7 +250,9 @@ def table_markdown(
     rows:list[dict], # From `table`
     columns:list[str]|None=None, # Which columns, by their headings; None for all that have content
 ) -> str: # A Markdown table
-    "The outcome as a page shows it"
+    "The outcome as a page shows it; raises `ValueError` for a column that does not exist"
+    if unknown := sorted(set(columns or ()) - _COLUMNS.keys()):
+        raise ValueError(f"there is no column {unknown[0]!r}; there are {', '.join(_COLUMNS)}")
     def cell(row, column): return column(row) if callable(column) else format_score(row, *column)
     cells = {heading: [cell(r, _COLUMNS[heading]) for r in rows] for heading in columns or _COLUMNS}
     cells = {heading: texts for heading, texts in cells.items() if any(texts)}
@@ -263,7 +275,8 @@ def _plot_seeds(ax, variant, seeds, key, color):
 # %% ../nbs/10_experiments.ipynb #4b19ea98
 def _measured_with(record):
     "What a measurement was made with, for a line under a picture"
-    return f"{record['samples']} samples; {record['evaluator']}; {record['reference']}"
+    text = f"{record['samples']} samples; {record['evaluator']}; {record['reference']}"
+    return figure_label(text, 300)
 
 _PANELS = dict(
     fid='FID (lower is better)',
@@ -275,7 +288,10 @@ _PANELS = dict(
 def curves_figure(
     results:list, # What `run_experiment` returned
 ) -> Figure: # One panel per measure, one color per variant
-    "Figure 3: FID and Inception score over training (on twins, also kappa and D's AUC)"
+    """Figure 3: FID and Inception score over training (on twins, also kappa and D's AUC)
+
+    Raises `ValueError` for anything else than results."""
+    _check_results(results)
     records = (r for _, seeds in results for s in seeds for r in s if not r['diverged'])
     some:dict = next(records, {})
     panels = [(k, title) for k, title in _PANELS.items() if some.get(k) is not None]
@@ -293,11 +309,18 @@ def curves_figure(
 # %% ../nbs/10_experiments.ipynb #3cc4b1ca
 def _strip(folder, variant, seed):
     "Up to four pictures of samples, from the first to the last, each with its record"
-    folder = folder/variant.name/f'seed{seed}'
-    records = {r['step']: r for r in read_json(folder/'records.json')}
-    files = sorted((folder/'samples').glob('step-*.png'))
-    if len(files) > 4: files = [files[round(i*(len(files) - 1)/3)] for i in range(4)]
-    return [(file, records[int(file.stem[5:])]) for file in files]
+    at, strip = folder/variant.name/f'seed{seed}'/'samples', []
+    for r in _read_records(folder, variant, seed):
+        file = at/f'step-{r["step"]:07d}.png'
+        if not r['diverged'] and file.is_file(): strip.append((file, r))
+    return strip if len(strip) <= 4 else [strip[round(i*(len(strip) - 1)/3)] for i in range(4)]
+
+def _open_picture(file):
+    "A picture; raises `ValueError` for a file that is none"
+    try:
+        with Image.open(file) as im: return im.convert('RGB')
+    except Exception as e:
+        raise ValueError(f"{file} is damaged ({type(e).__name__}); remove it") from None
 
 # %% ../nbs/10_experiments.ipynb #d44a72a6
 def strips_figure(
@@ -305,14 +328,17 @@ def strips_figure(
     results:list, # What `run_experiment` returned
     seed:int, # Which seed to show
 ) -> Figure: # One row per variant, samples at up to four steps
-    "Figure 4: samples over training, with the FID of that step"
+    """Figure 4: samples over training, with the FID of that step
+
+    Raises `ValueError` for a damaged picture, `FileNotFoundError` for a seed that is missing."""
+    _check_results(results)
     strips = [(variant, _strip(Path(folder), variant, seed)) for variant, _ in results]
     rows, columns = len(strips), max([len(strip) for _, strip in strips] + [1])
     fig, axes = plt.subplots(rows, columns, figsize=(3*columns, .85*rows), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for (variant, strip), row in zip(strips, axes):
         for ax, (file, r) in zip(row, strip):
-            ax.imshow(Image.open(file))
+            ax.imshow(_open_picture(file))
             title = f'{variant.label}: step {r["step"]}, FID {r["fid"]:.1f}'
             ax.set_title(title, fontsize=6, pad=2)
     measured = [r for _, strip in strips for _, r in strip]

@@ -17,23 +17,28 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
-from numbers import Integral
 from pathlib import Path
 from threading import Thread
 from time import perf_counter
-from .checkpoints import load_state, save_state, save_weights
+from .checkpoints import load_state, meta_model, save_state, save_weights
+from .checks import (
+    check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory,
+    find_device, removed_on_error, SMALLER)
 from .config import Config, preset as named_preset
 from .data import image_dls, Images
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
+from .inputs import check_count
 from .experiments import curves_figure, format_score, load_experiment
 from .experiments import strips_figure, table, table_markdown, variants
+from .names import quiet_missing_glyphs, say
 from .networks import generate
 from .precision import fastest_dtype
-from .measuring import load_or_train_evaluator, make_evaluator, measure_generator
-from .runs import absolute_data, configure, find_device, training_images
-from .storage import atomic_write, file_lock, read_json, write_json
-from .training import SAGAN, sagan_learner
+from .measuring import (
+    check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
+from .runs import absolute_data, configure, training_images
+from .storage import atomic_write, check_output, file_lock, write_json
+from .training import sagan_learner
 from .visualization import grid_image, report_html
 
 # %% ../nbs/library/39_runner.ipynb #fe53b6bd
@@ -93,7 +98,7 @@ def _close(folder, learn, classes, records):
     config = dict(config=asdict(learn.model.cfg), classes=classes)
     write_json(folder/'config.json', config)
     write_json(folder/'records.json', records)
-    (folder/'state.pt').unlink()
+    (folder/'state.pt').unlink(missing_ok=True)
 
 # %% ../nbs/library/39_runner.ipynb #2f09bb97
 def train_variant(
@@ -103,14 +108,15 @@ def train_variant(
 ) -> Iterator[dict]: # Records: step, scores, losses, seconds; those already on disk first
     "Train one network, and yield a record after each interval; raises `ValueError` for damaged files"
     folder = Path(folder)
-    (folder/'samples').mkdir(parents=True, exist_ok=True)
-    state = folder/'state.pt'
-    if (folder/'records.json').exists():
-        yield from read_json(folder/'records.json')
+    state, finished = folder/'state.pt', folder/'records.json'
+    if finished.exists():
+        yield from read_records(finished)
+        state.unlink(missing_ok=True)  # a kill may have left it
         return
     learn = _learner(cfg, plan)
     trainer = learn.sagan_trainer
-    records = load_state(state, learn) if state.exists() else []
+    records = check_records(load_state(state, learn), state) if state.exists() else []
+    (folder/'samples').mkdir(parents=True, exist_ok=True)
     yield from records
     while trainer.step < cfg.steps and not any(r['diverged'] for r in records):
         figures, finite = _train(learn, min(plan.every, cfg.steps - trainer.step))
@@ -120,11 +126,11 @@ def train_variant(
     _close(folder, learn, plan.images.classes, records)
 
 # %% ../nbs/library/39_runner.ipynb #98f261b1
-def _start(threads, file):
+def _start(threads, plan):
     "A worker leaves Ctrl-C to its parent, and ends when its parent does"
     global _plan
     torch.set_num_threads(threads)
-    _plan = pickle.loads(Path(file).read_bytes())
+    _plan = pickle.loads(plan)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=lambda: (wait([parent_process().sentinel]), os._exit(1)), daemon=True).start()
 
@@ -149,24 +155,20 @@ def _progress(variant, seed, record):
 # %% ../nbs/library/39_runner.ipynb #61bf7f1c
 def _train_at_once(folder, pairs, plan, jobs, tell):
     "Train `jobs` pairs of variant and seed at a time; raises `OSError` if a worker was killed"
-    file = folder/'.plan'
-    file.write_bytes(pickle.dumps(plan))
-    started = max(1, torch.get_num_threads()//jobs), file  # what each worker starts with
-    with ProcessPoolExecutor(jobs, get_context('spawn'), _start, started) as pool:
+    started = max(1, torch.get_num_threads()//jobs), pickle.dumps(plan)  # what each worker starts with
+    with ProcessPoolExecutor(min(jobs, len(pairs)), get_context('spawn'), _start, started) as pool:
         try:
             running = {pool.submit(_work, folder, v, seed): (v, seed) for v, seed in pairs}
             for future in as_completed(running):
                 future.result()
                 v, seed = running[future]
-                records = read_json(folder/v.name/f'seed{seed}'/'records.json')
+                records = read_records(folder/v.name/f'seed{seed}'/'records.json')
                 tell(_progress(v, seed, records[-1]))
-        except BrokenProcessPool:
-            raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
-                          "experiment again goes on where it was, with fewer jobs it needs less")
-        except BaseException:
+        except BaseException as e:
             for p in active_children(): p.terminate()
-            raise
-        finally: file.unlink()
+            if not isinstance(e, (BrokenProcessPool, BrokenPipeError)): raise
+            raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
+                          "experiment again goes on where it was, with fewer jobs it needs less") from None
 
 # %% ../nbs/library/39_runner.ipynb #23c291fd
 def _train_all(folder, todo, seeds, plan, jobs, tell):
@@ -178,44 +180,60 @@ def _train_all(folder, todo, seeds, plan, jobs, tell):
             tell(_progress(v, seed, r))
 
 # %% ../nbs/library/39_runner.ipynb #1966b6f1
-def _check_settings(experiment, todo, images, base, **counts):
-    "Raise `ValueError` for what cannot be trained or measured"
+def _check_settings(folder, experiment, todo, images, base, device, **counts):
+    "Raise `ValueError` for what cannot be trained or measured, `TooLarge` for what does not fit into memory"
     for name, n in counts.items():
-        if not isinstance(n, Integral): raise ValueError(f"{name} must be a whole number, got {n!r}")
-        if n < (low := 10 if name == 'samples' else 1):
-            raise ValueError(f"{name} must be at least {low}, got {n}")
+        check_count(name, n, 10 if name == 'samples' else 1)
+        most = 1000 if name in ('seeds', 'jobs') else 2**40
+        if n > most: raise ValueError(f"{name} must be at most {most:,}, got {n}")
+    base.change(seed=base.seed + counts['seeds'] - 1)
     if any(v.cfg.head == 'auxiliary' for v in todo) and base.n_classes < 2:
         raise ValueError(f"{experiment} includes AC-GAN, which needs images of at least 2 classes; "
                          f"{images.name} has {base.n_classes}")
-    with torch.device('meta'):
-        for v in todo: SAGAN(v.cfg)
     image_dls(images, base.batch)
+    part = base.batch//base.accumulate
+    for v in todo:
+        check_training_memory(v.cfg, part, device)
+        check_space(folder, meta_model(v.cfg))
+    samples = counts['samples']
+    check_memory(samples*(8 + 4*base.n_classes), f'measuring {samples:,} samples', '--samples')
 
 # %% ../nbs/library/39_runner.ipynb #5993752d
 def _difference(there, here):
     "The first setting in which two experiments differ, None if they agree; more seeds do not count"
     def flat(settings):
         base = asdict(Config().change(**settings['base']))  # older files lack newer fields
-        return {k: v for k, v in settings.items() if k not in ('base', 'seeds')} | base
+        names = 'experiment', 'every', 'samples'
+        return {k: settings[k] for k in names} | base | {k: settings[k] for k in ('evaluator', 'digest')}
+    ignored = {k for k in ('evaluator', 'digest') if None in (there[k], here[k])}
+    if 'digest' not in ignored: ignored.add('data')
     there, here = flat(there), flat(here)
-    differences = (f'{k} is {v!r} there, {here[k]!r} here' for k, v in there.items() if here[k] != v)
+    labels = dict(digest='the digest of the images')
+    differences = (f'{labels.get(k, k)} is {v!r} there, {here[k]!r} here' for k, v in there.items()
+                   if k not in ignored and here[k] != v)
     return next(differences, None)
 
 # %% ../nbs/library/39_runner.ipynb #26057a40
-def _write_settings(folder, settings):
-    "Write `experiment.json`; raises `ValueError` if the folder holds another experiment"
-    file = folder/'experiment.json'
-    if file.exists() and (difference := _difference(read_json(file), settings)):
-        raise ValueError(f"{folder} holds another experiment: {difference}; choose another folder "
-                         "(out=, --out), or remove it")
-    write_json(file, settings)
+_FILES = ('experiment.json', 'evaluator.pt', 'reference.safetensors', 'table.csv', 'table.md', 'curves.png',
+          'samples.png', 'report.html')
 
-# %% ../nbs/library/39_runner.ipynb #8c5330dd
-def _check_folder(folder):
-    "Raise `ValueError` if a folder holds something that is no experiment"
-    if (folder/'experiment.json').exists() or not folder.exists(): return
-    if any(not file.name.startswith('.') for file in folder.iterdir()):
+def _refuse_other(folder, difference):
+    "Raise `ValueError` for a folder of another experiment"
+    raise ValueError(f"{folder} holds another experiment: {difference}; choose another folder (out=, --out), "
+                     "or remove it")
+
+def _check_folder(folder, settings):
+    "The settings in a folder, None if it is new; raises `ValueError` if it holds something else"
+    check_folder(folder)
+    if not folder.is_dir(): return None
+    if not (folder/'experiment.json').exists():
+        # earlier versions wrote evaluator.pt first, and may have been killed then
+        if all(f.name.startswith('.') or f.name == 'evaluator.pt' for f in folder.iterdir()): return None
         raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
+    there = read_settings(folder)
+    if difference := _difference(there, settings): _refuse_other(folder, difference)
+    for name in _FILES: check_output(folder/name)
+    return there
 
 # %% ../nbs/library/39_runner.ipynb #577c46cd
 _PAPER = (" The last columns are the paper's own numbers (ImageNet at 128 px, Inception-v3, 50,000 samples; "
@@ -265,7 +283,8 @@ def _write_report(folder, experiment, base, plan, results, how):
     _write_table(folder, rows, description)
     figures = dict(curves=curves_figure(results), samples=strips_figure(folder, results, base.seed))
     for name, fig in figures.items():
-        with atomic_write(folder/f'{name}.png') as new: fig.savefig(new, format='png', dpi=110)
+        with atomic_write(folder/f'{name}.png') as new, quiet_missing_glyphs():
+            fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
     pictures = [(caption, (folder/f'{name}.png').read_bytes()) for name, caption in _CAPTIONS.items()]
     facts = {r['row']: _summarize(r) for r in rows} | asdict(base)
@@ -275,6 +294,9 @@ def _write_report(folder, experiment, base, plan, results, how):
 # %% ../nbs/library/39_runner.ipynb #c206a111
 def _resolve(images, base, every, samples, evaluator, device):
     "The base at the size of the images, the interval, and the number of samples"
+    for name, value, kind in (('images', images, Images), ('base', base, Config),
+                              ('evaluator', evaluator, Evaluator|None)):
+        if not isinstance(value, kind): raise ValueError(f"{name} must be of type {kind}, got {value!r:.60}")
     dtype = fastest_dtype(device) if base.dtype == 'auto' else base.dtype
     base = base.change(size=images.size, n_classes=len(images.classes), dtype=dtype)
     if every is None: every = math.ceil(base.steps/6)
@@ -284,13 +306,17 @@ def _resolve(images, base, every, samples, evaluator, device):
     return base, every, samples
 
 # %% ../nbs/library/39_runner.ipynb #07b55985
-def _make_plan(folder, experiment, images, base, seeds, every, samples, evaluator, device):
+def _make_plan(folder, there, settings, images, evaluator, device):
     "The plan, with the evaluator and statistics that the folder keeps; writes the settings"
+    if not there:
+        (folder/'evaluator.pt').unlink(missing_ok=True)  # nobody knows of which data
+        write_json(folder/'experiment.json', settings)
     evaluator = evaluator or load_or_train_evaluator(folder/'evaluator.pt', images)
-    _write_settings(folder, dict(experiment=experiment, base=asdict(base), seeds=seeds, every=every,
-                                 samples=samples, evaluator=evaluator.name))
+    settings |= dict(evaluator=evaluator.name)
+    if there and (difference := _difference(there, settings)): _refuse_other(folder, difference)
     real = reference(images, evaluator, file=folder/'reference.safetensors')
-    return Plan(every, samples, evaluator, real, images, device)
+    if settings != there: write_json(folder/'experiment.json', settings)
+    return Plan(settings['every'], settings['samples'], evaluator, real, images, device)
 
 # %% ../nbs/library/39_runner.ipynb #9eb7f90f
 def run_experiment(
@@ -307,19 +333,27 @@ def run_experiment(
     jobs:int=1, # Networks that train at once
     device:str='cpu', # Where to train
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
 ) -> list: # (`Variant`, [records of each seed]) of each variant
     """Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html.
 
-    Raises `ValueError` if the folder holds something else or what is asked for cannot be trained,
-    `BlockingIOError` if the folder is in use."""
+    Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, if the folder holds something
+    else or what is asked for cannot be trained; `BlockingIOError` if the folder is in use."""
+    device = find_device(device)
     base, every, samples = _resolve(images, base, every, samples, evaluator, device)
     todo, folder = variants(experiment, base), Path(folder)
-    _check_settings(experiment, todo, images, base, seeds=seeds, jobs=jobs, every=every, samples=samples)
-    _check_folder(folder)
+    _check_settings(folder, experiment, todo, images, base, device,
+                    seeds=seeds, jobs=jobs, every=every, samples=samples)
+    settings = dict(experiment=experiment, base=asdict(base), seeds=int(seeds), every=int(every),
+                    samples=int(samples), evaluator=evaluator and evaluator.name, digest=images.digest)
+    _check_folder(folder, settings)
+    old = existing_paths(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder):
-        plan = _make_plan(folder, experiment, images, base, seeds, every, samples, evaluator, device)
+    with file_lock(folder), explain_memory(f'--jobs, {SMALLER}'):
+        there = _check_folder(folder, settings)  # another process may have been at it
+        before = existing_paths(folder) - ({folder, *folder.parents, folder/'.lock'} - old)
+        with removed_on_error(folder, before, lambda e: not isinstance(e, (ValueError, MemoryError))):
+            plan = _make_plan(folder, there, settings, images, evaluator, device)
         tell(f'{len(todo)} networks of {experiment}, {seeds} seed{"s"[:seeds != 1]} each; measured on '
              f'{samples} samples by {plan.evaluator.name} against {plan.real}')
         _train_all(folder, todo, range(base.seed, base.seed + seeds), plan, jobs, tell)
@@ -345,13 +379,13 @@ def experiment_run(
     jobs:int=1, # Networks that train at once, each with its share of the cores
     device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows
 ) -> Path: # The folder, with table.md, table.csv, curves.png, samples.png and report.html
     """Train and measure every row of an experiment, on data and by an evaluator of some name
 
-    Raises `ValueError` or `OSError`, before anything is written, for what cannot be trained or measured;
-    `BlockingIOError` if the folder is in use."""
+    Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, for what cannot be trained or
+    measured; `BlockingIOError` if the folder is in use."""
     if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
     variants(experiment, named_preset('tiny'))  # an unknown name is refused before data are read
     if config.keys() & {'g_attention', 'd_attention'}:

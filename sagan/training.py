@@ -37,6 +37,7 @@ from .distributed import (
 from .inputs import check_count, check_labels, check_number, check_tensor
 from .kernels import compile_networks, keep_freed_memory
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
+from .names import figure_label
 from .networks import Discriminator, generate, Generator
 from .precision import fastest_dtype, LossScaler
 from .spectral import cached_spectral_norm, spectral_step
@@ -581,7 +582,7 @@ class SAGANLearner(Learner):
         n_classes, y, names = self.model.cfg.n_classes, None, None
         if n_classes:
             y, vocab = labels[0], getattr(self.dls, 'vocab', range(n_classes))  # (n,)
-            names = [str(vocab[c]) for c in y.tolist()]*2
+            names = [figure_label(str(vocab[c])) for c in y.tolist()]*2
         both = torch.cat([x, generate(self.model.ema, y, len(x), seed)])  # (2n, 3, S, S)
         kwargs = dict(suptitle='real above, generated below', layout='constrained') | kwargs
         show_images(to_bytes(both), 2, titles=names, imsize=imsize, **kwargs)

@@ -191,7 +191,8 @@ def test_exploring(run, tmp_path):
         return 0
     with patch('sagan.reports._serve', serve): assert explore_run('digits', tell=silent) is None
     assert str(shipped('digits').resolve()) in opened[0]
-    with patch('sagan.reports._serve', lambda module, file: 3), pytest.raises(OSError, match='ended with status 3'): explore_run('digits', tell=silent)
+    failed = patch('sagan.reports._serve', lambda module, file: 3)
+    with failed, pytest.raises(OSError, match='ended with status 3'): explore_run('digits', tell=silent)
     assert len(explorer_page(load_run(shipped('twins'))).header['images']) == 8
 
 
@@ -202,18 +203,18 @@ def test_errors_are_exceptions_and_leave_nothing(run, tmp_path):
         (ValueError, 'no preset .bigan.; did you mean biggan', lambda: train_run(out=new, preset='bigan')),
         (ValueError, 'brings no data', lambda: train_run(out=new, preset='cifar')),
         (ValueError, 'digits has 10 classes', lambda: train_run(out=new, n_classes=7)),
-        (ValueError, 'keep must be at least 1', lambda: train_run(out=new, keep=0)),
+        (ValueError, 'keep must be a whole number, at least 1', lambda: train_run(out=new, keep=0)),
         (ValueError, 'no device .warp.', lambda: train_run(out=new, device='warp')),
         (FileNotFoundError, 'no folder', lambda: train_run(tmp_path/'nowhere', new)),
         (FileExistsError, 'already holds a run', lambda: train_run(out=run.folder, **TINY)),
         (FileNotFoundError, 'is not a run folder', lambda: resume_run(tmp_path/'nowhere')),
         (ValueError, 'it is finished', lambda: resume_run(run.folder, device='cpu', tell=silent)),
         (ValueError, 'batch is 16 in .*, 8 was asked for', lambda: resume_run(run.folder, steps=40, batch=8)),
-        (ValueError, 'n must be at least 1', lambda: sample_run(run, n=0)),
-        (ValueError, 'standing must be at least 0', lambda: evaluate_run(run, standing=-1)),
-        (ValueError, "n must be a whole number, got '2'", lambda: sample_run(run, n='2')),
-        (ValueError, "keep must be a whole number, got '3'", lambda: train_run(out=new, keep='3')),
-        (ValueError, "samples must be a whole number, got 1000.0", lambda: train_run(out=new, samples=1e3)),
+        (ValueError, 'n must be a whole number, at least 1', lambda: sample_run(run, n=0)),
+        (ValueError, 'standing must be a whole number, at least 0', lambda: evaluate_run(run, standing=-1)),
+        (ValueError, "n must be a whole number, at least .*, got '2'", lambda: sample_run(run, n='2')),
+        (ValueError, "keep must be a whole number, at least .*, got '3'", lambda: train_run(out=new, keep='3')),
+        (ValueError, 'samples must be a whole number.*, got 1000.0', lambda: train_run(out=new, samples=1e3)),
         (ValueError, r"points are pairs \(row, column\) .*'8,8'", lambda: attend_run(run, points='8,8')),
         (ValueError, r'points are pairs', lambda: attend_run(run, points=(8, 8))),
         (ValueError, 'the run has classes 0, 1.*; twins has', lambda: report_run(run, data='twins')),
@@ -285,21 +286,3 @@ def test_options_that_a_run_remembers_are_those_of_train_run():
     assert {k: known[k].default for k in OPTIONS} == OPTIONS
     assert not OPTIONS.keys() & {f.name for f in fields(load_run(shipped('digits')).cfg)}
     assert OPTIONS.keys() <= signature(resume_run).parameters.keys()
-
-
-def test_nothing_is_written_before_all_is_checked(tmp_path):
-    "Neither a new folder nor one that goes on: the corrected call works"
-    short = dict(steps=4, batch=8, device='cpu', preset='tiny', measure_every=2, samples=50)
-    for wrong in (dict(weights='/nowhere.pt'), dict(evaluator='inception', weights='/nowhere.pt'),
-                  dict(tell=None)):
-        with pytest.raises((FileNotFoundError, ValueError), match='nowhere.pt|tell is called'):
-            train_run(out=tmp_path/'run', **dict(tell=silent) | short | wrong)
-    assert not list(tmp_path.iterdir())
-    run = train_run(out=tmp_path/'run', tell=silent, **short)
-    before = {f: f.read_bytes() for f in run.folder.rglob('*') if f.is_file()}
-    again = dict(steps=8, device='cpu')
-    for wrong in (dict(evaluator='inception', weights='/nowhere'), dict(tell=None)):
-        with pytest.raises((FileNotFoundError, ValueError), match='nowhere|tell is called'):
-            resume_run(run.folder, **dict(tell=silent) | again | wrong)
-    assert {f: f.read_bytes() for f in run.folder.rglob('*') if f.is_file()} == before
-    assert resume_run(run.folder, tell=silent, **again).step == 8
