@@ -156,7 +156,7 @@ def test_killed_at_random(whole, tmp_path):
 # --- every change of one checkpoint ---
 
 def train_and_fork(here):
-    "A training, whose second checkpoint is killed before each of its changes, in a copy of the folder for each"
+    "A training whose second checkpoint is killed before each of its changes, each time in another copy"
     checkpoint = RunWriter.checkpoint
     def killed(writer, measure):
         for n in range(1, 1000*(writer.sagan_trainer.step == 2)):
@@ -208,7 +208,7 @@ def test_disks_that_are_too_small(whole, tmp_path):
         name = [train, experiment, import_weights, share][i % 4 if HUNT else i].__name__
         begun, made, *_ = whole[name]
         size = sum(f.stat().st_size for f in made.rglob('*'))//1000
-        if not mounted(disk, int(size*(.1 + .8*rng.random()))): pytest.skip('only root may mount a small disk')
+        if not mounted(disk, int(size*(.1 + .8*rng.random()))): pytest.skip('only root may mount a disk')
         try:
             here = disk/name
             if name in ('import_weights', 'share'):  # what they read lies elsewhere
