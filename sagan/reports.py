@@ -298,7 +298,7 @@ def report_pictures(
     best:Run|None=None, # The same with the weights that measured best, None if they are the last
 ) -> Iterator[tuple]: # (caption, figure or bytes of a PNG), one after the other
     "The pictures of a report; leaves the attention figure in the run folder"
-    rows = f', one row per class (the paper\'s figure 6): {listed(run.classes)}' if run.classes else ''
+    rows = f', one row per class (the paper\'s figure 6): {listed(run.classes[:10])}' if run.classes else ''
     yield f'Samples of the averaged generator{rows}', draw_samples(run)
     if best: yield f'Samples at step {best.step}, which measured best', draw_samples(best)
     if run.cfg.g_attention and run.cfg.form != 'residual':

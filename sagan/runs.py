@@ -16,7 +16,6 @@ from dataclasses import fields, replace
 from functools import partial
 from operator import index
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from warnings import warn
 from torch import Tensor
 import sagan
@@ -43,7 +42,7 @@ from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, sample_picture, sampled_classes,
     save_figure, suggest_out, write_report)
-from .storage import atomic_write, check_output, file_lock, write_json
+from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
@@ -595,7 +594,8 @@ def report_run(
     images = _run_images(data, run.cfg, run.classes, read_config(run.folder)[2].get('cache'))
     if not _is_shipped(run.folder):
         with file_lock(run.folder): return _write_report(run, images)
-    with TemporaryDirectory() as folder:
-        write_report(replace(run, folder=Path(folder)), images)
-        for f in Path(folder).iterdir(): shutil.copy(f, _output(run, f.name))
+    with temporary_folder(_output(run, 'report.html')) as folder:
+        write_report(replace(run, folder=folder), images)
+        for f in folder.glob('[!.]*'):
+            with atomic_write(_output(run, f.name)) as new: shutil.copy(f, new)
     return _output(run, 'report.html')

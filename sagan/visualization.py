@@ -18,9 +18,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from .attention import AttentionMap
 from .data import to_bytes
-from .names import encodable, figure_label, quiet_missing_glyphs, readable
 from .inputs import check_count, check_tensor
-
+from .names import encodable, figure_label, quiet_missing_glyphs, readable
 
 # %% ../nbs/08_visualization.ipynb #2c5c35c5
 def _picture(x):
@@ -367,7 +366,7 @@ def report_html(
     explorer:str='', # A page such as the attention explorer's, to show after the pictures
 ) -> str: # A complete HTML page
     "One self-contained page: heading, pictures with captions, a table"
-    def escape(s): return html.escape(readable(str(s), 2000))
+    def escape(s): return html.escape(readable(str(s), 2000)) if str(s) else ''
     figures = ''.join(
         f'<figure><img alt="{escape(c)}" src="{png_data_uri(p)}">'
         f'<figcaption>{escape(c)}</figcaption></figure>' for c, p in pictures)
