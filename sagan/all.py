@@ -36,6 +36,7 @@ from .names import *
 from .networks import *
 from .precision import *
 from .recording import *
+from .records import *
 from .references import *
 from .reports import *
 from .runner import *
@@ -51,8 +52,8 @@ _modules = [
     sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation,
     sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
     sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.precision, sagan.recording,
-    sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral, sagan.storage,
-    sagan.training, sagan.visualization]
+    sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral,
+    sagan.storage, sagan.training, sagan.visualization]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -18,9 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from .attention import FORMS
 from .config import Config, systems
-from .measuring import check_records, read_settings
+from .measuring import read_records, read_settings
 from .names import figure_label
-from .storage import read_json
 from .training import SAGAN
 
 # %% ../nbs/10_experiments.ipynb #c831f8ea
@@ -135,7 +134,7 @@ def _read_records(folder, variant, seed):
     if not file.exists():
         raise FileNotFoundError(f"{folder} is not finished: {variant.label} with seed {seed} is "
                                 "missing; run the same sagan-experiment again to go on")
-    return check_records(read_json(file), file)
+    return read_records(file)
 
 def load_experiment(
     folder:str|Path, # Folder of a finished experiment

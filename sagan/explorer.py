@@ -22,7 +22,7 @@ from .data import to_bytes, to_unit
 from .images import decode_images, list_images
 from .names import listed, readable
 from .networks import Discriminator, Generator
-from .storage import atomic_write
+from .storage import atomic_write, temporary_folder
 from .training import SAGAN
 from .visualization import check_maps, effect_figure, png_data_uri, POINT_COLOURS
 
@@ -331,9 +331,9 @@ def _read_uploads(files, size):
     "Images (B, 3, S, S) and names of a `FileUpload`"
     if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
     x:list[Tensor] = []                                                        # (3, S, S) each
-    with tempfile.TemporaryDirectory() as tmp:
-        for i, f in enumerate(files): Path(tmp, str(i)).write_bytes(f['content'])
-        bad = decode_images(Path(tmp), [str(i) for i in range(len(files))], size, x.append)
+    with temporary_folder(Path(tempfile.gettempdir())/'sagan-uploads') as tmp:
+        for i, f in enumerate(files): (tmp/str(i)).write_bytes(f['content'])
+        bad = decode_images(tmp, [str(i) for i in range(len(files))], size, x.append)
     if bad:
         reasons = '; '.join(f"{files[int(i)]['name']} ({why})" for i, why in bad.items())
         raise ValueError(f"no image that can be read: {reasons}")

@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/measuring.html.md"""
 
 # %% auto #0
 __all__ = ['measure_generator', 'standing_generator', 'make_evaluator', 'load_or_train_evaluator', 'evaluation_images',
-           'read_settings', 'check_records']
+           'read_settings', 'check_records', 'read_records']
 
 # %% ../nbs/library/42_measuring.ipynb #bf442b45
 import torch
@@ -151,6 +151,8 @@ def read_settings(
     return settings
 
 # %% ../nbs/library/42_measuring.ipynb #faf0d725
+_AGAIN = 'remove it, and the same sagan-experiment trains this network again'
+
 def check_records(
     records:list, # What a file holds
     file:str|Path, # The file, for the message
@@ -165,6 +167,13 @@ def check_records(
             none = dict(fid=0, samples=0, evaluator='', reference='')
             check_scores(none | {k: v for k, v in r.items() if v is not None} if r['diverged'] else r)
     except ValueError as e:
-        raise ValueError(f"{file} is damaged: {e}; remove it, and the same sagan-experiment trains this "
-                         "network again") from None
+        raise ValueError(f"{file} is damaged: {e}; {_AGAIN}") from None
     return records
+
+def read_records(
+    file:str|Path, # A `records.json`
+) -> list[dict]: # A dictionary for each measurement
+    "The measurements of one training; raises `ValueError` naming a file that holds something else"
+    try: records = read_json(file)
+    except ValueError as e: raise ValueError(f"{e}; {_AGAIN}") from None
+    return check_records(records, file)

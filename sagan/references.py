@@ -148,7 +148,9 @@ class _Inception(nn.Module):
 def _fetch(path):
     "Download the Inception weights to a file; raises `OSError` without a network"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try: download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.split('-')[-1])
+    try:
+        with atomic_write(path) as new:
+            download_url_to_file(URL_INCEPTION_V3, str(new), hash_prefix=path.stem.split('-')[-1])
     except (OSError, RuntimeError) as e:
         raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
                       "where there is a network, and give the file (weights=, --weights)")

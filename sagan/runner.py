@@ -22,8 +22,8 @@ from threading import Thread
 from time import perf_counter
 from .checkpoints import load_state, meta_model, save_state, save_weights
 from .checks import (
-    check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory, find_device,
-    removed_on_error, SMALLER)
+    check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory,
+    find_device, removed_on_error, SMALLER)
 from .config import Config, preset as named_preset
 from .data import image_dls, Images
 from .diagnostics import NonFinite
@@ -35,9 +35,9 @@ from .names import quiet_missing_glyphs, say
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import (
-    check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_settings)
+    check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
 from .runs import absolute_data, configure, training_images
-from .storage import atomic_write, check_output, file_lock, read_json, write_json
+from .storage import atomic_write, check_output, file_lock, write_json
 from .training import sagan_learner
 from .visualization import grid_image, report_html
 
@@ -110,7 +110,7 @@ def train_variant(
     folder = Path(folder)
     state, finished = folder/'state.pt', folder/'records.json'
     if finished.exists():
-        yield from check_records(read_json(finished), finished)
+        yield from read_records(finished)
         state.unlink(missing_ok=True)  # a kill may have left it
         return
     learn = _learner(cfg, plan)
@@ -162,8 +162,8 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
             for future in as_completed(running):
                 future.result()
                 v, seed = running[future]
-                file = folder/v.name/f'seed{seed}'/'records.json'
-                tell(_progress(v, seed, check_records(read_json(file), file)[-1]))
+                records = read_records(folder/v.name/f'seed{seed}'/'records.json')
+                tell(_progress(v, seed, records[-1]))
         except BaseException as e:
             for p in active_children(): p.terminate()
             if not isinstance(e, (BrokenProcessPool, BrokenPipeError)): raise
@@ -203,17 +203,19 @@ def _difference(there, here):
     "The first setting in which two experiments differ, None if they agree; more seeds do not count"
     def flat(settings):
         base = asdict(Config().change(**settings['base']))  # older files lack newer fields
-        names = 'experiment', 'every', 'samples', 'evaluator', 'digest'
-        return {k: settings[k] for k in names} | base
+        names = 'experiment', 'every', 'samples'
+        return {k: settings[k] for k in names} | base | {k: settings[k] for k in ('evaluator', 'digest')}
     ignored = {k for k in ('evaluator', 'digest') if None in (there[k], here[k])}
     if 'digest' not in ignored: ignored.add('data')
     there, here = flat(there), flat(here)
-    differences = (f'{k} is {v!r} there, {here[k]!r} here' for k, v in there.items()
+    labels = dict(digest='the digest of the images')
+    differences = (f'{labels.get(k, k)} is {v!r} there, {here[k]!r} here' for k, v in there.items()
                    if k not in ignored and here[k] != v)
     return next(differences, None)
 
 # %% ../nbs/library/39_runner.ipynb #26057a40
-_WRITTEN = 'table.csv', 'table.md', 'curves.png', 'samples.png', 'report.html'
+_FILES = ('experiment.json', 'evaluator.pt', 'reference.safetensors', 'table.csv', 'table.md', 'curves.png',
+          'samples.png', 'report.html')
 
 def _refuse_other(folder, difference):
     "Raise `ValueError` for a folder of another experiment"
@@ -230,7 +232,7 @@ def _check_folder(folder, settings):
         raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
     there = read_settings(folder)
     if difference := _difference(there, settings): _refuse_other(folder, difference)
-    for name in ('experiment.json', *_WRITTEN): check_output(folder/name)
+    for name in _FILES: check_output(folder/name)
     return there
 
 # %% ../nbs/library/39_runner.ipynb #577c46cd

@@ -16,7 +16,6 @@ from dataclasses import fields, replace
 from functools import partial
 from operator import index
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from warnings import warn
 from torch import Tensor
 import sagan
@@ -24,7 +23,7 @@ from .checkpoints import (
     best_record, create_run, DamagedState, file_step, load_best, load_newest, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
-    check_folder, check_memory, check_seed, check_space, check_training_memory, existing_paths,
+    check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
     explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
@@ -43,7 +42,7 @@ from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, sample_picture, sampled_classes,
     save_figure, suggest_out, write_report)
-from .storage import atomic_write, check_output, file_lock, write_json
+from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
@@ -148,14 +147,14 @@ def _on_device(images, device):
     if not str(device).startswith('cuda') or not isinstance(images.x, Tensor): return images
     return images.to(device) if images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4 else images
 
-def _make_learner(images, cfg, device):
+def _make_learner(images, cfg, device, lower=SMALLER):
     "A learner for this process's share of the batches"
     world = world_size()
     if cfg.batch % (world*cfg.accumulate):
         raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each "
                          f"in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that "
                          f"{world*cfg.accumulate} divides")
-    check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device)
+    check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device, lower)
     dls = image_dls(_on_device(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device,
                     rank(), world)
     learn = sagan_learner(dls, cfg, data=cfg.data)
@@ -207,7 +206,7 @@ def _measure_function(folder, images, o, judge, z_dim):
     return partial(measure_generator, images=images, evaluator=evaluator, real=real, n=n)
 
 # %% ../nbs/library/27_runs.ipynb #cfe8470d
-def _fit(learn, writer, on_nan, bar):
+def _fit(learn, writer, on_nan, bar, lower):
     "Train until the last step, or raise `Interrupted`"
     folder, t, cfg = writer.folder, learn.sagan_trainer, learn.model.cfg
     part = cfg.batch//world_size()//cfg.accumulate
@@ -215,7 +214,7 @@ def _fit(learn, writer, on_nan, bar):
     learn.add_cb(writer)
     with stop_on_interrupt(writer), learn.no_logging(), nullcontext() if bar else learn.no_bar():
         try:
-            with explain_memory(SMALLER, needed): fit_run(learn, on_nan)
+            with explain_memory(lower, needed): fit_run(learn, on_nan)
         except ConnectionError as e:
             raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {t.step}; the last "
                                   f"checkpoint is in {folder}, go on with sagan-train --resume "
@@ -271,7 +270,7 @@ def _set_up(folder, learn, images, options, judge, resumed, tell):
     begun = resumed and _check_unfinished(folder, cfg, tell)
     if begun: restore_newest(folder, learn, tell)
     measure = _measure_function(folder, images, options, judge, cfg.z_dim)
-    if begun: settle_run(folder, learn, tell)
+    if begun: settle_run(folder, learn, tell, options['keep'])
     if resumed and rank() == 0: write_config(folder, cfg, images.classes, options)
     return measure
 
@@ -298,7 +297,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
                 writer = RunWriter(
                     folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar,
                     keep=options['keep'], measure_every=options['measure_every'], measure=measure, tell=tell)
-                _fit(learn, writer, options['on_nan'], bar)
+                _fit(learn, writer, options['on_nan'], bar, ELSEWHERE if resumed else SMALLER)
         all_reduce(torch.zeros(()))  # the weights of the first process are there
         run = load_run(folder, device)
         if first: _write_report(run, images)
@@ -371,7 +370,7 @@ def _resumed_config(folder, cfg, preset, config):
     return cfg.change(steps=config.get('steps', cfg.steps))
 
 # %% ../nbs/library/27_runs.ipynb #62e7e7c5
-@explain_memory(SMALLER)
+@explain_memory(ELSEWHERE)
 def resume_run(
     folder:Run|str|Path, # Run or its folder to go on with, from its newest whole state
     *,
@@ -403,7 +402,7 @@ def resume_run(
         options = _check_options(tell, remembered, keep=keep, measure_every=measure_every, samples=samples,
                                  evaluator=evaluator, weights=weights, on_nan=on_nan, cache=cache)
         images = _run_images(None, cfg, classes, options['cache'])
-        learn = _make_learner(images, cfg, device)
+        learn = _make_learner(images, cfg, device, ELSEWHERE)
         return _train_in(folder, learn, images, options, device, tell, resumed=True)
 
 # %% ../nbs/library/27_runs.ipynb #b33a4595
@@ -594,7 +593,8 @@ def report_run(
     images = _run_images(data, run.cfg, run.classes, read_config(run.folder)[2].get('cache'))
     if not _is_shipped(run.folder):
         with file_lock(run.folder): return _write_report(run, images)
-    with TemporaryDirectory() as folder:
-        write_report(replace(run, folder=Path(folder)), images)
-        for f in Path(folder).iterdir(): shutil.copy(f, _output(run, f.name))
+    with temporary_folder(_output(run, 'report.html')) as folder:
+        write_report(replace(run, folder=folder), images)
+        for f in folder.glob('[!.]*'):
+            with atomic_write(_output(run, f.name)) as new: shutil.copy(f, new)
     return _output(run, 'report.html')
