@@ -19,13 +19,15 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from .checkpoints import (
-    best_record, DamagedState, explain_write_errors, file_step, load_state, read_log, read_state,
-    restore_state, save_state, save_weights, state_file, states, step_files, tensor_bytes, weights_step)
+    DamagedState, explain_write_errors, file_step, load_state, read_state, restore_state, save_state,
+    save_weights, state_file, states, step_files, tensor_bytes, weights_step)
 from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
+from .names import say
 from .networks import generate
+from .records import best_record, read_log
 from .spectral import sigmas
 from .storage import atomic_write, json_text, open_append, write_json
 from .training import SAGANTrainer
@@ -103,7 +105,7 @@ class RunWriter(Callback):
         measure_every:int=0, # Steps between two measurements, 0 for none
         # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
         measure=None,
-        tell=print, # Is given each line of text
+        tell=say, # Is given each line of text
     ):
         self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
         self.log_every, self.save_every = log_every, save_every
@@ -172,10 +174,10 @@ def save(self:RunWriter) -> None:
     if rank(): return
     file = state_file(self.folder, step)
     file.parent.mkdir(exist_ok=True)
-    save_state(file, self.learn, dict(data=self.data_description))
-    save_weights(self.folder/'weights.safetensors', self.model, step)
     if (log := self.folder/'log.jsonl').exists():
         with open_append(log) as f: os.fsync(f.fileno())  # not older than the state
+    save_state(file, self.learn, dict(data=self.data_description))
+    save_weights(self.folder/'weights.safetensors', self.model, step)
     _remove_old_states(self.folder, self.keep, self.best)
 
 # %% ../nbs/library/34_recording.ipynb #35402904
@@ -283,7 +285,7 @@ def _read_run_state(path):
 def restore_newest(
     folder:str|Path, # A run folder, which stays as it is
     learn:Learner, # A new learner of its configuration and data
-    tell=print, # Is given a line of text for everything that is not as it should be
+    tell=say, # Is given a line of text for everything that is not as it should be
 ) -> None:
     """Put a learner into the newest whole state of a run folder
 
@@ -304,12 +306,14 @@ def settle_run(
     folder:str|Path, # A run folder
     learn:Learner, # A learner in one of its states
     tell=print, # Is given a sentence if the log has spoiled lines
+    keep:int|None=None, # Training states to keep besides the best, None for all
 ) -> None:
     "Make a run folder end with the step of a learner: with its weights, and with nothing of later steps"
     step = learn.sagan_trainer.step
     if rank() == 0 and weights_step(folder) != step:
         save_weights(Path(folder)/'weights.safetensors', learn.model, step)
     truncate_run(folder, step, tell)
+    if rank() == 0 and keep: _remove_old_states(folder, keep, best_record(read_log(folder)))
 
 def resume(
     folder:str|Path, # A run folder
@@ -387,7 +391,7 @@ def stop_on_interrupt(
         if number == signal.SIGINT and again and alone: raise KeyboardInterrupt
         if not again:
             more = ' (press Ctrl-C again to stop at once)' if number == signal.SIGINT and alone else ''
-            print(f'\nstopping after this step{more}', file=sys.stderr, flush=True)
+            say(f'\nstopping after this step{more}', sys.stderr)
         if writer.measuring and alone: raise CancelFitException
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield

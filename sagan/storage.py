@@ -20,6 +20,7 @@ from secrets import token_hex
 from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
+from .names import say
 
 # %% ../nbs/library/22_storage.ipynb #3e8a7bbb
 def _other_than_file(path):
@@ -100,7 +101,7 @@ def file_lock(
             if not wait:
                 raise BlockingIOError(f"{folder} is in use by another process; wait for it, or "
                                       "choose another folder")
-            print(f'waiting for another process that uses {folder}', flush=True)
+            say(f'waiting for another process that uses {folder}')
             _lock(f, wait=True)
         _remove_all_leftovers(Path(folder))
         yield
@@ -429,8 +430,8 @@ def _make_cache(at, path, names, wanted, row, decode, reason):
     "Decode a folder into the cache `at`; returns the files that it leaves out, name -> reason"
     images, need = f"{len(names):,} images at {wanted['size']} px", len(names)*row
     _make_room(at, need, images)
-    print(f"{path}: {images} take {need/1e9:.1f} GB and are decoded once into {at}"
-          + (f", rebuilt because {reason}" if reason else ''), flush=True)
+    say(f"{path}: {images} take {need/1e9:.1f} GB and are decoded once into {at}"
+        + (f", rebuilt because {reason}" if reason else ''))
     try:
         with atomic_write(at/'images') as new, open(new, 'wb') as f:
             bad = decode(names, lambda image: f.write(image.numpy()))
