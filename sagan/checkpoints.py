@@ -85,6 +85,7 @@ def _saved_config(saved):
         raise ValueError('the configuration is no dictionary')
     return Config().change(**saved)
 
+# %% ../nbs/library/33_checkpoints.ipynb #6dc677ee
 def _read_header(f, path):
     "(step, `Config`) of an open safetensors file; raises `ValueError` unless `save_weights` wrote it"
     header = f.metadata() or {}
@@ -95,6 +96,7 @@ def _read_header(f, path):
         return int(header['step']), _saved_config(parse_json(header['config']))
     except ValueError as e: raise ValueError(f"{path}: its header is damaged: {e}") from None
 
+# %% ../nbs/library/33_checkpoints.ipynb #1fdb8be1
 def _read_weights(path):
     "(step, `Config`, tensors) of a file that `save_weights` wrote; raises `ValueError` for another"
     try:
@@ -119,6 +121,7 @@ def _check_tensors(expected, tensors, path):
         if not found.isfinite().all():
             raise ValueError(f"{path}: {name} holds numbers that are not finite")
 
+# %% ../nbs/library/33_checkpoints.ipynb #c04b5de3
 def fill_model(
     model:SAGAN, # Model to load the tensors into
     tensors:dict, # Tensors by the names of the model's `state_dict`
@@ -156,6 +159,7 @@ def meta_model(
     "A model that takes no memory, to look at its tensors before they are there"
     with torch.device('meta'): return SAGAN(cfg)
 
+# %% ../nbs/library/33_checkpoints.ipynb #bde9ec9b
 def is_small(
     cfg:Config, # What to build
 ) -> bool: # Are the networks surely smaller than 200 MB?
@@ -163,6 +167,7 @@ def is_small(
     widest = max(16*w if isinstance(w, int) else max(w, default=0) for w in (cfg.g_width, cfg.d_width))
     return widest <= 256 and cfg.n_classes <= 1000 and cfg.z_dim <= 1000
 
+# %% ../nbs/library/33_checkpoints.ipynb #98f88884
 def build_model(
     cfg:Config, # What to build
     tensors:dict, # Its tensors by the names of the model's `state_dict`
@@ -205,6 +210,7 @@ def _circumstances(cfg, device):
     return here | dict(threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability(),
                        oneDNN=one_dnn and one_dnn[1])
 
+# %% ../nbs/library/33_checkpoints.ipynb #41526de0
 def save_state(
     path:str|Path, # File to write, such as `state.pt`
     learn:Learner, # From `sagan_learner` on `image_dls`, in a fit or after one
@@ -237,6 +243,7 @@ class DamagedState(ValueError):
         return (f"{self.path} is not a whole training state, it may be truncated ({self.reason}); remove it "
                 "to start again")
 
+# %% ../nbs/library/33_checkpoints.ipynb #804a123b
 def _damage(path, e):
     "What an error of reading a state says of it; raises the error again if it says nothing about the file"
     if isinstance(e, (FileNotFoundError, PermissionError, MemoryError, torch.cuda.OutOfMemoryError)): raise e
@@ -248,6 +255,7 @@ def _damage(path, e):
 _PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=str, draws=Tensor,
               losses=(list, tuple), data=dict)
 
+# %% ../nbs/library/33_checkpoints.ipynb #4985bb70
 def _check_parts(path, state):
     "Raise `ValueError` for the first part of a training state that is missing or something else"
     if not isinstance(state, dict): raise ValueError(f"it holds a {type(state).__name__}")
@@ -354,6 +362,7 @@ def restore_state(
     try: _put(learn, state, draws)
     except Exception as e: raise DamagedState(path, _damage(path, e)) from None
 
+# %% ../nbs/library/33_checkpoints.ipynb #1c17dbaa
 def load_state(
     path:str|Path, # File that `save_state` wrote
     learn:Learner, # A new learner of the same configuration and data
@@ -374,12 +383,14 @@ def step_files(
     found = (f for f in Path(folder).glob(f'step-*{suffix}') if re.fullmatch('step-[0-9]{7,18}', f.stem))
     return sorted((f for f in found if f.is_file()), key=file_step)
 
+# %% ../nbs/library/33_checkpoints.ipynb #650a4701
 def states(
     folder:str|Path, # A run folder
 ) -> list[Path]: # Oldest first
     "The training states that a run folder holds"
     return step_files(Path(folder)/'states', '.pt')
 
+# %% ../nbs/library/33_checkpoints.ipynb #ea8560e6
 def state_file(
     folder:str|Path, # A run folder
     step:int, # Discriminator steps done
@@ -387,6 +398,7 @@ def state_file(
     "Where a run folder keeps the training state of a step"
     return Path(folder)/'states'/f'step-{step:07d}.pt'
 
+# %% ../nbs/library/33_checkpoints.ipynb #8c3e7c0d
 def file_step(
     path:str|Path, # A training state or a sample grid, such as `states/step-0000100.pt`
 ) -> int: # Discriminator steps done, 100 for `step-0000100`
@@ -450,6 +462,7 @@ def read_config(
 # what a run has before its first checkpoint
 _FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states'}
 
+# %% ../nbs/library/33_checkpoints.ipynb #6236bd40
 def _never_began(folder):
     "Is it the folder of a run that was killed before its first checkpoint?"
     names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
@@ -457,6 +470,7 @@ def _never_began(folder):
     try: return bool(read_config(folder))
     except ValueError: return False
 
+# %% ../nbs/library/33_checkpoints.ipynb #f7287f63
 def _check_empty(folder):
     "Raise `FileExistsError` for a folder with something in it, unless its run never began"
     if not folder.exists(): return
@@ -466,6 +480,7 @@ def _check_empty(folder):
     raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
                           "or go on with a run of it by --resume")
 
+# %% ../nbs/library/33_checkpoints.ipynb #e8dbaf3e
 def create_run(
     folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
     cfg:Config, # Configuration of the run
@@ -494,6 +509,7 @@ def _load_model(path, cfg, device):
     try: return build_model(cfg, state['model'], 'it', device), state['step']
     except Exception as e: raise DamagedState(path, _damage(path, e)) from None
 
+# %% ../nbs/library/33_checkpoints.ipynb #8bf0f174
 def weights_step(
     folder:str|Path, # A run folder
 ) -> int: # Discriminator steps, -1 if there are no whole weights
@@ -504,6 +520,7 @@ def weights_step(
         with safe_open(file, 'pt') as f: return _read_header(f, file)[0]
     except (ValueError, SafetensorError): return -1
 
+# %% ../nbs/library/33_checkpoints.ipynb #57c30a61
 def load_newest(
     folder:str|Path, # A run folder
     cfg:Config, # Its configuration

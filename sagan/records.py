@@ -19,6 +19,7 @@ _SCORES = ('inception_score', 'inception_spread', 'kid', 'precision', 'recall', 
            'diversity', 'two_twins', 'observed', 'luck', 'kappa', 'kappa_error', 'colour_pairs', 'd_auc',
            'd_auc_error', 'd_auc_gamma0')
 
+# %% ../nbs/library/49_records.ipynb #28d827c5
 def check_scores(
     s:dict, # Scores, from a log or by `sagan-eval`
 ) -> None:
@@ -35,6 +36,7 @@ def check_scores(
 _NUMBERS = ('d_loss', 'g_loss', 'd_real', 'd_fake', 'images_per_s', 'loss_scale', 'lr_g', 'lr_d', 'seconds',
             'diversity')
 
+# %% ../nbs/library/49_records.ipynb #d176141c
 def _check_record(r):
     "Raise `ValueError` for something that is no record of a step"
     if not isinstance(r, dict) or not is_whole(r.get('step')): raise ValueError('it is no record of a step')
@@ -45,6 +47,7 @@ def _check_record(r):
             raise ValueError(f"{k} are {v!r}")
     if r.get('fid') is not None: check_scores(r)
 
+# %% ../nbs/library/49_records.ipynb #49fc3f89
 def _parse_log(lines):
     "{step: record} of the lines of a log, and a sentence on each line that is spoiled or repeats a step"
     records, faults = {}, []
@@ -80,6 +83,7 @@ def _measured_alike(a, b):
     same = (plain(a[k]) == plain(b[k]) for k in ('evaluator', 'reference'))
     return a['samples'] == b['samples'] and all(same)
 
+# %% ../nbs/library/49_records.ipynb #763ed18a
 def best_record(
     records:list[dict], # From `read_log`
 ) -> dict|None: # The record with the lowest FID, None if nothing was measured

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from .attention import attention_maps
-from .checkpoints import best_record, Run
+from .checkpoints import best_record, file_step, Run, step_files
 from .data import Images, to_unit
 from .evaluation import nearest_images, real_distances
 from .explorer import AttentionExplorer, class_view, image_view
@@ -305,11 +305,12 @@ def report_pictures(
         save_figure(draw_attention(run), run.folder/'attention.png')
         yield ('Query points, and where each of them looks in the last attention layer of the generator '
                '(figures 1 and 5)'), (run.folder/'attention.png').read_bytes()
-    yield ('Training: losses, with the value 2 of a discriminator that knows nothing; gamma; spectral norms '
-           'before division'), training_figure(run.records)
-    grids = sorted((run.folder/'samples').glob('step-*.png'))
+    if run.records:
+        yield ('Training: losses, with the value 2 of a discriminator that knows nothing; gamma; spectral '
+               'norms before division'), training_figure(run.records)
+    grids = step_files(run.folder/'samples', '.png')
     for g in grids[::max(1, len(grids)//4)]:
-        yield f'The same latents at step {int(g.stem[5:])}', g.read_bytes()
+        yield f'The same latents at step {file_step(g)}', g.read_bytes()
 
 # %% ../nbs/library/36_reports.ipynb #6e558aef
 def summarize_run(
