@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 from torch import Tensor
+from .names import encodable
 from .storage import atomic_write, file_lock, is_number, is_whole, json_text, parse_json, write_json
 from .config import Config
 from .distributed import world_size
@@ -455,7 +456,7 @@ def read_config(
         _check_classes(classes, cfg)
         _check_saved_options(options)
     except ValueError as e: raise ValueError(f"{file} is damaged: {e}") from None
-    return cfg, classes, options
+    return cfg, [encodable(c) for c in classes or ()], options
 
 # %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
 # what a run has before its first checkpoint

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from .attention import FORMS
 from .config import Config, systems
-from .measuring import check_records, read_settings
-from .storage import read_json
+from .measuring import read_records, read_settings
+from .names import figure_label
 from .training import SAGAN
 
 # %% ../nbs/10_experiments.ipynb #c831f8ea
@@ -134,7 +134,7 @@ def _read_records(folder, variant, seed):
     if not file.exists():
         raise FileNotFoundError(f"{folder} is not finished: {variant.label} with seed {seed} is "
                                 "missing; run the same sagan-experiment again to go on")
-    return check_records(read_json(file), file)
+    return read_records(file)
 
 def load_experiment(
     folder:str|Path, # Folder of a finished experiment
@@ -275,7 +275,8 @@ def _plot_seeds(ax, variant, seeds, key, color):
 # %% ../nbs/10_experiments.ipynb #4b19ea98
 def _measured_with(record):
     "What a measurement was made with, for a line under a picture"
-    return f"{record['samples']} samples; {record['evaluator']}; {record['reference']}"
+    text = f"{record['samples']} samples; {record['evaluator']}; {record['reference']}"
+    return figure_label(text, 300)
 
 _PANELS = dict(
     fid='FID (lower is better)',

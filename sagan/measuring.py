@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/measuring.html.md"""
 
 # %% auto #0
 __all__ = ['measure_generator', 'standing_generator', 'make_evaluator', 'load_or_train_evaluator', 'evaluation_images',
-           'read_settings', 'check_records']
+           'read_settings', 'check_records', 'read_records']
 
 # %% ../nbs/library/42_measuring.ipynb #bf442b45
 import torch
@@ -19,6 +19,7 @@ from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
 from .evaluation import score
 from .inputs import check_count
+from .names import listed
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
 from .references import Classifier, Evaluator, inception, Reference, train_evaluator
 from .storage import atomic_write, is_number, is_whole, read_json
@@ -119,8 +120,8 @@ def evaluation_images(
     if not run.classes: images.classes, images.y = [], torch.zeros_like(images.y)
     if images.classes != run.classes:
         hint = '; sagan-import --classes names them' if cfg.data == 'imported' else ''
-        raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of "
-                         f"the run ({', '.join(run.classes[:10])}){hint}")
+        raise ValueError(f"the classes of {images.name} ({listed(images.classes)}) are not those of "
+                         f"the run ({listed(run.classes)}){hint}")
     return images
 
 # %% ../nbs/library/42_measuring.ipynb #567832e1
@@ -150,6 +151,8 @@ def read_settings(
     return settings
 
 # %% ../nbs/library/42_measuring.ipynb #faf0d725
+_AGAIN = 'remove it, and the same sagan-experiment trains this network again'
+
 def check_records(
     records:list, # What a file holds
     file:str|Path, # The file, for the message
@@ -164,6 +167,13 @@ def check_records(
             none = dict(fid=0, samples=0, evaluator='', reference='')
             check_scores(none | {k: v for k, v in r.items() if v is not None} if r['diverged'] else r)
     except ValueError as e:
-        raise ValueError(f"{file} is damaged: {e}; remove it, and the same sagan-experiment trains this "
-                         "network again") from None
+        raise ValueError(f"{file} is damaged: {e}; {_AGAIN}") from None
     return records
+
+def read_records(
+    file:str|Path, # A `records.json`
+) -> list[dict]: # A dictionary for each measurement
+    "The measurements of one training; raises `ValueError` naming a file that holds something else"
+    try: records = read_json(file)
+    except ValueError as e: raise ValueError(f"{e}; {_AGAIN}") from None
+    return check_records(records, file)

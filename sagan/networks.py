@@ -15,8 +15,8 @@ from copy import deepcopy
 from torch import Tensor
 from .attention import FORMS, resolve_form, SelfAttention
 from .conditioning import (
-    AuxiliaryHead, BatchNorm2d, check_labels, ConditionalBatchNorm2d, ProjectionHead)
-from .inputs import check_count, check_tensor
+    AuxiliaryHead, BatchNorm2d, ConditionalBatchNorm2d, ProjectionHead)
+from .inputs import check_count, check_labels, check_tensor
 from .kernels import conv_pool, up_conv, upsample
 from .precision import no_autocast
 from .spectral import spectral_norm

@@ -25,6 +25,7 @@ from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
+from .names import say
 from .networks import generate
 from .records import best_record, read_log
 from .spectral import sigmas
@@ -105,7 +106,7 @@ class RunWriter(Callback):
         measure_every:int=0, # Steps between two measurements, 0 for none
         # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
         measure=None,
-        tell=print, # Is given each line of text
+        tell=say, # Is given each line of text
     ):
         self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
         self.log_every, self.save_every = log_every, save_every
@@ -290,7 +291,7 @@ def _read_run_state(path):
 def restore_newest(
     folder:str|Path, # A run folder, which stays as it is
     learn:Learner, # A new learner of its configuration and data
-    tell=print, # Is given a line of text for everything that is not as it should be
+    tell=say, # Is given a line of text for everything that is not as it should be
 ) -> None:
     """Put a learner into the newest whole state of a run folder
 
@@ -401,7 +402,7 @@ def stop_on_interrupt(
         if number == signal.SIGINT and again and alone: raise KeyboardInterrupt
         if not again:
             more = ' (press Ctrl-C again to stop at once)' if number == signal.SIGINT and alone else ''
-            print(f'\nstopping after this step{more}', file=sys.stderr, flush=True)
+            say(f'\nstopping after this step{more}', sys.stderr)
         if writer.measuring and alone: raise CancelFitException
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield

@@ -22,8 +22,8 @@ from threading import Thread
 from time import perf_counter
 from .checkpoints import load_state, meta_model, save_state, save_weights
 from .checks import (
-    check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory, find_device,
-    removed_on_error, SMALLER)
+    check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory,
+    find_device, removed_on_error, SMALLER)
 from .config import Config, preset as named_preset
 from .data import image_dls, Images
 from .diagnostics import NonFinite
@@ -31,12 +31,13 @@ from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
 from .experiments import curves_figure, format_score, load_experiment
 from .experiments import strips_figure, table, table_markdown, variants
+from .names import quiet_missing_glyphs, say
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import (
-    check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_settings)
+    check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
 from .runs import absolute_data, configure, training_images
-from .storage import atomic_write, check_output, file_lock, read_json, write_json
+from .storage import atomic_write, check_output, file_lock, write_json
 from .training import sagan_learner
 from .visualization import grid_image, report_html
 
@@ -109,7 +110,7 @@ def train_variant(
     folder = Path(folder)
     state, finished = folder/'state.pt', folder/'records.json'
     if finished.exists():
-        yield from check_records(read_json(finished), finished)
+        yield from read_records(finished)
         state.unlink(missing_ok=True)  # a kill may have left it
         return
     learn = _learner(cfg, plan)
@@ -161,8 +162,8 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
             for future in as_completed(running):
                 future.result()
                 v, seed = running[future]
-                file = folder/v.name/f'seed{seed}'/'records.json'
-                tell(_progress(v, seed, check_records(read_json(file), file)[-1]))
+                records = read_records(folder/v.name/f'seed{seed}'/'records.json')
+                tell(_progress(v, seed, records[-1]))
         except BaseException as e:
             for p in active_children(): p.terminate()
             if not isinstance(e, (BrokenProcessPool, BrokenPipeError)): raise
@@ -202,17 +203,19 @@ def _difference(there, here):
     "The first setting in which two experiments differ, None if they agree; more seeds do not count"
     def flat(settings):
         base = asdict(Config().change(**settings['base']))  # older files lack newer fields
-        names = 'experiment', 'every', 'samples', 'evaluator', 'digest'
-        return {k: settings[k] for k in names} | base
+        names = 'experiment', 'every', 'samples'
+        return {k: settings[k] for k in names} | base | {k: settings[k] for k in ('evaluator', 'digest')}
     ignored = {k for k in ('evaluator', 'digest') if None in (there[k], here[k])}
     if 'digest' not in ignored: ignored.add('data')
     there, here = flat(there), flat(here)
-    differences = (f'{k} is {v!r} there, {here[k]!r} here' for k, v in there.items()
+    labels = dict(digest='the digest of the images')
+    differences = (f'{labels.get(k, k)} is {v!r} there, {here[k]!r} here' for k, v in there.items()
                    if k not in ignored and here[k] != v)
     return next(differences, None)
 
 # %% ../nbs/library/39_runner.ipynb #26057a40
-_WRITTEN = 'table.csv', 'table.md', 'curves.png', 'samples.png', 'report.html'
+_FILES = ('experiment.json', 'evaluator.pt', 'reference.safetensors', 'table.csv', 'table.md', 'curves.png',
+          'samples.png', 'report.html')
 
 def _refuse_other(folder, difference):
     "Raise `ValueError` for a folder of another experiment"
@@ -229,7 +232,7 @@ def _check_folder(folder, settings):
         raise ValueError(f"{folder} holds other files; choose another folder (out=, --out)")
     there = read_settings(folder)
     if difference := _difference(there, settings): _refuse_other(folder, difference)
-    for name in ('experiment.json', *_WRITTEN): check_output(folder/name)
+    for name in _FILES: check_output(folder/name)
     return there
 
 # %% ../nbs/library/39_runner.ipynb #577c46cd
@@ -280,7 +283,8 @@ def _write_report(folder, experiment, base, plan, results, how):
     _write_table(folder, rows, description)
     figures = dict(curves=curves_figure(results), samples=strips_figure(folder, results, base.seed))
     for name, fig in figures.items():
-        with atomic_write(folder/f'{name}.png') as new: fig.savefig(new, format='png', dpi=110)
+        with atomic_write(folder/f'{name}.png') as new, quiet_missing_glyphs():
+            fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
     pictures = [(caption, (folder/f'{name}.png').read_bytes()) for name, caption in _CAPTIONS.items()]
     facts = {r['row']: _summarize(r) for r in rows} | asdict(base)
@@ -329,7 +333,7 @@ def run_experiment(
     jobs:int=1, # Networks that train at once
     device:str='cpu', # Where to train
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
 ) -> list: # (`Variant`, [records of each seed]) of each variant
     """Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html.
 
@@ -375,7 +379,7 @@ def experiment_run(
     jobs:int=1, # Networks that train at once, each with its share of the cores
     device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows
 ) -> Path: # The folder, with table.md, table.csv, curves.png, samples.png and report.html
     """Train and measure every row of an experiment, on data and by an evaluator of some name

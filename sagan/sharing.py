@@ -10,15 +10,15 @@ __all__ = ['DescribedSAGAN', 'nearest_preset', 'PretrainedSAGAN', 'fold_spectral
 # %% ../nbs/library/29_sharing.ipynb #33ecbc39
 import json, re, torch, torch.nn as nn
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path, PureWindowsPath
 from warnings import catch_warnings, simplefilter
 from torch.nn.utils import parametrize
 from .attention import attention_maps
 from .checkpoints import best_record, check_scores, read_config, save_weights, write_config
+from .names import encodable, listed, readable
 from .runs import load_run
-from .storage import atomic_write, json_text, parse_json, write_json
+from .storage import atomic_write, is_whole, json_text, new_folder, read_json, write_json
 from .networks import generate, Generator
 from .config import Config, presets
 from .training import SAGAN
@@ -49,10 +49,15 @@ def _hide_paths(v, data):
     return re.sub(r'\S*[/\\](?=[^\s/\\])', '', v)
 
 # %% ../nbs/library/29_sharing.ipynb #a3130ec4
-def _check_description(classes, records, evals, n_classes):
+def _check_description(classes, step, records, evals, n_classes):
     "Raises `ValueError` for class names that are not those of the classes, and scores that are none"
+    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"class names are a list of strings, got {classes!r:.100}")
     if len(classes) != n_classes:
         raise ValueError(f"the model has {n_classes} classes, but there are {len(classes)} class names")
+    if not is_whole(step): raise ValueError(f"step must be a whole number, at least 0, got {step!r}")
+    if not all(isinstance(r, dict) for r in records):
+        raise ValueError(f"records are a list of dictionaries, as read_log gives it, got {records!r:.100}")
     for name, s in evals.items():
         if not re.fullmatch(r'eval(-[^/\\]+)?', name):
             raise ValueError(f"scores are kept under the name eval or eval-..., got {name!r}")
@@ -81,26 +86,36 @@ class DescribedSAGAN(SAGAN):
         # The options in its `config.json`; those about the places of files are left out
         options:dict|None=None,
     ):
+        if not isinstance(model, SAGAN): raise TypeError(f"model is a SAGAN, got {type(model).__name__}")
         evals = evals or {}
-        _check_description(classes, records, evals, model.cfg.n_classes)
+        _check_description(classes, step, records, evals, model.cfg.n_classes)
         options = {k: v for k, v in (options or {}).items() if k not in ('cache', 'weights')}
         data, described = model.cfg.data, dict(records=list(records), evals=evals, options=options)
         vars(self).update(vars(model))  # the networks
-        vars(self).update(cfg=model.cfg.change(data=_last_part(data)), classes=list(classes), step=step)
-        vars(self).update({k: _hide_paths(v, data) for k, v in described.items()})
+        vars(self).update(cfg=model.cfg.change(data=encodable(_last_part(data))), classes=list(classes),
+                          step=step)
+        try: vars(self).update({k: _hide_paths(v, data) for k, v in described.items()})
+        except RecursionError: raise ValueError("log, scores or options are nested too deeply") from None
 
 # %% ../nbs/library/29_sharing.ipynb #595258da
 def nearest_preset(
     cfg:Config, # Any configuration
 ) -> tuple: # (name, {field: value of `cfg`} where they differ)
-    "The preset with the fewest other values; data, classes and the seed do not count"
+    """The preset with the fewest other values; data, classes and the seed do not count
+
+    Raises `TypeError` for anything else than a configuration."""
+    if not isinstance(cfg, Config): raise TypeError(f"cfg is a Config, got {type(cfg).__name__}")
     ignored = 'data', 'n_classes', 'seed'
     def differing(preset):
         return {k: v for k, v in vars(cfg).items() if k not in ignored and getattr(preset, k) != v}
     return min(((name, differing(p)) for name, p in presets.items()), key=lambda found: len(found[1]))
 
 # %% ../nbs/library/29_sharing.ipynb #4d33d31e
-def _escape(v): return re.sub(r'[|<>&*`\[\]\\]', lambda m: f'&#{ord(m[0])};', ' '.join(str(v).split()))
+def _escape(v):
+    "Text as Markdown shows it letter by letter; underscores inside words mean nothing there"
+    special = r'[|<>&*`\[\]\\$~@]|(?<!\w)_|_(?!\w)'
+    text = readable(str(v), 2000) if v else str(v)
+    return re.sub(special, lambda m: f'&#{ord(m[0])};', text)
 
 def _format_cell(v):
     if v is None: return ''
@@ -167,7 +182,7 @@ def _facts_table(model):
     cfg, nets = model.cfg, {k: net for k, net in model.named_children() if k != 'ema'}
     def at(places): return ', '.join(f'{p}x{p}' if isinstance(p, int) else p for p in places) or 'none'
     def size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
-    names = ', '.join(model.classes[:20]) + ', ...'*(cfg.n_classes > 20)
+    names = listed(model.classes, 20)
     attention = dict(G=cfg.g_attention, D=cfg.d_attention)
     placements = [f'{k}: {at(places)}' for k, places in attention.items() if k in nets]
     return _markdown_table([
@@ -188,7 +203,7 @@ def _drawing_parts(model):
     k, size = _grid_columns(model), model.cfg.size
     same = all(map(torch.equal, model.G.state_dict().values(), model.ema.state_dict().values()))
     generator = 'generator' if same else 'averaged generator'
-    names = '; one column for each of ' + ', '.join(map(_escape, model.classes[:k])) if model.classes else ''
+    names = '; one column for each of ' + _escape(listed(model.classes[:k])) if model.classes else ''
     given = f'torch.arange({k})' if model.classes else f'n={k}'
     return dict(
         picture="![A grid of images that the generator has drawn](samples.png)\n\n"
@@ -247,17 +262,6 @@ def _write_folder(model, folder):
     y = torch.arange(k).repeat(4) if model.classes else None                  # (4k,)
     grid_image(generate(model.ema, y, None if model.classes else 4*k), k).save(folder/'samples.png')
 
-@contextmanager
-def _all_or_nothing(folder, names):
-    "Within this context files of these names are written into a folder, and removed again if it fails"
-    new = [p for p in (folder, *folder.parents) if not p.exists()]
-    try: yield
-    except BaseException:
-        with suppress(OSError):
-            for name in names: (folder/name).unlink(missing_ok=True)
-            for p in new: p.rmdir()
-        raise
-
 # %% ../nbs/library/29_sharing.ipynb #174eccd6
 _FILES = ['config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-*.json']
 
@@ -273,9 +277,8 @@ def _read_evals(folder):
     "{name: scores} that `sagan-eval` has left in a folder"
     evals = {}
     for f in sorted([*folder.glob('eval.json'), *folder.glob('eval-*.json')]):
-        try:
-            evals[f.stem] = parse_json(f.read_bytes())
-            check_scores(evals[f.stem])
+        evals[f.stem] = read_json(f)
+        try: check_scores(evals[f.stem])
         except ValueError as e: raise ValueError(f"{f} is damaged: {e}")
     return evals
 
@@ -289,7 +292,7 @@ def _make_card(model, info, repo_id, license):
     # the hub's only one for images that are not made from a text or an image
     if model.ema is not None: data.pipeline_tag = 'unconditional-image-generation'
     body = _CARD.format(
-        name=f'{_escape(name)}, {cfg.size}x{cfg.size}', repo_id=json.dumps(repo_id),
+        name=f'{_escape(name)}, {cfg.size}x{cfg.size}', repo_id=json.dumps(repo_id).replace('`', r'\u0060'),
         facts=_facts_table(model), scores=_scores_table(model), licence=_license_text(model, license),
         repo=info.repo_url, paper=info.paper_url, docs=info.docs_url, **_drawing_parts(model))
     return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}')
@@ -331,12 +334,12 @@ class _SavableSAGAN(DescribedSAGAN, ModelHubMixin, **_HUB_INFO):
         card = _card_arguments(kw, repo_id or folder.absolute().name, license)
         kw.pop('config', None)  # the mixin's own, which is written by us
         if kw and not push_to_hub: raise TypeError(f"{', '.join(kw)}: only with push_to_hub=True")
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        empty = folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir())
+        if folder.exists() and not empty:
             raise FileExistsError(f"{folder} already holds something; give another folder")
         self.generate_model_card(**card)
-        names = 'config.json', 'weights.safetensors', 'log.jsonl', 'samples.png', 'README.md'
-        with _all_or_nothing(folder, [*names, *(f'{e}.json' for e in self.evals)]):
-            super().save_pretrained(folder, model_card_kwargs=card)
+        with new_folder(folder, last='config.json') as new:
+            super().save_pretrained(new, model_card_kwargs=card)
         return self.push_to_hub(card.pop('repo_id'), **card, **kw) if push_to_hub else None
 
     def push_to_hub(self, # type: ignore[override]
@@ -378,7 +381,8 @@ class PretrainedSAGAN(_SavableSAGAN):
 def fold_spectral_norm(
     net:nn.Module, # Network with spectrally normalised layers, left as it is
 ) -> nn.Module: # A copy on the CPU in eval mode with ordinary layers, whose weights are the quotients
-    "A copy of a network without spectral norm that computes the same"
+    "A copy of a network without spectral norm that computes the same; raises `TypeError` for anything else"
+    if not isinstance(net, nn.Module): raise TypeError(f"net is a network, got {type(net).__name__}")
     net = deepcopy(net).cpu().eval()
     for m in net.modules():
         if parametrize.is_parametrized(m, 'weight'):

@@ -36,7 +36,7 @@ BASE = dict(
     eval=['--n', '10'], **{'import': ['--out', 'new']},
     experiment=['--out', 'experiment', '--data', 'digits', '--steps', '2', '--seeds', '1', '--samples', '10',
                 *SIZE])
-WORK = SimpleNamespace(begun=False)  # has the command come to what takes long?
+WORK = SimpleNamespace(begun=False, hangs=False)  # has the command come to what takes long?
 
 def begin(*_, **__):
     "Stands for work that takes long, of which somebody presses Ctrl-C at once"
@@ -47,24 +47,28 @@ def out_of_patience(*_):
     "Nobody waits for ever: long work ends with Ctrl-C"
     begin()
 
-def hangs(*_): raise AssertionError('it hangs')
+def hangs(*_):
+    "Nothing may wait for ever, such as for somebody who writes into a pipe"
+    WORK.hangs = True
+    raise KeyboardInterrupt
 
 @contextmanager
-def time_limits():
-    "Within this context three seconds of computing end with Ctrl-C, and half a minute of waiting is a failure"
+def time_limits(seconds=3):
+    "Within this context so many seconds of computing end with Ctrl-C, and half a minute of waiting is a failure"
     old = [signal.signal(s, f) for s, f in ((signal.SIGPROF, out_of_patience), (signal.SIGALRM, hangs))]
-    signal.setitimer(signal.ITIMER_PROF, 3)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 30)
     try: yield
     finally:
         for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL): signal.setitimer(timer, 0)
         for s, f in zip((signal.SIGPROF, signal.SIGALRM), old): signal.signal(s, f)
 
-def called(f, encoding='utf-8'):
+def called(f, encoding='utf-8', seconds=3):
     "Call a function like a program: its exit status, and what it writes on standard error"
     out = io.TextIOWrapper(io.BytesIO(), encoding, errors='strict')
     err, status, WORK.begun = io.TextIOWrapper(io.BytesIO(), encoding, errors='backslashreplace'), 0, False
-    with redirect_stdout(out), redirect_stderr(err), time_limits(), warnings.catch_warnings():
+    WORK.hangs = False
+    with redirect_stdout(out), redirect_stderr(err), time_limits(seconds), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try: f()
         except SystemExit as e: status = e.code or 0
@@ -96,13 +100,13 @@ def check(call, *args, **kw):
     before = tree()
     status, said = call(*args, **kw)
     note(f'{args}, {kw}: status {status}: {said}')
-    assert 'Traceback' not in said, said
+    assert not WORK.hangs and 'Traceback' not in said, said
     assert status in (0, 1, 2), (status, said)
     after = tree()
     assert not [p for p in after if p.name.endswith('.new')]
     if status == 1:
         *_, sentence = re.split(r'^(?:sagan-\w+|share): ', said.strip(), flags=re.M)
-        assert 10 < len(sentence) <= 600 or WORK.begun, said
+        assert 10 < len(sentence) <= 1300 or WORK.begun, said
     if status and not WORK.begun:
         changed = {str(p) for p in before.keys() | after.keys() if before.get(p, 0) != after.get(p, 0)}
         assert not changed, (changed, said)
@@ -120,18 +124,13 @@ def draw_pictures(folder):
 def make_everything():
     "In the current folder: runs, an experiment, files of another project, pictures"
     draw_pictures(Path('pictures'))
-    measured = ['--measure-every', '2', '--samples', '10']
-    for argv in (['train', *BASE['train'], '--out', 'run', '--seed', '1', *measured],
+    for name, t in zip(('G_ema', 'D'), pair(BG, 0, **SMALL, tables='plain')): torch.save(t, f'{name}.pth')
+    for argv in (['train', *BASE['train'], '--out', 'run', '--measure-every', '2', '--samples', '10'],
                  ['train', *BASE['train'], '--out', 'other', '--data', 'pictures', '--z-dim', '5'],
                  ['eval', 'run', *BASE['eval']],
-                 ['experiment', 'local', *BASE['experiment']]):
-        status, said = command(*argv)
-        assert status == 0, said
-    G, D, *_ = pair(BG, 0, **SMALL, tables='plain')
-    torch.save(G, 'G_ema.pth')
-    torch.save(D, 'D.pth')
-    for argv in (['import', 'G_ema.pth', 'D.pth', '--out', 'imported'],):
-        status, said = command(*argv)
+                 ['experiment', 'local', *BASE['experiment']],
+                 ['import', 'G_ema.pth', 'D.pth', '--out', 'imported']):
+        status, said = command(*argv, seconds=60)
         assert status == 0, said
     Path('names.txt').write_text('one\ntwo\nthree\n')
     Path('text').write_text('no picture, no weights')

@@ -1,7 +1,9 @@
 "The runner: one network and seed, a whole experiment here, and the command, killed and started again"
 import csv
+import dataclasses
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -10,14 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from dataclasses import asdict
 from forked import forked, leave_nothing_running
 from sagan.config import presets
 from sagan.data import digits, Images, twins
-from sagan.references import reference, train_evaluator
+from sagan.references import Classifier, Evaluator, reference, train_evaluator
 from sagan.experiments import load_experiment, strips_figure, table
 from sagan.runner import experiment_run, Plan, run_experiment, train_variant
-from sagan.measuring import load_or_train_evaluator
-from sagan.storage import file_lock
+from sagan.measuring import load_or_train_evaluator, read_settings
+from sagan.storage import file_lock, MappedImages
 
 FILES = {'.lock', 'curves.png', 'evaluator.pt', 'experiment.json', 'reference.safetensors', 'report.html',
          'samples.png', 'table.csv', 'table.md'}
@@ -110,14 +114,21 @@ def test_an_interrupted_experiment_goes_on_and_is_not_done_twice(tmp_path, once)
 
 
 @pytest.mark.parametrize('experiment, images, changes, options, message', [
-    ('table1', twins(200), {}, dict(samples=3), 'samples must be at least 10, got 3'),
-    ('table1', twins(200), {}, dict(every=0), 'every must be at least 1, got 0'),
-    ('table1', twins(200), {}, dict(seeds='3'), "seeds must be a whole number, got '3'"),
+    ('table1', twins(200), {}, dict(samples=3), 'samples must be a whole number, at least 10, got 3'),
+    ('table1', twins(200), {}, dict(every=0), 'every must be a whole number, at least 1, got 0'),
+    ('table1', twins(200), {}, dict(seeds='3'), "seeds must be a whole number, at least 1, got '3'"),
+    ('table1', twins(200), {}, dict(seeds=10**9), 'seeds must be at most 1,000'),
+    ('table1', twins(200), {}, dict(jobs=10**9), 'jobs must be at most 1,000'),
+    ('table1', twins(200), {}, dict(samples=10**12), 'measuring 1,000,000,000,000 samples needs'),
+    ('table1', twins(200), {}, dict(device='meta'), "no device 'meta'"),
+    ('table1', twins(200), dict(g_width=4096), {}, 'memory'),
+    ('table1', twins(200).x, {}, {}, 'images must be of type'),
+    ('table1', twins(1), dict(batch=2), {}, 'batch size must be from 1 to 1'),
     ('table1', twins(20), dict(batch=64), {}, 'batch size must be from 1 to 20'),
     ('table2', Images(twins(200).x, twins(200).y, [], 'unlabelled'), {}, {},
      'table2 includes AC-GAN, which needs images of at least 2 classes')])
 def test_settings_that_cannot_work(tmp_path, experiment, images, changes, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, MemoryError), match=message):
         run_experiment(experiment, images, TINY.change(**changes), tmp_path/'new', **options)
     assert not (tmp_path/'new').exists()
 
@@ -135,6 +146,117 @@ def test_folders_of_something_else(tmp_path, once):
     shutil.copytree(folder, tmp_path/'damaged')
     (tmp_path/'damaged'/'table2-sagan'/'seed0'/'records.json').write_text('[{"st')
     with pytest.raises(ValueError, match='records.json is damaged'): load_experiment(tmp_path/'damaged')
+
+
+def every_file(folder):
+    return {f: f.read_bytes() for f in folder.rglob('*') if f.is_file() and f.name != '.lock'}
+
+
+def test_data_are_told_by_what_is_in_them(tmp_path, once):
+    "Not by their path or name; and a refusal changes nothing"
+    folder, whole = once
+    before = every_file(folder)
+    with pytest.raises(ValueError, match='another experiment: the digest of the images is'):
+        run_experiment('table2', twins(200, seed=1), TINY, folder, 2, 2, 40)
+    with pytest.raises(ValueError, match="another experiment: evaluator is 'small CNN"):
+        run_experiment('table2', twins(200), TINY, folder, 3, 2, 40, Evaluator(Classifier(4), 'another'))
+    assert every_file(folder) == before
+    moved = dataclasses.replace(twins(200), name='../moved')
+    again = run_experiment('table2', moved, TINY.change(data='../moved'), folder, 2, 2, 40, tell=str)
+    assert untimed(again) == untimed(whole)
+    assert read_settings(folder)['base']['data'] == '../moved'
+    # a folder of an earlier version has no digest, and knows the path alone
+    old = tmp_path/'old'
+    shutil.copytree(folder, old)
+    settings = {k: v for k, v in read_settings(folder).items() if k != 'digest'}
+    (old/'experiment.json').write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="data is '../moved' there, 'twins' here"):
+        run_experiment('table2', twins(200), TINY, old, 2, 2, 40)
+
+
+def test_a_kill_while_an_experiment_is_set_up(tmp_path, once):
+    "At any moment: the settings come first, and the same call goes on; an evaluator alone is of other data"
+    folder, _ = once
+    first, second = 'experiment.json', 'evaluator.pt'
+    for i, left in enumerate([(), (first,), (first, second), (second,)]):
+        out = tmp_path/str(i)
+        out.mkdir()
+        for name in left: shutil.copy(folder/name, out)
+        if left == (first,):
+            settings = read_settings(folder) | dict(evaluator=None)
+            (out/'experiment.json').write_text(json.dumps(settings))
+        def stop(text): raise KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt): experiment(out, stop)
+        settings, there = read_settings(out), read_settings(folder)
+        for k in ('experiment', 'evaluator', 'digest', 'samples'): assert settings[k] == there[k]
+        assert {f.name for f in out.iterdir()} == {'.lock', first, second, 'reference.safetensors'}
+
+
+DEEP = '['*100_000
+
+OTHERS = {
+    'experiment.json': ['[]', '{}', DEEP, None, dict(seeds=-1), dict(seeds=True), dict(base=3), dict(evaluator=5),
+                        dict(base=dict(g_width='wide'))],
+    'records.json': ['[]', '{"a": 1}', DEEP, None, '[null]', [dict(fid='low')], [dict(step=1.5)],
+                     [dict(diverged=0)], [dict(seconds='x')]],
+    'evaluator.pt': [{}, dict(net={}, name=5, held_out='x'), None],
+    'reference.safetensors': ['{}', None],
+    'samples.png': [None]}
+
+@pytest.mark.parametrize('name, content', [(name, other) for name, others in OTHERS.items() for other in others])
+def test_files_that_hold_something_else(tmp_path, once, name, content):
+    "A sentence that names the file; None is a pipe, which would hang"
+    folder, _ = once
+    bad = tmp_path/'bad'
+    shutil.copytree(folder, bad)
+    file = bad/'table2-sagan/seed0/records.json' if name == 'records.json' else bad/name
+    text = file.read_bytes()
+    file.unlink()
+    if content is None: os.mkfifo(file)
+    elif name == 'evaluator.pt': torch.save(content, file)
+    elif isinstance(content, str): file.write_text(content)
+    elif isinstance(content, dict): file.write_text(json.dumps(json.loads(text) | content))
+    else: file.write_text(json.dumps([json.loads(text)[0] | content[0]]))
+    names = {f for f in bad.rglob('*')}
+    with pytest.raises((ValueError, OSError), match=name): experiment(bad)
+    assert {f for f in bad.rglob('*')} == names
+    if name in ('records.json', 'experiment.json'):
+        with pytest.raises(ValueError, match=name): load_experiment(bad)
+
+
+def test_pictures_of_samples_that_are_none(tmp_path, once):
+    folder, results = once
+    shutil.copytree(folder, tmp_path/'bad')
+    samples = tmp_path/'bad/table2-acgan/seed1/samples'
+    (samples/'step-junk.png').write_text('no step')
+    (samples/'step-0000002.png').unlink()
+    os.mkfifo(samples/'step-0000002.png')
+    assert len([ax for ax in strips_figure(tmp_path/'bad', results, 1).axes if ax.get_title()]) == 5
+    (samples/'step-0000004.png').write_text('no picture')
+    with pytest.raises(ValueError, match='step-0000004.png is damaged'):
+        strips_figure(tmp_path/'bad', results, 1)
+
+
+def test_a_state_that_a_kill_left_behind_is_removed(tmp_path, plan):
+    part = train_variant(tmp_path, ONE, plan)
+    next(part)
+    part.close()
+    state = (tmp_path/'state.pt').read_bytes()
+    whole = list(train_variant(tmp_path, ONE, plan))
+    (tmp_path/'state.pt').write_bytes(state)
+    assert list(train_variant(tmp_path, ONE, plan)) == whole and not (tmp_path/'state.pt').exists()
+
+
+def test_images_in_a_file_reach_the_workers(tmp_path):
+    "By the name of their file"
+    images = twins(40)
+    (tmp_path/'images').write_bytes(images.x.numpy().tobytes())
+    mapped = dataclasses.replace(images, x=MappedImages(tmp_path/'images', 32))
+    assert len(pickle.dumps(mapped)) < 3000 and mapped.digest == images.digest
+    evaluator = Evaluator(Classifier(4), 'random')
+    results = run_experiment('local', mapped, TINY, tmp_path/'out', 1, 4, 20, evaluator, 2, tell=str)
+    assert [s[0][-1]['step'] for _, s in results] == [4, 4, 4]
+    assert not list((tmp_path/'out').glob('.plan*'))
 
 
 def test_an_experiment_by_name(tmp_path, capsys):
@@ -223,7 +345,8 @@ def begun(out, whole, **changes):
     return out
 
 
-def test_killed_and_started_again(tmp_path, whole):
+def test_the_command_leaves_a_table(whole):
+    "`tests/test_kills.py` kills it, and starts it again"
     table = rows(whole)
     assert [r['row'] for r in table] == ['no attention', 'SAGAN feat8, feat16, feat32', 'SAGAN feat64',
                                          'Residual feat8, feat16, feat32', 'Residual feat64']
@@ -231,13 +354,6 @@ def test_killed_and_started_again(tmp_path, whole):
     assert all('small CNN' in r['evaluator'] and 'twins' in r['reference'] for r in table)
     text = (whole/'table.md').read_text()
     assert "paper's FID" in text and 'SAGAN feat8, feat16, feat32 at 8x8' in text and 'small CNN' in text
-    cut = tmp_path/'cut'
-    p = start(cut)
-    wait_until(p, (cut/'table1-feat8/seed0/state.pt').exists)  # the second network has been measured once
-    p.kill()
-    p.join()
-    assert not (cut/'table.md').exists() and (cut/'table1-none/seed0/records.json').exists()
-    assert finished(cut) == table
 
 
 def test_two_at_once_give_the_table_of_one_by_one(tmp_path, whole):

@@ -1,7 +1,8 @@
 """Sharing: in a fresh process without a network, with the hub's own library and a small server, what is
 refused, and more generators in ONNX"""
-import json, re, shutil, subprocess, sys, threading
+import json, os, re, shutil, subprocess, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from sagan.cli import sagan_attend, sagan_explore, sagan_sample
 from sagan.config import presets
 from sagan.networks import Generator
 from sagan.runs import load_run, shipped
-from sagan.sharing import export_onnx, PretrainedSAGAN
+from sagan.sharing import export_onnx, fold_spectral_norm, nearest_preset, PretrainedSAGAN
 from sagan.training import SAGAN
 
 
@@ -146,6 +147,43 @@ def test_a_damaged_folder(tmp_path, model, change, error, message):
     model.save_pretrained(tmp_path/'shared')
     change(tmp_path/'shared')
     with pytest.raises(error, match=message): PretrainedSAGAN.from_pretrained(tmp_path/'shared')
+
+
+@pytest.mark.parametrize('function', ['_fsync', 'os.replace', '_move_files', 'os.rename'])
+def test_a_save_that_is_killed_can_be_repeated(tmp_path, free, function):
+    "There is no folder or a whole one, and nothing is left beside it"
+    model, out = PretrainedSAGAN(free, step=5), tmp_path/'shared'
+    if not (pid := os.fork()):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(f'sagan.storage.{function}', lambda *_: os._exit(9))
+            model.save_pretrained(out)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 9 << 8 and not out.exists()
+    model.save_pretrained(out)
+    check_same(model, PretrainedSAGAN.from_pretrained(out))
+    assert [f.name for f in tmp_path.iterdir()] == ['shared']
+
+
+@pytest.mark.parametrize('error, message, described', [
+    (ValueError, 'class names are a list of strings, got .0, 1.', dict(classes=[0, 1])),
+    (ValueError, "class names are a list of strings, got 'ab'", dict(classes='ab')),
+    (ValueError, 'step must be a whole number', dict(step=-1)),
+    (ValueError, 'records are a list of dictionaries', dict(records=['step 1'])),
+    (ValueError, 'nested too deeply', dict(options=dict(a=reduce(lambda v, _: [v], range(3000), 0))))])
+def test_descriptions_of_the_wrong_kind(free, error, message, described):
+    with pytest.raises(error, match=message): PretrainedSAGAN(free, **described)
+
+
+def test_a_pipe_among_the_scores_and_a_name_that_ends_a_block_of_code(tmp_path, free):
+    model = PretrainedSAGAN(free)
+    model.save_pretrained(tmp_path/'shared')
+    os.mkfifo(tmp_path/'shared/eval-n20.json')
+    with pytest.raises(ValueError, match='eval-n20.json is damaged|eval-n20.json is not a file'):
+        PretrainedSAGAN.from_pretrained(tmp_path/'shared')
+    card = str(model.generate_model_card(repo_id='```\n<b>'))
+    assert card.count('```') == 2
+    for function, given in ((nearest_preset, 'small'), (fold_spectral_norm, None), (PretrainedSAGAN, 'my')):
+        with pytest.raises(TypeError, match=f'is a .*, got {type(given).__name__}'): function(given)
 
 
 def test_scores_that_would_not_be_read_again_and_unknown_arguments(tmp_path, model, free):
