@@ -64,7 +64,7 @@ def generating(browser, folder):
     source = NOTEBOOK.format(run=str(shipped('twins')), device='cpu', images=None)
     cell = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)
     notebook = dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4)
-    Path(f'{folder}/e.ipynb').write_text(json.dumps(notebook))
+    Path(f'{folder}/e.ipynb').write_text(json.dumps(notebook), encoding='utf-8')
     command = [sys.executable, '-m', 'voila', 'e.ipynb', '--no-browser', f'--port={port}']
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     voila = subprocess.Popen(command, cwd=folder, **quiet)

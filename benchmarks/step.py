@@ -144,7 +144,7 @@ def parts_of_a_step(cfg, model, autocast, opt_g, opt_d, device):
 def peak_memory(device):
     "GB of this process"
     if device == 'cuda': return torch.cuda.max_memory_allocated()/1e9
-    return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])/1e6
+    return int(Path('/proc/self/status').read_text('utf-8').split('VmHWM:')[1].split()[0])/1e6
 
 def measure(px, dtype, device, without, compiled, steps):
     "One row: a dictionary of numbers"
@@ -241,5 +241,5 @@ if __name__ == '__main__':
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], file=sys.stderr, flush=True)
     about = dict(machine=machine(a.device), torch=torch.__version__)
-    if a.out: open(a.out, 'w').write(json.dumps(dict(about, rows=rows), indent=1))
+    if a.out: Path(a.out).write_text(json.dumps(dict(about, rows=rows), indent=1), encoding='utf-8')
     print(f"{about['machine']}, PyTorch {about['torch']}\n\n{table(rows)}")

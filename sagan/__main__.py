@@ -10,6 +10,7 @@ __all__ = ['COMMANDS', 'HELP', 'main']
 # %% ../nbs/library/43_command.ipynb #6321fef8
 import sys
 from . import __version__
+from .names import prepare_output, say
 
 # %% ../nbs/library/43_command.ipynb #79b41dd0
 COMMANDS = dict(
@@ -42,14 +43,15 @@ def _call(name):
 # %% ../nbs/library/43_command.ipynb #d3fc4e0e
 def main() -> None:
     "The command `sagan`: lists the commands, tells the version, or calls a command; raises `SystemExit`"
+    prepare_output()
     name, *args = sys.argv[1:] or ['--help']
-    if name in ('-h', '--help'): print(HELP)
-    elif name == '--version': print(f'sagan {__version__}')
+    if name in ('-h', '--help'): say(HELP)
+    elif name == '--version': say(f'sagan {__version__}')
     elif name in COMMANDS:
         sys.argv = [f'sagan-{name}', *args]
         _call(name)
     else:
-        print(f"sagan: there is no command {name}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        say(f"sagan: there is no command {name}; there are {', '.join(COMMANDS)}", sys.stderr)
         raise SystemExit(2)
 
 # %% ../nbs/library/43_command.ipynb #3e123107

@@ -7,8 +7,8 @@ Docs: https://sagan-gan.github.io/sagan/library/checkpoints.html.md"""
 # %% auto #0
 __all__ = ['tensor_bytes', 'explain_write_errors', 'save_weights', 'fill_model', 'check_device', 'meta_model', 'is_small',
            'build_model', 'load_weights', 'save_state', 'DamagedState', 'read_state', 'restore_state', 'load_state',
-           'write_config', 'create_run', 'read_config', 'check_scores', 'read_log', 'best_record', 'step_files',
-           'states', 'state_file', 'file_step', 'weights_step', 'load_newest', 'load_best', 'Run']
+           'step_files', 'states', 'state_file', 'file_step', 'write_config', 'read_config', 'create_run',
+           'weights_step', 'load_newest', 'load_best', 'Run']
 
 # %% ../nbs/library/33_checkpoints.ipynb #616f71b2
 import re, shutil, torch
@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 from torch import Tensor
+from .names import encodable
 from .storage import atomic_write, file_lock, is_number, is_whole, json_text, parse_json, write_json
 from .config import Config
 from .distributed import world_size
 from .precision import fastest_dtype, LossScaler
+# the last two for code that imports them from here
+from .records import best_record, check_scores, read_log
 from .training import SAGAN
 
 # %% ../nbs/library/33_checkpoints.ipynb #36d95c2d
@@ -82,6 +85,7 @@ def _saved_config(saved):
         raise ValueError('the configuration is no dictionary')
     return Config().change(**saved)
 
+# %% ../nbs/library/33_checkpoints.ipynb #6dc677ee
 def _read_header(f, path):
     "(step, `Config`) of an open safetensors file; raises `ValueError` unless `save_weights` wrote it"
     header = f.metadata() or {}
@@ -92,6 +96,7 @@ def _read_header(f, path):
         return int(header['step']), _saved_config(parse_json(header['config']))
     except ValueError as e: raise ValueError(f"{path}: its header is damaged: {e}") from None
 
+# %% ../nbs/library/33_checkpoints.ipynb #1fdb8be1
 def _read_weights(path):
     "(step, `Config`, tensors) of a file that `save_weights` wrote; raises `ValueError` for another"
     try:
@@ -116,6 +121,7 @@ def _check_tensors(expected, tensors, path):
         if not found.isfinite().all():
             raise ValueError(f"{path}: {name} holds numbers that are not finite")
 
+# %% ../nbs/library/33_checkpoints.ipynb #c04b5de3
 def fill_model(
     model:SAGAN, # Model to load the tensors into
     tensors:dict, # Tensors by the names of the model's `state_dict`
@@ -150,13 +156,10 @@ def check_device(
 def meta_model(
     cfg:Config, # What to build
 ) -> SAGAN: # With tensors that have shapes, but no numbers
-    "A model that takes no memory; raises `ValueError` if it has more numbers than can be counted"
-    try:
-        with torch.device('meta'): return SAGAN(cfg)
-    except (RuntimeError, TypeError, OverflowError):
-        raise ValueError(f"networks of widths {cfg.g_width} and {cfg.d_width} are too large for any machine; "
-                         "choose smaller ones (--g-width, --d-width)") from None
+    "A model that takes no memory, to look at its tensors before they are there"
+    with torch.device('meta'): return SAGAN(cfg)
 
+# %% ../nbs/library/33_checkpoints.ipynb #bde9ec9b
 def is_small(
     cfg:Config, # What to build
 ) -> bool: # Are the networks surely smaller than 200 MB?
@@ -164,6 +167,7 @@ def is_small(
     widest = max(16*w if isinstance(w, int) else max(w, default=0) for w in (cfg.g_width, cfg.d_width))
     return widest <= 256 and cfg.n_classes <= 1000 and cfg.z_dim <= 1000
 
+# %% ../nbs/library/33_checkpoints.ipynb #98f88884
 def build_model(
     cfg:Config, # What to build
     tensors:dict, # Its tensors by the names of the model's `state_dict`
@@ -206,6 +210,7 @@ def _circumstances(cfg, device):
     return here | dict(threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability(),
                        oneDNN=one_dnn and one_dnn[1])
 
+# %% ../nbs/library/33_checkpoints.ipynb #41526de0
 def save_state(
     path:str|Path, # File to write, such as `state.pt`
     learn:Learner, # From `sagan_learner` on `image_dls`, in a fit or after one
@@ -238,18 +243,19 @@ class DamagedState(ValueError):
         return (f"{self.path} is not a whole training state, it may be truncated ({self.reason}); remove it "
                 "to start again")
 
-def _explain_damage(path, e):
-    "`DamagedState` for an error of reading a state; raises those again that say nothing about the file"
+# %% ../nbs/library/33_checkpoints.ipynb #804a123b
+def _damage(path, e):
+    "What an error of reading a state says of it; raises the error again if it says nothing about the file"
     if isinstance(e, (FileNotFoundError, PermissionError, MemoryError, torch.cuda.OutOfMemoryError)): raise e
     if "can't allocate memory" in str(e): raise e
     reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
-    kind = '' if type(e) is ValueError else f'{type(e).__name__}: '
-    return DamagedState(path, kind + (reason[0][:200] if reason else ''))
+    return ('' if type(e) is ValueError else f'{type(e).__name__}: ') + (reason[0][:200] if reason else '')
 
 # %% ../nbs/library/33_checkpoints.ipynb #c6b78cd5
 _PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=str, draws=Tensor,
               losses=(list, tuple), data=dict)
 
+# %% ../nbs/library/33_checkpoints.ipynb #4985bb70
 def _check_parts(path, state):
     "Raise `ValueError` for the first part of a training state that is missing or something else"
     if not isinstance(state, dict): raise ValueError(f"it holds a {type(state).__name__}")
@@ -277,6 +283,7 @@ def read_state(
 ) -> dict: # The state, with its tensors and its `Config`
     "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
     path = Path(path)
+    if path.exists() and not path.is_file(): raise DamagedState(path, 'it is not a file')
     try:
         with zipfile.ZipFile(path) as z:
             # torch.load looks at neither
@@ -285,7 +292,7 @@ def read_state(
         state = torch.load(path, map_location=device, weights_only=True)
         _check_parts(path, state)
         state['config'] = _saved_config(state['config'])
-    except Exception as e: raise _explain_damage(path, e) from None
+    except Exception as e: raise DamagedState(path, _damage(path, e)) from None
     return state
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
@@ -353,8 +360,9 @@ def restore_state(
     learn.model.to(learn.dls.device)  # where fastai would move it in a fit
     _check_state(path, state, learn.model.cfg, next(learn.model.parameters()).device, tell)
     try: _put(learn, state, draws)
-    except Exception as e: raise _explain_damage(path, e) from None
+    except Exception as e: raise DamagedState(path, _damage(path, e)) from None
 
+# %% ../nbs/library/33_checkpoints.ipynb #1c17dbaa
 def load_state(
     path:str|Path, # File that `save_state` wrote
     learn:Learner, # A new learner of the same configuration and data
@@ -366,6 +374,37 @@ def load_state(
     restore_state(path, state, learn, draws, tell)
     return state['notes']
 
+# %% ../nbs/library/33_checkpoints.ipynb #0c35d9a0
+def step_files(
+    folder:str|Path, # A folder, such as `samples` in a run folder
+    suffix:str, # Ending of the files, such as '.png'
+) -> list[Path]: # Oldest first; empty if there is no such folder
+    "The files of a folder that are named by their step; others are none of ours"
+    found = (f for f in Path(folder).glob(f'step-*{suffix}') if re.fullmatch('step-[0-9]{7,18}', f.stem))
+    return sorted((f for f in found if f.is_file()), key=file_step)
+
+# %% ../nbs/library/33_checkpoints.ipynb #650a4701
+def states(
+    folder:str|Path, # A run folder
+) -> list[Path]: # Oldest first
+    "The training states that a run folder holds"
+    return step_files(Path(folder)/'states', '.pt')
+
+# %% ../nbs/library/33_checkpoints.ipynb #ea8560e6
+def state_file(
+    folder:str|Path, # A run folder
+    step:int, # Discriminator steps done
+) -> Path: # `states/step-0000100.pt` for step 100
+    "Where a run folder keeps the training state of a step"
+    return Path(folder)/'states'/f'step-{step:07d}.pt'
+
+# %% ../nbs/library/33_checkpoints.ipynb #8c3e7c0d
+def file_step(
+    path:str|Path, # A training state or a sample grid, such as `states/step-0000100.pt`
+) -> int: # Discriminator steps done, 100 for `step-0000100`
+    "The step in the name of a file"
+    return int(Path(path).stem.removeprefix('step-'))
+
 # %% ../nbs/library/33_checkpoints.ipynb #7f76e546
 def write_config(
     folder:Path, # Run folder
@@ -376,46 +415,6 @@ def write_config(
     "Write `config.json`; raises `OSError` if it cannot"
     content = dict(config=asdict(cfg), classes=list(classes), options=options)
     with explain_write_errors(folder/'config.json'): write_json(folder/'config.json', content)
-
-# %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
-# what a run has before its first checkpoint
-_FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states', 'log.jsonl'}
-
-def _never_began(folder):
-    "Is it the folder of a run that was killed before its first checkpoint?"
-    names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
-    if 'config.json' not in names or not names <= _FIRST or states(folder): return False
-    try: return bool(read_config(folder))
-    except ValueError: return False
-
-def _check_empty(folder):
-    "Raise `FileExistsError` for a folder with something in it, unless its run never began"
-    if not folder.exists(): return
-    if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
-    if folder.is_dir() and _never_began(folder): return
-    content = 'a run' if (folder/'config.json').exists() else 'other files'
-    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
-                          "or go on with a run of it by --resume")
-
-def create_run(
-    folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
-    cfg:Config, # Configuration of the run
-    classes:Sequence[str], # Class names, empty if unconditional
-    options:dict|None=None, # What else it was asked for
-) -> Path: # The folder
-    """Start a run folder with its `config.json`
-
-    Raises `FileExistsError` if there is something in it, `BlockingIOError` if another process is at it."""
-    folder = Path(folder)
-    _check_empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder):
-        _check_empty(folder)
-        for name in _FIRST - {'config.json'}:
-            if (folder/name).is_dir(): shutil.rmtree(folder/name)
-            else: (folder/name).unlink(missing_ok=True)
-        write_config(folder, cfg, classes, options or {})
-    return folder
 
 # %% ../nbs/library/33_checkpoints.ipynb #ccb6e750
 def _check_classes(classes, cfg):
@@ -457,112 +456,50 @@ def read_config(
         _check_classes(classes, cfg)
         _check_saved_options(options)
     except ValueError as e: raise ValueError(f"{file} is damaged: {e}") from None
-    return cfg, classes, options
+    return cfg, [encodable(c) for c in classes or ()], options
 
-# %% ../nbs/library/33_checkpoints.ipynb #d4dd90e1
-_SCORES = ('inception_score', 'inception_spread', 'kid', 'precision', 'recall', 'accuracy', 'intra_fid',
-           'diversity', 'observed', 'luck', 'kappa', 'kappa_error', 'd_auc', 'd_auc_error', 'd_auc_gamma0')
+# %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
+# what a run has before its first checkpoint
+_FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states'}
 
-def check_scores(
-    s:dict, # Scores, from a log or by `sagan-eval`
-) -> None:
-    "Raises `ValueError` if they lack a number, or a name that says what they are, or have text for a number"
-    if not isinstance(s, dict): raise ValueError(f"scores are a dictionary, got {s!r}")
-    def is_text(v): return isinstance(v, str)
-    def is_score(v): return v is None or is_number(v)
-    wanted = dict(fid=is_number, step=is_whole, samples=is_whole, evaluator=is_text, reference=is_text)
-    for k, fits in (wanted | {k: is_score for k in _SCORES if k in s}).items():
-        if not fits(s.get(k)):
-            raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
+# %% ../nbs/library/33_checkpoints.ipynb #6236bd40
+def _never_began(folder):
+    "Is it the folder of a run that was killed before its first checkpoint?"
+    names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
+    if 'config.json' not in names or not names <= _FIRST or states(folder): return False
+    try: return bool(read_config(folder))
+    except ValueError: return False
 
-# %% ../nbs/library/33_checkpoints.ipynb #a8e9c474
-_NUMBERS = ('d_loss', 'g_loss', 'd_real', 'd_fake', 'images_per_s', 'loss_scale', 'lr_g', 'lr_d', 'seconds',
-            'diversity')
+# %% ../nbs/library/33_checkpoints.ipynb #f7287f63
+def _check_empty(folder):
+    "Raise `FileExistsError` for a folder with something in it, unless its run never began"
+    if not folder.exists(): return
+    if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
+    if folder.is_dir() and _never_began(folder): return
+    content = 'a run' if (folder/'config.json').exists() else 'other files'
+    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
+                          "or go on with a run of it by --resume")
 
-def _check_record(r):
-    "Raise `ValueError` for something that is no record of a step"
-    if not isinstance(r, dict) or not is_whole(r.get('step')): raise ValueError('it is no record of a step')
-    for k, v in r.items():
-        number = k in _NUMBERS or k.startswith(('gamma ', 'sigma '))
-        if number and v is not None and not is_number(v): raise ValueError(f"{k} is {v!r}")
-        if k in ('signs', 'warnings') and not (isinstance(v, list) and all(isinstance(w, str) for w in v)):
-            raise ValueError(f"{k} are {v!r}")
-    if r.get('fid') is not None: check_scores(r)
+# %% ../nbs/library/33_checkpoints.ipynb #e8dbaf3e
+def create_run(
+    folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
+    cfg:Config, # Configuration of the run
+    classes:Sequence[str], # Class names, empty if unconditional
+    options:dict|None=None, # What else it was asked for
+) -> Path: # The folder
+    """Start a run folder with its `config.json`
 
-def _parse_log(lines):
-    "{step: record} of the lines of a log, and a sentence on each line that is spoiled or repeats a step"
-    records, faults = {}, []
-    for i, line in enumerate(lines, 1):
-        try:
-            r = parse_json(line)
-            _check_record(r)
-        except ValueError as e:
-            if line.strip() and i < len(lines): faults.append(f"line {i} is spoiled and left out ({e})")
-            continue
-        if r['step'] in records: faults.append(f"line {i} repeats step {r['step']} and counts")
-        records[r['step']] = r
-    return records, faults
-
-# %% ../nbs/library/33_checkpoints.ipynb #63540580
-def read_log(
-    folder:str|Path, # A run folder
-    tell:Callable=warn, # Is given a sentence if lines are spoiled or repeated
-) -> list[dict]: # One dictionary per record, in the order of steps
-    "Read `log.jsonl`, which may not be there yet; raises `ValueError` if it is no file"
-    log = Path(folder)/'log.jsonl'
-    if not log.is_file():
-        if log.exists(): raise ValueError(f"{log} is damaged: it is not a file")
-        return []
-    records, faults = _parse_log(log.read_bytes().split(b'\n'))
-    more = f'; and {len(faults) - 1} more' if len(faults) > 1 else ''
-    if faults: tell(f"{log}: {faults[0][:300]}{more}")
-    return [records[step] for step in sorted(records)]
-
-# %% ../nbs/library/33_checkpoints.ipynb #c6f3d0a1
-def _measured_alike(a, b):
-    "Were two records measured by the same evaluator, on as many samples, against the same images?"
-    def plain(text): return re.sub(r' images of .*(?= \(| at seed )', ' images', text)  # without a path
-    if 'digest' in a and 'digest' in b and a['digest'] != b['digest']: return False
-    same = (plain(a[k]) == plain(b[k]) for k in ('evaluator', 'reference'))
-    return a['samples'] == b['samples'] and all(same)
-
-def best_record(
-    records:list[dict], # From `read_log`
-) -> dict|None: # The record with the lowest FID, None if nothing was measured
-    """The best measurement, among those that were made like the last one
-
-    Where the images lay does not matter; their digest does, if both records have one."""
-    measured = [r for r in records if r.get('fid') is not None]
-    alike = (r for r in measured if _measured_alike(r, measured[-1]))
-    return min(alike, key=lambda r: r['fid'], default=None)
-
-# %% ../nbs/library/33_checkpoints.ipynb #0c35d9a0
-def step_files(
-    folder:str|Path, # A folder, such as `samples` in a run folder
-    suffix:str, # Ending of the files, such as '.png'
-) -> list[Path]: # Oldest first; empty if there is no such folder
-    "The files of a folder that are named by their step; others are none of ours"
-    found = (f for f in Path(folder).glob(f'step-*{suffix}') if re.fullmatch('step-[0-9]{7,18}', f.stem))
-    return sorted((f for f in found if f.is_file()), key=file_step)
-
-def states(
-    folder:str|Path, # A run folder
-) -> list[Path]: # Oldest first
-    "The training states that a run folder holds"
-    return step_files(Path(folder)/'states', '.pt')
-
-def state_file(
-    folder:str|Path, # A run folder
-    step:int, # Discriminator steps done
-) -> Path: # `states/step-0000100.pt` for step 100
-    "Where a run folder keeps the training state of a step"
-    return Path(folder)/'states'/f'step-{step:07d}.pt'
-
-def file_step(
-    path:str|Path, # A training state or a sample grid, such as `states/step-0000100.pt`
-) -> int: # Discriminator steps done, 100 for `step-0000100`
-    "The step in the name of a file"
-    return int(Path(path).stem.removeprefix('step-'))
+    Raises `FileExistsError` if there is something in it, `BlockingIOError` if another process is at it."""
+    folder = Path(folder)
+    _check_empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder):
+        _check_empty(folder)
+        for name in _FIRST - {'config.json'}:
+            if (folder/name).is_dir(): shutil.rmtree(folder/name)
+            else: (folder/name).unlink(missing_ok=True)
+        write_config(folder, cfg, classes, options or {})
+    return folder
 
 # %% ../nbs/library/33_checkpoints.ipynb #7361ab62
 def _load_model(path, cfg, device):
@@ -570,8 +507,9 @@ def _load_model(path, cfg, device):
     state = read_state(path)
     _check_config(path, cfg, asdict(state['config']))
     try: return build_model(cfg, state['model'], 'it', device), state['step']
-    except Exception as e: raise _explain_damage(path, e) from None
+    except Exception as e: raise DamagedState(path, _damage(path, e)) from None
 
+# %% ../nbs/library/33_checkpoints.ipynb #8bf0f174
 def weights_step(
     folder:str|Path, # A run folder
 ) -> int: # Discriminator steps, -1 if there are no whole weights
@@ -582,6 +520,7 @@ def weights_step(
         with safe_open(file, 'pt') as f: return _read_header(f, file)[0]
     except (ValueError, SafetensorError): return -1
 
+# %% ../nbs/library/33_checkpoints.ipynb #57c30a61
 def load_newest(
     folder:str|Path, # A run folder
     cfg:Config, # Its configuration

@@ -31,11 +31,13 @@ try:
     from sagan.checks import explain_memory
     from sagan.config import Config
     from sagan.deprecated import deprecated_names
+    from sagan.names import prepare_output, say, split_classes
     from sagan.recording import Interrupted
     from sagan.runner import experiment_run
+    from sagan.reports import describe_samples, format_scores, UnstoredScores
     from sagan.runs import (
-        attend_run, class_numbers, evaluate_run, explore_run, find_device, import_run, load_run, resume_run,
-        sample_run, train_run)
+        attend_run, evaluate_run, explore_run, find_device, import_run, load_run, resume_run, sample_run,
+        train_run)
 # importing takes seconds, in which one may change one's mind
 except KeyboardInterrupt: raise SystemExit('interrupted')
 __getattr__ = deprecated_names(__name__)  # names of earlier versions
@@ -48,6 +50,7 @@ def plain_errors(
     """Turn errors that the user can mend, and Ctrl-C, into one sentence on standard error and exit status 1
 
     A training that SIGTERM has stopped ends well, with a line on standard output. Raises `SystemExit`."""
+    prepare_output()
     try:
         with explain_memory('what was asked for'): yield
     # without fastai's line on where it came from
@@ -60,12 +63,12 @@ def plain_errors(
     except KeyboardInterrupt: message = 'interrupted'
     else: return
     if len(message) > 1200: message = f'{message[:600]} ... {message[-600:]}'
-    print(f'{command}: {message}', file=sys.stderr)
+    say(f'{command}: {message}', sys.stderr)
     raise SystemExit(1)
 
 def _print(text):
     "Print a line; of several processes only the first one does"
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': print(text, flush=True)
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': say(text)
 
 # %% ../nbs/library/30_cli.ipynb #91752f52
 def _check(ok, message):
@@ -106,7 +109,7 @@ def _refuse_unknown(names):
         what = f"there is no option {a}" if a.startswith('-') else (
             f"{a} stands alone, but every value follows the name of its option, as in --data digits")
         hint = f'did you mean {near}?' if near else '--help lists them all'
-        print(f"{Path(sys.argv[0]).name}: {what}; {hint}", file=sys.stderr)
+        say(f"{Path(sys.argv[0]).name}: {what}; {hint}", sys.stderr)
         raise SystemExit(2)
 
 # %% ../nbs/library/30_cli.ipynb #3d3e65ba
@@ -170,7 +173,8 @@ def sagan_train(
 def sagan_sample(
     run:str, # Run folder; or digits or twins, which come with the package
     n:int=8, # Images per class (or in all, without classes)
-    classes:str=None, # Classes to draw, by name or number, comma-separated (default: all)
+    # Classes to draw, by name or number, comma-separated (default: all; of more than 20, 20 evenly spaced)
+    classes:str=None,
     seed:int=0, # Of the latents
     # Picture to write (default: samples-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
@@ -178,12 +182,10 @@ def sagan_sample(
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
-        r, wanted = load_run(run, find_device(device)), None if classes is None else classes.split(',')
+        r = load_run(run, find_device(device))
+        wanted = None if classes is None else split_classes(classes, r.classes)
         file = sample_run(r, n, wanted, seed, out)
-        rows = [r.classes[i] for i in class_numbers(r.classes, wanted)]
-        drawn = n*max(1, len(rows))
-        each = f', one row for each of {", ".join(rows)}' if rows else ''
-        print(f'{drawn} image{"s"[:drawn != 1]}{each}: {file}')
+        say(f'{describe_samples(r.classes, wanted, n)}: {file}')
 
 # %% ../nbs/library/30_cli.ipynb #42552f78
 @call_parse
@@ -201,7 +203,7 @@ def sagan_attend(
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
         file = attend_run(run, label, n, seed, layer, _points(points), out, device)
-        print(f'attention in {n} image{"s"[:n != 1]}: {file}')
+        say(f'attention in {n} image{"s"[:n != 1]}: {file}')
 
 # %% ../nbs/library/30_cli.ipynb #877c7164
 @call_parse
@@ -216,7 +218,7 @@ def sagan_explore(
     "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
         explore_run(run, images, out, device)
-        if out: print(f'open {out}')
+        if out: say(f'open {out}')
 
 # %% ../nbs/library/30_cli.ipynb #1ea5df90
 @call_parse
@@ -238,14 +240,16 @@ def sagan_eval(
     # Images to measure the batch norm averages on anew (standing statistics), 0 for those of the training
     standing:int=0,
     device:str=None, # cpu or cuda (default: cuda if there is one)
+    out:str=None, # Existing folder to write into (default: the run folder)
 ):
     """Score images of a run against real ones; writes eval.json and nearest.png into the run folder, with
     other options in their names"""
     with plain_errors('sagan-eval'):
-        scores = evaluate_run(run, n, seed, data, split, evaluator, weights, reference, standing, device)
-        picture = scores.pop('nearest')
-        for k, v in scores.items(): _print(f'{k:16} {f"{v:.4g}" if isinstance(v, float) else v}')
-        _print(f'nearest images   {picture}')
+        how = split, evaluator, weights, reference, standing, device, out
+        try: _print(format_scores(evaluate_run(run, n, seed, data, *how)))
+        except UnstoredScores as e:
+            _print(format_scores(e.scores))
+            raise
 
 # %% ../nbs/library/30_cli.ipynb #db8aa95e
 @call_parse(nested=True)
@@ -272,7 +276,7 @@ def sagan_experiment(
     with plain_errors('sagan-experiment'):
         folder = experiment_run(experiment, data, out, preset, seeds, every, samples, evaluator, weights,
                                 jobs, device, _print, **changes)
-        print(f'\n{(folder/"table.md").read_text(encoding="utf-8")}\n{perf_counter() - start:.0f} s; open '
+        say(f'\n{(folder/"table.md").read_text(encoding="utf-8")}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 
 # %% ../nbs/library/30_cli.ipynb #a1ae9dcc

@@ -154,9 +154,8 @@ class Config(_Checked):
     class_tables:str = 'zeros'
     head:str = 'projection' # 'projection', or 'auxiliary' for AC-GAN's classifier and losses
     z_dim:int = 128 # numbers in a latent vector (released code)
-    # of convolutions and products: 'float32' (on a GPU PyTorch's, which is TF32 in convolutions),
-    # 'bfloat16', 'float16' (slow on a CPU), or 'auto' for what is fastest on the machine; all else
-    # is float32
+    # of convolutions and products: 'float32' (on a GPU TF32 in convolutions), 'bfloat16', 'float16' (slow
+    # on a CPU), or 'auto' for what is fastest on the machine; all else is float32
     dtype:str = 'auto'
     batch:int = 256 # images per step, of all processes together (released code; the paper does not say)
     # equal parts in which the batch goes through the networks, for less memory; G's step normalizes

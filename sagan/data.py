@@ -25,7 +25,8 @@ from fastprogress import progress_bar
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
-from .images import DECODED, decode_images, fit_image, FITTED, list_images, printable, read_image
+from .images import DECODED, decode_images, fit_image, FITTED, list_images, read_image
+from .names import encodable, figure_label, listed, readable
 from .storage import cached_images, MappedImages, Prefetcher, take_images
 
 # %% ../nbs/library/21_data.ipynb #907c01d5
@@ -241,8 +242,8 @@ def _decode_to_memory(path, names, size):
 # %% ../nbs/library/21_data.ipynb #ed355582
 def _report_unreadable(path, names, bad, skip_bad):
     "Raise `ValueError` naming the bad files, or warn with their names if they may be left out"
-    reasons = [f'{name} ({reason})' for name, reason in list(bad.items())[:10]]
-    message = printable(f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(reasons)}"
+    reasons = [f'{readable(name)} ({reason})' for name, reason in list(bad.items())[:10]]
+    message = encodable(f"{len(bad)} of {len(names)} files in {path} cannot be read: {'; '.join(reasons)}"
                         + ('; ...' if len(bad) > 10 else ''))
     if skip_bad and len(bad) < len(names): return warn(message + '. They are left out')
     raise ValueError(message + ". Repair or remove them, or leave them out with skip_bad=True (--skip-bad)")
@@ -272,9 +273,9 @@ def folder(
         y = y[[n not in bad for n in names]]
     lost = [c for c, n in zip(classes, torch.bincount(y, minlength=len(classes))) if not n]
     if lost:
-        raise ValueError(printable(f"class without readable images in {path}: {', '.join(lost)}; repair its "
+        raise ValueError(encodable(f"class without readable images in {path}: {listed(lost)}; repair its "
                                    "images, or remove the subfolder"))
-    return Images(MappedImages(x, size) if in_file else x, y, classes, str(path), FITTED)
+    return Images(MappedImages(x, size) if in_file else x, y, classes, encodable(str(path)), FITTED)
 
 # %% ../nbs/library/21_data.ipynb #5d378d45
 class ImageFiles:
@@ -284,7 +285,7 @@ class ImageFiles:
         size:int=128, # Pixels of a side after cropping and resizing
     ):
         check_size(size)
-        self.path, self.size, self.name, self.interpolation = Path(path), size, str(path), FITTED
+        self.path, self.size, self.name, self.interpolation = Path(path), size, encodable(str(path)), FITTED
         self.files, self.y, self.classes = list_images(self.path)  # names; (n,)
 
     def __len__(self): return len(self.files)
@@ -308,8 +309,8 @@ class ImageFiles:
             images:list[Tensor] = []
             bad = decode_images(self.path, self.files[i:i+n], self.size, images.append)
             if bad:
-                reasons = [f'{name} ({reason})' for name, reason in list(bad.items())[:10]]
-                raise ValueError(printable(f"files in {self.path} cannot be read: {'; '.join(reasons)}. "
+                reasons = [f'{readable(name)} ({reason})' for name, reason in list(bad.items())[:10]]
+                raise ValueError(encodable(f"files in {self.path} cannot be read: {'; '.join(reasons)}. "
                                            "Repair or remove them"))
             yield torch.stack(images)  # (B, 3, S, S)
 
@@ -415,7 +416,7 @@ def from_dataset(
         numbers = {c: k for k, c in enumerate(sorted(set(y)))}
         classes, y = [str(c) for c in numbers], [numbers[c] for c in y]
     name = getattr(getattr(ds, 'info', None), 'dataset_name', None) or type(ds).__name__
-    return Images(torch.stack(x), torch.tensor(y), classes, name, FITTED)
+    return Images(torch.stack(x), torch.tensor(y), [encodable(c) for c in classes], name, FITTED)
 
 # %% ../nbs/library/21_data.ipynb #4cbd6882
 def _draw_batch(rng, order, n, images, flip):
@@ -461,7 +462,8 @@ def _show_batch(
 ) -> None:
     "Draw images of the batch that comes next, without taking it, with the names of their classes"
     x, y = self.one_batch()                                                   # (B, 3, S, S), (B,)
-    names = [self.dataset.classes[c] for c in y[:max_n]] if self.dataset.classes else None
+    classes = self.dataset.classes
+    names = [figure_label(classes[c]) for c in y[:max_n]] if classes else None
     show_images(to_bytes(x[:max_n]), nrows, titles=names, imsize=imsize, **kwargs)
 
 # %% ../nbs/library/21_data.ipynb #43870b88

@@ -19,6 +19,7 @@ from PIL import Image
 from .attention import FORMS
 from .config import Config, systems
 from .measuring import read_records, read_settings
+from .names import figure_label
 from .training import SAGAN
 
 # %% ../nbs/10_experiments.ipynb #c831f8ea
@@ -190,8 +191,8 @@ def _table_row(variant, seeds):
 # %% ../nbs/10_experiments.ipynb #6ecba3bd
 def _check_results(results):
     "Raise `ValueError` for something that is no list of variants with their records"
-    try: whole = all(isinstance(v, Variant) and seeds and all(seeds) for v, seeds in results)
-    except (TypeError, ValueError): whole = False
+    try: whole = all(v.rows and v.cfg and seeds and all(seeds) for v, seeds in results)
+    except (TypeError, ValueError, AttributeError): whole = False
     if not whole or not results:
         raise ValueError("results are what load_experiment returns, each variant with the "
                          f"records of its seeds; got {results!r:.60}")
@@ -274,7 +275,8 @@ def _plot_seeds(ax, variant, seeds, key, color):
 # %% ../nbs/10_experiments.ipynb #4b19ea98
 def _measured_with(record):
     "What a measurement was made with, for a line under a picture"
-    return f"{record['samples']} samples; {record['evaluator']}; {record['reference']}"
+    text = f"{record['samples']} samples; {record['evaluator']}; {record['reference']}"
+    return figure_label(text, 300)
 
 _PANELS = dict(
     fid='FID (lower is better)',

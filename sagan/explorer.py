@@ -20,8 +20,9 @@ from types import SimpleNamespace
 from .attention import attention_maps, intervene, SelfAttention
 from .data import to_bytes, to_unit
 from .images import decode_images, list_images
+from .names import listed, readable
 from .networks import Discriminator, Generator
-from .storage import atomic_write
+from .storage import atomic_write, temporary_folder
 from .training import SAGAN
 from .visualization import check_maps, effect_figure, png_data_uri, POINT_COLOURS
 
@@ -130,7 +131,8 @@ def view(
         rows, maxima = [torch.cat(p, 1) for p in parts]                # (B, Nq, Nk), (B, Nq)
         layers.append(dict(name=name, queries=list(m.queries), keys=list(m.keys), maps=add(rows),
                            maxima=add(maxima)))
-    images = [{'class': str(c), 'seed': str(s)} for c, s in labels]
+    def named(v): return readable(str(v)) if str(v) else ''
+    images = [{'class': named(c), 'seed': named(s)} for c, s in labels]
     return dict(size=list(x.shape[2:]), images=images, numbered=numbered, layers=layers,
                 magma=magma, colours=list(POINT_COLOURS)), bytes(data)
 
@@ -204,10 +206,10 @@ def own_images(
     names, y, found = list_images(Path(path))
     if classes and not found:
         raise ValueError(f"the model has classes, {path} has none; put the images into subfolders "
-                         f"named after their classes: {', '.join(classes[:10])}")
+                         f"named after their classes: {listed(classes)}")
     if unknown := [c for c in found if c not in classes] if classes else ():
-        raise ValueError(f"{path} has a subfolder {unknown[0]}, which is no class of the model; it "
-                         f"has {', '.join(classes[:10])}")
+        raise ValueError(f"{path} has a subfolder {readable(unknown[0])}, which is no class of "
+                         f"the model; it has {listed(classes)}")
     pick = torch.linspace(0, len(names) - 1, min(most, len(names))).long()     # (B,)
     x:list[Tensor] = []
     if bad := decode_images(Path(path), [names[i] for i in pick], size, x.append):
@@ -329,9 +331,9 @@ def _read_uploads(files, size):
     "Images (B, 3, S, S) and names of a `FileUpload`"
     if len(files) > 24: raise ValueError(f"take at most 24 images at once, got {len(files)}")
     x:list[Tensor] = []                                                        # (3, S, S) each
-    with tempfile.TemporaryDirectory() as tmp:
-        for i, f in enumerate(files): Path(tmp, str(i)).write_bytes(f['content'])
-        bad = decode_images(Path(tmp), [str(i) for i in range(len(files))], size, x.append)
+    with temporary_folder(Path(tempfile.gettempdir())/'sagan-uploads') as tmp:
+        for i, f in enumerate(files): (tmp/str(i)).write_bytes(f['content'])
+        bad = decode_images(tmp, [str(i) for i in range(len(files))], size, x.append)
     if bad:
         reasons = '; '.join(f"{files[int(i)]['name']} ({why})" for i, why in bad.items())
         raise ValueError(f"no image that can be read: {reasons}")
@@ -344,7 +346,7 @@ def _input_widgets(classes):
     wide = dict(style=dict(description_width='6rem'), layout=width)
     slider = dict(min=0, step=.05, continuous_update=False, **wide)
     number = dict(min=0, max=10**6, **wide)
-    options = [(str(c), i) for i, c in enumerate(classes)] or [('', None)]
+    options = [(readable(str(c)), i) for i, c in enumerate(classes)] or [('', None)]
     return SimpleNamespace(
         label=W.Dropdown(options=options, description='Class', **wide),
         seed=W.BoundedIntText(0, description='Seed', **number),

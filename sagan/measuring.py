@@ -19,6 +19,7 @@ from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
 from .evaluation import score
 from .inputs import check_count
+from .names import listed
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
 from .references import Classifier, Evaluator, inception, Reference, train_evaluator
 from .storage import atomic_write, is_number, is_whole, read_json
@@ -119,8 +120,8 @@ def evaluation_images(
     if not run.classes: images.classes, images.y = [], torch.zeros_like(images.y)
     if images.classes != run.classes:
         hint = '; sagan-import --classes names them' if cfg.data == 'imported' else ''
-        raise ValueError(f"the classes of {images.name} ({', '.join(images.classes[:10])}) are not those of "
-                         f"the run ({', '.join(run.classes[:10])}){hint}")
+        raise ValueError(f"the classes of {images.name} ({listed(images.classes)}) are not those of "
+                         f"the run ({listed(run.classes)}){hint}")
     return images
 
 # %% ../nbs/library/42_measuring.ipynb #567832e1

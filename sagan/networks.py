@@ -15,8 +15,8 @@ from copy import deepcopy
 from torch import Tensor
 from .attention import FORMS, resolve_form, SelfAttention
 from .conditioning import (
-    AuxiliaryHead, BatchNorm2d, check_labels, ConditionalBatchNorm2d, ProjectionHead)
-from .inputs import check_count, check_tensor
+    AuxiliaryHead, BatchNorm2d, ConditionalBatchNorm2d, ProjectionHead)
+from .inputs import check_count, check_labels, check_tensor
 from .kernels import conv_pool, up_conv, upsample
 from .precision import no_autocast
 from .spectral import spectral_norm
@@ -242,7 +242,7 @@ class Discriminator(nn.Module):
 
         Raises `ValueError` for images or labels that do not fit."""
         check_tensor('x', x, ('B', 3, self.size, self.size), self.blocks[0].conv1.bias)
-        check_labels(y, self.n_classes, len(x))
+        check_labels(y, self.n_classes, x.shape[0])
         for place, block in zip(self.places, self.blocks):
             x = block(x)                                 # (B, C, size, size)
             if place in self.attention: x = self.attention[place](x)

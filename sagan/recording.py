@@ -19,13 +19,15 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
 from .checkpoints import (
-    best_record, DamagedState, explain_write_errors, file_step, load_state, read_log, read_state,
-    restore_state, save_state, save_weights, state_file, states, step_files, tensor_bytes, weights_step)
+    DamagedState, explain_write_errors, file_step, load_state, read_state, restore_state, save_state,
+    save_weights, state_file, states, step_files, tensor_bytes, weights_step)
 from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
+from .names import say
 from .networks import generate
+from .records import best_record, read_log
 from .spectral import sigmas
 from .storage import atomic_write, json_text, open_append, write_json
 from .training import SAGANTrainer
@@ -36,6 +38,7 @@ def _evenly_spaced(i, n):
     "At most n entries of a tensor, from the first to the last"
     return i[torch.linspace(0, len(i) - 1, min(n, len(i)), dtype=torch.float64).long()]
 
+# %% ../nbs/library/34_recording.ipynb #1ce7b4b1
 def real_spread(
     images:Images, # Real images
 ) -> float: # Euclidean, of pixels in [-1, 1]; NaN if no class has two images
@@ -103,7 +106,7 @@ class RunWriter(Callback):
         measure_every:int=0, # Steps between two measurements, 0 for none
         # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
         measure=None,
-        tell=print, # Is given each line of text
+        tell=say, # Is given each line of text
     ):
         self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
         self.log_every, self.save_every = log_every, save_every
@@ -165,6 +168,7 @@ def save_samples(self:RunWriter
             grid_image(x).save(new, format='png')
     return class_spread(x.flatten(1), y).item()/self.real_spread if self.real_spread > 0 else None
 
+# %% ../nbs/library/34_recording.ipynb #63bdb752
 @patch
 def save(self:RunWriter) -> None:
     "Write the state, then the weights for the other commands; then remove older states"
@@ -172,10 +176,10 @@ def save(self:RunWriter) -> None:
     if rank(): return
     file = state_file(self.folder, step)
     file.parent.mkdir(exist_ok=True)
-    save_state(file, self.learn, dict(data=self.data_description))
-    save_weights(self.folder/'weights.safetensors', self.model, step)
     if (log := self.folder/'log.jsonl').exists():
         with open_append(log) as f: os.fsync(f.fileno())  # not older than the state
+    save_state(file, self.learn, dict(data=self.data_description))
+    save_weights(self.folder/'weights.safetensors', self.model, step)
     _remove_old_states(self.folder, self.keep, self.best)
 
 # %% ../nbs/library/34_recording.ipynb #35402904
@@ -194,6 +198,7 @@ def record(self:RunWriter,
         with explain_write_errors(log, self.needed_bytes), open_append(log) as f: f.write(line.encode())
     self.recorded_step, self.warnings = t.step, []
 
+# %% ../nbs/library/34_recording.ipynb #b8821b9c
 @patch
 def warn(self:RunWriter,
     text:str, # One sentence
@@ -214,6 +219,7 @@ def warn_of_collapse(self:RunWriter,
     self.reported_signs |= set(new)
     return dict(signs=new) if new else {}
 
+# %% ../nbs/library/34_recording.ipynb #688e7b0c
 @patch
 def run_measurement(self:RunWriter
 ) -> dict: # What `measure` returns
@@ -239,6 +245,7 @@ def checkpoint(self:RunWriter,
     if not self.echo: return
     self.tell(self.sagan_trainer.line() + (f' FID {more["fid"]:.2f}' if measure else ''))
 
+# %% ../nbs/library/34_recording.ipynb #145588b3
 @patch
 def quick_checkpoint(self:RunWriter) -> None:
     "Record and save, without a grid or a measurement; raises `NonFinite` before anything is written"
@@ -272,6 +279,7 @@ def _check_data(folder, notes, images):
             raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here.get(k)} here; "
                              "give the same data (if they have moved, with --data)")
 
+# %% ../nbs/library/34_recording.ipynb #72e5e20c
 def _read_run_state(path):
     "A training state of a run, whose notes say what data it was trained on; raises `DamagedState`"
     notes = (state := read_state(path))['notes']
@@ -283,7 +291,7 @@ def _read_run_state(path):
 def restore_newest(
     folder:str|Path, # A run folder, which stays as it is
     learn:Learner, # A new learner of its configuration and data
-    tell=print, # Is given a line of text for everything that is not as it should be
+    tell=say, # Is given a line of text for everything that is not as it should be
 ) -> None:
     """Put a learner into the newest whole state of a run folder
 
@@ -300,17 +308,21 @@ def restore_newest(
     raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "
                      "start again in another folder")
 
+# %% ../nbs/library/34_recording.ipynb #6951311f
 def settle_run(
     folder:str|Path, # A run folder
     learn:Learner, # A learner in one of its states
     tell=print, # Is given a sentence if the log has spoiled lines
+    keep:int|None=None, # Training states to keep besides the best, None for all
 ) -> None:
     "Make a run folder end with the step of a learner: with its weights, and with nothing of later steps"
     step = learn.sagan_trainer.step
     if rank() == 0 and weights_step(folder) != step:
         save_weights(Path(folder)/'weights.safetensors', learn.model, step)
     truncate_run(folder, step, tell)
+    if rank() == 0 and keep: _remove_old_states(folder, keep, best_record(read_log(folder)))
 
+# %% ../nbs/library/34_recording.ipynb #ddd2aab4
 def resume(
     folder:str|Path, # A run folder
     learn:Learner, # A new learner of its configuration and data
@@ -327,6 +339,7 @@ def _as_json(v):
     if isinstance(v, list): return [_as_json(w) for w in v]
     return str(v) if isinstance(v, float) and not math.isfinite(v) else v
 
+# %% ../nbs/library/34_recording.ipynb #4bce4641
 def _write_nan_report(learn, error):
     "Write `nan-report.json`; returns a sentence that says which step failed, and where"
     t, report, file = learn.sagan_trainer, error.report, learn.run_writer.folder/'nan-report.json'
@@ -341,6 +354,7 @@ def _write_nan_report(learn, error):
 # %% ../nbs/library/34_recording.ipynb #b72abf04
 ROLLBACKS = 3  # without a checkpoint in between
 
+# %% ../nbs/library/34_recording.ipynb #f634ef7f
 def _roll_back(learn, error, on_nan):
     "Go back to the last checkpoint; raises `NonFinite` if the run is to stop, or has gone back too often"
     writer, message = learn.run_writer, _write_nan_report(learn, error)
@@ -358,6 +372,7 @@ def _roll_back(learn, error, on_nan):
     writer.rollbacks += 1
     writer.warn(f"rolled back from {message}; {writer.rollbacks} of {ROLLBACKS}")
 
+# %% ../nbs/library/34_recording.ipynb #03829bbd
 def fit_run(
     learn:Learner, # With a `RunWriter`, at any step before the last one
     on_nan:str='stop', # 'stop', or 'rollback' to go back to the last checkpoint and on with other data
@@ -387,7 +402,7 @@ def stop_on_interrupt(
         if number == signal.SIGINT and again and alone: raise KeyboardInterrupt
         if not again:
             more = ' (press Ctrl-C again to stop at once)' if number == signal.SIGINT and alone else ''
-            print(f'\nstopping after this step{more}', file=sys.stderr, flush=True)
+            say(f'\nstopping after this step{more}', sys.stderr)
         if writer.measuring and alone: raise CancelFitException
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try: yield

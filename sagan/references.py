@@ -148,7 +148,9 @@ class _Inception(nn.Module):
 def _fetch(path):
     "Download the Inception weights to a file; raises `OSError` without a network"
     path.parent.mkdir(parents=True, exist_ok=True)
-    try: download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=path.stem.split('-')[-1])
+    try:
+        with atomic_write(path) as new:
+            download_url_to_file(URL_INCEPTION_V3, str(new), hash_prefix=path.stem.split('-')[-1])
     except (OSError, RuntimeError) as e:
         raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
                       "where there is a network, and give the file (weights=, --weights)")
@@ -331,7 +333,9 @@ def reference(
     file:str|Path|None=None, # File to keep the statistics in: read and checked if it is there, written if not
     batch:int=100, # Images at a time
 ) -> Reference: # The statistics
-    "Statistics of real images, from the file if there is one; raises `ValueError` if it does not fit"
+    """Statistics of real images, from the file if there is one
+
+    Raises `ValueError` if it does not fit, warns if it cannot be written."""
     n = len(images)
     facts:dict[str, Any] = dict(
         data=images.name, split=split, count=n, size=images.size, interpolation=images.interpolation,
@@ -341,5 +345,7 @@ def reference(
     batches = images[shard(n)].batches(batch)
     mu, sigma, features, chosen, _ = measure_all(evaluator, batches, n, probabilities=False)
     r = Reference(mu, sigma, features, images.y[chosen], **facts)
-    if file is not None and rank() == 0: _save_reference(file, r, facts)
+    if file is not None and rank() == 0:
+        try: _save_reference(file, r, facts)
+        except OSError as e: warn(f"the reference statistics cannot be kept for the next time: {e}")
     return r

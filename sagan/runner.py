@@ -31,6 +31,7 @@ from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
 from .experiments import curves_figure, format_score, load_experiment
 from .experiments import strips_figure, table, table_markdown, variants
+from .names import quiet_missing_glyphs, say
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import (
@@ -282,7 +283,8 @@ def _write_report(folder, experiment, base, plan, results, how):
     _write_table(folder, rows, description)
     figures = dict(curves=curves_figure(results), samples=strips_figure(folder, results, base.seed))
     for name, fig in figures.items():
-        with atomic_write(folder/f'{name}.png') as new: fig.savefig(new, format='png', dpi=110)
+        with atomic_write(folder/f'{name}.png') as new, quiet_missing_glyphs():
+            fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
     pictures = [(caption, (folder/f'{name}.png').read_bytes()) for name, caption in _CAPTIONS.items()]
     facts = {r['row']: _summarize(r) for r in rows} | asdict(base)
@@ -331,7 +333,7 @@ def run_experiment(
     jobs:int=1, # Networks that train at once
     device:str='cpu', # Where to train
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
 ) -> list: # (`Variant`, [records of each seed]) of each variant
     """Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html.
 
@@ -377,7 +379,7 @@ def experiment_run(
     jobs:int=1, # Networks that train at once, each with its share of the cores
     device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
     # Is given a line of text after each measurement (with several jobs, after each network)
-    tell:Callable=print,
+    tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows
 ) -> Path: # The folder, with table.md, table.csv, curves.png, samples.png and report.html
     """Train and measure every row of an experiment, on data and by an evaluator of some name

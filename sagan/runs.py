@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/runs.html.md"""
 
 # %% auto #0
 __all__ = ['SHIPPED', 'OPTIONS', 'shipped', 'load_run', 'configure', 'training_images', 'absolute_data', 'train_run',
-           'resume_run', 'class_numbers', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run']
+           'resume_run', 'sample_run', 'attend_run', 'explore_run', 'evaluate_run', 'report_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
 import shutil, sys, torch
@@ -16,7 +16,6 @@ from dataclasses import fields, replace
 from functools import partial
 from operator import index
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from warnings import warn
 from torch import Tensor
 import sagan
@@ -24,7 +23,7 @@ from .checkpoints import (
     best_record, create_run, DamagedState, file_step, load_best, load_newest, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
-    check_folder, check_memory, check_seed, check_space, check_training_memory, existing_paths,
+    check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
     explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
@@ -35,16 +34,16 @@ from .importing import import_run
 from .inputs import check_count
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
-from .networks import generate
+from .names import class_numbers, file_name, listed, say
 from .precision import fastest_dtype
 from .recording import (
     fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt)
 from .references import inception, reference as real_statistics
 from .reports import (
-    draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, write_report)
-from .storage import atomic_write, check_output, file_lock, write_json
+    draw_attention, draw_nearest, explorer_page, open_notebook, sample_picture, sampled_classes,
+    save_figure, suggest_out, write_report)
+from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
-from .visualization import grid_image
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
@@ -132,8 +131,8 @@ def _run_images(data, cfg, classes, cache):
     "The images of a run that is there; raises `ValueError` if they have other classes"
     images = training_images(str(data or cfg.data), cfg, None if cfg.n_classes else 0, cache)
     if images.classes != classes:
-        run, here = (', '.join(names[:10]) or 'none' for names in (classes, images.classes))
-        raise ValueError(f"the run has classes {run}; {images.name} has {here}")
+        here = listed(images.classes)
+        raise ValueError(f"the run has classes {listed(classes)}; {images.name} has {here}")
     return images
 
 def absolute_data(
@@ -148,14 +147,14 @@ def _on_device(images, device):
     if not str(device).startswith('cuda') or not isinstance(images.x, Tensor): return images
     return images.to(device) if images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4 else images
 
-def _make_learner(images, cfg, device):
+def _make_learner(images, cfg, device, lower=SMALLER):
     "A learner for this process's share of the batches"
     world = world_size()
     if cfg.batch % (world*cfg.accumulate):
         raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each "
                          f"in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that "
                          f"{world*cfg.accumulate} divides")
-    check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device)
+    check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device, lower)
     dls = image_dls(_on_device(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device,
                     rank(), world)
     learn = sagan_learner(dls, cfg, data=cfg.data)
@@ -207,7 +206,7 @@ def _measure_function(folder, images, o, judge, z_dim):
     return partial(measure_generator, images=images, evaluator=evaluator, real=real, n=n)
 
 # %% ../nbs/library/27_runs.ipynb #cfe8470d
-def _fit(learn, writer, on_nan, bar):
+def _fit(learn, writer, on_nan, bar, lower):
     "Train until the last step, or raise `Interrupted`"
     folder, t, cfg = writer.folder, learn.sagan_trainer, learn.model.cfg
     part = cfg.batch//world_size()//cfg.accumulate
@@ -215,7 +214,7 @@ def _fit(learn, writer, on_nan, bar):
     learn.add_cb(writer)
     with stop_on_interrupt(writer), learn.no_logging(), nullcontext() if bar else learn.no_bar():
         try:
-            with explain_memory(SMALLER, needed): fit_run(learn, on_nan)
+            with explain_memory(lower, needed): fit_run(learn, on_nan)
         except ConnectionError as e:
             raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {t.step}; the last "
                                   f"checkpoint is in {folder}, go on with sagan-train --resume "
@@ -271,7 +270,7 @@ def _set_up(folder, learn, images, options, judge, resumed, tell):
     begun = resumed and _check_unfinished(folder, cfg, tell)
     if begun: restore_newest(folder, learn, tell)
     measure = _measure_function(folder, images, options, judge, cfg.z_dim)
-    if begun: settle_run(folder, learn, tell)
+    if begun: settle_run(folder, learn, tell, options['keep'])
     if resumed and rank() == 0: write_config(folder, cfg, images.classes, options)
     return measure
 
@@ -279,7 +278,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
     "Make the run folder, or go on with it, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
     bar = first and tell is print and sys.stdout.isatty()
-    if tell is print: tell = partial(print, flush=True)
+    if tell is print: tell = say
     if not first: tell = lambda text: None
     judge = _load_inception(options, device)  # before anything is written
     check_space(folder, learn.model)
@@ -298,7 +297,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
                 writer = RunWriter(
                     folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar,
                     keep=options['keep'], measure_every=options['measure_every'], measure=measure, tell=tell)
-                _fit(learn, writer, options['on_nan'], bar)
+                _fit(learn, writer, options['on_nan'], bar, ELSEWHERE if resumed else SMALLER)
         all_reduce(torch.zeros(()))  # the weights of the first process are there
         run = load_run(folder, device)
         if first: _write_report(run, images)
@@ -371,7 +370,7 @@ def _resumed_config(folder, cfg, preset, config):
     return cfg.change(steps=config.get('steps', cfg.steps))
 
 # %% ../nbs/library/27_runs.ipynb #62e7e7c5
-@explain_memory(SMALLER)
+@explain_memory(ELSEWHERE)
 def resume_run(
     folder:Run|str|Path, # Run or its folder to go on with, from its newest whole state
     *,
@@ -403,7 +402,7 @@ def resume_run(
         options = _check_options(tell, remembered, keep=keep, measure_every=measure_every, samples=samples,
                                  evaluator=evaluator, weights=weights, on_nan=on_nan, cache=cache)
         images = _run_images(None, cfg, classes, options['cache'])
-        learn = _make_learner(images, cfg, device)
+        learn = _make_learner(images, cfg, device, ELSEWHERE)
         return _train_in(folder, learn, images, options, device, tell, resumed=True)
 
 # %% ../nbs/library/27_runs.ipynb #b33a4595
@@ -427,40 +426,12 @@ def _open_generator(run, device):
                          "FOLDER)")
     return run
 
-# %% ../nbs/library/27_runs.ipynb #b975c1f3
-def _named(stem, ending, **asked):
-    "A file name with everything that was asked for beyond the default"
-    parts = [f'{k}{v}' for k, v in asked.items() if v not in (None, 0, False)]
-    return '-'.join([stem, *parts]).replace('/', '_') + ending
-
-# %% ../nbs/library/27_runs.ipynb #2694376d
-def _listed(wanted):
-    "What is wanted as a list, be it one thing or several"
-    return list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
-
-def class_numbers(
-    classes:Sequence[str], # Names of all classes, empty if unconditional
-    wanted:int|str|Sequence[int|str]|None=None, # A name or number, or several, None for all
-) -> list[int]: # Their numbers
-    "The numbers of some classes; raises `ValueError` for one that does not exist, or an empty list"
-    if wanted is None: return list(range(len(classes)))
-    if not classes: raise ValueError("this run is unconditional and has no classes to choose from")
-    numbers = {str(i): i for i in range(len(classes))} | {n: i for i, n in enumerate(classes)}
-    if not (wanted := _listed(wanted)): raise ValueError("an empty list names no class; leave it out for all")
-    def find(w): return numbers.get(w) if isinstance(w, str) else w if w in range(len(classes)) else None
-    found = [find(w) for w in wanted]
-    if None in found:
-        unknown = ', '.join(str(w) for w, i in zip(wanted, found) if i is None)
-        names = ', '.join(f'{i} ({n})' if n != str(i) else n for i, n in enumerate(classes[:50]))
-        raise ValueError(f"there is no class {unknown}; there are {names}")
-    return [i for i in found if i is not None]
-
 # %% ../nbs/library/27_runs.ipynb #a4bcae2a
 @explain_memory('--n')
 def sample_run(
     run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
     n:int=8, # Images per class (or in all, without classes)
-    # Class to draw, by name or number, or several, None for all
+    # Class to draw, by name or number, or several; None for all, or 20 of them, evenly spaced
     classes:int|str|Sequence[int|str]|None=None,
     seed:int=0, # Of the latents
     # Picture to write, None for samples-seed<seed>.png in the run folder (of a run of the package:
@@ -470,20 +441,20 @@ def sample_run(
 ) -> Path: # The picture
     """Draw images with the averaged generator: one picture with a row per class
 
-    Raises `ValueError` for a class that does not exist, `OSError` for a folder that is no run."""
+    Raises `ValueError` for a class that does not exist, or more images than a picture can show, `OSError`
+    for a folder that is no run."""
     check_count('n', n, 1)
     check_seed(seed)
     r = _open_generator(run, _run_device(run, device))
-    wanted = None if classes is None else _listed(classes)
-    labels = class_numbers(r.classes, wanted)
-    asked = dict(n=n if n != 8 else None, classes=wanted and ','.join(map(str, wanted)))
-    file = Path(out or _output(r, _named(f'samples-seed{seed}', '.png', **asked)))
-    check_output(file)
-    images = n*max(1, len(labels))
-    check_memory(images*24*r.cfg.size**2, f'a picture of {images} images', '--n')  # two copies in float32
-    y = torch.tensor(labels).repeat_interleave(n) if labels else None        # (n*classes,)
-    x = generate(r.model.ema, y, None if labels else n, seed)              # (n*classes, 3, S, S)
-    with atomic_write(file) as f: grid_image(x, n if labels else 8).save(f, format='png')
+    if isinstance(classes, Iterable) and not isinstance(classes, str): classes = list(classes)
+    labels = sampled_classes(r.classes, classes)
+    named = ','.join(map(str, classes)) if isinstance(classes, list) else classes
+    asked = dict(n=n if n != 8 else None, classes=None if named is None else str(named))
+    file = Path(out or _output(r, file_name(f'samples-seed{seed}', '.png', **asked)))
+    with suggest_out(file):
+        check_output(file)
+        picture = sample_picture(r.model.ema, labels, n, seed)
+        with atomic_write(file) as f: picture.save(f, format='png')
     return file
 
 # %% ../nbs/library/27_runs.ipynb #ec2706a1
@@ -518,9 +489,10 @@ def attend_run(
     number = None if label is None else class_numbers(r.classes, [label])[0]
     asked = dict(label=None if label is None else str(label), n=n if n != 4 else None, layer=layer,
                  points=pairs and ';'.join(f'{r},{c}' for r, c in pairs))
-    file = Path(out or _output(r, _named(f'attention-seed{seed}', '.png', **asked)))
-    check_output(file)
-    save_figure(draw_attention(r, number, seed, n, layer, pairs), file)
+    file = Path(out or _output(r, file_name(f'attention-seed{seed}', '.png', **asked)))
+    with suggest_out(file):
+        check_output(file)
+        save_figure(draw_attention(r, number, seed, n, layer, pairs), file)
     return file
 
 # %% ../nbs/library/27_runs.ipynb #3bb86db4
@@ -532,7 +504,7 @@ def explore_run(
     images:str|Path|None=None,
     out:str|Path|None=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
-    tell:Callable=print, # Is given a line of text where one has to do something
+    tell:Callable=say, # Is given a line of text where one has to do something
 ) -> Path|None: # The page, None if a notebook was opened and closed
     """Move over images, and see where each point of them looks
 
@@ -566,12 +538,15 @@ def evaluate_run(
     # Images to measure the batch norm averages on again (standing statistics), 0 for those of the training
     standing:int=0,
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    # Existing folder to write into, such as for a run that can only be read; None for the run folder
+    out:str|Path|None=None,
 ) -> dict: # The scores, as in `eval.json`, and `nearest`, the path of the picture
     """Score images of a run against real ones
 
     Writes eval.json and nearest.png into the run folder (of a run of the package: digits-eval.json here),
     with other options in their names. Raises `ValueError` for images of other classes, `OSError` for images
-    that are not there."""
+    that are not there, `UnstoredScores`, which has the scores, if they cannot be written."""
+    if out and not Path(out).is_dir(): raise FileNotFoundError(f"there is no folder {out} to write into")
     by_inception = evaluator == 'inception' or weights is not None
     asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name,
                  split=split if split != 'all' else None, weights=weights and Path(weights).stem,
@@ -586,15 +561,18 @@ def evaluate_run(
         _check_samples(n + standing, r.cfg.z_dim)
         images = evaluation_images(r, str(data or r.cfg.data), by_inception)
         judge = make_evaluator(evaluator, images, weights, seed, device)
-        kept = _output(r, 'reference-inception.safetensors') if by_inception else None
+        def place(name): return Path(out)/name if out else _output(r, name)
+        kept = place('reference-inception.safetensors') if by_inception else None
         real = real_statistics(images, judge, split, reference or kept)
         G, averages = standing_generator(r, images, standing, seed)
         scores = measure_generator(G, images, judge, real, n, seed, r.model.D)
         scores |= dict(step=r.step, batch_norm=averages)
-        picture = _output(r, _named('nearest', '.png', **asked))
+        file, picture = [place(file_name(stem, ending, **asked))
+                         for stem, ending in (('eval', '.json'), ('nearest', '.png'))]
         if rank() == 0:
-            write_json(_output(r, _named('eval', '.json', **asked)), scores)
-            save_figure(draw_nearest(G, images, judge, real, n, seed), picture)
+            with suggest_out(file, scores): write_json(file, scores)
+            fig = draw_nearest(G, images, judge, real, n, seed)
+            with suggest_out(picture, scores): save_figure(fig, picture)
     return scores | dict(nearest=picture)
 
 # %% ../nbs/library/27_runs.ipynb #6ef942b9
@@ -615,7 +593,8 @@ def report_run(
     images = _run_images(data, run.cfg, run.classes, read_config(run.folder)[2].get('cache'))
     if not _is_shipped(run.folder):
         with file_lock(run.folder): return _write_report(run, images)
-    with TemporaryDirectory() as folder:
-        write_report(replace(run, folder=Path(folder)), images)
-        for f in Path(folder).iterdir(): shutil.copy(f, _output(run, f.name))
+    with temporary_folder(_output(run, 'report.html')) as folder:
+        write_report(replace(run, folder=folder), images)
+        for f in folder.glob('[!.]*'):
+            with atomic_write(_output(run, f.name)) as new: shutil.copy(f, new)
     return _output(run, 'report.html')

@@ -16,6 +16,7 @@ from warnings import catch_warnings, simplefilter
 from torch.nn.utils import parametrize
 from .attention import attention_maps
 from .checkpoints import best_record, check_scores, read_config, save_weights, write_config
+from .names import encodable, listed, readable
 from .runs import load_run
 from .storage import atomic_write, is_whole, json_text, new_folder, read_json, write_json
 from .networks import generate, Generator
@@ -91,7 +92,8 @@ class DescribedSAGAN(SAGAN):
         options = {k: v for k, v in (options or {}).items() if k not in ('cache', 'weights')}
         data, described = model.cfg.data, dict(records=list(records), evals=evals, options=options)
         vars(self).update(vars(model))  # the networks
-        vars(self).update(cfg=model.cfg.change(data=_last_part(data)), classes=list(classes), step=step)
+        vars(self).update(cfg=model.cfg.change(data=encodable(_last_part(data))), classes=list(classes),
+                          step=step)
         try: vars(self).update({k: _hide_paths(v, data) for k, v in described.items()})
         except RecursionError: raise ValueError("log, scores or options are nested too deeply") from None
 
@@ -109,7 +111,11 @@ def nearest_preset(
     return min(((name, differing(p)) for name, p in presets.items()), key=lambda found: len(found[1]))
 
 # %% ../nbs/library/29_sharing.ipynb #4d33d31e
-def _escape(v): return re.sub(r'[|<>&*`\[\]\\]', lambda m: f'&#{ord(m[0])};', ' '.join(str(v).split()))
+def _escape(v):
+    "Text as Markdown shows it letter by letter; underscores inside words mean nothing there"
+    special = r'[|<>&*`\[\]\\$~@]|(?<!\w)_|_(?!\w)'
+    text = readable(str(v), 2000) if v else str(v)
+    return re.sub(special, lambda m: f'&#{ord(m[0])};', text)
 
 def _format_cell(v):
     if v is None: return ''
@@ -176,7 +182,7 @@ def _facts_table(model):
     cfg, nets = model.cfg, {k: net for k, net in model.named_children() if k != 'ema'}
     def at(places): return ', '.join(f'{p}x{p}' if isinstance(p, int) else p for p in places) or 'none'
     def size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
-    names = ', '.join(model.classes[:20]) + ', ...'*(cfg.n_classes > 20)
+    names = listed(model.classes, 20)
     attention = dict(G=cfg.g_attention, D=cfg.d_attention)
     placements = [f'{k}: {at(places)}' for k, places in attention.items() if k in nets]
     return _markdown_table([
@@ -197,7 +203,7 @@ def _drawing_parts(model):
     k, size = _grid_columns(model), model.cfg.size
     same = all(map(torch.equal, model.G.state_dict().values(), model.ema.state_dict().values()))
     generator = 'generator' if same else 'averaged generator'
-    names = '; one column for each of ' + ', '.join(map(_escape, model.classes[:k])) if model.classes else ''
+    names = '; one column for each of ' + _escape(listed(model.classes[:k])) if model.classes else ''
     given = f'torch.arange({k})' if model.classes else f'n={k}'
     return dict(
         picture="![A grid of images that the generator has drawn](samples.png)\n\n"

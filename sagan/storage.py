@@ -20,6 +20,7 @@ from secrets import token_hex
 from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
+from .names import say
 
 # %% ../nbs/library/22_storage.ipynb #3e8a7bbb
 def _other_than_file(path):
@@ -93,10 +94,21 @@ def file_lock(
             if not wait:
                 raise BlockingIOError(f"{folder} is in use by another process; wait for it, or "
                                       "choose another folder")
-            print(f'waiting for another process that uses {folder}', flush=True)
+            say(f'waiting for another process that uses {folder}')
             _lock(f, wait=True)
         _remove_all_leftovers(Path(folder))
         yield
+
+# %% ../nbs/library/22_storage.ipynb #7eb5eba5
+def _explain(path, e):
+    "Raise a failed write as an `OSError` that says it in a sentence; do nothing about another error"
+    full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    inside = re.search('os error|inline_container', str(e))  # safetensors, torch
+    if not full and not inside and not _TEMPORARY.search(str(getattr(e, 'filename', ''))): return
+    reason = getattr(e, 'strerror', None) or 'the disk is full or failing'
+    free = f' ({shutil.disk_usage(path.parent).free/1e6:.1f} MB are free in {path.parent})'
+    kind = type(e) if isinstance(e, OSError) else OSError
+    raise kind(f"{path} cannot be written: {reason}{free if full or inside else ''}") from e
 
 # %% ../nbs/library/22_storage.ipynb #5c56866d
 def _make_locked(folder, stack):
@@ -119,7 +131,11 @@ def temporary_folder(
     with ExitStack() as stack:
         while True:
             new = path.with_name(f'.{path.name[:50]}.{token_hex(8)}.new')
-            if _make_locked(new, stack): break
+            try: ours = _make_locked(new, stack)
+            except OSError as e:
+                _explain(path, e)
+                raise
+            if ours: break
         yield new
 
 # %% ../nbs/library/22_storage.ipynb #fdddf48b
@@ -128,13 +144,6 @@ def _fsync(path, mode=os.O_RDONLY):
     fd = os.open(path, mode)
     try: os.fsync(fd)
     finally: os.close(fd)
-
-def _explain(path, e):
-    "An `OSError` about a file that is written, in a sentence; any other as it is"
-    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not full and not _TEMPORARY.search(str(e.filename)): return e
-    free = f' ({shutil.disk_usage(path.parent).free/1e6:.1f} MB are free in {path.parent})' if full else ''
-    return type(e)(f"{path} cannot be written: {e.strerror}{free}")
 
 # %% ../nbs/library/22_storage.ipynb #a1eddbf7
 @contextmanager
@@ -146,9 +155,9 @@ def atomic_write(
     Raises `OSError` if `path` cannot be written (see `check_output`), or its disk is full."""
     path = Path(path)
     check_output(path)
-    try:
-        with temporary_folder(path) as folder:
-            new = folder/path.name
+    with temporary_folder(path) as folder:
+        new = folder/path.name
+        try:
             new.touch()
             mode = new.stat().st_mode  # some libraries write files that nobody else may read
             yield new
@@ -156,7 +165,9 @@ def atomic_write(
             _fsync(new, os.O_RDWR)
             os.replace(new, path)
             if os.name != 'nt': _fsync(path.parent)  # Windows cannot sync a folder
-    except OSError as e: raise _explain(path, e)
+        except Exception as e:
+            _explain(path, e)
+            raise
 
 # %% ../nbs/library/22_storage.ipynb #80cbad63
 def _finite(v):
@@ -412,8 +423,8 @@ def _make_cache(at, path, names, wanted, row, decode, reason):
     "Decode a folder into the cache `at`; returns the files that it leaves out, name -> reason"
     images, need = f"{len(names):,} images at {wanted['size']} px", len(names)*row
     _make_room(at, need, images)
-    print(f"{path}: {images} take {need/1e9:.1f} GB and are decoded once into {at}"
-          + (f", rebuilt because {reason}" if reason else ''), flush=True)
+    say(f"{path}: {images} take {need/1e9:.1f} GB and are decoded once into {at}"
+        + (f", rebuilt because {reason}" if reason else ''))
     try:
         with atomic_write(at/'images') as new, open(new, 'wb') as f:
             bad = decode(names, lambda image: f.write(image.numpy()))

@@ -28,15 +28,16 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import show_images
 from fastcore.foundation import L
 from .augmentation import diff_augment
-from .conditioning import check_labels, frozen_statistics
+from .conditioning import frozen_statistics
 from .config import check_groups, Config, for_size, preset
 from .data import MemoryLoader, to_bytes
-from .diagnostics import check_finite, NonFinite
+from .diagnostics import check_finite
 from .distributed import (
     all_gather, all_reduce_mean, broadcast_parameters, rank, shard, world_size)
-from .inputs import check_count, check_number, check_tensor
+from .inputs import check_count, check_labels, check_number, check_tensor
 from .kernels import compile_networks, keep_freed_memory
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
+from .names import figure_label
 from .networks import Discriminator, generate, Generator
 from .precision import fastest_dtype, LossScaler
 from .spectral import cached_spectral_norm, spectral_step
@@ -450,7 +451,7 @@ def _remember(trainer):
 def _ends_trial(trainer):
     "Within this context a number that is not finite ends a trial, and is an error elsewhere"
     try: yield
-    except NonFinite:
+    except FloatingPointError:  # such as `NonFinite`
         if trainer.go_back: raise CancelFitException from None
         raise
 
@@ -581,7 +582,7 @@ class SAGANLearner(Learner):
         n_classes, y, names = self.model.cfg.n_classes, None, None
         if n_classes:
             y, vocab = labels[0], getattr(self.dls, 'vocab', range(n_classes))  # (n,)
-            names = [str(vocab[c]) for c in y.tolist()]*2
+            names = [figure_label(str(vocab[c])) for c in y.tolist()]*2
         both = torch.cat([x, generate(self.model.ema, y, len(x), seed)])  # (2n, 3, S, S)
         kwargs = dict(suptitle='real above, generated below', layout='constrained') | kwargs
         show_images(to_bytes(both), 2, titles=names, imsize=imsize, **kwargs)

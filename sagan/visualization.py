@@ -19,6 +19,7 @@ from torchvision.utils import make_grid
 from .attention import AttentionMap
 from .data import to_bytes
 from .inputs import check_count, check_tensor
+from .names import encodable, figure_label, quiet_missing_glyphs, readable
 
 # %% ../nbs/08_visualization.ipynb #2c5c35c5
 def _picture(x):
@@ -48,7 +49,8 @@ def class_rows(
     fig, ax = plt.subplots(figsize=(.55*columns + 1.2, .55*len(names)))
     ax.imshow(grid_image(x, columns))
     pitch = x.shape[-1] + 2
-    ax.set_yticks([pitch*(i + .5) + 1 for i in range(len(names))], names, fontsize=9)
+    places = [pitch*(i + .5) + 1 for i in range(len(names))]
+    ax.set_yticks(places, [figure_label(n) for n in names], fontsize=9)
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -270,7 +272,7 @@ def statistics_figure(
         ax.grid(axis='x', lw=.4)
         ax.tick_params(labelsize=8)
         ax.margins(x=.15, y=.2)
-    axes[0].set_yticks(range(len(rows)), rows)
+    axes[0].set_yticks(range(len(rows)), [figure_label(r) for r in rows])
     axes[0].invert_yaxis()
     fig.legend(*axes[0].get_legend_handles_labels(), loc='lower center', ncols=4, fontsize=8,
                frameon=False, bbox_to_anchor=(.5, -.1))
@@ -293,7 +295,7 @@ def effect_figure(
     fig, axes = plt.subplots(2, len(images), figsize=figsize, squeeze=False, layout='compressed')
     for (upper, lower), caption, x, d in zip(axes.T, images, pictures, apart):
         upper.imshow(_picture(x))
-        upper.set_title(caption, fontsize=8)
+        upper.set_title(figure_label(caption, 40), fontsize=8)
         shown = lower.imshow(d, cmap='cividis', vmin=0, vmax=top)
         lower.set_xlabel(f'mean {100*d.mean():.2g}%', fontsize=8, labelpad=2)
     for ax in axes.flat:
@@ -319,7 +321,7 @@ def training_figure(
     for ax, (title, prefixes) in zip(axes, _PANELS):
         for k in dict.fromkeys(k for r in records for k in r if k.startswith(prefixes)):
             label = {'d_loss': 'D', 'g_loss': 'G'}.get(k, k.split(' ', 1)[-1])
-            ax.plot(steps, [r.get(k) for r in records], label=label, lw=1.2)
+            ax.plot(steps, [r.get(k) for r in records], label=figure_label(label, 40), lw=1.2)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel('step')
         if ax.lines: ax.legend(fontsize=7)
@@ -337,7 +339,8 @@ def png_data_uri(
     else:
         out = io.BytesIO()
         if isinstance(figure, Figure):
-            figure.savefig(out, format='png', dpi=110, bbox_inches='tight')
+            with quiet_missing_glyphs():
+                figure.savefig(out, format='png', dpi=110, bbox_inches='tight')
             plt.close(figure)
         else: figure.save(out, format='png')
         data = out.getvalue()
@@ -346,10 +349,10 @@ def png_data_uri(
 # %% ../nbs/08_visualization.ipynb #3e143d1a
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-body{color:#222;background:#fff}
+body{color:#222;background:#fff;overflow-wrap:anywhere}
 img{max-width:100%;image-rendering:auto;background:#fff} figure{margin:1.5rem 0}
 figcaption{color:#555;font-size:.9rem} th{text-align:left;padding-right:2rem;font-weight:500}
-td,th{border-bottom:1px solid #ddd;overflow-wrap:anywhere}
+td,th{border-bottom:1px solid #ddd}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}
 @media(prefers-color-scheme:dark){figcaption{color:#aaa}td,th{border-color:#444}}
 """
@@ -363,13 +366,13 @@ def report_html(
     explorer:str='', # A page such as the attention explorer's, to show after the pictures
 ) -> str: # A complete HTML page
     "One self-contained page: heading, pictures with captions, a table"
-    def escape(s): return html.escape(str(s))
+    def escape(s): return html.escape(readable(str(s), 2000)) if str(s) else ''
     figures = ''.join(
         f'<figure><img alt="{escape(c)}" src="{png_data_uri(p)}">'
         f'<figcaption>{escape(c)}</figcaption></figure>' for c, p in pictures)
     style = 'width:100%;height:700px;border:0'
     frame = explorer and (f'<iframe title="Attention explorer" style="{style}" '
-                          f'srcdoc="{escape(explorer)}"></iframe>')
+                          f'srcdoc="{html.escape(encodable(explorer))}"></iframe>')
     rows = ''.join(f'<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in table.items())
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'

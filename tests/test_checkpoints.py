@@ -86,6 +86,8 @@ def test_states_that_are_not_whole(saved, tmp_path):
     again = pickle.loads(pickle.dumps(e.value))  # as a process of an experiment sends it
     assert str(again) == str(e.value) and again.path == tmp_path/'bad.pt' and again.reason in str(again)
     with pytest.raises(FileNotFoundError): read_state(tmp_path/'nothing.pt')
+    os.mkfifo(tmp_path/'pipe.pt')
+    with pytest.raises(DamagedState, match='it is not a file'): read_state(tmp_path/'pipe.pt')
 
 
 def changed(state, path, *value):
@@ -293,4 +295,4 @@ def test_a_log(tmp_path):
     with pytest.warns(UserWarning, match='line 4 repeats'): read_log(tmp_path)
     log.unlink()
     os.mkfifo(log)
-    with pytest.raises(ValueError, match='log.jsonl is damaged: it is not a file'): read_log(tmp_path)
+    with pytest.raises(ValueError, match='log.jsonl is not a file'): read_log(tmp_path)

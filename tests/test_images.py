@@ -6,7 +6,8 @@ import numpy as np, pytest, torch
 from PIL import ExifTags, Image, ImageOps
 from sagan.data import folder, from_dataset, ImageFiles, to_bytes
 from sagan.explorer import own_images
-from sagan.images import decode_images, fit_image, list_images, printable, read_image, to_rgb
+from sagan.images import decode_images, fit_image, list_images, read_image, to_rgb
+from sagan.names import encodable
 
 GRAYS = np.arange(256).reshape(16, 16)  # (height, width)
 TURN = ExifTags.Base.Orientation
@@ -318,4 +319,4 @@ def test_names_that_are_not_utf8(photos, tmp_path):
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=r'cat/caf\\xe9.png .zero bytes') as e:
         folder(photos, 32)
     assert str(e.value).encode()
-    assert printable('größe.png') == 'größe.png'
+    assert encodable('größe.png') == 'größe.png'

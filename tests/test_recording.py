@@ -166,6 +166,7 @@ def test_a_run_that_ended_before_its_last_weights(finished, copied, quick_report
     load_state(state_file(copied, 3), learn)
     save_weights(copied/'weights.safetensors', learn.model, 3)
     if not report: (copied/'report.html').unlink()
+    shutil.copy(finished/'states/step-0000003.pt', copied/'states/step-0000002.pt')  # was to be removed next
     assert not same_weights(finished, copied)
     read = load_run(copied)
     assert (read.step, weights_step(copied)) == (4, 3)  # reading writes nothing
@@ -173,6 +174,7 @@ def test_a_run_that_ended_before_its_last_weights(finished, copied, quick_report
         assert torch.equal(v, read.model.state_dict()[k])
     assert resume_run(copied, tell=silent).step == 4
     assert same_weights(finished, copied) and (copied/'report.html').exists()
+    assert [file_step(f) for f in states(copied)] == [3, 4]
     with pytest.raises(ValueError, match='it is finished'): resume_run(copied, tell=silent)
 
 

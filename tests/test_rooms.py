@@ -8,7 +8,8 @@ import style
 
 root = Path(__file__).resolve().parent.parent
 modules = {p.stem: p for p in sorted((root/'sagan').glob('*.py')) if p.stem not in ('__init__', '_modidx')}
-GROUND = {'distributed', 'images', 'inputs', 'precision', 'storage', 'deprecated'}  # know nothing of GANs
+# know nothing of GANs
+GROUND = {'distributed', 'images', 'inputs', 'names', 'precision', 'storage', 'deprecated'}
 
 
 def imported(path):

@@ -1,14 +1,19 @@
 "What the storage page does not show: failures while writing, stopped makers of a cache, ImageNet's size"
-import hashlib, json, os, resource, shutil, signal, subprocess, sys, time, warnings
+import errno, hashlib, json, os, resource, shutil, signal, subprocess, sys, time, warnings
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
+from forked import leave_nothing_running, PROCESSES, STARTED
 from PIL import Image
+from safetensors.torch import save_file
 from sagan.data import folder
 from sagan.storage import (
     atomic_write, cache_folder, check_output, file_lock, MappedImages, open_append, Prefetcher, read_json,
     temporary_folder, write_json)
+
+FORK = get_context('fork')
 
 
 def paint(path, color, size=(50, 40)):
@@ -58,16 +63,17 @@ def test_places_where_nothing_can_be_written(tmp_path, path, reason):
 
 
 def test_nothing_is_written_through_a_link(tmp_path):
-    "Neither an output, nor a log, nor a lock: the file that the link names keeps its bytes, and the link stays"
+    "Neither an output, nor a log, nor a lock: the file that the link names keeps its bytes, the link stays"
     own, run = tmp_path/'own.txt', tmp_path/'run'
     own.write_text('mine')
     run.mkdir()
     for name, to in (('a.txt', own), ('b.txt', tmp_path/'missing'), ('.lock', own)): (run/name).symlink_to(to)
     def lock(path):
         with file_lock(path.parent): pass
-    for write, name in ((write_json, 'a.txt'), (write_json, 'b.txt'), (open_append, 'a.txt'), (lock, '.lock')):
-        with pytest.raises(OSError, match=f'{name} cannot be written: it is a link to .*name the file itself'):
-            write(run/name, *[1]*(write is write_json))
+    def output(path): write_json(path, 1)
+    for write, name in ((output, 'a.txt'), (output, 'b.txt'), (open_append, 'a.txt'), (lock, '.lock')):
+        with pytest.raises(OSError, match=f'{name} cannot be written: it is a link to .*name the file'):
+            write(run/name)
     assert own.read_text() == 'mine' and sorted(os.listdir(run)) == ['.lock', 'a.txt', 'b.txt']
     assert (run/'a.txt').is_symlink() and not (tmp_path/'missing').exists()
 
@@ -94,17 +100,24 @@ def test_no_name_is_too_long_to_be_written(tmp_path):
     for name in ('x'*255, '\N{GREEK SMALL LETTER GAMMA}'*127):
         write_json(tmp_path/name, 1)
         assert read_json(tmp_path/name) == 1
-    with pytest.raises(OSError, match='cannot be written: File name too long'): write_json(tmp_path/('x'*256), 1)
+    with pytest.raises(OSError, match='cannot be written: File name too long'):
+        write_json(tmp_path/('x'*256), 1)
 
 
-def left_by_a_kill(folder, name):
+def die_writing(path):
+    with atomic_write(path) as f:
+        f.write_text('half')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def left_by_a_kill(path):
     "What a process leaves that is killed while it writes a file"
-    code = 'import os, sys\nfrom sagan.storage import atomic_write\n' \
-           'with atomic_write(sys.argv[1]) as f:\n    f.write_text("half")\n    os.kill(os.getpid(), 9)'
-    assert subprocess.run([sys.executable, '-c', code, str(folder/name)]).returncode == -signal.SIGKILL
-    left = [d for d in folder.iterdir() if d.name.startswith(f'.{name}.') and d.name.endswith('.new')]
-    assert len(left) == 1 and (left[0]/name).read_text() == 'half'
-    return left[0]
+    killed = FORK.Process(target=die_writing, args=(path,))
+    killed.start()
+    killed.join()
+    left, = path.parent.glob(f'.{path.name}.*.new')
+    assert killed.exitcode == -signal.SIGKILL and (left/path.name).read_text() == 'half'
+    return left
 
 
 def test_the_next_to_write_removes_what_a_killed_process_left(tmp_path):
@@ -114,7 +127,7 @@ def test_the_next_to_write_removes_what_a_killed_process_left(tmp_path):
     deep, others = tmp_path/'samples', [tmp_path/'.notes.2024.new', tmp_path/'.mine.new']
     deep.mkdir()
     for f in others: f.touch()
-    left = left_by_a_kill(tmp_path, 'a.txt')
+    left = left_by_a_kill(tmp_path/'a.txt')
     shutil.copytree(left, deep/left.name)
     shutil.copytree(left, tmp_path/left.name.replace('a.txt', 'taken'))  # a second one
     (tmp_path/'.link.0123456789abcdef.new').symlink_to(deep)
@@ -124,43 +137,67 @@ def test_the_next_to_write_removes_what_a_killed_process_left(tmp_path):
             ['.link.0123456789abcdef.new', live.name, new.parent.name, 'samples'])
         assert (deep/left.name).exists() and all(f.exists() for f in others)
         with file_lock(tmp_path): assert live.exists() and new.exists() and not (deep/left.name).exists()
-    assert sorted(os.listdir(tmp_path)) == ['.link.0123456789abcdef.new', '.lock', '.mine.new', 'b.txt', 'samples']
+    assert sorted(os.listdir(tmp_path)) == [
+        '.link.0123456789abcdef.new', '.lock', '.mine.new', 'b.txt', 'samples']
 
 
-CROWD = '''
-import os, sys
-from sagan.storage import file_lock, write_json
-for k in range(200):
-    write_json(f'{sys.argv[1]}/{sys.argv[2]}', k)
-    with file_lock(sys.argv[1], wait=True): pass
-'''
+def write_again_and_again(folder, name):
+    for k in range(200):
+        write_json(folder/name, k)
+        with file_lock(folder, wait=True): pass
 
 
 def test_many_write_into_one_folder(tmp_path):
     "Nobody takes another's unfinished file for a leftover"
-    crowd = [subprocess.Popen([sys.executable, '-c', CROWD, str(tmp_path), f'{i}.json'], stdout=subprocess.DEVNULL)
-             for i in range(3)]
-    assert [p.wait() for p in crowd] == [0]*3
-    assert sorted(os.listdir(tmp_path)) == ['.lock', '0.json', '1.json', '2.json']
+    names = ['0.json', '1.json', '2.json']
+    crowd = [FORK.Process(target=write_again_and_again, args=(tmp_path, n)) for n in names]
+    for p in crowd: p.start()
+    for p in crowd: p.join()
+    assert [p.exitcode for p in crowd] == [0]*3
+    assert sorted(os.listdir(tmp_path)) == ['.lock', *names]
 
 
-OWNER = '''
-import sys, time
-from sagan.storage import file_lock
-with file_lock(sys.argv[1]):
-    print(1, flush=True)
-    time.sleep(99)
-'''
+def hold(folder, held):
+    with file_lock(folder):
+        held.set()
+        time.sleep(99)
 
 
 def test_a_lock_dies_with_its_owner(tmp_path):
-    owner = subprocess.Popen([sys.executable, '-c', OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    held = FORK.Event()
+    owner = FORK.Process(target=hold, args=(tmp_path, held))
+    owner.start()
     try:
-        assert owner.stdout.readline() == '1\n'
+        assert held.wait(60)
         with pytest.raises(BlockingIOError, match='in use by another process'), file_lock(tmp_path): pass
     finally: owner.kill()
-    owner.communicate()
+    owner.join()
     with file_lock(tmp_path): pass
+
+
+@pytest.mark.parametrize('write', [
+    lambda file: file.write_bytes(bytes(9000)), lambda file: torch.save(torch.zeros(9000), file),
+    lambda file: save_file(dict(a=torch.zeros(9000)), file),
+    lambda file: Image.effect_noise((200, 200), 99).save(file, format='png')])
+def test_a_file_that_does_not_fit(tmp_path, write):
+    "One sentence from every library, the old file, and nothing beside it; files may have 3,000 bytes here"
+    (tmp_path/'a').write_text('old')
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r'/a cannot be written: .* \([0-9.]+ MB are free in .*\)$'):
+            with atomic_write(tmp_path/'a') as new: write(new)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path/'a').read_text() == 'old' and os.listdir(tmp_path) == ['a']
+
+
+def test_a_folder_where_nothing_may_be_made(tmp_path, monkeypatch):
+    "In a sentence; root may write everywhere, so the system's refusal is played"
+    (tmp_path/'a').write_text('old')
+    def refuse(path, mode=0): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    monkeypatch.setattr(Path, 'mkdir', refuse)
+    with pytest.raises(PermissionError, match='/a cannot be written: Permission denied$'):
+        write_json(tmp_path/'a', 1)
 
 
 # Images in a file
@@ -299,8 +336,8 @@ def test_a_disk_that_fills(photos, cached):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))  # bytes that a file may have
     try:
-        with pytest.raises(OSError, match=r'stopped \(.*/images cannot be written: File too large \(.* MB are '
-                                          r'free in .*\)\); nothing of it is kept'):
+        with pytest.raises(OSError, match=r'stopped \(.*/images cannot be written: File too large \(.* MB '
+                                          r'are free in .*\)\); nothing of it is kept'):
             cached()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert os.listdir(cache_folder(photos, 32, photos.parent/'cache')) == ['.lock']
@@ -313,26 +350,36 @@ def test_a_place_that_cannot_be_a_folder(photos, tmp_path):
         folder(photos, 32, max_gb=0, cache=tmp_path/'file'/'cache')
 
 
-CODE = '''
-import sys
-from sagan.data import folder
-images = folder(sys.argv[1], 32, max_gb=0, cache=sys.argv[2])
-print('OPEN', len(images), flush=True)
-'''
 N = 3000
 
 
+def open_folder(images, cache, output):
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+    print('OPEN', len(folder(images, 32, max_gb=0, cache=cache)), flush=True)
+
+
 def start(images, cache):
-    command = [sys.executable, '-c', CODE, str(images), str(cache)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    "A process that opens a folder through a cache, and prints into `output`, a file beside it"
+    output = cache/f'output{len(STARTED)}'
+    p = PROCESSES.Process(target=open_folder, args=(images, cache, output))
+    p.output = output
+    STARTED.append(p)
+    p.start()
+    return p
+
+
+def ended(p):
+    "What it has printed"
+    p.join(300)
+    return p.output.read_text()
 
 
 def wait_for_cache(cache):
-    "Wait until a cache is being written; the temporary file"
+    "Wait until a cache is being written; the temporary folder"
     end = time.monotonic() + 300
     while time.monotonic() < end:
         for f in cache.glob('*/.images.*.new'):
-            if f.stat().st_size: return f
+            if (f/'images').exists() and (f/'images').stat().st_size: return f
         time.sleep(.005)
     raise AssertionError('no cache was begun')
 
@@ -348,12 +395,9 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
     maker = start(images, tmp_path)
-    try:
-        left = wait_for_cache(tmp_path)
-        maker.send_signal(how)
-        out, _ = maker.communicate(timeout=300)
-    finally: maker.kill()
-    assert maker.returncode != 0 and 'OPEN' not in out
+    left = wait_for_cache(tmp_path)
+    os.kill(maker.pid, how)
+    assert 'OPEN' not in ended(maker) and maker.exitcode != 0
     assert left.exists() == (how == signal.SIGKILL)
     assert sorted(p.name for p in left.parent.iterdir() if p != left) == ['.lock']
     cached = folder(images, 32, max_gb=0, cache=tmp_path)
@@ -363,16 +407,14 @@ def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
 
 def test_the_second_process_waits_for_the_first(images, tmp_path):
     first = start(images, tmp_path)
-    try:
-        wait_for_cache(tmp_path)
-        os.kill(first.pid, signal.SIGSTOP)  # it stays in the middle while the second starts
-        second = start(images, tmp_path)
-        try:
-            assert second.stdout.readline().startswith('waiting for another process')
-            os.kill(first.pid, signal.SIGCONT)
-            outs = first.communicate(timeout=300)[0], second.communicate(timeout=300)[0]
-        finally: second.kill()
-    finally: first.kill()
+    wait_for_cache(tmp_path)
+    os.kill(first.pid, signal.SIGSTOP)  # it stays in the middle while the second starts
+    second = start(images, tmp_path)
+    while 'waiting for another process' not in (second.output.read_text() if second.output.exists() else ''):
+        assert second.is_alive()
+        time.sleep(.01)
+    os.kill(first.pid, signal.SIGCONT)
+    outs = ended(first), ended(second)
     assert [f'OPEN {N}' in o for o in outs] == [True, True]
     assert ['decoded once' in o for o in outs] == [True, False]
     assert torch.equal(folder(images, 32, max_gb=0, cache=tmp_path).x[:], folder(images, 32).x)
