@@ -191,8 +191,8 @@ def _table_row(variant, seeds):
 # %% ../nbs/10_experiments.ipynb #6ecba3bd
 def _check_results(results):
     "Raise `ValueError` for something that is no list of variants with their records"
-    try: whole = all(isinstance(v, Variant) and seeds and all(seeds) for v, seeds in results)
-    except (TypeError, ValueError): whole = False
+    try: whole = all(v.rows and v.cfg and seeds and all(seeds) for v, seeds in results)
+    except (TypeError, ValueError, AttributeError): whole = False
     if not whole or not results:
         raise ValueError("results are what load_experiment returns, each variant with the "
                          f"records of its seeds; got {results!r:.60}")
