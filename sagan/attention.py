@@ -138,8 +138,10 @@ class AttentionMap:
     image:tuple[int, ...]    # (height, width) of the image in pixels
 
     def __post_init__(self):
-        check_tensor('q', self.q, (len(self.k), math.prod(self.queries), self.k.shape[-1]))
-        check_tensor('k', self.k, (len(self.q), math.prod(self.keys), self.q.shape[-1]))
+        # no len, which would be an int where an export leaves B open
+        (B, _, D), (queries, keys) = self.q.shape, map(math.prod, (self.queries, self.keys))
+        check_tensor('q', self.q, (B, queries, D))
+        check_tensor('k', self.k, (B, keys, D))
 
     def __len__(self): return len(self.q)
     @property

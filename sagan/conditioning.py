@@ -66,7 +66,7 @@ class ConditionalBatchNorm2d(nn.Module):
         "Features `x` (B, C, H, W) and labels `y` (B,) to (B, C, H, W)"
         h = self.bn(x)                                                        # (B, C, H, W)
         if not self.n_classes: return h
-        check_labels(y, self.n_classes, len(x))
+        check_labels(y, self.n_classes, x.shape[0])
         tables = 1 + self.gain(y), self.bias(y)                               # (B, C) each
         gain, bias = [t.to(h.dtype)[..., None, None] for t in tables]         # (B, C, 1, 1) each
         return gain*h + bias                                                  # (B, C, H, W)
@@ -129,7 +129,7 @@ class ProjectionHead(nn.Module):
         check_tensor('h', h, ('B', self.linear.in_features), self.linear.bias)
         score = self.linear(h).squeeze(1)                                     # (B,)
         if self.embed is None: return score
-        check_labels(y, self.embed.num_embeddings, len(h))
+        check_labels(y, self.embed.num_embeddings, h.shape[0])
         return score + (self.embed(y)*h).sum(1)                               # (B,)
 
 # %% ../nbs/03_conditioning.ipynb #1a8073fc
@@ -152,7 +152,7 @@ class AuxiliaryHead(nn.Module):
     def forward(self, h, y):
         "Features `h` (B, C) and labels `y` (B,) to scores (B,) and -log P(C = y | x) (B,)"
         check_tensor('h', h, ('B', self.linear.in_features), self.linear.bias)
-        check_labels(y, self.classify.out_features, len(h))
+        check_labels(y, self.classify.out_features, h.shape[0])
         score = self.linear(h).squeeze(1)                                     # (B,)
         return score, F.cross_entropy(self.classify(h), y, reduction='none')  # (B,), (B,) >= 0
 

@@ -242,7 +242,7 @@ class Discriminator(nn.Module):
 
         Raises `ValueError` for images or labels that do not fit."""
         check_tensor('x', x, ('B', 3, self.size, self.size), self.blocks[0].conv1.bias)
-        check_labels(y, self.n_classes, len(x))
+        check_labels(y, self.n_classes, x.shape[0])
         for place, block in zip(self.places, self.blocks):
             x = block(x)                                 # (B, C, size, size)
             if place in self.attention: x = self.attention[place](x)

@@ -53,7 +53,7 @@ def real_spread(
 def _draw_grid(model):
     "Images (n, 3, S, S) of the averaged generator and their classes (n,): 8 of each of the first 10, or 64"
     n, seed = model.cfg.n_classes, model.cfg.seed
-    if not n: return generate(model.ema, None, 64, seed), torch.zeros(64)
+    if not n: return generate(model.ema, None, 64, seed), torch.zeros(64, dtype=torch.int64)
     y = torch.arange(min(n, 10)).repeat_interleave(8)
     return generate(model.ema, y, None, seed), y
 

@@ -16,7 +16,8 @@ from .storage import is_number, is_whole, parse_json, read_bytes
 
 # %% ../nbs/library/49_records.ipynb #d4dd90e1
 _SCORES = ('inception_score', 'inception_spread', 'kid', 'precision', 'recall', 'accuracy', 'intra_fid',
-           'diversity', 'observed', 'luck', 'kappa', 'kappa_error', 'd_auc', 'd_auc_error', 'd_auc_gamma0')
+           'diversity', 'two_twins', 'observed', 'luck', 'kappa', 'kappa_error', 'colour_pairs', 'd_auc',
+           'd_auc_error', 'd_auc_gamma0')
 
 # %% ../nbs/library/49_records.ipynb #28d827c5
 def check_scores(

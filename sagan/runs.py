@@ -332,9 +332,9 @@ def train_run(
 ) -> Run: # The finished run, loaded
     """Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html
 
-    Raises `ValueError` or `OSError`, before anything is written, for what cannot be trained; while it
-    trains, `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is gone, and
-    `OSError` for a full disk."""
+    Raises `ValueError`, `OSError` or `TooLarge`, before anything is written, for what cannot be trained;
+    while it trains, `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is
+    gone, `OSError` for a full disk, and `TooLarge` when memory runs out."""
     with _join_group(device) as device:
         cfg = configure(preset or 'small', **config)
         if not data and cfg.data != 'digits':
@@ -544,8 +544,9 @@ def evaluate_run(
     """Score images of a run against real ones
 
     Writes eval.json and nearest.png into the run folder (of a run of the package: digits-eval.json here),
-    with other options in their names. Raises `ValueError` for images of other classes, `OSError` for images
-    that are not there, `UnstoredScores`, which has the scores, if they cannot be written."""
+    with other options in their names. Raises `ValueError` for images of other classes, `FileNotFoundError`
+    for images or a folder that are not there, `UnstoredScores`, which has the scores, if they cannot be
+    written."""
     if out and not Path(out).is_dir(): raise FileNotFoundError(f"there is no folder {out} to write into")
     by_inception = evaluator == 'inception' or weights is not None
     asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name,

@@ -61,15 +61,22 @@ def _lock(f, wait):
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]{16}\.new')
 _OLDER = re.compile(r'\..+\.[0-9]+\.new')  # earlier versions wrote into a file .NAME.PID.new
 
+def _remove_unowned(d):
+    "Remove a temporary folder, unless its maker lives; the lock is held until it is gone"
+    try:
+        with open_append(d/'.lock') as f:
+            _lock(f, wait=False)
+            if fcntl: return shutil.rmtree(d, ignore_errors=True)
+        (d/'.lock').unlink()  # Windows refuses while its maker has it open
+        shutil.rmtree(d, ignore_errors=True)
+    except OSError: pass  # its maker lives, or it belongs to another user, or it is gone
+
 def _remove_leftovers(folder):
     "Remove the temporary folders in a folder whose makers are gone"
-    for d in folder.glob('.*.new'):
-        if not _TEMPORARY.fullmatch(d.name) or d.is_symlink() or not d.is_dir(): continue
-        try:
-            with open_append(d/'.lock') as f: _lock(f, wait=False)
-            (d/'.lock').unlink()  # Windows refuses while its maker has it open
-        except OSError: continue  # its maker lives, or it belongs to another user
-        shutil.rmtree(d, ignore_errors=True)
+    try: names = os.listdir(folder)
+    except OSError: return  # it is gone, or may not be read
+    for d in (folder/name for name in names if _TEMPORARY.fullmatch(name)):
+        if d.is_dir() and not d.is_symlink(): _remove_unowned(d)
 
 def _remove_all_leftovers(folder):
     "Remove what killed processes left in a folder that is ours, and below it"
@@ -101,14 +108,14 @@ def file_lock(
 
 # %% ../nbs/library/22_storage.ipynb #7eb5eba5
 def _explain(path, e):
-    "A failed write as an `OSError` that says it in a sentence; any other error as it is"
+    "Raise a failed write as an `OSError` that says it in a sentence; do nothing about another error"
     full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     inside = re.search('os error|inline_container', str(e))  # safetensors, torch
-    if not full and not inside and not _TEMPORARY.search(str(getattr(e, 'filename', ''))): return e
+    if not full and not inside and not _TEMPORARY.search(str(getattr(e, 'filename', ''))): return
     reason = getattr(e, 'strerror', None) or 'the disk is full or failing'
     free = f' ({shutil.disk_usage(path.parent).free/1e6:.1f} MB are free in {path.parent})'
     kind = type(e) if isinstance(e, OSError) else OSError
-    return kind(f"{path} cannot be written: {reason}{free if full or inside else ''}")
+    raise kind(f"{path} cannot be written: {reason}{free if full or inside else ''}") from e
 
 # %% ../nbs/library/22_storage.ipynb #5c56866d
 def _make_locked(folder, stack):
@@ -132,7 +139,9 @@ def temporary_folder(
         while True:
             new = path.with_name(f'.{path.name[:50]}.{token_hex(8)}.new')
             try: ours = _make_locked(new, stack)
-            except OSError as e: raise _explain(path, e) from None
+            except OSError as e:
+                _explain(path, e)
+                raise
             if ours: break
         yield new
 
@@ -163,7 +172,9 @@ def atomic_write(
             _fsync(new, os.O_RDWR)
             os.replace(new, path)
             if os.name != 'nt': _fsync(path.parent)  # Windows cannot sync a folder
-        except Exception as e: raise _explain(path, e)
+        except Exception as e:
+            _explain(path, e)
+            raise
 
 # %% ../nbs/library/22_storage.ipynb #80cbad63
 def _finite(v):

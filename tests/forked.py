@@ -24,14 +24,15 @@ def _place(args):
     "The path that an audited call is about"
     if not isinstance(args[0], (str, bytes, os.PathLike)): return ''
     path, fd = os.fsdecode(args[0]), args[-1]
-    if os.path.isabs(path) or len(args) == 3 and isinstance(args[1], (str, type(None))): return os.path.abspath(path)
+    opened = len(args) == 3 and not isinstance(args[1], int)  # path, mode, flags
+    if opened or os.path.isabs(path): return os.path.abspath(path)
     return os.path.join(os.readlink(f'/proc/self/fd/{fd}') if fd >= 0 else os.getcwd(), path)
 
 def die_at(n, folder):
     """From here on count the calls that change something in a folder, and be killed right before number n
 
-    Before a temporary file is forced to the disk, half of it is cut off, as if it had been killed while it wrote.
-    Returns what counts: the next number is one more than the calls so far."""
+    Before a temporary file is forced to the disk, half of it is cut off, as if it had been killed while it
+    wrote. Returns what counts: the next number is one more than the calls so far."""
     calls, folder, fsync = count(1), str(folder), os.fsync
     def change(name, args):
         writes = name == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)

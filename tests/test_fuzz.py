@@ -54,7 +54,7 @@ def hangs(*_):
 
 @contextmanager
 def time_limits(seconds=3):
-    "Within this context so many seconds of computing end with Ctrl-C, and half a minute of waiting is a failure"
+    "Within this context seconds of computing end with Ctrl-C, and half a minute of waiting is a failure"
     old = [signal.signal(s, f) for s, f in ((signal.SIGPROF, out_of_patience), (signal.SIGALRM, hangs))]
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 30)
@@ -181,19 +181,21 @@ def copied(origin, *names):
 
 # --- A: options ---
 
-NUMBERS = ['0', '1', '2', '3', '7', '-1', '1000000000', '99999999999999999999', '1e9', '.5', '1e400', '1e-400',
-           'nan', 'inf', '-inf', '0x10', '１']
+NUMBERS = ['0', '1', '2', '3', '7', '-1', '1000000000', '99999999999999999999', '1e9', '.5', '1e400',
+           '1e-400', 'nan', 'inf', '-inf', '0x10', '１']
 WORDS = ['', ' ', '-', 'none', 'small', 'inception', 'tiny', 'cpu', 'cuda', 'meta', 'rollback', 'auxiliary',
          'float16', 'residual', '16', '16,16', '8-2', ',', '1,2;3', '8,8', '$x_$', '<b>', 'א', '\udcff',
          'two\nlines', 'x'*300, 'x'*5000]
-PLACES = ['run', 'other', 'imported', 'experiment', 'digits', 'twins', 'pictures', 'pictures/a', 'nowhere', '.',
-          'nowhere/deep/new', 'new', 'text', 'pipe', 'dangling', 'run/config.json', 'G_ema.pth', 'names.txt',
+PLACES = ['run', 'other', 'imported', 'experiment', 'digits', 'twins', 'pictures', 'pictures/a', 'nowhere',
+          '.', 'nowhere/deep/new', 'new', 'text', 'pipe',
+          'dangling', 'run/config.json', 'G_ema.pth', 'names.txt',
           'run/weights.safetensors', 'run/states', 'new.png', 'text/new', 'run/new.png']
 
 def options_of(name):
     "All options of a command that take a value, and those that take none"
     parser = anno_parser(getattr(cli, f'sagan_{name}'), f'sagan-{name}')
-    known = [a for a in parser._actions if a.option_strings and a.dest not in ('help', 'pdb', 'xtra', 'compile')]
+    left_out = 'help', 'pdb', 'xtra', 'compile'  # which takes a minute
+    known = [a for a in parser._actions if a.dest not in left_out]
     return [(s, a.nargs != 0, a.type) for a in known for s in a.option_strings]
 
 OPTIONS = {name: options_of(name) for name in main.COMMANDS}
@@ -236,8 +238,9 @@ def test_options(origin, argv, encoding):
 # --- B: files ---
 
 DEEP, NAN, INF = '\0deep', '\0nan', '\0inf'  # replaced in the text, as `json` cannot write them
-VALUES = [None, True, False, 0, 1, -1, 2, 3, 1.5, -0., 1e308, 10**12, 10**30, '', 'x', '0', 'digits', 'pictures',
-          'x'*5000, '$x_$', '\ud800', '\n', [], [1]*3, ['x'], {}, {'x': 1}, [[1, 2]], DEEP, NAN, INF]
+VALUES = [None, True, False, 0, 1, -1, 2, 3, 1.5, -0., 1e308, 10**12, 10**30, '', 'x', '0', 'digits',
+          'pictures', 'x'*5000, '$x_$', '\ud800', '\n',
+          [], [1]*3, ['x'], {}, {'x': 1}, [[1, 2]], DEEP, NAN, INF]
 
 def json_bytes(value):
     "JSON with what a strict reader refuses"
@@ -294,7 +297,8 @@ TENSORS = [torch.zeros(()), torch.zeros(0), torch.full((3,), torch.nan), torch.o
 def mutate_tensor(t, draw):
     "A tensor with other contents, of another shape, or of another kind"
     t = t.clone()
-    changes = [lambda: t.flatten(), lambda: t[None], lambda: t.double() if t.is_floating_point() else t.float(),
+    changes = [lambda: t.flatten(), lambda: t[None],
+               lambda: t.double() if t.is_floating_point() else t.float(),
                lambda: t.fill_(torch.nan) if t.is_floating_point() else t.fill_(-1), lambda: t*0,
                lambda: t.fill_(torch.iinfo(torch.int64).max) if t.dtype == torch.int64 else t.float()*1e38]
     return draw(st.sampled_from(changes))()
@@ -330,10 +334,11 @@ def mutate_bytes(file, draw):
     "A file that is cut, has other bytes in it, is empty, or no file at all"
     content = bytearray(file.read_bytes())
     k, n = draw(st.integers(0, len(content) - 1)), draw(st.integers(1, 40))
-    how = draw(st.sampled_from(['cut', 'flip', 'nul', 'insert', 'doubled', 'empty', 'folder', 'pipe', 'link']))
-    if how in ('folder', 'pipe', 'link'):
+    no_file = dict(folder=Path.mkdir, pipe=os.mkfifo, link=lambda file: file.symlink_to('no'))
+    how = draw(st.sampled_from(['cut', 'flip', 'nul', 'insert', 'doubled', 'empty', *no_file]))
+    if how in no_file:
         file.unlink()
-        return dict(folder=file.mkdir, pipe=lambda: os.mkfifo(file), link=lambda: file.symlink_to('no'))[how]()
+        return no_file[how](file)
     if how == 'cut': del content[k:]
     if how == 'flip': content[k] ^= 1 << draw(st.integers(0, 7))
     if how == 'nul': content[k:k+n] = bytes(n)
@@ -369,7 +374,8 @@ def test_files_of_a_run(origin, data):
 @given(st.data())
 def test_files_of_an_experiment(origin, data):
     with copied(origin, 'experiment'):
-        files = sorted(p for p in Path('experiment').rglob('*') if p.suffix in ('.json', '.pt', '.safetensors'))
+        found = sorted(Path('experiment').rglob('*'))
+        files = [p for p in found if p.suffix in ('.json', '.pt', '.safetensors')]
         small = [f for f in files if f.name in ('experiment.json', 'records.json', 'config.json')]
         file = data.draw(st.sampled_from(small*3 + files))
         mutate(file, data.draw)

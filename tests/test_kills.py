@@ -11,6 +11,7 @@ from sagan.checkpoints import file_step, states
 from sagan.recording import RunWriter
 from sagan.runs import load_run, report_run
 from sagan.sharing import PretrainedSAGAN
+from sagan.storage import file_lock
 from test_importing import BG, pair, SMALL
 
 HUNT = int(os.environ.get('SAGAN_KILLS', 0))
@@ -20,11 +21,16 @@ TINY = dict(preset='tiny', batch=4, z_dim=4, device='cpu')
 
 def quick_evaluator(images, steps=1, seed=0, train=references.train_evaluator): return train(images, 1, seed)
 
+def finished(here):
+    "Is it all there? Then a hidden folder may be left, which goes when somebody writes there next, as now"
+    if not (here/'made').exists() or not load_run(here/'made'): return False
+    with file_lock(here): return True
+
 def train(here, **options):
     "A training that measures; begun, or gone on with if it has begun"
     measuring.train_evaluator = quick_evaluator
     run = here/'made'
-    if (run/'report.html').exists(): return
+    if (run/'report.html').exists() and finished(here): return
     if (run/'config.json').exists(): cli.sagan_train(resume=str(run))
     else: cli.sagan_train(out=str(run), **dict(steps=3, measure_every=2, samples=10) | TINY | options)
 
@@ -36,12 +42,12 @@ def experiment(here, **options):
 
 def import_weights(here):
     "The weights of another project; nothing if they are there"
-    if (here/'made').exists() and load_run(here/'made'): return
+    if finished(here): return
     cli.sagan_import(str(here/'G_ema.pth'), str(here/'D.pth'), out=str(here/'made'))
 
 def share(here):
     "A folder for others; nothing if it is there"
-    if (here/'made').exists() and load_run(here/'made'): return
+    if finished(here): return
     with cli.plain_errors('share'): PretrainedSAGAN.from_pretrained(here/'run').save_pretrained(here/'made')
 
 def report(here):
@@ -156,7 +162,7 @@ def test_killed_at_random(whole, tmp_path):
 # --- every change of one checkpoint ---
 
 def train_and_fork(here):
-    "A training, whose second checkpoint is killed before each of its changes, in a copy of the folder for each"
+    "A training whose second checkpoint is killed before each of its changes, each time in another copy"
     checkpoint = RunWriter.checkpoint
     def killed(writer, measure):
         for n in range(1, 1000*(writer.sagan_trainer.step == 2)):
@@ -208,7 +214,7 @@ def test_disks_that_are_too_small(whole, tmp_path):
         name = [train, experiment, import_weights, share][i % 4 if HUNT else i].__name__
         begun, made, *_ = whole[name]
         size = sum(f.stat().st_size for f in made.rglob('*'))//1000
-        if not mounted(disk, int(size*(.1 + .8*rng.random()))): pytest.skip('only root may mount a small disk')
+        if not mounted(disk, int(size*(.1 + .8*rng.random()))): pytest.skip('only root may mount a disk')
         try:
             here = disk/name
             if name in ('import_weights', 'share'):  # what they read lies elsewhere

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dataclasses import asdict
 from forked import forked, leave_nothing_running
 from sagan.config import presets
 from sagan.data import digits, Images, twins
@@ -178,7 +177,7 @@ def test_a_kill_while_an_experiment_is_set_up(tmp_path, once):
     "At any moment: the settings come first, and the same call goes on; an evaluator alone is of other data"
     folder, _ = once
     first, second = 'experiment.json', 'evaluator.pt'
-    for i, left in enumerate([(), (first,), (first, second), (second,)]):
+    for i, left in enumerate([(first,), (first, second), (second,)]):
         out = tmp_path/str(i)
         out.mkdir()
         for name in left: shutil.copy(folder/name, out)
@@ -195,15 +194,15 @@ def test_a_kill_while_an_experiment_is_set_up(tmp_path, once):
 DEEP = '['*100_000
 
 OTHERS = {
-    'experiment.json': ['[]', '{}', DEEP, None, dict(seeds=-1), dict(seeds=True), dict(base=3), dict(evaluator=5),
-                        dict(base=dict(g_width='wide'))],
+    'experiment.json': ['[]', '{}', DEEP, None, dict(seeds=-1), dict(seeds=True), dict(base=3),
+                        dict(evaluator=5), dict(base=dict(g_width='wide'))],
     'records.json': ['[]', '{"a": 1}', DEEP, None, '[null]', [dict(fid='low')], [dict(step=1.5)],
                      [dict(diverged=0)], [dict(seconds='x')]],
     'evaluator.pt': [{}, dict(net={}, name=5, held_out='x'), None],
     'reference.safetensors': ['{}', None],
     'samples.png': [None]}
 
-@pytest.mark.parametrize('name, content', [(name, other) for name, others in OTHERS.items() for other in others])
+@pytest.mark.parametrize('name, content', [(name, c) for name, others in OTHERS.items() for c in others])
 def test_files_that_hold_something_else(tmp_path, once, name, content):
     "A sentence that names the file; None is a pipe, which would hang"
     folder, _ = once
