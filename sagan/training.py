@@ -26,7 +26,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, ValueMetric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import show_images
-from fastcore.basics import patch
 from fastcore.foundation import L
 from .augmentation import diff_augment
 from .conditioning import frozen_statistics
@@ -457,10 +456,27 @@ def _ends_trial(trainer):
         raise
 
 # %% ../nbs/06_training.ipynb #c8c11def
-class SAGANTrainer(TrainingFigures):
+class _Players(TrainingFigures):
+    "One step of either player on the batch at hand"
+    rng = None  # `torch.Generator` of latents, labels and augmentation, from the first fit on
+    def _train_d(self, x, y):
+        m, labels = self.model, y if self.cfg.n_classes else None
+        self.learn.loss = self.d_loss = d_step(
+            m.G, m.D, self.opt.opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng),
+            self.scores, self.cfg.accumulate, self.loss_scale, self._augment)
+
+    def _train_g(self, y):
+        m = self.model
+        self.g_loss = g_step(m.G, m.D, self.opt.opt.opt_g, *draw_inputs(y, self.cfg, self.rng),
+                             self.cfg.accumulate, self.loss_scale, self._augment)
+
+    def _augment(self, x): return diff_augment(x, self.cfg.diffaug, self.rng)
+
+# %% ../nbs/06_training.ipynb #fef46dc3
+class SAGANTrainer(_Players):
     "Trains D on every batch and G on every `n_d`-th, in place of fastai's own step; no validation"
     order, run_valid = ProgressCallback.order + 1, False
-    compiled, rng, go_back = False, None, None
+    compiled, go_back = False, None
 
     def before_fit(self):
         "Prepare what the steps need"
@@ -482,39 +498,21 @@ class SAGANTrainer(TrainingFigures):
         "Forget a trial by `lr_find`"
         if self.go_back: self.go_back()
 
+    def before_batch(self):
+        "One step of training on the batch at hand"
+        x, y = _plain_batch(self.learn)
+        if self.step == 0: _check_batch(x, y, self.cfg, isinstance(self.dls.train, MemoryLoader))
+        with self.autocast, _ends_trial(self): self._train_d(x, y)
+        self.step += 1
+        if self.step % self.cfg.n_d == 0:
+            with self.autocast, _ends_trial(self): self._train_g(y)
+            averaging = self.step//self.cfg.n_d > self.cfg.ema_start
+            ema_update(self.model.ema, self.model.G, self.cfg.ema if averaging else 0.)
+        raise CancelBatchException
+
     def after_train(self):
         "End the epoch, as there is nothing to validate"
         raise CancelEpochException
-
-# %% ../nbs/06_training.ipynb #fef46dc3
-@patch
-def before_batch(self:SAGANTrainer):
-    "One step of training on the batch at hand"
-    x, y = _plain_batch(self.learn)
-    if self.step == 0: _check_batch(x, y, self.cfg, isinstance(self.dls.train, MemoryLoader))
-    with self.autocast, _ends_trial(self): self._train_d(x, y)
-    self.step += 1
-    if self.step % self.cfg.n_d == 0:
-        with self.autocast, _ends_trial(self): self._train_g(y)
-        averaging = self.step//self.cfg.n_d > self.cfg.ema_start
-        ema_update(self.model.ema, self.model.G, self.cfg.ema if averaging else 0.)
-    raise CancelBatchException
-
-@patch
-def _train_d(self:SAGANTrainer, x, y):
-    m, labels = self.model, y if self.cfg.n_classes else None
-    self.learn.loss = self.d_loss = d_step(
-        m.G, m.D, self.opt.opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng),
-        self.scores, self.cfg.accumulate, self.loss_scale, self._augment)
-
-@patch
-def _train_g(self:SAGANTrainer, y):
-    m = self.model
-    self.g_loss = g_step(m.G, m.D, self.opt.opt.opt_g, *draw_inputs(y, self.cfg, self.rng),
-                         self.cfg.accumulate, self.loss_scale, self._augment)
-
-@patch
-def _augment(self:SAGANTrainer, x): return diff_augment(x, self.cfg.diffaug, self.rng)
 
 # %% ../nbs/06_training.ipynb #591501c0
 def _first_batch(dl):
