@@ -5,8 +5,9 @@ from statistics import mean
 import matplotlib.pyplot as plt
 import pytest
 from sagan.config import Config, presets, systems
-from sagan.experiments import curves_figure, experiments, format_score, load_experiment, read_json, Row
-from sagan.experiments import table, table_markdown, Variant, variants
+from sagan.experiments import curves_figure, experiments, format_score, load_experiment, Row
+from sagan.experiments import strips_figure, table, table_markdown, Variant, variants
+from sagan.storage import read_json
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
 small = presets['small']
@@ -44,6 +45,17 @@ def test_rows_that_are_one_network_at_32_pixels():
     ('table3', {}, 'there are table1, table2, figure3, claim, local')])
 def test_unknown_experiments_and_bases_that_set_what_rows_differ_in(experiment, changes, message):
     with pytest.raises(ValueError, match=message): variants(experiment, small.change(**changes))
+
+
+@pytest.mark.parametrize('message, f', [
+    ('there is no experiment', lambda: variants(['table1'], small)),
+    ("base is a Config, such as preset", lambda: variants('table1', 'small')),
+    ('results are what load_experiment returns', lambda: table([])),
+    ('results are what load_experiment returns', lambda: curves_figure('results')),
+    ('results are what load_experiment returns', lambda: strips_figure(stored, None, 0)),
+    ("there is no column 'fids'; there are row", lambda: table_markdown([], ['fids']))])
+def test_arguments_of_the_wrong_kind(message, f):
+    with pytest.raises(ValueError, match=message): f()
 
 
 # Tables and figures
