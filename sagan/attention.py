@@ -125,6 +125,14 @@ def _cell_at(grid, image, row, col):
                          f"{image[0]-1}, columns from 0 to {image[1]-1}")
     return row*grid[0]//image[0]*grid[1] + col*grid[1]//image[1]
 
+# %% ../nbs/02_attention.ipynb #25dc6182
+def _check_grids(m):
+    "Raise `ValueError` unless queries and keys of a map are those of its grids"
+    # no len, which would be an int where an export leaves B open
+    B, _, D = m.q.shape
+    check_tensor('q', m.q, (B, math.prod(m.queries), D))
+    check_tensor('k', m.k, (B, math.prod(m.keys), D))
+
 # %% ../nbs/02_attention.ipynb #b8b81411
 @dataclass
 class AttentionMap:
@@ -137,12 +145,7 @@ class AttentionMap:
     keys:tuple[int, ...]     # (h, w), the grid of the keys: (H, W), or half of it when pooled
     image:tuple[int, ...]    # (height, width) of the image in pixels
 
-    def __post_init__(self):
-        # no len, which would be an int where an export leaves B open
-        (B, _, D), (queries, keys) = self.q.shape, map(math.prod, (self.queries, self.keys))
-        check_tensor('q', self.q, (B, queries, D))
-        check_tensor('k', self.k, (B, keys, D))
-
+    def __post_init__(self): _check_grids(self)
     def __len__(self): return len(self.q)
     @property
     def beta(self) -> Tensor: # (B, H*W, h*w), each row summing to 1

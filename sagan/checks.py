@@ -93,11 +93,12 @@ def _process_limit():
     except ImportError: return float('inf')  # Windows
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY: return float('inf')
-    return limit - int(Path('/proc/self/statm').read_text('utf-8').split()[0])*os.sysconf('SC_PAGE_SIZE')
+    pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[0])
+    return limit - pages*os.sysconf('SC_PAGE_SIZE')
 
 def _container_limit():
     "Bytes that the container of this process may take in all"
-    try: return int(Path('/sys/fs/cgroup/memory.max').read_text('utf-8'))
+    try: return int(Path('/sys/fs/cgroup/memory.max').read_text(encoding='utf-8'))
     except (OSError, ValueError): return float('inf')
 
 def free_memory(
@@ -107,7 +108,7 @@ def free_memory(
     if str(device).startswith('cuda'):
         return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else float('inf')
     try:
-        kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text('utf-8')))
+        kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text(encoding='utf-8')))
         free = 1024*(int(kilobytes['MemAvailable']) + int(kilobytes['SwapFree']))
     except (OSError, KeyError): return float('inf')  # not Linux
     return min(free, _process_limit(), _container_limit())

@@ -296,4 +296,4 @@ def sagan_import(
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
     with plain_errors('sagan-import'):
         _check(out, "name the run folder to make with --out")
-        import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip)
+        import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip, tell=say)

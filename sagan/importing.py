@@ -21,7 +21,6 @@ from warnings import catch_warnings, simplefilter
 from .attention import SelfAttention
 from .checkpoints import read_config, save_weights, write_config
 from .conditioning import ConditionalBatchNorm2d
-from .names import say
 from .networks import D_DOWN, name_places
 from .config import presets
 from .storage import new_folder
@@ -627,7 +626,7 @@ def import_run(
     eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's
     bgr:bool|None=None, # Are the colors in the order blue, green, red? None for the project's order
     relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for as in the project
-    tell:Callable=say, # Is given two lines that say what was read, and as what
+    tell:Callable=print, # Is given two lines that say what was read, and as what
 ) -> Path: # The run folder
     """Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder
 

@@ -20,7 +20,7 @@ from fastai.learner import Learner
 from fastcore.basics import patch
 from .checkpoints import (
     DamagedState, explain_write_errors, file_step, load_state, read_state, restore_state, save_state,
-    save_weights, state_file, states, step_files, tensor_bytes, weights_step)
+    save_weights, state_file, states, step_files, tensor_bytes)
 from .data import Images, to_unit
 from .diagnostics import NonFinite, signs_of_collapse
 from .distributed import all_reduce, barrier, rank, world_size
@@ -53,7 +53,7 @@ def real_spread(
 def _draw_grid(model):
     "Images (n, 3, S, S) of the averaged generator and their classes (n,): 8 of each of the first 10, or 64"
     n, seed = model.cfg.n_classes, model.cfg.seed
-    if not n: return generate(model.ema, None, 64, seed), torch.zeros(64)
+    if not n: return generate(model.ema, None, 64, seed), torch.zeros(64, dtype=torch.int64)
     y = torch.arange(min(n, 10)).repeat_interleave(8)
     return generate(model.ema, y, None, seed), y
 
@@ -317,8 +317,8 @@ def settle_run(
 ) -> None:
     "Make a run folder end with the step of a learner: with its weights, and with nothing of later steps"
     step = learn.sagan_trainer.step
-    if rank() == 0 and weights_step(folder) != step:
-        save_weights(Path(folder)/'weights.safetensors', learn.model, step)
+    # also where they are of this step, as they may be damaged
+    if rank() == 0: save_weights(Path(folder)/'weights.safetensors', learn.model, step)
     truncate_run(folder, step, tell)
     if rank() == 0 and keep: _remove_old_states(folder, keep, best_record(read_log(folder)))
 

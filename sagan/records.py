@@ -49,7 +49,7 @@ def _check_record(r):
 
 # %% ../nbs/library/49_records.ipynb #49fc3f89
 def _parse_log(lines):
-    "{step: record} of the lines of a log, and a sentence on each line that is spoiled or repeats a step"
+    "{step: record} of the lines of a log, and a sentence on each line that is spoiled"
     records, faults = {}, []
     for i, line in enumerate(lines, 1):
         try:
@@ -58,14 +58,13 @@ def _parse_log(lines):
         except ValueError as e:
             if line.strip() and i < len(lines): faults.append(f"line {i} is spoiled and left out ({e})")
             continue
-        if r['step'] in records: faults.append(f"line {i} repeats step {r['step']} and counts")
         records[r['step']] = r
     return records, faults
 
 # %% ../nbs/library/49_records.ipynb #63540580
 def read_log(
     folder:str|Path, # A run folder
-    tell:Callable=warn, # Is given a sentence if lines are spoiled or repeated
+    tell:Callable=warn, # Is given a sentence if lines are spoiled
 ) -> list[dict]: # One dictionary per record, in the order of steps
     "Read `log.jsonl`, which may not be there yet; raises `ValueError` if it is no file"
     log = Path(folder)/'log.jsonl'

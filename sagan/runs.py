@@ -274,6 +274,7 @@ def _set_up(folder, learn, images, options, judge, resumed, tell):
     if resumed and rank() == 0: write_config(folder, cfg, images.classes, options)
     return measure
 
+# %% ../nbs/library/27_runs.ipynb #2cc32c93
 def _train_in(folder, learn, images, options, device, tell, resumed=False, note=''):
     "Make the run folder, or go on with it, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
@@ -332,9 +333,9 @@ def train_run(
 ) -> Run: # The finished run, loaded
     """Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html
 
-    Raises `ValueError` or `OSError`, before anything is written, for what cannot be trained; while it
-    trains, `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is gone, and
-    `OSError` for a full disk."""
+    Raises `ValueError`, `OSError` or `TooLarge`, before anything is written, for what cannot be trained;
+    while it trains, `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is
+    gone, `OSError` for a full disk, and `TooLarge` when memory runs out."""
     with _join_group(device) as device:
         cfg = configure(preset or 'small', **config)
         if not data and cfg.data != 'digits':
@@ -519,6 +520,25 @@ def explore_run(
     else: open_notebook(r.folder, device, images, tell)
     return Path(out) if out else None
 
+# %% ../nbs/library/27_runs.ipynb #d9af4d42
+def _check_evaluation(n, standing, seed, reference, out):
+    "Raise `ValueError` or `OSError` for an evaluation that cannot be made or stored"
+    check_count('n', n, 10)
+    check_count('standing', standing, 0)
+    check_seed(seed)
+    if reference and not Path(reference).exists(): check_output(reference)
+    if out and not Path(out).is_dir(): raise FileNotFoundError(f"there is no folder {out} to write into")
+
+def _store_scores(scores, draw, place, asked):
+    "Write scores and the figure of nearest images; returns the path of the figure"
+    file = place(file_name('eval', '.json', **asked))
+    picture = place(file_name('nearest', '.png', **asked))
+    if rank() == 0:
+        with suggest_out(file, scores): write_json(file, scores)
+        fig = draw()
+        with suggest_out(picture, scores): save_figure(fig, picture)
+    return picture
+
 # %% ../nbs/library/27_runs.ipynb #7bbbfeff
 @explain_memory('--n or --standing')
 def evaluate_run(
@@ -528,34 +548,28 @@ def evaluate_run(
     seed:int=0, # Of the latents and of the classifier
     data:str|Path|None=None, # Real images, if they have moved since the training
     split:str='all', # Which part of the data set they are, for the record
-    # Who measures: 'small', trained on the real images only (without classes: random features), or
-    # 'inception'
+    # Who measures: 'small', trained on the real images (without classes: random features), or 'inception'
     evaluator:str='small',
     weights:str|Path|None=None, # File of Inception weights, None to fetch it at first use
     # File to keep the statistics of the real images in; None, with Inception, for
     # reference-inception.safetensors in the run folder
     reference:str|Path|None=None,
-    # Images to measure the batch norm averages on again (standing statistics), 0 for those of the training
-    standing:int=0,
+    standing:int=0, # Images to measure batch norm's averages on again, 0 for those of the training
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
     # Existing folder to write into, such as for a run that can only be read; None for the run folder
     out:str|Path|None=None,
 ) -> dict: # The scores, as in `eval.json`, and `nearest`, the path of the picture
     """Score images of a run against real ones
 
-    Writes eval.json and nearest.png into the run folder (of a run of the package: digits-eval.json here),
-    with other options in their names. Raises `ValueError` for images of other classes, `OSError` for images
+    Writes eval.json and nearest.png (of a run of the package: digits-eval.json here), with other options in
+    their names. Raises `ValueError` for images of other classes, `FileNotFoundError` for images or a folder
     that are not there, `UnstoredScores`, which has the scores, if they cannot be written."""
-    if out and not Path(out).is_dir(): raise FileNotFoundError(f"there is no folder {out} to write into")
     by_inception = evaluator == 'inception' or weights is not None
     asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name,
-                 split=split if split != 'all' else None, weights=weights and Path(weights).stem,
-                 standing=standing)
+                 split=None if split == 'all' else split, standing=standing,
+                 weights=weights and Path(weights).stem)
     if n is None: n = 50_000 if by_inception else 1000
-    check_count('n', n, 10)
-    check_count('standing', standing, 0)
-    check_seed(seed)
-    if reference and not Path(reference).exists(): check_output(reference)
+    _check_evaluation(n, standing, seed, reference, out)
     with _join_group(_run_device(run, device)) as device:
         r = _open_generator(run, device)
         _check_samples(n + standing, r.cfg.z_dim)
@@ -567,12 +581,8 @@ def evaluate_run(
         G, averages = standing_generator(r, images, standing, seed)
         scores = measure_generator(G, images, judge, real, n, seed, r.model.D)
         scores |= dict(step=r.step, batch_norm=averages)
-        file, picture = [place(file_name(stem, ending, **asked))
-                         for stem, ending in (('eval', '.json'), ('nearest', '.png'))]
-        if rank() == 0:
-            with suggest_out(file, scores): write_json(file, scores)
-            fig = draw_nearest(G, images, judge, real, n, seed)
-            with suggest_out(picture, scores): save_figure(fig, picture)
+        def draw(): return draw_nearest(G, images, judge, real, n, seed)
+        picture = _store_scores(scores, draw, place, asked)
     return scores | dict(nearest=picture)
 
 # %% ../nbs/library/27_runs.ipynb #6ef942b9

@@ -61,15 +61,22 @@ def _lock(f, wait):
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]{16}\.new')
 _OLDER = re.compile(r'\..+\.[0-9]+\.new')  # earlier versions wrote into a file .NAME.PID.new
 
+def _remove_unowned(d):
+    "Remove a temporary folder, unless its maker lives; the lock is held until it is gone"
+    try:
+        with open_append(d/'.lock') as f:
+            _lock(f, wait=False)
+            if fcntl: return shutil.rmtree(d, ignore_errors=True)
+        (d/'.lock').unlink()  # Windows refuses while its maker has it open
+        shutil.rmtree(d, ignore_errors=True)
+    except OSError: pass  # its maker lives, or it belongs to another user, or it is gone
+
 def _remove_leftovers(folder):
     "Remove the temporary folders in a folder whose makers are gone"
-    for d in folder.glob('.*.new'):
-        if not _TEMPORARY.fullmatch(d.name) or d.is_symlink() or not d.is_dir(): continue
-        try:
-            with open_append(d/'.lock') as f: _lock(f, wait=False)
-            (d/'.lock').unlink()  # Windows refuses while its maker has it open
-        except OSError: continue  # its maker lives, or it belongs to another user
-        shutil.rmtree(d, ignore_errors=True)
+    try: names = os.listdir(folder)
+    except OSError: return  # it is gone, or may not be read
+    for d in (folder/name for name in names if _TEMPORARY.fullmatch(name)):
+        if d.is_dir() and not d.is_symlink(): _remove_unowned(d)
 
 def _remove_all_leftovers(folder):
     "Remove what killed processes left in a folder that is ours, and below it"

@@ -456,10 +456,27 @@ def _ends_trial(trainer):
         raise
 
 # %% ../nbs/06_training.ipynb #c8c11def
-class SAGANTrainer(TrainingFigures):
+class _Players(TrainingFigures):
+    "One step of either player on the batch at hand"
+    rng = None  # `torch.Generator` of latents, labels and augmentation, from the first fit on
+    def _train_d(self, x, y):
+        m, labels = self.model, y if self.cfg.n_classes else None
+        self.learn.loss = self.d_loss = d_step(
+            m.G, m.D, self.opt.opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng),
+            self.scores, self.cfg.accumulate, self.loss_scale, self._augment)
+
+    def _train_g(self, y):
+        m = self.model
+        self.g_loss = g_step(m.G, m.D, self.opt.opt.opt_g, *draw_inputs(y, self.cfg, self.rng),
+                             self.cfg.accumulate, self.loss_scale, self._augment)
+
+    def _augment(self, x): return diff_augment(x, self.cfg.diffaug, self.rng)
+
+# %% ../nbs/06_training.ipynb #fef46dc3
+class SAGANTrainer(_Players):
     "Trains D on every batch and G on every `n_d`-th, in place of fastai's own step; no validation"
     order, run_valid = ProgressCallback.order + 1, False
-    compiled, rng, go_back = False, None, None
+    compiled, go_back = False, None
 
     def before_fit(self):
         "Prepare what the steps need"
@@ -492,19 +509,6 @@ class SAGANTrainer(TrainingFigures):
             averaging = self.step//self.cfg.n_d > self.cfg.ema_start
             ema_update(self.model.ema, self.model.G, self.cfg.ema if averaging else 0.)
         raise CancelBatchException
-
-    def _train_d(self, x, y):
-        m, labels = self.model, y if self.cfg.n_classes else None
-        self.learn.loss = self.d_loss = d_step(
-            m.G, m.D, self.opt.opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng),
-            self.scores, self.cfg.accumulate, self.loss_scale, self._augment)
-
-    def _train_g(self, y):
-        m = self.model
-        self.g_loss = g_step(m.G, m.D, self.opt.opt.opt_g, *draw_inputs(y, self.cfg, self.rng),
-                             self.cfg.accumulate, self.loss_scale, self._augment)
-
-    def _augment(self, x): return diff_augment(x, self.cfg.diffaug, self.rng)
 
     def after_train(self):
         "End the epoch, as there is nothing to validate"

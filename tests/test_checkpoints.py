@@ -289,10 +289,11 @@ def test_a_log(tmp_path):
     assert steps(b'{"step": 2}\r\n{"step": 4}') == [2, 4]
     assert steps(b'{"step": 2, "g_loss": null, "note": "any"}\n') == [2]
     assert told == []
-    assert steps(b'{"step": 2}\n{"step": 6}\n{"step": 4}\n{"step": 2, "d_loss": 1.5}\n\0\n') == [2, 4, 6]
-    assert 'line 4 repeats step 2 and counts; and 1 more' in told[0]
-    assert read_log(tmp_path, told.append)[0] == dict(step=2, d_loss=1.5)
-    with pytest.warns(UserWarning, match='line 4 repeats'): read_log(tmp_path)
+    assert steps(b'{"step": 2}\n{"step": 6}\n{"step": 4}\n{"step": 2, "d_loss": 1.5}\n') == [2, 4, 6]
+    assert told == [] and read_log(tmp_path)[0] == dict(step=2, d_loss=1.5)
+    assert steps(b'{"step": 2}\n\0\n{}\n{"step": 4}\n') == [2, 4]
+    assert 'line 2 is spoiled' in told[0] and told[0].endswith('; and 1 more')
+    with pytest.warns(UserWarning, match='line 2 is spoiled'): read_log(tmp_path)
     log.unlink()
     os.mkfifo(log)
     with pytest.raises(ValueError, match='log.jsonl is not a file'): read_log(tmp_path)

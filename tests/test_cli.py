@@ -183,7 +183,7 @@ def words_of(capsys, name, *args, **kw):
     ("train: preset 'cifar' brings no data", 'train', dict(preset='cifar')),
     ('train: digits has 10 classes; n_classes can only be that, or 0', 'train', dict(n_classes=7)),
     ('train: twins are drawn at 32 or 64 pixels, got 128', 'train', dict(data='twins', size=128)),
-    ('train: lr_g must be positive, got -1.0', 'train', dict(lr_g=-1.)),
+    ('train: lr_g must be positive and finite, got -1.0', 'train', dict(lr_g=-1.)),
     ('train: keep must be a whole number, at least 1, got 0', 'train', dict(keep=0)),
     ("train: on_nan is 'stop' or 'rollback', got 'skip'", 'train', dict(on_nan='skip')),
     ("train: evaluator is 'small' or 'inception', got 'vgg'", 'train', dict(evaluator='vgg')),
