@@ -14,7 +14,9 @@ import torch
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -37,7 +39,7 @@ from .precision import fastest_dtype
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
 from .runs import absolute_data, configure, training_images
-from .storage import atomic_write, check_output, file_lock, write_json
+from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
 from .visualization import grid_image, report_html
 
@@ -126,11 +128,13 @@ def train_variant(
     _close(folder, learn, plan.images.classes, records)
 
 # %% ../nbs/library/39_runner.ipynb #98f261b1
-def _start(threads, plan):
+def _start(threads, file, digest):
     "A worker leaves Ctrl-C to its parent, and ends when its parent does"
     global _plan
     torch.set_num_threads(threads)
-    _plan = pickle.loads(plan)
+    data = Path(file).read_bytes()
+    if sha256(data).hexdigest() != digest: raise ValueError(f"{file} is not what was written")
+    _plan = pickle.loads(data)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=lambda: (wait([parent_process().sentinel]), os._exit(1)), daemon=True).start()
 
@@ -155,8 +159,12 @@ def _progress(variant, seed, record):
 # %% ../nbs/library/39_runner.ipynb #61bf7f1c
 def _train_at_once(folder, pairs, plan, jobs, tell):
     "Train `jobs` pairs of variant and seed at a time; raises `OSError` if a worker was killed"
-    started = max(1, torch.get_num_threads()//jobs), pickle.dumps(plan)  # what each worker starts with
-    with ProcessPoolExecutor(min(jobs, len(pairs)), get_context('spawn'), _start, started) as pool:
+    data, threads = pickle.dumps(plan), max(1, torch.get_num_threads()//jobs)
+    with ExitStack() as stack:
+        file = stack.enter_context(temporary_folder(folder/'plan'))/'plan'
+        file.write_bytes(data)
+        pool = stack.enter_context(ProcessPoolExecutor(
+            min(jobs, len(pairs)), get_context('spawn'), _start, (threads, file, sha256(data).hexdigest())))
         try:
             running = {pool.submit(_work, folder, v, seed): (v, seed) for v, seed in pairs}
             for future in as_completed(running):
@@ -166,7 +174,7 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
                 tell(_progress(v, seed, records[-1]))
         except BaseException as e:
             for p in active_children(): p.terminate()
-            if not isinstance(e, (BrokenProcessPool, BrokenPipeError)): raise
+            if not isinstance(e, BrokenProcessPool): raise
             raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
                           "experiment again goes on where it was, with fewer jobs it needs less") from None
 
