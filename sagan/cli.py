@@ -31,7 +31,7 @@ try:
     from sagan.checks import explain_memory
     from sagan.config import Config
     from sagan.deprecated import deprecated_names
-    from sagan.names import prepare_output, say, split_classes
+    from sagan.names import plain_warnings, prepare_output, say, split_classes
     from sagan.recording import Interrupted
     from sagan.runner import experiment_run
     from sagan.reports import describe_samples, format_scores, UnstoredScores
@@ -52,7 +52,7 @@ def plain_errors(
     A training that SIGTERM has stopped ends well, with a line on standard output. Raises `SystemExit`."""
     prepare_output()
     try:
-        with explain_memory('what was asked for'): yield
+        with plain_warnings(), explain_memory('what was asked for'): yield
     # without fastai's line on where it came from
     except (ValueError, OSError, FloatingPointError, MemoryError) as e: message = str(e).rsplit('\n\t', 1)[-1]
     except Interrupted as e:

@@ -6,15 +6,14 @@ Docs: https://sagan-gan.github.io/sagan/library/names.html.md"""
 
 # %% auto #0
 __all__ = ['encodable', 'readable', 'figure_label', 'quiet_missing_glyphs', 'listed', 'file_name', 'class_numbers',
-           'split_classes', 'say', 'prepare_output']
+           'split_classes', 'say', 'prepare_output', 'plain_warnings']
 
 # %% ../nbs/library/48_names.ipynb #f5ee69dd
-import os, re, sys, unicodedata
+import os, re, sys, unicodedata, warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import Any, TextIO
-from warnings import catch_warnings, filterwarnings
 
 # %% ../nbs/library/48_names.ipynb #bbd3abe5
 def encodable(
@@ -57,9 +56,9 @@ def figure_label(
 @contextmanager
 def quiet_missing_glyphs() -> Iterator[None]:
     "Within this context Matplotlib draws boxes for letters that no font has, without warnings"
-    with catch_warnings():
+    with warnings.catch_warnings():
         for text in (r'Glyph \d+ .* missing from', 'Matplotlib currently does not support'):
-            filterwarnings('ignore', text, UserWarning)
+            warnings.filterwarnings('ignore', text, UserWarning)
         yield
 
 # %% ../nbs/library/48_names.ipynb #c29486fb
@@ -144,3 +143,12 @@ def prepare_output() -> None:
         stream = getattr(sys, name)
         if stream is None: setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
         elif hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+
+# %% ../nbs/library/48_names.ipynb #f21035c4
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    "Within this context a warning is printed as a sentence, without file and line"
+    formatted = warnings.formatwarning
+    warnings.formatwarning = lambda message, *where, **line: f'warning: {message}\n'
+    try: yield
+    finally: warnings.formatwarning = formatted

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 from PIL import Image
+from sagan.cli import sagan_train
 from sagan.data import image_dls, Images
 from sagan.names import (
     class_numbers, encodable, figure_label, file_name, listed, prepare_output, readable, say, split_classes)
@@ -222,6 +223,23 @@ def texts(path):
         if name == 'read_text' and not n.args or name == 'write_text' and len(n.args) < 2: yield n.lineno
         elif name not in ('open', 'fdopen') or owner in ('Image', 'tarfile', 'os'): continue
         elif 'b' not in ''.join(mode): yield n.lineno
+
+
+def test_a_command_warns_in_a_sentence(tmp_path, capsys):
+    "Neither the file nor the line of code that gave a warning, nor afterwards any change of Python's own"
+    (tmp_path/'data').mkdir()
+    for i in range(8): Image.new('RGB', (32, 32), (i, 0, 0)).save(tmp_path/f'data/{i}.png')
+    (tmp_path/'data/notes.txt').write_text('', encoding='utf-8')
+    before = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter('default')
+        # what the interpreter does; pytest collects warnings otherwise
+        warnings.showwarning = lambda m, c, f, l, *_: sys.stderr.write(warnings.formatwarning(m, c, f, l))
+        with pytest.raises(SystemExit):
+            sagan_train(str(tmp_path/'data'), str(tmp_path/'run'), preset='tiny', batch=9)
+    shown = capsys.readouterr().err.splitlines()
+    assert [l for l in shown if 'notes.txt' in l and l.startswith('warning: ')]
+    assert not any('.py:' in l for l in shown) and warnings.formatwarning is before
 
 
 def test_text_files_are_utf8():
