@@ -12,9 +12,11 @@ from sagan.runs import load_run, shipped
 from sagan.cli import sagan_train
 from sagan.experiments import load_experiment
 from sagan.explorer import explore
+from sagan.measuring import read_settings
 from sagan.networks import Discriminator, Generator, ResidualBlock
-from sagan.runner import _write_settings
+from sagan.runner import _check_folder
 from sagan.sharing import PretrainedSAGAN
+from sagan.storage import write_json
 from sagan.config import Config, presets
 from sagan.training import SAGAN
 from sagan.visualization import map_statistics
@@ -100,7 +102,7 @@ MAKERS = dict(layer=lambda f: SelfAttention(16, f), network=lambda f: Generator(
 @pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize('form', ['pooled', 'Paper', '', None, ['paper'], 1])
 def test_an_unknown_form_is_refused_with_the_names_of_the_three(make, form):
-    with pytest.raises(ValueError, match="form is 'preprint' or 'published' or 'released'.*got"): make(form)
+    with pytest.raises(ValueError, match="form is 'preprint'.*'published'.*'released'.*got"): make(form)
 
 
 @pytest.mark.parametrize('old, new', OLD.items())
@@ -169,16 +171,16 @@ def test_a_run_under_the_older_name_goes_on(old, new, tmp_path, capsys):
 
 
 def test_an_experiment_under_the_older_name_goes_on(tmp_path):
-    base = json.loads((root/'nbs/experiments/table1-twins/experiment.json').read_text())['base']
+    stored = read_settings(root/'nbs/experiments/table1-twins')
+    base = stored['base']
     for old, new in OLD.items():
         folder = tmp_path/old
         folder.mkdir()
-        settings = dict(experiment='table1', base=base | dict(form=old), seeds=1)
-        (folder/'experiment.json').write_text(json.dumps(settings))
-        def asked(form): return settings | dict(base=asdict(Config(**base | dict(form=form))))
-        _write_settings(folder, asked(new))    # the same experiment
-        assert json.loads((folder/'experiment.json').read_text())['base']['form'] == new
+        write_json(folder/'experiment.json', stored | dict(base=base | dict(form=old)))
+        def asked(form): return stored | dict(base=asdict(Config(**base | dict(form=form))))
+        there = _check_folder(folder, asked(new))  # the same experiment
+        assert there and there != asked(new)       # so that the new name is written
         with pytest.raises(ValueError, match=f"form is '{new}' there, 'published' here"):
-            _write_settings(folder, asked('published'))
+            _check_folder(folder, asked('published'))
     results = load_experiment(root/'nbs/experiments/table1-twins')
     assert {variant.cfg.form for variant, _ in results} == {'released', 'residual'}
