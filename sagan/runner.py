@@ -395,6 +395,8 @@ def experiment_run(
     Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, for what cannot be trained or
     measured; `BlockingIOError` if the folder is in use."""
     if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
+    if '' in (data, out, weights):
+        raise ValueError("data, out and weights cannot be empty; leave them out for defaults")
     variants(experiment, named_preset('tiny'))  # an unknown name is refused before data are read
     if config.keys() & {'g_attention', 'd_attention'}:
         raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out "

@@ -521,8 +521,12 @@ def explore_run(
     return Path(out) if out else None
 
 # %% ../nbs/library/27_runs.ipynb #d9af4d42
-def _check_evaluation(n, standing, seed, reference, out):
+def _check_evaluation(n, standing, seed, data, weights, reference, out):
     "Raise `ValueError` or `OSError` for an evaluation that cannot be made or stored"
+    if '' in (data, weights, reference, out):
+        raise ValueError("data, weights, reference and out cannot be empty; leave them out for defaults")
+    if weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"there are no Inception weights at {weights}")
     check_count('n', n, 10)
     check_count('standing', standing, 0)
     check_seed(seed)
@@ -569,7 +573,7 @@ def evaluate_run(
                  split=None if split == 'all' else split, standing=standing,
                  weights=weights and Path(weights).stem)
     if n is None: n = 50_000 if by_inception else 1000
-    _check_evaluation(n, standing, seed, reference, out)
+    _check_evaluation(n, standing, seed, data, weights, reference, out)
     with _join_group(_run_device(run, device)) as device:
         r = _open_generator(run, device)
         _check_samples(n + standing, r.cfg.z_dim)

@@ -16,6 +16,7 @@ from sagan.checks import TooLarge
 from sagan.data import digits, folder, ImageFiles, to_unit
 from sagan.importing import import_run
 from sagan.references import reference, train_evaluator
+from sagan.runner import experiment_run
 from sagan.runs import (
     attend_run, evaluate_run, explore_run, load_run, report_run, resume_run, sample_run, train_run)
 from sagan.storage import file_lock
@@ -142,6 +143,10 @@ def refusals():
     yield 'eval: data', 'no folder nowhere', partial(measure, data='nowhere')
     yield 'eval: classes', 'are not those of the run', partial(measure, data='digits')
     yield 'eval: weights', 'no Inception weights', partial(measure, weights='nowhere')
+    for name in ('data', 'weights', 'reference', 'out'):
+        yield f'eval: empty {name}', 'cannot be empty', partial(measure, **{name: ''})
+    for name in ('data', 'out', 'weights'):
+        yield f'experiment: empty {name}', 'cannot be empty', partial(experiment_run, 'local', **{name: ''})
     yield 'eval: evaluator', 'evaluator is', partial(measure, evaluator='me')
     yield 'eval: weights as reference', 'no reference statistics', partial(
         measure, n=10, reference='run/weights.safetensors')
