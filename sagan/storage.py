@@ -269,6 +269,7 @@ def new_folder(
                 yield new
                 _move_files(new, path, last)
             except OSError as e:
+                _explain(path, e)
                 raise OSError(f"{path} cannot be made: {str(e).replace(str(new), str(path))}") from e
     finally:
         with suppress(OSError):
