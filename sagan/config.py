@@ -172,8 +172,7 @@ class Config(_Checked):
     ema_start:int = 2000 # G's steps before the average begins
     compile:bool = False # hand each network to `torch.compile`: a minute of compiling before the first step
     flip:bool = False # mirror half of the images
-    # changes of real and generated images before D sees them, such as 'color,translation,cutout', for few
-    # images (not in the paper); '' for none
+    # changes of images before D, for few images (not the paper's): 'color,translation,cutout', '' for none
     diffaug:str = ''
     skip_bad:bool = False # leave out image files that cannot be read
     seed:int = 0 # of weights, data order, latents
