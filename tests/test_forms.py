@@ -14,10 +14,12 @@ from sagan.experiments import load_experiment
 from sagan.explorer import explore
 from sagan.measuring import read_settings
 from sagan.networks import Discriminator, Generator, ResidualBlock
-from sagan.runner import _check_folder
+from sagan.references import Classifier, Evaluator
+from sagan.runner import _check_folder, _make_plan
 from sagan.sharing import PretrainedSAGAN
-from sagan.storage import write_json
+from sagan.storage import read_json, write_json
 from sagan.config import Config, presets
+from sagan.data import twins
 from sagan.training import SAGAN
 from sagan.visualization import map_statistics
 
@@ -172,7 +174,9 @@ def test_a_run_under_the_older_name_goes_on(old, new, tmp_path, capsys):
 
 
 def test_an_experiment_under_the_older_name_goes_on(tmp_path):
+    images, evaluator = twins(16), Evaluator(Classifier(0), 'untrained')
     stored = read_settings(root/'nbs/experiments/table1-twins')
+    stored |= dict(evaluator=evaluator.name, digest=images.digest)
     base = stored['base']
     for old, new in OLD.items():
         folder = tmp_path/old
@@ -180,7 +184,8 @@ def test_an_experiment_under_the_older_name_goes_on(tmp_path):
         write_json(folder/'experiment.json', stored | dict(base=base | dict(form=old)))
         def asked(form): return stored | dict(base=asdict(Config(**base | dict(form=form))))
         there = _check_folder(folder, asked(new))  # the same experiment
-        assert there and there != asked(new)       # so that the new name is written
+        _make_plan(folder, there, asked(new), images, evaluator, 'cpu')
+        assert read_json(folder/'experiment.json')['base']['form'] == new
         with pytest.raises(ValueError, match=f"form is '{new}' there, 'published' here"):
             _check_folder(folder, asked('published'))
     results = load_experiment(root/'nbs/experiments/table1-twins')
