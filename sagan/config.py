@@ -194,8 +194,8 @@ presets = dict(
         beta2=.99, ema=.99, ema_start=100),
     photos=Config(
         data='folder', size=32, n_classes=10, g_width=16, d_width=32, g_attention=(16,),
-        d_attention=(16,), form='released', batch=64, steps=10_000, lr_g=2e-4, lr_d=4e-4, beta2=.99,
-        ema_start=500, flip=True))
+        d_attention=(16,), form='released', batch=32, steps=18_000, lr_g=2e-4, lr_d=4e-4, beta2=.99,
+        ema_start=1000, flip=True))
 presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 
 # %% ../nbs/library/20_config.ipynb #b44cc043
