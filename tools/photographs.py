@@ -37,15 +37,15 @@ SAMPLES = 5000
 photos = presets['photos']
 AUGMENT = dict(diffaug='color,translation,cutout')
 PYRAMID = dict(g_width=(192, 128, 64, 32), d_width=(32, 64, 128, 128))
-# Part: {row: (images, how many, changes of `photos`)}, seeds, steps, steps between measurements
+# Part: {row: (images, how many, changes of `photos`)}, seeds, images seen in all, and between measurements
 PARTS = {
     'few': ({f'{n}-{name}': ('all', n, changes) for n in (500, 2000, 10_000)
-             for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 3000, 1000),
-    'one': ({'1-to-1': ('horse', 500, AUGMENT), '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 1, 3000, 1000),
+             for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 96_000, 32_000),
+    'one': ({'1-to-1': ('horse', 500, AUGMENT), '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 1, 96_000, 32_000),
     # plain.py has the attention of equations 1-3
-    'step': ({name: ('all', 50_000, dict(form='preprint')) for name in ('ours', 'theirs')}, 3, 2000, 1000),
+    'step': ({name: ('all', 50_000, dict(form='preprint')) for name in ('ours', 'theirs')}, 3, 64_000, 32_000),
     'choice': ({'photos': ('all', 50_000, {}), 'wider batch': ('all', 50_000, dict(batch=64)),
-                'pyramid': ('all', 50_000, PYRAMID)}, 1, 3000, 1000)}
+                'pyramid': ('all', 50_000, PYRAMID)}, 1, 96_000, 32_000)}
 
 
 def choose_images(images: Images, kind: str, n: int) -> Images:
@@ -99,10 +99,11 @@ def standing(G, plan: Plan):
 
 def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
     "One training, and its records among the stored ones"
-    rows, _, steps, every = PARTS[part]
+    rows, _, seen, every = PARTS[part]
     kind, n, changes = rows[row]
-    plan = make_plan(folder, out, kind, n, every)
-    cfg = photos.change(steps=steps, seed=seed, n_classes=len(plan.images.classes), **changes)
+    batch = photos.change(**changes).batch
+    plan = make_plan(folder, out, kind, n, every//batch)
+    cfg = photos.change(steps=seen//batch, seed=seed, n_classes=len(plan.images.classes), **changes)
     at = out/part/row/f'seed{seed}'
     kept = stored/part/row/f'seed{seed}'
     kept.mkdir(parents=True, exist_ok=True)
@@ -133,14 +134,14 @@ def run_part(folder: Path, out: Path, part: str, jobs: int):
             if not (stored/part/row/f'seed{seed}'/'records.json').exists()]
     def start(pair):
         row, seed = pair
-        subprocess.run([sys.executable, __file__, folder, '--out', out, '--only', part, '--row', row, '--seed',
-                        str(seed)], check=True)
+        one = '--only', part, '--row', row, '--seed', str(seed)
+        subprocess.run([sys.executable, __file__, folder, '--out', out, *one], check=True)
     with ThreadPoolExecutor(jobs) as pool: list(pool.map(start, todo))
 
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('folder', type=Path, nargs='?', help='CIFAR-10, or other images with a subfolder per class')
+    p.add_argument('folder', type=Path, nargs='?', help='CIFAR-10, or other images in folders')
     p.add_argument('--show', action='store_true', help='print the stored scores')
     p.add_argument('--only', nargs='*', choices=PARTS, default=list(PARTS), help='parts to train')
     p.add_argument('--row', help='one row of one part')
