@@ -204,10 +204,12 @@ FEW = 10_000  # images, below which `photos` augments
 def suit_images(
     n:int, # Images in a folder
     labeled:bool, # Do they have classes?
-) -> dict: # {field: value}, augmentation for few images, and 5:1 updates without classes
+) -> dict: # {field: value}: augmentation and a smaller batch for few images, 5:1 updates without classes
     "What the preset `photos` leaves to the images"
-    few = dict(diffaug='color,translation,cutout') if n < FEW else {}
-    return few if labeled else few | dict(n_d=5)
+    fields = {} if labeled else dict(n_d=5)
+    if n < FEW: fields |= dict(diffaug='color,translation,cutout')
+    if 2 <= n < presets['photos'].batch: fields |= dict(batch=n)
+    return fields
 
 # %% ../nbs/library/20_config.ipynb #a429646d
 def for_size(

@@ -240,7 +240,7 @@ def _check_minutes(minutes, config):
     if not number or not 0 < minutes < math.inf:
         raise ValueError(f"minutes must be a positive number, got {minutes!r}")
     if 'steps' in config:
-        raise ValueError(f"minutes={minutes:g} says how long to train, and steps={config['steps']} says it, too; "
+        raise ValueError(f"minutes={minutes:g} and steps={config['steps']} both say how long to train; "
                          "name one of them")
 
 # %% ../nbs/library/27_runs.ipynb #57fc4746
@@ -252,8 +252,9 @@ def _opening(learn, images, resumed, device, pace):
     time = f' ({describe_duration(pace*(cfg.steps - step))})' if pace else ''
     where = f'{world} processes, the first on ' if world > 1 else ''
     dtype = fastest_dtype(device) if cfg.dtype == 'auto' else cfg.dtype
-    return (f'{len(images):,} images of {images.name}, {len(images.classes) or "no"} classes; {began}{cfg.steps:,} '
-            f'steps of {cfg.batch}, {passes:.3g} passes over the images{time}, on {where}{device} in {dtype}')
+    data = f'{len(images):,} images of {images.name}, {len(images.classes) or "no"} classes'
+    return (f'{data}; {began}{cfg.steps:,} steps of {cfg.batch}, {passes:.3g} pass{"es"*(passes != 1)} over the images{time}, '
+            f'on {where}{device} in {dtype}')
 
 # %% ../nbs/library/27_runs.ipynb #7c43f611
 def _check_unfinished(folder, cfg, tell):
@@ -399,7 +400,7 @@ def _resumed_config(folder, cfg, preset, config):
     asked = configure(preset, **config) if preset else cfg.change(**config)
     for f in fields(Config):
         if not (f.name in config or (preset and f.name not in ('data', 'n_classes'))): continue
-        if f.name in ('diffaug', 'n_d') and f.name not in config and preset == 'photos': continue
+        if f.name in ('diffaug', 'n_d', 'batch') and f.name not in config and preset == 'photos': continue
         if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name):
             raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, "
                              f"{getattr(asked, f.name)!r} was asked for; a run goes on as it began, only "

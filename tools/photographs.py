@@ -41,9 +41,11 @@ PYRAMID = dict(g_width=(192, 128, 64, 32), d_width=(32, 64, 128, 128))
 PARTS = {
     'few': ({f'{n}-{name}': ('all', n, changes) for n in (500, 2000, 10_000)
              for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 96_000, 32_000),
-    'one': ({'1-to-1': ('horse', 500, AUGMENT), '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 1, 96_000, 32_000),
+    'one': ({'1-to-1': ('horse', 500, AUGMENT),
+             '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 1, 96_000, 32_000),
     # plain.py has the attention of equations 1-3
-    'step': ({name: ('all', 50_000, dict(form='preprint')) for name in ('ours', 'theirs')}, 3, 64_000, 32_000),
+    'step': ({name: ('all', 50_000, dict(form='preprint'))
+              for name in ('ours', 'theirs')}, 3, 64_000, 32_000),
     'choice': ({'photos': ('all', 50_000, {}), 'wider batch': ('all', 50_000, dict(batch=64)),
                 'pyramid': ('all', 50_000, PYRAMID)}, 1, 96_000, 32_000)}
 
@@ -92,7 +94,7 @@ def plain_average(plain: Plain, model: SAGAN):
 
 
 def standing(G, plan: Plan):
-    "The generator with batch norm averages measured again, as the plain step does not keep those of the average"
+    "The generator with batch norm averages measured again: the plain step keeps none of the average"
     y = plan.images.y[torch.randint(len(plan.images), (2000,), generator=torch.Generator().manual_seed(1))]
     return standing_statistics(G, y, seed=1)
 
