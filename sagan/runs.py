@@ -248,13 +248,14 @@ def _opening(learn, images, resumed, device, pace):
     "The first line of a run: what it sees, how often, on what, and for how long"
     cfg, world, step = learn.model.cfg, world_size(), learn.sagan_trainer.step
     began = f'from step {step:,} to ' if resumed else ''
-    passes = cfg.steps*cfg.batch/len(images)
+    seen = cfg.steps*cfg.batch/len(images)
+    passes = f'{seen:.3g} pass{"es"*(seen != 1)} over the images'
     time = f' ({describe_duration(pace*(cfg.steps - step))})' if pace else ''
     where = f'{world} processes, the first on ' if world > 1 else ''
     dtype = fastest_dtype(device) if cfg.dtype == 'auto' else cfg.dtype
     data = f'{len(images):,} images of {images.name}, {len(images.classes) or "no"} classes'
-    return (f'{data}; {began}{cfg.steps:,} steps of {cfg.batch}, {passes:.3g} pass{"es"*(passes != 1)} over the images{time}, '
-            f'on {where}{device} in {dtype}')
+    return (f'{data}; {began}{cfg.steps:,} steps of {cfg.batch}, {passes}{time}, on '
+            f'{where}{device} in {dtype}')
 
 # %% ../nbs/library/27_runs.ipynb #7c43f611
 def _check_unfinished(folder, cfg, tell):

@@ -59,7 +59,7 @@ def pictures(tmp_path):
 
 
 def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
-    "Few images are augmented; what is named stays as it is named; a run that goes on keeps what it began with"
+    "Few images are augmented; named fields stay; a run that goes on keeps what it began with"
     lines = []
     run = train_run(pictures, tmp_path/'run', steps=2, tell=lines.append, **SMALL)
     assert run.cfg == presets['photos'].change(
@@ -70,9 +70,11 @@ def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
     more = resume_run(run, preset='photos', steps=3, device='cpu', tell=silent, **{k: SMALL[k] for k in (
         'g_width', 'd_width', 'z_dim', 'g_attention', 'd_attention', 'batch')})
     assert more.cfg == run.cfg.change(steps=3)
-    flat = train_run(pictures/'a', tmp_path/'flat', steps=2, tell=lines.append, diffaug='', **SMALL | dict(batch=2))
+    two = SMALL | dict(batch=2)
+    flat = train_run(pictures/'a', tmp_path/'flat', steps=2, tell=silent, diffaug='', **two)
     assert (flat.cfg.n_d, flat.cfg.diffaug, flat.cfg.n_classes) == (5, '', 0)
-    few = train_run(pictures, tmp_path/'few', steps=1, tell=silent, **{k: v for k, v in SMALL.items() if k != 'batch'})
+    unnamed = {k: v for k, v in SMALL.items() if k != 'batch'}
+    few = train_run(pictures, tmp_path/'few', steps=1, tell=silent, **unnamed)
     assert few.cfg.batch == 8
     assert train_run(pictures, tmp_path/'small', 'small', steps=1, tell=silent, **SMALL).cfg.diffaug == ''
 
