@@ -36,6 +36,7 @@ from .names import *
 from .networks import *
 from .pace import *
 from .precision import *
+from .progress import *
 from .recording import *
 from .records import *
 from .references import *
@@ -50,11 +51,11 @@ from .visualization import *
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
-    sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation,
-    sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
-    sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace, sagan.precision,
-    sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs,
-    sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
+    sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed,
+    sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs,
+    sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace,
+    sagan.precision, sagan.progress, sagan.recording, sagan.records, sagan.references, sagan.reports,
+    sagan.runner, sagan.runs, sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -9,7 +9,7 @@ __all__ = ['format_time', 'progress_line', 'is_terminal', 'ProgressLine', 'progr
 
 # %% ../nbs/library/54_progress.ipynb #f6a0d960
 import os, sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import TextIO, TypeVar
@@ -33,14 +33,16 @@ def progress_line(
     bar:str='█░', # The bar's two characters
 ) -> str: # At most width - 3 characters, so that the ^C of an interrupt fits behind
     "One line that says how far something has come: in a narrow terminal without fields, then without bar"
-    room, share = width - 3, f'{done/total:4.0%}'
-    known = [f'{done:,}/{total:,}'] + ([f'{format_time(left)} left'] if left is not None else [])
+    room, share = max(0, width - 3), f'{done/total:4.0%}'
+    known = [f'{done:{len(f"{total:,}")},}/{total:,}']
+    if left is not None: known.append(f'{format_time(left):>5} left')
     for n in range(len(fields), -1, -1):
         text = '  '.join([*known, *fields[:n]])
         columns = min(40, room - len(share) - len(text) - 2)
-        if columns >= 10:
+        if columns >= 8:
             full = columns*done//total
             return f'{share} {bar[0]*full}{bar[1]*(columns - full)} {text}'
+    while len(known) > 1 and len(share) + 1 + len('  '.join(known)) > room: known.pop()
     return f'{share} {"  ".join(known)}'[:room]
 
 # %% ../nbs/library/54_progress.ipynb #877b9aae
@@ -80,7 +82,7 @@ class ProgressLine:
     ):
         "Start the clock"
         self.first, self.began = done, perf_counter()
-        self.shown = self.began - (60 if self.terminal else 0)
+        self.shown = self.began
 
     def __enter__(self): return self
     def __exit__(self, *error): self.clear()
@@ -119,8 +121,8 @@ class ProgressLine:
 
     def clear(self) -> None:
         "Take the line away, so that other text may begin in its place"
-        fits = len(self.line) < _columns(self.stream)
-        if self.line: self._write('\r' + ' '*len(self.line) + '\r' if fits else '\n')
+        wiped = len(self.line) + len('^C')
+        if self.line: self._write('\r' + ' '*wiped + '\r' if wiped < _columns(self.stream) else '\n')
         self.line = ''
 
     def say(self,
@@ -134,11 +136,12 @@ class ProgressLine:
 _T = TypeVar('_T')
 
 def progress(
-    steps:Sequence[_T], # What to go through
+    steps:Iterable[_T], # What to go through
     what:str, # What is done, for plain lines
+    total:int|None=None, # How many steps there are, None for the length of `steps`
 ) -> Iterator[_T]: # The same, one after the other
     "Go through something, and show how far it has come"
-    with ProgressLine(len(steps), what) as line:
+    with ProgressLine(len(steps) if total is None else total, what) as line:  # type: ignore[arg-type]
         for i, step in enumerate(steps, 1):
             yield step
             line.update(i)

@@ -38,8 +38,9 @@ from .measuring import (
 from .names import class_numbers, file_name, listed, say
 from .pace import describe_duration, seconds_per_step
 from .precision import fastest_dtype
+from .progress import is_terminal, ProgressLine
 from .recording import (
-    fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt)
+    fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt, TrainingProgress)
 from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, sample_picture, sampled_classes,
@@ -208,13 +209,14 @@ def _measure_function(folder, images, o, judge, z_dim):
     return partial(measure_generator, images=images, evaluator=evaluator, real=real, n=n)
 
 # %% ../nbs/library/27_runs.ipynb #cfe8470d
-def _fit(learn, writer, on_nan, bar, lower):
+def _fit(learn, writer, on_nan, line, lower):
     "Train until the last step, or raise `Interrupted`"
     folder, t, cfg = writer.folder, learn.sagan_trainer, learn.model.cfg
     part = cfg.batch//world_size()//cfg.accumulate
     needed = partial(training_bytes, cfg, part, str(learn.dls.device))
     learn.add_cb(writer)
-    with stop_on_interrupt(writer), learn.no_logging(), nullcontext() if bar else learn.no_bar():
+    if line: learn.add_cb(TrainingProgress(line))
+    with stop_on_interrupt(writer, line), learn.no_logging(), learn.no_bar(), line or nullcontext():
         try:
             with explain_memory(lower, needed): fit_run(learn, on_nan)
         except ConnectionError as e:
@@ -304,8 +306,9 @@ def _set_up(folder, learn, images, options, judge, resumed, tell):
 def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=False, note=''):
     "Make the run folder, or go on with it, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
-    bar = first and tell is print and sys.stdout.isatty()
-    if tell is print: tell = say
+    shown = first and tell is print and is_terminal(sys.stdout) and is_terminal(sys.stderr)
+    line = ProgressLine(cfg.steps) if shown else None
+    if tell is print: tell = line.say if line else say
     if not first: tell = lambda text: None
     judge = _load_inception(options, device)  # before anything is written
     check_space(folder, learn.model)
@@ -322,16 +325,16 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
             if learn.sagan_trainer.step < cfg.steps:
                 for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)
                 writer = RunWriter(
-                    folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar,
+                    folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not line,
                     keep=options['keep'], measure_every=options['measure_every'], measure=measure, tell=tell)
-                _fit(learn, writer, options['on_nan'], bar, ELSEWHERE if resumed else SMALLER)
+                _fit(learn, writer, options['on_nan'], line, ELSEWHERE if resumed else SMALLER)
         all_reduce(torch.zeros(()))  # the weights of the first process are there
         run = load_run(folder, device)
         if first: _write_report(run, images)
         more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
         seconds = max((r.get('seconds') or 0 for r in run.records), default=0)
         done = f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or go on with {more}'
-        tell('\n'*bar + done)
+        tell(done)
     return run
 
 # %% ../nbs/library/27_runs.ipynb #9d65d0c8
@@ -356,7 +359,7 @@ def train_run(
     on_nan:str='stop',
     cache:str|Path|None=None, # Folder for the decoded copy of data larger than 8 GB, None for the user's
     device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
-    tell:Callable=print, # Is given each line of progress; `print` draws a bar in a terminal
+    tell:Callable=print, # Is given each line of progress; `print` draws a line in a terminal
     **config, # Fields of `Config` that differ from the preset
 ) -> Run: # The finished run, loaded
     """Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html
@@ -423,7 +426,7 @@ def resume_run(
     on_nan:str|None=None, # 'stop' or 'rollback'
     cache:str|Path|None=None, # Folder for the decoded copy of large data
     device:str|None=None, # As the run began: 'cpu' or 'cuda', None for cuda if there is one
-    tell:Callable=print, # Is given each line of progress; `print` draws a bar in a terminal
+    tell:Callable=print, # Is given each line of progress; `print` draws a line in a terminal
     **config, # `steps` to train longer; other fields of `Config` must be as they are
 ) -> Run: # The finished run, loaded
     """Go on with a run that was stopped, or beyond its end; on the CPU as if it had never been stopped
