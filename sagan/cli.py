@@ -9,15 +9,14 @@ __all__ = ['plain_errors', 'sagan_train', 'sagan_sample', 'sagan_attend', 'sagan
            'sagan_import']
 
 # %% ../nbs/library/30_cli.ipynb #642c54c9
-import os, re, sys, warnings
+import os, sys, warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, TextIO
-from .config import for_size, preset as named_preset
 from .deprecated import deprecated_names
 from .names import plain_warnings, prepare_output, say, split_classes
-from .options import shell_command
+from .options import check_config, parse_fields, parse_list, parse_points, shell_command
 # fastai's business, not the user's
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 __getattr__ = deprecated_names(__name__)  # names of earlier versions
@@ -38,6 +37,9 @@ def _print(text:str, file:TextIO|None=None) -> None:
 def _announce(doing):
     "Say what a command does, if PyTorch must be loaded first, which takes seconds"
     if 'torch' not in sys.modules: _print(f'{doing} ...', sys.stderr)
+
+def _check(ok, message):
+    if not ok: raise ValueError(message)
 
 # %% ../nbs/library/30_cli.ipynb #241f0ba6
 @contextmanager
@@ -65,52 +67,14 @@ def plain_errors(
     say(f'{command}: {message}', sys.stderr)
     raise SystemExit(1)
 
-# %% ../nbs/library/30_cli.ipynb #91752f52
-def _check(ok, message):
-    if not ok: raise ValueError(message)
-
-def _sizes(text):
-    "Feature map sizes from text such as 16,32 or none"
-    if text == 'none': return ()
-    places = [s.strip() for s in text.split(',')]
-    _check(all(re.fullmatch(r'\d+(-\d+)?', s) for s in places), "attention is placed by comma-separated "
-           f"feature map sizes such as 16,32, or none; got {text!r}")
-    return tuple(int(s) if s.isdigit() else s for s in places)
-
-def _parsed(changes):
-    "Changes of the configuration with attention as sizes"
-    placed = ('g_attention', 'd_attention')
-    return {k: _sizes(v) if k in placed and isinstance(v, str) else v for k, v in changes.items()}
-
-def _points(text):
-    "Pairs (row, column) from text such as 8,8;20,16; None without a wish"
-    try: at = [tuple(int(v) for v in p.split(',')) for p in text.split(';')] if text else None
-    except ValueError: at = [()]
-    _check(not at or all(len(p) == 2 for p in at), "points are pairs of row,column with ; between them, "
-           f"such as 8,8;20,16; got {text!r}")
-    return at
-
-# %% ../nbs/library/30_cli.ipynb #3913a6dc
-def _check_config(preset, changes):
-    "Raise `ValueError` for fields that no preset that may be meant can have"
-    errors = []
-    names = [preset] if preset else ['small', 'photos']
-    for name in names:
-        try:
-            base = named_preset(name)
-            for_size(base, changes.get('size', base.size)).change(**changes)
-        except ValueError as e: errors.append(e)
-    if len(errors) == len(names): raise errors[0]
-
 # %% ../nbs/library/30_cli.ipynb #6823f45c
 @shell_command
 def sagan_train(
-    # 'digits', 'twins', or a folder of images, with one subfolder per class or none (default: digits; with
-    # --resume where the run found them)
+    # 'digits', 'twins', or a folder of images, with a subfolder for each class or none (default: digits)
     data:str=None,
     out:str=None, # Run folder to make (default: runs/ and the name of the data)
-    # Run folder to go on with, from its newest whole state; only --steps, --keep, the options under
-    # Measuring, --on-nan and --cache may change, and the number of devices (but not cuda for cpu)
+    # Run folder to go on with, from its newest whole state; only --steps, the learning rates, --keep,
+    # --on-nan, --cache, the options under Measuring and the number of devices may change
     resume:str=None,
     # Configuration to start from: small (two cores, minutes), photos (two cores, an hour), tiny (seconds),
     # paper, official, biggan, cifar, or a row of the paper such as table1-feat32 (default: photos for a
@@ -118,21 +82,18 @@ def sagan_train(
     preset:str=None,
     minutes:float=None, # How long to train, instead of --steps; measuring and saving come on top
     keep:int=None, # Training states to keep besides the best (default: 2)
-    # Steps between two measurements of the averaged generator, 0 for none (default: 0)
-    measure_every:int=None,
+    measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)
     evaluator:str=None, # Who measures: 'small' or 'inception' (default: small)
     weights:str=None, # File of Inception weights (default: fetched at first use)
     samples:int=None, # Images to draw for a measurement (default: 1,000, with Inception the paper's 50,000)
-    # What to do about a number that is not finite: 'stop', or 'rollback' to the last checkpoint and on with
-    # other data (default: stop)
+    # What to do about a number that is not finite: 'stop', or 'rollback' to a checkpoint (default: stop)
     on_nan:str=None,
     # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache folder)
     cache:str=None,
     device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
     **changes # Fields of `Config`, each an option of its own
 ):
-    """Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html; or
-    go on with one"""
+    "Train a SAGAN, or go on; leaves a run folder with samples, weights, log and report.html"
     given = dict(data=data, preset=preset, keep=keep, measure_every=measure_every, evaluator=evaluator,
                  weights=weights, samples=samples, on_nan=on_nan, cache=cache, device=device)
     options:dict[str, Any] = {k: v for k, v in given.items() if v is not None}
@@ -141,8 +102,8 @@ def sagan_train(
         _check(not (resume and out), '--resume names the run folder; leave out --out')
         _check(resume != '', '--resume needs the name of a run folder, got an empty one')
         _check(not resume or minutes is None, '--minutes is for new runs; --resume takes --steps')
-        changes = _parsed(changes)
-        if not resume: _check_config(preset, changes)
+        changes = parse_fields(changes)
+        if not resume: check_config(preset, changes)
         _announce(doing)
         from sagan.runs import resume_run, train_run
         if resume: resume_run(resume, **options, **changes)
@@ -187,15 +148,14 @@ def sagan_attend(
     with plain_errors('sagan-attend'):
         _announce(f'looking where points of images of {run} look')
         from sagan.runs import attend_run
-        file = attend_run(run, label, n, seed, layer, _points(points), out, device)
+        file = attend_run(run, label, n, seed, layer, parse_points(points), out, device)
         say(f'attention in {n} image{"s"[:n != 1]}: {file}')
 
 # %% ../nbs/library/30_cli.ipynb #877c7164
 @shell_command
 def sagan_explore(
     run:str, # Run folder; or digits or twins, which come with the package
-    # One's own images, at which the discriminator looks: a folder, with one subfolder per class if the run
-    # has classes
+    # Your own images, for the discriminator to look at: a folder, with a subfolder for each class of the run
     images:str=None,
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
@@ -229,8 +189,7 @@ def sagan_eval(
     device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
     out:str=None, # Existing folder to write into (default: the run folder)
 ):
-    """Score images of a run against real ones; writes eval.json and nearest.png into the run folder, with
-    other options in their names"""
+    "Score images of a run against real ones; leaves eval.json and nearest.png, with options in their names"
     with plain_errors('sagan-eval'):
         _announce(f'measuring {run}')
         from sagan.reports import format_scores, UnstoredScores
@@ -246,8 +205,7 @@ def sagan_eval(
 def sagan_experiment(
     experiment:str, # table1, table2, figure3, claim or local
     data:str='twins', # 'digits', 'twins', or a folder of images
-    # Folder for everything (default: runs/ and the names of experiment and data); continued if it holds the
-    # same
+    # Folder for everything, gone on with if it holds the same (default: runs/ and experiment and data)
     out:str=None,
     preset:str='small', # What all rows have in common
     seeds:int=3, # Seeds per row, from --seed on
@@ -259,8 +217,7 @@ def sagan_experiment(
     device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
     **changes # Fields of `Config`, each an option of its own
 ):
-    """Train every row of one of the paper's tables, measure, and write table.md, table.csv, curves.png,
-    samples.png and report.html"""
+    "Train and measure each row of one of the paper's tables; leaves a table, curves, samples and report.html"
     start = perf_counter()
     with plain_errors('sagan-experiment'):
         _announce(f'preparing {experiment} on {data}')

@@ -32,7 +32,8 @@ def shown(text):
     return rows
 
 @pytest.mark.parametrize('width, fields, bar', [
-    (20, 0, False), (33, 0, False), (40, 0, True), (60, 2, True), (80, 3, True), (120, 5, True), (200, 5, True)])
+    (20, 0, False), (33, 0, False), (40, 0, True), (60, 2, True), (80, 3, True), (120, 5, True),
+    (200, 5, True)])
 def test_fits(width, fields, bar):
     "Fields go first, from the last to the first, then the bar; the ^C of an interrupt still fits behind"
     line = progress_line(666, 1800, 20, width, FIELDS)
@@ -63,7 +64,8 @@ def test_one_line_that_changes(screen):
             line.update(i, FIELDS[:1])
         drawn = screen.getvalue()
         assert drawn.count('\r') == 12 and '\n' not in drawn
-        assert shown(drawn)[0].startswith(' 48% ') and shown(drawn)[0].endswith(' 48/100   0:02 left  D  1.93')
+        row, = shown(drawn)
+        assert row.startswith(' 48% ') and row.endswith(' 48/100   0:02 left  D  1.93')
         line.say('a warning')
         assert shown(screen.getvalue()) == ['']
     assert shown(screen.getvalue()) == ['']
@@ -112,7 +114,7 @@ def test_in_a_file(screen, monkeypatch):
             yield i
     assert sum(progress.progress(steps(), 'reading images', 300)) == sum(range(300))
     assert log.getvalue().splitlines() == [
-        f'reading images: {n} of 300, {left}:00 left' for n, left in zip((60, 120, 180, 240, 300), (4, 3, 2, 1, 0))]
+        f'reading images: {60*n} of 300, {5 - n}:00 left' for n in range(1, 6)]
     monkeypatch.setenv('RANK', '1')
     list(progress.progress(steps(), 'reading images', 300))
     assert len(log.getvalue().splitlines()) == 5
