@@ -1,9 +1,11 @@
 "What is drawn on a terminal: it fits, whatever the width, and leaves nothing behind"
-import io
+import io, signal, sys
 from types import SimpleNamespace
 import pytest
 from sagan import progress
 from sagan.progress import format_time, progress_line, ProgressLine
+from sagan.recording import stop_on_interrupt
+from sagan.runs import train_run
 
 FIELDS = 'D  1.93', 'G  0.13', 'γG16 -0.342', 'γD16 +0.131', '320 img/s'
 
@@ -139,3 +141,36 @@ def test_no_terminal_any_more(monkeypatch):
         line.shown = -1e9
         line.update(5)
         line.clear()
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "What a terminal of 80 columns got from a tiny training"
+    screen = Terminal()
+    with pytest.MonkeyPatch.context() as m:
+        for name in ('stdout', 'stderr'): m.setattr(sys, name, screen)
+        m.setattr(progress, '_columns', lambda stream: 80)
+        m.setattr(ProgressLine, 'due', lambda self: True)
+        tiny = dict(preset='tiny', steps=5, batch=4, g_width=2, d_width=4, n_classes=0, device='cpu')
+        train_run(out=tmp_path_factory.mktemp('progress')/'run', **tiny)
+    return screen.getvalue()
+
+def test_a_training_draws_one_line(trained):
+    "No epochs, no scrolling, and the last line says what to open"
+    rows = shown(trained)
+    assert 'Epoch' not in trained and len(rows) == 3 and rows[-1] == ''
+    first, *draws = [d for d in trained.split('\n')[1].split('\r') if d.strip()]
+    assert all(len(d) <= 77 for d in [first, *draws[:-1]]) and [d[:5] for d in [first, *draws[:-1]]] == [
+        f'{i:3}% ' for i in (20, 40, 60, 80, 100)]
+    assert 'left  D ' in first and 'open ' in rows[1] and 'report.html' in rows[1]
+
+def test_ctrl_c_leaves_a_clean_line(screen):
+    "The line goes, with the ^C of the terminal, before the message"
+    writer, line = SimpleNamespace(stop=False, measuring=False), ProgressLine(100)
+    screen.clock[0] = 1.
+    line.update(10, FIELDS)
+    screen.write('^C')
+    with pytest.MonkeyPatch.context() as m, stop_on_interrupt(writer, line):
+        m.setattr(sys, 'stderr', screen)
+        signal.raise_signal(signal.SIGINT)
+    assert writer.stop == 'SIGINT'
+    assert shown(screen.getvalue()) == ['stopping after this step (press Ctrl-C again to stop at once)', '']
