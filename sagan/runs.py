@@ -9,11 +9,12 @@ __all__ = ['SHIPPED', 'OPTIONS', 'shipped', 'output_path', 'load_run', 'configur
            'train_run', 'resume_run', 'open_generator', 'attend_run', 'explore_run', 'evaluate_run', 'report_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
-import shutil, sys, torch
+import math, shutil, sys, torch
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
+from numbers import Real
 from operator import index
 from pathlib import Path
 from warnings import warn
@@ -25,7 +26,7 @@ from .checkpoints import (
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
     explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
-from .config import Config, for_size, preset as named_preset
+from .config import Config, for_size, preset as named_preset, suit_images
 from .data import image_dls, Images, is_builtin, load_images
 from .diagnostics import NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
@@ -35,6 +36,7 @@ from .inputs import check_count
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 from .names import class_numbers, file_name, listed, say
+from .pace import describe_duration, seconds_per_step
 from .precision import fastest_dtype
 from .recording import (
     fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt)
@@ -223,15 +225,39 @@ def _fit(learn, writer, on_nan, bar, lower):
                                   f"{folder}") from None
     if writer.stop: raise Interrupted(writer.stop, t.step, cfg.steps, folder)
 
+# %% ../nbs/library/27_runs.ipynb #0fbac6a8
+def _pace(images, cfg, device, minutes=None, lower=SMALLER):
+    "Seconds per step; without `minutes` to fill, None for a short run and for one that compiles first"
+    if minutes is None and (cfg.compile or cfg.steps <= 100*cfg.n_d): return None
+    trial = _make_learner(images, cfg.change(steps=4*cfg.n_d), device, lower)
+    try: return seconds_per_step(trial)
+    except NonFinite:  # the run itself will say so, and keep what it knows
+        if minutes is None: return None
+        raise
+
+def _check_minutes(minutes, config):
+    "Raise `ValueError` for minutes that are no time, and for steps beside them"
+    if minutes is None: return
+    number = isinstance(minutes, Real) and not isinstance(minutes, bool)
+    if not number or not 0 < minutes < math.inf:
+        raise ValueError(f"minutes must be a positive number, got {minutes!r}")
+    if 'steps' in config:
+        raise ValueError(f"minutes={minutes:g} and steps={config['steps']} both say how long to train; "
+                         "name one of them")
+
 # %% ../nbs/library/27_runs.ipynb #57fc4746
-def _opening(learn, images, resumed, device):
-    "The first line of a run"
-    cfg, world = learn.model.cfg, world_size()
-    began = f'from step {learn.sagan_trainer.step} to ' if resumed else ''
+def _opening(learn, images, resumed, device, pace):
+    "The first line of a run: what it sees, how often, on what, and for how long"
+    cfg, world, step = learn.model.cfg, world_size(), learn.sagan_trainer.step
+    began = f'from step {step:,} to ' if resumed else ''
+    seen = cfg.steps*cfg.batch/len(images)
+    passes = f'{seen:.3g} pass{"es"*(seen != 1)} over the images'
+    time = f' ({describe_duration(pace*(cfg.steps - step))})' if pace else ''
     where = f'{world} processes, the first on ' if world > 1 else ''
     dtype = fastest_dtype(device) if cfg.dtype == 'auto' else cfg.dtype
-    return (f'{len(images)} images of {images.name}, {len(images.classes)} classes; {began}{cfg.steps} steps '
-            f'of {cfg.batch} on {where}{device} in {dtype}')
+    data = f'{len(images):,} images of {images.name}, {len(images.classes) or "no"} classes'
+    return (f'{data}; {began}{cfg.steps:,} steps of {cfg.batch}, {passes}{time}, on '
+            f'{where}{device} in {dtype}')
 
 # %% ../nbs/library/27_runs.ipynb #7c43f611
 def _check_unfinished(folder, cfg, tell):
@@ -277,7 +303,7 @@ def _set_up(folder, learn, images, options, judge, resumed, tell):
     return measure
 
 # %% ../nbs/library/27_runs.ipynb #2cc32c93
-def _train_in(folder, learn, images, options, device, tell, resumed=False, note=''):
+def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=False, note=''):
     "Make the run folder, or go on with it, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
     bar = first and tell is print and sys.stdout.isatty()
@@ -293,7 +319,7 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
         if resumed: before = existing_paths(folder) - ({folder/'.lock'} - before)
         with removed_on_error(folder, before, lambda error: not first):
             measure = _set_up(folder, learn, images, options, judge, resumed, tell)
-        tell(f'{_opening(learn, images, resumed, device)}; run folder {folder}{note}')
+        tell(f'{_opening(learn, images, resumed, device, pace)}; run folder {folder}{note}')
         with removed_on_error(folder, before, partial(_stays, folder)):
             if learn.sagan_trainer.step < cfg.steps:
                 for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)
@@ -316,10 +342,12 @@ def train_run(
     # 'digits', 'twins', or a folder of images (one subfolder per class, or none); None for digits
     data:str|Path|None=None,
     out:str|Path|None=None, # Run folder to make, None for runs/ and the name of the data
-    # Configuration to start from: small (two cores, minutes), tiny (seconds), paper, official, biggan,
-    # cifar, or a row of the paper such as table1-feat32; None for small
+    # Configuration to start from: small (two cores, minutes), photos (two cores, an hour), tiny (seconds),
+    # paper, official, biggan, cifar, or a row of the paper such as table1-feat32; None for photos of a
+    # folder, and for small
     preset:str|None=None,
     *,
+    minutes:float|None=None, # How long to train, instead of `steps`; measuring and saving come on top
     keep:int=2, # Training states to keep besides the best, at least 1
     measure_every:int=0, # Steps between two measurements of the averaged generator, 0 for none
     evaluator:str='small', # Who measures: 'small' or 'inception'
@@ -339,10 +367,12 @@ def train_run(
     while it trains, `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is
     gone, `OSError` for a full disk, and `TooLarge` when memory runs out."""
     with _join_group(device) as device:
-        cfg = configure(preset or 'small', **config)
+        if preset is None: preset = 'small' if is_builtin(str(data or 'digits')) else 'photos'
+        cfg = configure(preset, **config)
         if not data and cfg.data != 'digits':
             raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, "
                              "'digits' or 'twins'")
+        _check_minutes(minutes, config)
         if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
         data = str(data or 'digits')
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
@@ -354,8 +384,15 @@ def train_run(
                              "another folder with --out")
         images = training_images(data, cfg, config.get('n_classes'), options['cache'])
         cfg = cfg.change(n_classes=len(images.classes), data=absolute_data(data))
-        return _train_in(folder, _make_learner(images, cfg, device), images, options, device, tell,
-                         note=_moved_attention(preset or 'small', cfg, config))
+        note = _moved_attention(preset, cfg, config)
+        suited = suit_images(len(images), bool(images.classes)) if preset == 'photos' else {}
+        suited = {k: v for k, v in suited.items() if k not in config}
+        cfg = cfg.change(**suited)
+        if suited: note += '; for these images ' + ', '.join(f'{k}={v}' for k, v in suited.items())
+        pace = _pace(images, cfg, device, minutes)
+        if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
+        return _train_in(folder, _make_learner(images, cfg, device), images, options, device, tell, pace,
+                         note=note)
 
 # %% ../nbs/library/27_runs.ipynb #35445c8b
 def _resumed_config(folder, cfg, preset, config):
@@ -366,6 +403,7 @@ def _resumed_config(folder, cfg, preset, config):
     asked = configure(preset, **config) if preset else cfg.change(**config)
     for f in fields(Config):
         if not (f.name in config or (preset and f.name not in ('data', 'n_classes'))): continue
+        if f.name in ('diffaug', 'n_d', 'batch') and f.name not in config and preset == 'photos': continue
         if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name):
             raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, "
                              f"{getattr(asked, f.name)!r} was asked for; a run goes on as it began, only "
@@ -405,8 +443,9 @@ def resume_run(
         options = _check_options(tell, remembered, keep=keep, measure_every=measure_every, samples=samples,
                                  evaluator=evaluator, weights=weights, on_nan=on_nan, cache=cache)
         images = _run_images(None, cfg, classes, options['cache'])
+        pace = _pace(images, cfg, device, lower=ELSEWHERE)
         learn = _make_learner(images, cfg, device, ELSEWHERE)
-        return _train_in(folder, learn, images, options, device, tell, resumed=True)
+        return _train_in(folder, learn, images, options, device, tell, pace, resumed=True)
 
 # %% ../nbs/library/27_runs.ipynb #b33a4595
 def _run_device(run, device):

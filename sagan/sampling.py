@@ -132,7 +132,7 @@ def _check_images(path):
     "Raise `OSError` unless there is room for a new folder, or an empty one"
     check_folder(path)
     if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path} already holds files; name another folder with --out (out=), or empty it")
+        raise FileExistsError(f"{path} already holds files; empty it, or name another one with --out (out=)")
 
 def _write_images(path, pixels, folders, stem):
     "A folder of single images: image 0 of each class comes first, as `draw_batches` has them"

@@ -15,7 +15,7 @@ def G(): return load_run('digits').model.ema
 
 
 def test_slerp():
-    "The ends exactly, between them a steady angle and length, also for latents on one line and for one number"
+    "The ends exactly, between them a steady angle and length; also for latents on one line"
     a, b = seeded_latents(2, 128, 1)
     assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
     a, b = a/a.norm(), b/b.norm()
