@@ -17,6 +17,7 @@ COMMANDS = dict(
     train='train, or go on with a run (--resume)',
     sample='draw images from a run',
     attend="show where points of generated images look (the paper's figure 1)",
+    walk='walk from one latent to the next, with the attention of a point',
     explore='move over images, and see where each point of them looks',
     eval='score images of a run against real ones',
     experiment="train and compare the rows of one of the paper's tables",

@@ -43,10 +43,12 @@ from .references import *
 from .reports import *
 from .runner import *
 from .runs import *
+from .sampling import *
 from .spectral import *
 from .storage import *
 from .training import *
 from .visualization import *
+from .walks import *
 
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
@@ -55,7 +57,8 @@ _modules = [
     sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs,
     sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace,
     sagan.precision, sagan.progress, sagan.recording, sagan.records, sagan.references, sagan.reports,
-    sagan.runner, sagan.runs, sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
+    sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.storage, sagan.training,
+    sagan.visualization, sagan.walks]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

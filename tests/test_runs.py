@@ -16,7 +16,8 @@ from sagan.recording import Interrupted
 from sagan.reports import explorer_page
 from sagan.runs import (
     _pace, attend_run, class_numbers, evaluate_run, explore_run, import_run, load_run, OPTIONS, report_run,
-    resume_run, sample_run, shipped, train_run)
+    resume_run, shipped, train_run)
+from sagan.sampling import sample_run
 from sagan.storage import read_json
 from sagan.visualization import grid_image
 
