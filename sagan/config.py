@@ -25,7 +25,7 @@ _OLDER_FORMS = dict(paper='preprint', official='released')  # in files of older 
 
 def _check_choices(cfg):
     "Raise `ValueError` unless each field with a few values has one of them"
-    if cfg.diffaug != '':
+    if not isinstance(cfg.diffaug, str) or cfg.diffaug:
         from sagan.augmentation import check_diffaug
         check_diffaug(cfg.diffaug)
     if isinstance(cfg.form, str): object.__setattr__(cfg, 'form', _OLDER_FORMS.get(cfg.form, cfg.form))

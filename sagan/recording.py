@@ -261,7 +261,9 @@ class TrainingProgress(Callback):
     def __init__(self,
         line:ProgressLine, # Of as many steps as the training
     ): self.line = line
-    def before_fit(self): self.line.begin(self.sagan_trainer.step)
+    def before_fit(self):
+        "Start the clock"
+        self.line.begin(self.sagan_trainer.step)
     def after_batch(self):
         "Draw the line where it is time; fields of one width keep the bar still"
         t = self.sagan_trainer

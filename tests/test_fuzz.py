@@ -34,7 +34,8 @@ def examples(n):
 SIZE = ['--preset', 'tiny', '--batch', '4', '--z-dim', '4', '--device', 'cpu']
 BASE = dict(
     train=['--steps', '4', *SIZE], sample=['--n', '1'], attend=['--n', '1'],
-    walk=['--frames', '1', '--out', 'walk.png'], explore=['--out', 'page.html'], report=['--out', 'report.html'],
+    walk=['--frames', '1', '--out', 'walk.png'], explore=['--out', 'page.html'],
+    report=['--out', 'report.html'],
     eval=['--n', '10'], **{'import': ['--out', 'new']},
     experiment=['--out', 'experiment', '--data', 'digits', '--steps', '2', '--seeds', '1', '--samples', '10',
                 *SIZE])
