@@ -20,7 +20,7 @@ from warnings import warn
 from torch import Tensor
 import sagan
 from .checkpoints import (
-    best_record, create_run, DamagedState, file_step, load_best, load_newest, read_config,
+    best_record, create_run, DamagedState, file_step, load_best, load_newest, RATES, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
@@ -42,6 +42,7 @@ from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, sample_picture, sampled_classes,
     save_figure, suggest_out, write_report)
+from .starting import init_from as fill_from, starting_config
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
 
@@ -232,7 +233,7 @@ def _opening(learn, images, resumed, device):
             f'of {cfg.batch} on {where}{device} in {dtype}')
 
 # %% ../nbs/library/27_runs.ipynb #7c43f611
-def _check_unfinished(folder, cfg, tell):
+def _check_unfinished(folder, cfg, options, tell):
     "Raise `ValueError` for a run that cannot go on; returns whether it has a training state"
     found = states(folder)
     if not found:
@@ -240,6 +241,10 @@ def _check_unfinished(folder, cfg, tell):
             raise ValueError(f"{folder} holds no training states, only weights: it was made by a version "
                              "that kept none, or they were removed. It can be sampled and measured, but not "
                              "continued")
+        if began := options.get('init_from'):
+            raise ValueError(f"{folder} was stopped before its first training state, without the weights of "
+                             f"{began.get('run')} that it began from; begin again with the same sagan-train "
+                             "--init-from")
         tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0')
         return False
     step = file_step(found[-1])
@@ -264,11 +269,20 @@ def _stays(folder, error):
     ended = isinstance(error, (Interrupted, KeyboardInterrupt, NonFinite, ConnectionError))
     return rank() > 0 or any(ended or file_step(f) > 0 for f in states(folder))
 
+def _note_rates(folder, cfg, step, options, tell):
+    "Keep among the options of a run which rates change at a step"
+    was = read_config(folder)[0]
+    changed = {k: [getattr(was, k), getattr(cfg, k)] for k in RATES if getattr(was, k) != getattr(cfg, k)}
+    if changed: options['changes'] = [*(options.get('changes') or []), dict(step=step) | changed]
+    for k, (before, now) in changed.items(): tell(f'from step {step} on {k} is {now:g}, not {before:g}')
+
 def _set_up(folder, learn, images, options, judge, resumed, tell):
     "The function that measures; a learner that goes on is put into its state, and then its folder is changed"
     cfg = learn.model.cfg
-    begun = resumed and _check_unfinished(folder, cfg, tell)
-    if begun: restore_newest(folder, learn, tell)
+    begun = resumed and _check_unfinished(folder, cfg, options, tell)
+    if begun:
+        restore_newest(folder, learn, tell)
+        _note_rates(folder, cfg, learn.sagan_trainer.step, options, tell)
     measure = _measure_function(folder, images, options, judge, cfg.z_dim)
     if begun: settle_run(folder, learn, tell, options['keep'])
     if resumed and rank() == 0: write_config(folder, cfg, images.classes, options)
@@ -297,7 +311,8 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
                 for name in ('report.html', 'attention.png'): (folder/name).unlink(missing_ok=True)
                 writer = RunWriter(
                     folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar,
-                    keep=options['keep'], measure_every=options['measure_every'], measure=measure, tell=tell)
+                    keep=options['keep'], measure_every=options['measure_every'], measure=measure, tell=tell,
+                    init_from=options.get('init_from'), changes=options.get('changes') or ())
                 _fit(learn, writer, options['on_nan'], bar, ELSEWHERE if resumed else SMALLER)
         all_reduce(torch.zeros(()))  # the weights of the first process are there
         run = load_run(folder, device)
@@ -318,6 +333,9 @@ def train_run(
     # cifar, or a row of the paper such as table1-feat32; None for small
     preset:str|None=None,
     *,
+    # Run to begin from, on these data: its weights and, but for what is named, its configuration; also
+    # 'digits' or 'twins'
+    init_from:Run|str|Path|None=None,
     keep:int=2, # Training states to keep besides the best, at least 1
     measure_every:int=0, # Steps between two measurements of the averaged generator, 0 for none
     evaluator:str='small', # Who measures: 'small' or 'inception'
@@ -337,12 +355,13 @@ def train_run(
     while it trains, `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is
     gone, `OSError` for a full disk, and `TooLarge` when memory runs out."""
     with _join_group(device) as device:
-        cfg = configure(preset or 'small', **config)
-        if not data and cfg.data != 'digits':
-            raise ValueError(f"preset {preset!r} brings no data; name them with --data: a folder of images, "
-                             "'digits' or 'twins'")
+        start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
+        cfg = starting_config(start, preset, **config) if start else configure(preset or 'small', **config)
+        if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
+            raise ValueError(f"{start.folder if start else f'preset {preset!r}'} brings no data; name them with "
+                             "--data: a folder of images, 'digits' or 'twins'")
         if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
-        data = str(data or 'digits')
+        data = str(data or cfg.data)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
         folder = Path(out or Path('runs')/Path(data).resolve().name)
@@ -352,8 +371,12 @@ def train_run(
                              "another folder with --out")
         images = training_images(data, cfg, config.get('n_classes'), options['cache'])
         cfg = cfg.change(n_classes=len(images.classes), data=absolute_data(data))
-        return _train_in(folder, _make_learner(images, cfg, device), images, options, device, tell,
-                         note=_moved_attention(preset or 'small', cfg, config))
+        learn = _make_learner(images, cfg, device)
+        note = '' if start else _moved_attention(preset or 'small', cfg, config)
+        if start:
+            options['init_from'] = began = fill_from(learn, start, images.classes)
+            note = f'; begins from {began["run"]} of step {began["step"]}'
+        return _train_in(folder, learn, images, options, device, tell, note=note)
 
 # %% ../nbs/library/27_runs.ipynb #35445c8b
 def _resumed_config(folder, cfg, preset, config):
@@ -364,11 +387,12 @@ def _resumed_config(folder, cfg, preset, config):
     asked = configure(preset, **config) if preset else cfg.change(**config)
     for f in fields(Config):
         if not (f.name in config or (preset and f.name not in ('data', 'n_classes'))): continue
-        if f.name != 'steps' and getattr(asked, f.name) != getattr(cfg, f.name):
+        may_change = f.name == 'steps' or f.name in RATES and f.name in config
+        if not may_change and getattr(asked, f.name) != getattr(cfg, f.name):
             raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, "
                              f"{getattr(asked, f.name)!r} was asked for; a run goes on as it began, only "
-                             f"steps, {', '.join(OPTIONS)} may change")
-    return cfg.change(steps=config.get('steps', cfg.steps))
+                             f"{', '.join(('steps', *RATES, *OPTIONS))} may change")
+    return cfg.change(**{k: config[k] for k in ('steps', *RATES) if k in config})
 
 # %% ../nbs/library/27_runs.ipynb #62e7e7c5
 @explain_memory(ELSEWHERE)
@@ -386,7 +410,9 @@ def resume_run(
     cache:str|Path|None=None, # Folder for the decoded copy of large data
     device:str|None=None, # As the run began: 'cpu' or 'cuda', None for cuda if there is one
     tell:Callable=print, # Is given each line of progress; `print` draws a bar in a terminal
-    **config, # `steps` to train longer; other fields of `Config` must be as they are
+    # `steps` to train longer, `lr_g`, `lr_d` or `bias_lr` for other rates from here on; other fields of
+    # `Config` must be as they are
+    **config,
 ) -> Run: # The finished run, loaded
     """Go on with a run that was stopped, or beyond its end; on the CPU as if it had never been stopped
 
