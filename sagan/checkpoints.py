@@ -357,8 +357,8 @@ def restore_state(
 ) -> None:
     """Put a new learner into a training state
 
-    Raises `ValueError` for another configuration (steps and rates are no difference) or device, `DamagedState`
-    for a state whose parts do not fit or are not finite."""
+    Raises `ValueError` for another configuration (steps and rates are no difference) or device,
+    `DamagedState` for a state whose parts do not fit or are not finite."""
     learn.model.to(learn.dls.device)  # where fastai would move it in a fit
     _check_state(path, state, learn.model.cfg, next(learn.model.parameters()).device, tell)
     try: _put(learn, state, draws)

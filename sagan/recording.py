@@ -22,7 +22,7 @@ from .checkpoints import (
     DamagedState, explain_write_errors, file_step, load_state, read_state, restore_state, save_state,
     save_weights, state_file, states, step_files, tensor_bytes)
 from .data import Images, to_unit
-from .diagnostics import few_passes, idle_attention, NonFinite, signs_of_collapse, WINDOW
+from .diagnostics import idle_attention, NonFinite, signs_of_collapse, SIGNS_WINDOW
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
 from .names import say
@@ -114,14 +114,15 @@ class RunWriter(Callback):
         tell=say, # Is given each line of text
         init_from:dict|None=None, # Run whose weights this one began with, for the first record
         changes:Sequence[dict]=(), # What changed, and at which `step`, for the record that follows
+        signs:dict[str, str]|None=None, # Warnings that are known before the first step, by their kind
     ):
         self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
         self.log_every, self.save_every = log_every, save_every
         self.measure_every, self.measure = measure_every, measure
-        self.init_from, self.changes = init_from, changes
+        self.init_from, self.changes, self.known_signs = init_from, changes, signs or {}
         self.stop:bool|str = False  # or the name of the signal
         self.measuring, self.rollbacks = False, 0
-        self.warnings, self.signs, self.window = list[str](), list[str](), deque[dict](maxlen=WINDOW)
+        self.warnings, self.signs, self.window = list[str](), list[str](), deque[dict](maxlen=SIGNS_WINDOW)
 
     def after_batch(self):
         "Record, or checkpoint, where it is time; raises `CancelFitException` if it is asked to stop"
@@ -162,7 +163,7 @@ def before_fit(self:RunWriter):
     self.take_up(records)
     if self.recorded_step == 0: self.save_samples()
     self.save()
-    self.report_signs(few_passes(len(images), model.cfg.steps, model.cfg.batch))
+    self.report_signs(self.known_signs)
 
 # %% ../nbs/library/34_recording.ipynb #98fe9001
 @patch
@@ -171,9 +172,9 @@ def take_up(self:RunWriter,
 ) -> None:
     "Go on with the signs and the window of a log; note what its next record has to say"
     self.reported_signs = {k for r in records for k in r.get('signs', [])}
-    watched = (r for r in records if r['step'] % self.log_every == 0 and r.get('d_real') is not None)
+    def is_whole(r): return all(r.get(k) is not None for k in ('d_loss', 'd_real', 'd_fake', 'lr_g', 'lr_d'))
     self.window.clear()
-    self.window.extend(watched)
+    self.window.extend(r for r in records if r['step'] % self.log_every == 0 and is_whole(r))
     last = records[-1]['step'] if records else 0
     changes = [c for c in self.changes if c['step'] >= last]
     self.notes = dict(init_from=self.init_from) if self.init_from and not records else {}
@@ -369,9 +370,9 @@ def _write_nan_report(learn, error):
     t, report, file = learn.sagan_trainer, error.report, learn.run_writer.folder/'nan-report.json'
     # D's step was not counted yet, G's was
     step = t.step + (report['network'] == 'D' and report['where'] != 'weights')
-    losses = dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss))
+    more = dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss)) | _rates(learn.opt)
     if rank() == 0:
-        with explain_write_errors(file): write_json(file, _as_json(dict(step=step) | report | losses | _rates(learn.opt)))
+        with explain_write_errors(file): write_json(file, _as_json(dict(step=step) | report | more))
     return f"step {step}: {report['message']} (figures in {file})"
 
 # %% ../nbs/library/34_recording.ipynb #b72abf04

@@ -27,7 +27,7 @@ from .checks import (
     explain_memory, find_device, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, for_size, preset as named_preset
 from .data import image_dls, Images, is_builtin, load_images
-from .diagnostics import NonFinite
+from .diagnostics import few_passes, NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
 from .explorer import own_images
 from .importing import import_run
@@ -312,7 +312,8 @@ def _train_in(folder, learn, images, options, device, tell, resumed=False, note=
                 writer = RunWriter(
                     folder, save_every=max(1, min(1000, cfg.steps//10)), echo=first and not bar,
                     keep=options['keep'], measure_every=options['measure_every'], measure=measure, tell=tell,
-                    init_from=options.get('init_from'), changes=options.get('changes') or ())
+                    init_from=options.get('init_from'), changes=options.get('changes') or (),
+                    signs=few_passes(len(images), cfg.steps, cfg.batch))
                 _fit(learn, writer, options['on_nan'], bar, ELSEWHERE if resumed else SMALLER)
         all_reduce(torch.zeros(()))  # the weights of the first process are there
         run = load_run(folder, device)
@@ -358,8 +359,9 @@ def train_run(
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
         cfg = starting_config(start, preset, **config) if start else configure(preset or 'small', **config)
         if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
-            raise ValueError(f"{start.folder if start else f'preset {preset!r}'} brings no data; name them with "
-                             "--data: a folder of images, 'digits' or 'twins'")
+            what = start.folder if start else f'preset {preset!r}'
+            raise ValueError(f"{what} brings no data; name them with --data: a folder of images, 'digits' or "
+                             "'twins'")
         if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
         data = str(data or cfg.data)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,

@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/library/starting.html.md"""
 # %% auto #0
 __all__ = ['NETWORKS', 'starting_config', 'init_from']
 
-# %% ../nbs/library/52_starting.ipynb #52a4ce49
+# %% ../nbs/library/52_starting.ipynb #b2ff3188
 import hashlib, torch
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from .conditioning import AuxiliaryHead, ConditionalBatchNorm2d, ProjectionHead
 from .config import Config, preset as named_preset
 from .spectral import spectral_layers
 
-# %% ../nbs/library/52_starting.ipynb #76e5b4f7
+# %% ../nbs/library/52_starting.ipynb #07f8ac8a
 NETWORKS = dict(
     G=('size', 'form', 'z_dim', 'g_width', 'g_attention', 'g_sn'),
     D=('size', 'form', 'd_width', 'd_attention', 'd_down', 'd_relu_skip', 'head'))
@@ -28,10 +28,11 @@ def _check_fit(cfg, run):
     for k in there:
         if getattr(cfg, k) != getattr(run.cfg, k):
             raise ValueError(
-                f"{k} is {getattr(run.cfg, k)!r} in {run.folder}, {getattr(cfg, k)!r} was asked for, and weights "
-                "fit only networks of the same shape; take the value of that run, or begin without its weights")
+                f"{k} is {getattr(run.cfg, k)!r} in {run.folder}, {getattr(cfg, k)!r} was asked for, and "
+                "weights fit only networks of the same shape; take the value of that run, or begin without "
+                "its weights")
 
-# %% ../nbs/library/52_starting.ipynb #2e6d5f05
+# %% ../nbs/library/52_starting.ipynb #7d046285
 def starting_config(
     run:Run, # Run whose weights the new one begins with
     preset:str|None=None, # Preset for all but the shape of the networks, None for the run's configuration
@@ -44,12 +45,12 @@ def starting_config(
     _check_fit(cfg, run)
     return cfg
 
-# %% ../nbs/library/52_starting.ipynb #998a733c
+# %% ../nbs/library/52_starting.ipynb #5207c2ea
 def _rows(table, old, new):
     "Rows of a table (n, ...) for new classes: the same for a class of that name, otherwise the mean"
     return torch.stack([table[old.index(c)] if c in old else table.mean(0) for c in new or [None]])
 
-# %% ../nbs/library/52_starting.ipynb #d9994f78
+# %% ../nbs/library/52_starting.ipynb #eafdc8a7
 def _copy_norm(new, old, rows):
     "Fill a conditional batch norm's gains and biases from those of another one"
     if old.n_classes: gain, bias = rows(old.gain.weight), rows(old.bias.weight)
@@ -61,7 +62,7 @@ def _copy_norm(new, old, rows):
         new.bn.weight.copy_(1 + gain[0])
         new.bn.bias.copy_(bias[0])
 
-# %% ../nbs/library/52_starting.ipynb #fd11b975
+# %% ../nbs/library/52_starting.ipynb #5945d8fc
 def _set_weight(layer, W):
     "Give a spectrally normalized layer another weight, (out, in), with the vectors of its norm"
     (_, sn, weight), = spectral_layers(layer)
@@ -71,7 +72,7 @@ def _set_weight(layer, W):
     sn.u.copy_(U[:, 0])
     sn.v.copy_(Vh[0])
 
-# %% ../nbs/library/52_starting.ipynb #1dff103e
+# %% ../nbs/library/52_starting.ipynb #ff271491
 def _copy_head(new, old, rows):
     "Fill a discriminator's head from another one"
     if isinstance(new, AuxiliaryHead):
@@ -82,7 +83,7 @@ def _copy_head(new, old, rows):
         _set_weight(new.embed, rows(table.parametrizations.weight.original))
     elif old.embed is not None: _set_weight(new.linear, old.linear.weight + rows(old.embed.weight))
 
-# %% ../nbs/library/52_starting.ipynb #8f0780e8
+# %% ../nbs/library/52_starting.ipynb #23e37b94
 def _copy_network(new, old, rows):
     "Fill a network with the weights of another, and its class tables with rows of the other's"
     own = new.state_dict()
@@ -93,7 +94,7 @@ def _copy_network(new, old, rows):
         if isinstance(m, ConditionalBatchNorm2d): _copy_norm(m, others[name], rows)
         if isinstance(m, (AuxiliaryHead, ProjectionHead)): _copy_head(m, others[name], rows)
 
-# %% ../nbs/library/52_starting.ipynb #916ece03
+# %% ../nbs/library/52_starting.ipynb #7618a7d5
 def _weights_digest(model):
     "The first 16 hexadecimal digits of a digest of all weights"
     sha = hashlib.sha256()
@@ -101,7 +102,7 @@ def _weights_digest(model):
         sha.update(name.encode() + v.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
-# %% ../nbs/library/52_starting.ipynb #5b7669d2
+# %% ../nbs/library/52_starting.ipynb #ce7e3407
 @torch.no_grad()
 def init_from(
     learn:Learner, # From `sagan_learner`, before its first fit
@@ -116,8 +117,8 @@ def init_from(
     model, old = learn.model, run.model
     new = [str(c) for c in (getattr(learn.dls, 'vocab', []) if classes is None else classes)]
     if len(new) != model.cfg.n_classes:
-        raise ValueError(f"the model has {model.cfg.n_classes} classes, but there are {len(new)} class names; "
-                         "give them as classes=[...]")
+        raise ValueError(f"the model has {model.cfg.n_classes} classes, but there are {len(new)} class "
+                         "names; give them as classes=[...]")
     _check_fit(model.cfg, run)
     def rows(table): return _rows(table, run.classes, new)
     for k in ('G', 'ema', 'D'):
