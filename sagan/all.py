@@ -34,6 +34,7 @@ from .losses import *
 from .measuring import *
 from .names import *
 from .networks import *
+from .pace import *
 from .precision import *
 from .recording import *
 from .records import *
@@ -51,9 +52,9 @@ _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
     sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation,
     sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
-    sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.precision, sagan.recording,
-    sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral,
-    sagan.storage, sagan.training, sagan.visualization]
+    sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace, sagan.precision,
+    sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs,
+    sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)
