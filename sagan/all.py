@@ -43,6 +43,7 @@ from .reports import *
 from .runner import *
 from .runs import *
 from .spectral import *
+from .starting import *
 from .storage import *
 from .training import *
 from .visualization import *
@@ -54,7 +55,7 @@ _modules = [
     sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
     sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace, sagan.precision,
     sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs,
-    sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
+    sagan.spectral, sagan.starting, sagan.storage, sagan.training, sagan.visualization]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

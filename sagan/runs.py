@@ -356,7 +356,7 @@ def train_run(
                              "another folder with --out")
         images = training_images(data, cfg, config.get('n_classes'), options['cache'])
         cfg = cfg.change(n_classes=len(images.classes), data=absolute_data(data))
-        note = '' if start else moved_attention(preset, cfg, config)
+        note = '' if start else moved_attention(str(preset), cfg, config)
         suited = suit_images(len(images), bool(images.classes)) if preset == 'photos' else {}
         suited = {k: v for k, v in suited.items() if k not in config}
         cfg = cfg.change(**suited)
