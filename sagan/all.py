@@ -45,6 +45,7 @@ from .runner import *
 from .runs import *
 from .sampling import *
 from .spectral import *
+from .starting import *
 from .storage import *
 from .training import *
 from .visualization import *
@@ -57,8 +58,8 @@ _modules = [
     sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs,
     sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace,
     sagan.precision, sagan.progress, sagan.recording, sagan.records, sagan.references, sagan.reports,
-    sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.storage, sagan.training,
-    sagan.visualization, sagan.walks]
+    sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.starting, sagan.storage,
+    sagan.training, sagan.visualization, sagan.walks]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -81,6 +81,8 @@ def sagan_train(
     # folder, else small)
     preset:str=None,
     minutes:float=None, # How long to train, instead of --steps; measuring and saving come on top
+    # Run to begin from, on these data: a run folder, or digits or twins; its configuration is the default
+    init_from:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)
     evaluator:str=None, # Who measures: 'small' or 'inception' (default: small)
@@ -102,12 +104,13 @@ def sagan_train(
         _check(not (resume and out), '--resume names the run folder; leave out --out')
         _check(resume != '', '--resume needs the name of a run folder, got an empty one')
         _check(not resume or minutes is None, '--minutes is for new runs; --resume takes --steps')
+        _check(not (resume and init_from), 'a run that goes on has its weights; leave out --init-from')
         changes = parse_fields(changes)
-        if not resume: check_config(preset, changes)
+        if not resume and not init_from: check_config(preset, changes)
         _announce(doing)
         from sagan.runs import resume_run, train_run
         if resume: resume_run(resume, **options, **changes)
-        else: train_run(out=out, minutes=minutes, **options, **changes)
+        else: train_run(out=out, minutes=minutes, init_from=init_from, **options, **changes)
 
 # %% ../nbs/library/30_cli.ipynb #f2000f4e
 @shell_command

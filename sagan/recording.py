@@ -11,7 +11,7 @@ __all__ = ['ROLLBACKS', 'real_spread', 'describe_data', 'RunWriter', 'TrainingPr
 # %% ../nbs/library/34_recording.ipynb #1831de5e
 import math, os, signal, sys, threading, torch
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +22,7 @@ from .checkpoints import (
     DamagedState, explain_write_errors, file_step, load_state, read_state, restore_state, save_state,
     save_weights, state_file, states, step_files, tensor_bytes)
 from .data import Images, to_unit
-from .diagnostics import NonFinite, signs_of_collapse
+from .diagnostics import idle_attention, NonFinite, signs_of_collapse, SIGNS_WINDOW
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
 from .names import say
@@ -74,6 +74,11 @@ def _spectral_norms(model):
         found |= {f'sigma {k}.{n}': v for n, v in norms[:1] + norms[-1:]}
     return found
 
+# %% ../nbs/library/34_recording.ipynb #8a40eb39
+def _rates(opt):
+    "Learning rates of both networks"
+    return dict(lr_g=opt.hypers[0]['lr'], lr_d=opt.hypers[2]['lr'])
+
 # %% ../nbs/library/34_recording.ipynb #69598429
 def _check_finite(model, opt):
     "Raise `NonFinite` if a weight, an average or a moment of Adam is not a finite number"
@@ -108,20 +113,24 @@ class RunWriter(Callback):
         # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
         measure=None,
         tell=say, # Is given each line of text
+        init_from:dict|None=None, # Run whose weights this one began with, for the first record
+        changes:Sequence[dict]=(), # What changed, and at which `step`, for the record that follows
+        signs:dict[str, str]|None=None, # Warnings that are known before the first step, by their kind
     ):
         self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
         self.log_every, self.save_every = log_every, save_every
         self.measure_every, self.measure = measure_every, measure
+        self.init_from, self.changes, self.known_signs = init_from, changes, signs or {}
         self.stop:bool|str = False  # or the name of the signal
         self.measuring, self.rollbacks = False, 0
-        self.warnings, self.window = list[str](), deque[dict](maxlen=10)
+        self.warnings, self.signs, self.window = list[str](), list[str](), deque[dict](maxlen=SIGNS_WINDOW)
 
     def after_batch(self):
         "Record, or checkpoint, where it is time; raises `CancelFitException` if it is asked to stop"
         t = self.sagan_trainer
         log = t.step % self.log_every == 0
         measure = bool(self.measure_every) and t.step % self.measure_every == 0
-        if log: self.window.append({k: float(v) for k, v in t.scores.items()} | dict(d_loss=t.d_loss.item()))
+        if log: self.window.append(t.figures() | _rates(self.opt))
         if measure or t.step % self.save_every == 0: self.checkpoint(measure)
         elif log: self.record({})
         if _stop_requested(self): raise CancelFitException
@@ -152,9 +161,25 @@ def before_fit(self:RunWriter):
     self.needed_bytes = tensor_bytes([model.state_dict(), *moments])
     self.best, self.recorded_step = best_record(records), self.sagan_trainer.step
     self.start = perf_counter() - max((r.get('seconds') or 0 for r in records), default=0)
-    self.reported_signs = {k for r in records for k in r.get('signs', [])}
+    self.take_up(records)
     if self.recorded_step == 0: self.save_samples()
     self.save()
+    self.report_signs(self.known_signs)
+
+# %% ../nbs/library/34_recording.ipynb #98fe9001
+@patch
+def take_up(self:RunWriter,
+    records:list[dict], # The log so far
+) -> None:
+    "Go on with the signs and the window of a log; note what its next record has to say"
+    self.reported_signs = {k for r in records for k in r.get('signs', [])}
+    def is_whole(r): return all(r.get(k) is not None for k in ('d_loss', 'd_real', 'd_fake', 'lr_g', 'lr_d'))
+    self.window.clear()
+    self.window.extend(r for r in records if r['step'] % self.log_every == 0 and is_whole(r))
+    last = records[-1]['step'] if records else 0
+    changes = [c for c in self.changes if c['step'] >= last]
+    self.notes = dict(init_from=self.init_from) if self.init_from and not records else {}
+    if changes: self.notes['changes'] = changes
 
 # %% ../nbs/library/34_recording.ipynb #edbef25d
 @patch
@@ -189,15 +214,15 @@ def record(self:RunWriter,
     more:dict, # What else the record holds: diversity, signs of collapse, scores
 ) -> None:
     "Add a line to the log: what the trainer watches, dtype, learning rates, spectral norms, seconds, `more`"
-    t, hypers = self.sagan_trainer, self.opt.hypers
-    r = t.figures() | dict(dtype=t.dtype, lr_g=hypers[0]['lr'], lr_d=hypers[2]['lr'])
+    t = self.sagan_trainer
+    r = t.figures() | dict(dtype=t.dtype) | _rates(self.opt)
     r |= _spectral_norms(self.model) | dict(seconds=round(perf_counter() - self.start, 2)) | more
-    if self.warnings: r['warnings'] = self.warnings
+    r |= self.notes | {k: v for k in ('signs', 'warnings') if (v := getattr(self, k))}
     line = json_text(r) + '\n'
     if rank() == 0:
         log = self.folder/'log.jsonl'
         with explain_write_errors(log, self.needed_bytes), open_append(log) as f: f.write(line.encode())
-    self.recorded_step, self.warnings = t.step, []
+    self.recorded_step, self.notes, self.signs, self.warnings = t.step, {}, [], []
 
 # %% ../nbs/library/34_recording.ipynb #b8821b9c
 @patch
@@ -210,15 +235,14 @@ def warn(self:RunWriter,
 
 # %% ../nbs/library/34_recording.ipynb #bd32bac4
 @patch
-def warn_of_collapse(self:RunWriter,
-    diversity:float|None, # Of the grid, from `save_samples`
-) -> dict: # What the record says of them
-    "Warn of signs of collapse that were not reported before"
-    signs = signs_of_collapse(diversity, self.window)
+def report_signs(self:RunWriter,
+    signs:dict[str, str], # {kind: sentence}, from `sagan.diagnostics`
+) -> None:
+    "Warn of signs that were not reported before, and put their kinds into the next record"
     new = [k for k in signs if k not in self.reported_signs]
     for k in new: self.warn(signs[k])
+    self.signs += new
     self.reported_signs |= set(new)
-    return dict(signs=new) if new else {}
 
 # %% ../nbs/library/34_recording.ipynb #688e7b0c
 @patch
@@ -237,7 +261,8 @@ def checkpoint(self:RunWriter,
     "Sample, measure if asked to, record, save; raises `NonFinite` before anything is written"
     _check_finite(self.model, self.opt.opt)
     more = dict(diversity=self.save_samples())
-    more |= self.warn_of_collapse(more['diversity'])
+    self.report_signs(signs_of_collapse(more['diversity'], self.window))
+    self.report_signs(idle_attention(self.window, self.model.cfg.n_d))
     if measure: more |= self.run_measurement()
     self.record(more)
     if measure: self.best = best_record(read_log(self.folder))
@@ -364,10 +389,9 @@ def _write_nan_report(learn, error):
     t, report, file = learn.sagan_trainer, error.report, learn.run_writer.folder/'nan-report.json'
     # D's step was not counted yet, G's was
     step = t.step + (report['network'] == 'D' and report['where'] != 'weights')
-    losses = dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss))
-    rates = dict(lr_g=learn.opt.hypers[0]['lr'], lr_d=learn.opt.hypers[2]['lr'])
+    more = dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss)) | _rates(learn.opt)
     if rank() == 0:
-        with explain_write_errors(file): write_json(file, _as_json(dict(step=step) | report | losses | rates))
+        with explain_write_errors(file): write_json(file, _as_json(dict(step=step) | report | more))
     return f"step {step}: {report['message']} (figures in {file})"
 
 # %% ../nbs/library/34_recording.ipynb #b72abf04
@@ -380,11 +404,11 @@ def _roll_back(learn, error, on_nan):
     last = states(writer.folder)[-1]
     if on_nan == 'stop':
         raise NonFinite(f"{message}. The checkpoint of step {file_step(last)} is whole; go on from it with "
-                        "other images and noise by --on-nan rollback, or begin a run with smaller learning "
-                        "rates", error.report) from None
+                        "smaller learning rates (--lr-g, --lr-d), or with other images and noise by --on-nan "
+                        "rollback", error.report) from None
     if writer.rollbacks == ROLLBACKS:
         raise NonFinite(f"{message}. This is after {ROLLBACKS} rollbacks to step {file_step(last)} with no "
-                        "checkpoint in between; begin a run with smaller learning rates",
+                        "checkpoint in between; go on with smaller learning rates (--lr-g, --lr-d)",
                         error.report) from None
     load_state(last, learn, draws=False)
     truncate_run(writer.folder, learn.sagan_trainer.step, writer.tell)
