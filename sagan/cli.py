@@ -9,14 +9,15 @@ __all__ = ['plain_errors', 'sagan_train', 'sagan_sample', 'sagan_attend', 'sagan
            'sagan_experiment', 'sagan_import']
 
 # %% ../nbs/library/30_cli.ipynb #642c54c9
-import os, sys, warnings
+import sys, warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 from .deprecated import deprecated_names
 from .names import plain_warnings, prepare_output, say, split_classes
-from .options import check_config, parse_fields, parse_list, parse_points, shell_command
+from .options import (
+    check_config, loading, parse_fields, parse_list, parse_points, print_once, shell_command)
 # fastai's business, not the user's
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 __getattr__ = deprecated_names(__name__)  # names of earlier versions
@@ -29,14 +30,6 @@ def _lowered() -> Iterator[None]:
     except (MemoryError, RuntimeError, TypeError, OverflowError):
         from sagan.checks import explain_memory
         with explain_memory('what was asked for'): raise
-
-def _print(text:str, file:TextIO|None=None) -> None:
-    "Print a line; of several processes only the first one does"
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': say(text, file)
-
-def _announce(doing):
-    "Say what a command does, if PyTorch must be loaded first, which takes seconds"
-    if 'torch' not in sys.modules: _print(f'{doing} ...', sys.stderr)
 
 def _check(ok, message):
     if not ok: raise ValueError(message)
@@ -60,7 +53,7 @@ def plain_errors(
         if not isinstance(e, Interrupted): raise
         message = str(e)
         if e.signal == 'SIGTERM':
-            _print(message)
+            print_once(message)
             return
     else: return
     if len(message) > 1200: message = f'{message[:600]} ... {message[-600:]}'
@@ -107,8 +100,8 @@ def sagan_train(
         _check(not (resume and init_from), 'a run that goes on has its weights; leave out --init-from')
         changes = parse_fields(changes)
         if not resume and not init_from: check_config(preset, changes)
-        _announce(doing)
-        from sagan.runs import resume_run, train_run
+        with loading(doing):
+            from sagan.runs import resume_run, train_run
         if resume: resume_run(resume, **options, **changes)
         else: train_run(out=out, minutes=minutes, init_from=init_from, **options, **changes)
 
@@ -129,9 +122,9 @@ def sagan_sample(
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
-        _announce(f'drawing images from {run}')
-        from sagan.runs import find_device, load_run
-        from sagan.sampling import describe_samples, sample_run
+        with loading(f'drawing images from {run}'):
+            from sagan.runs import find_device, load_run
+            from sagan.sampling import describe_samples, sample_run
         r = load_run(run, find_device(device))
         wanted = None if classes is None else split_classes(classes, r.classes)
         file = sample_run(r, n, wanted, seed, out, truncation=truncation)
@@ -152,8 +145,8 @@ def sagan_attend(
 ):
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
-        _announce(f'looking where points of images of {run} look')
-        from sagan.runs import attend_run
+        with loading(f'looking where points of images of {run} look'):
+            from sagan.runs import attend_run
         file = attend_run(run, label, n, seed, layer, parse_points(points), out, device)
         say(f'attention in {n} image{"s"[:n != 1]}: {file}')
 
@@ -176,9 +169,9 @@ def sagan_walk(
     with plain_errors('sagan-walk'):
         numbers, at = parse_list(seeds, int, 'seeds'), parse_points(point)
         _check(not at or len(at) == 1, f"--point is one pair row,column, such as 8,8; got {point!r}")
-        _announce(f'walking through the latents of {run}')
-        from sagan.runs import find_device, load_run
-        from sagan.walks import walk_run
+        with loading(f'walking through the latents of {run}'):
+            from sagan.runs import find_device, load_run
+            from sagan.walks import walk_run
         r = load_run(run, find_device(device))
         wanted = None if classes is None else split_classes(classes, r.classes)
         say(f'open {walk_run(r, numbers, wanted, frames, out, layer, at[0] if at else None)}')
@@ -194,8 +187,8 @@ def sagan_explore(
 ):
     "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
-        _announce(f'opening the explorer of {run}')
-        from sagan.runs import explore_run
+        with loading(f'opening the explorer of {run}'):
+            from sagan.runs import explore_run
         explore_run(run, images, out, device)
         if out: say(f'open {out}')
 
@@ -223,13 +216,13 @@ def sagan_eval(
 ):
     "Score images of a run against real ones; leaves eval.json and nearest.png, with options in their names"
     with plain_errors('sagan-eval'):
-        _announce(f'measuring {run}')
-        from sagan.reports import format_scores, UnstoredScores
-        from sagan.runs import evaluate_run
+        with loading(f'measuring {run}'):
+            from sagan.reports import format_scores, UnstoredScores
+            from sagan.runs import evaluate_run
         how = split, evaluator, weights, reference, standing, device, out
-        try: _print(format_scores(evaluate_run(run, n, seed, data, *how)))
+        try: print_once(format_scores(evaluate_run(run, n, seed, data, *how)))
         except UnstoredScores as e:
-            _print(format_scores(e.scores))
+            print_once(format_scores(e.scores))
             raise
 
 # %% ../nbs/library/30_cli.ipynb #db8aa95e
@@ -252,10 +245,10 @@ def sagan_experiment(
     "Train and measure each row of one of the paper's tables; leaves a table, curves, samples and report.html"
     start = perf_counter()
     with plain_errors('sagan-experiment'):
-        _announce(f'preparing {experiment} on {data}')
-        from sagan.runner import experiment_run
+        with loading(f'preparing {experiment} on {data}'):
+            from sagan.runner import experiment_run
         folder = experiment_run(experiment, data, out, preset, seeds, every, samples, evaluator, weights,
-                                jobs, device, _print, **changes)
+                                jobs, device, print_once, **changes)
         say(f'\n{(folder/"table.md").read_text(encoding="utf-8")}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 
@@ -276,6 +269,6 @@ def sagan_import(
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
     with plain_errors('sagan-import'):
         _check(out, "name the run folder to make with --out")
-        _announce(f'reading {len(files)} file{"s"[:len(files) != 1]}')
-        from sagan.runs import import_run
+        with loading(f'reading {len(files)} file{"s"[:len(files) != 1]}'):
+            from sagan.runs import import_run
         import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip, tell=say)

@@ -6,12 +6,13 @@ Docs: https://sagan-gan.github.io/sagan/library/options.html.md"""
 
 # %% auto #0
 __all__ = ['FIRST', 'GROUPS', 'read_options', 'make_parser', 'parse_options', 'parse_list', 'parse_fields', 'parse_points',
-           'check_config', 'shell_command']
+           'check_config', 'print_once', 'loading', 'shell_command']
 
 # %% ../nbs/library/53_options.ipynb #97baa172
-import re, sys
+import gc, os, re, sys
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, HelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
@@ -19,6 +20,7 @@ from inspect import Parameter, signature
 from itertools import chain
 from shutil import get_terminal_size
 from textwrap import wrap
+from typing import TextIO
 from fastcore.docments import docments
 from . import __version__
 from .config import Config, for_size, preset as named_preset
@@ -182,6 +184,26 @@ def check_config(
             for_size(base, changes.get('size', base.size)).change(**changes)
         except ValueError as e: errors.append(e)
     if len(errors) == len(names): raise errors[0]
+
+# %% ../nbs/library/53_options.ipynb #1fe239e1
+def print_once(
+    text:str, # One or more lines
+    file:TextIO|None=None, # Where to, None for standard output
+) -> None:
+    "Print text; of several processes only the first one does"
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': say(text, file)
+
+@contextmanager
+def loading(
+    doing:str, # What a command does, such as 'drawing images'
+) -> Iterator[None]:
+    "Within this context modules are imported; says what is done if PyTorch is among them"
+    if 'torch' not in sys.modules: print_once(f'{doing} ...', sys.stderr)
+    collected = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if collected: gc.enable()
 
 # %% ../nbs/library/53_options.ipynb #08c9bcb3
 def _is_script(frame):
