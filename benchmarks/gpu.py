@@ -31,7 +31,8 @@ def run_pages(device, tiny):
     pages = [root/'nbs'/'library'/'56_pace.ipynb'] if tiny else find_cuda_pages()
     rows = []
     for page in pages:
-        command = [Path(sys.executable).parent/'nbdev-test', page, '--flags', device if device == 'cuda' else '']
+        flags = ['--flags', 'cuda'] if device == 'cuda' else []
+        command = [Path(sys.executable).parent/'nbdev-test', page, *flags]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         rows.append(dict(page=page.name, passed=done.returncode == 0, said=done.stdout[-300:].strip()))
     return rows
@@ -44,7 +45,8 @@ def time_steps(device, tiny, left):
         jobs = [(d, False) for d in dtypes] + ([] if tiny else [(d, True) for d in ('tf32', 'bfloat16')])
         for dtype, compiled in jobs:
             if left() < 60: return rows
-            job = dict(px=px, dtype=dtype, device=device, without=None, compiled=compiled, steps=1 if tiny else 5)
+            job = dict(px=px, dtype=dtype, device=device, without=None, compiled=compiled)
+            job |= dict(steps=1 if tiny else 5)
             job |= TINY | dict(peak=False) if tiny else dict(batch=batch)
             command = [sys.executable, root/'benchmarks'/'step.py', '--row', json.dumps(job)]
             done = subprocess.run(command, capture_output=True, text=True)
@@ -112,7 +114,8 @@ def train_photographs(out, device, data, tiny, left):
     run = train_run(data, out/'photographs', 'cifar', minutes=minutes, n_d=1, device=device, **options)
     sample_run(run)
     attend_run(run)
-    return [dict(steps=run.step, images=run.step*run.cfg.batch, fid=max(run.records, key=lambda r: r['step']).get('fid'))]
+    measured = [r for r in run.records if r.get('fid') is not None]
+    return [dict(step=r['step'], images=r['step']*run.cfg.batch, fid=r['fid']) for r in measured]
 
 def as_table(rows):
     "Rows of any kind as a Markdown table"
