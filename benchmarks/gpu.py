@@ -1,11 +1,11 @@
 """Everything that needs a GPU, for a machine that is there for ten minutes.
 
-    python benchmarks/gpu.py --out OUT --minutes 10              # on a GPU
-    python benchmarks/gpu.py --out OUT --data CIFAR --minutes 10 # and trains on a folder with what time is left
-    python benchmarks/gpu.py --out OUT --tiny                    # the same code on a CPU, in a minute
+    python benchmarks/gpu.py --out OUT --minutes 10   # on a GPU
+    python benchmarks/gpu.py --out OUT --data FOLDER  # and trains on a folder with what time is left
+    python benchmarks/gpu.py --out OUT --tiny         # the same code on a CPU, in a minute
 
-It leaves OUT/gpu.json and OUT/gpu.md, both written again after every part, so that a machine that is taken away
-leaves what was measured. A part that fails is noted with its error, and the next one runs."""
+It leaves OUT/gpu.json and OUT/gpu.md. Both are written again after every part, so that a machine that is taken
+away leaves what was measured. A part that fails is noted with its error, and the next one runs."""
 import argparse, json, subprocess, sys, time, traceback, warnings
 warnings.filterwarnings('ignore')
 from functools import partial

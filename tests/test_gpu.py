@@ -1,5 +1,4 @@
-"""What a GPU would be given, without one: tensors that only have a shape and a device, and the script for a GPU at
-a tiny size on the CPU"""
+"What a GPU would be given, without one; and the script for a GPU at a tiny size on the CPU"
 import json, sys
 from pathlib import Path
 
@@ -63,7 +62,8 @@ def test_the_average_follows_on_the_gpu():
 
 
 def test_batches_reach_the_gpu():
-    images = Images(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64), [], 'x')
+    x, y = torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64)
+    images = Images(x, y, [], 'x')
     with FakeTensorMode(allow_non_fake_inputs=True):
         x, y = next(iter(MemoryLoader(images, 8, device='cuda')))
         assert (x.device.type, y.device.type, x.dtype, x.shape) == (
