@@ -149,8 +149,9 @@ def _sign_of_no_lead(window):
     if real - fake >= BOUNDS['lead']: return {}
     return dict(lead=f"over the last {SIGNS_WINDOW} records D's mean score is {real:.2f} for real and "
                 f"{fake:.2f} for generated images (bound: {BOUNDS['lead']} apart): D does not tell them "
-                "apart, so G learns nothing; unless the samples are as good as real images, go on with "
-                "smaller rates (--lr-g, --lr-d), or begin again with a wider D (--d-width)")
+                "apart, so G learns nothing; unless the samples are as good as real images, go on with a "
+                "fifth of the rates (--resume with --lr-g and --lr-d), or begin again with a wider D "
+                "(--d-width)")
 
 # %% ../nbs/library/26_diagnostics.ipynb #4a54357e
 def signs_of_collapse(
