@@ -9,15 +9,17 @@ __all__ = ['plain_errors', 'sagan_train', 'sagan_sample', 'sagan_attend', 'sagan
            'sagan_experiment', 'sagan_import']
 
 # %% ../nbs/library/30_cli.ipynb #642c54c9
-import sys, warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import perf_counter
-from typing import Any
-from .deprecated import deprecated_names
-from .names import plain_warnings, prepare_output, say, split_classes
-from .options import (
-    check_config, loading, parse_fields, parse_list, parse_points, print_once, shell_command)
+try:
+    import sys, warnings
+    from collections.abc import Iterator
+    from contextlib import contextmanager
+    from time import perf_counter
+    from typing import Any
+    from sagan.deprecated import deprecated_names
+    from sagan.names import plain_warnings, prepare_output, say, split_classes
+    from sagan.options import (
+        check_config, loading, parse_fields, parse_list, parse_points, print_once, shell_command)
+except KeyboardInterrupt: raise SystemExit('interrupted')
 # fastai's business, not the user's
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 __getattr__ = deprecated_names(__name__)  # names of earlier versions

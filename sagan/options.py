@@ -218,7 +218,8 @@ def shell_command(
     "Make a command of a function"
     def from_shell(args=None):
         prepare_output()
-        several, options = parse_options(command, args)
+        try: several, options = parse_options(command, args)
+        except KeyboardInterrupt: raise SystemExit('interrupted')
         command(*several, **options)
     @wraps(command)
     def call(*args, **kw):
