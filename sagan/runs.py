@@ -338,6 +338,12 @@ def _fit_config(cfg, preset, images, config):
     if suited: note += '; for these images ' + ', '.join(f'{k}={v}' for k, v in suited.items())
     return cfg.change(n_classes=len(images.classes), **suited), note
 
+def _begin_from(start, learn, images, options):
+    "Take over the weights of a run, if there is one, and remember which; returns what there is to say"
+    if not start: return ''
+    options['init_from'] = began = fill_from(learn, start, images.classes)
+    return f'; begins from {began["run"]} of step {began["step"]}'
+
 # %% ../nbs/library/27_runs.ipynb #9d65d0c8
 @explain_memory(SMALLER)
 def train_run(
@@ -381,9 +387,7 @@ def train_run(
         pace = _pace(images, cfg, device, minutes)
         if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
         learn = _make_learner(images, cfg, device)
-        if start:
-            options['init_from'] = began = fill_from(learn, start, images.classes)
-            note += f'; begins from {began["run"]} of step {began["step"]}'
+        note += _begin_from(start, learn, images, options)
         return _train_in(folder, learn, images, options, device, tell, pace, note=note)
 
 # %% ../nbs/library/27_runs.ipynb #35445c8b
