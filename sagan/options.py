@@ -9,7 +9,7 @@ __all__ = ['FIRST', 'GROUPS', 'read_options', 'make_parser', 'parse_options', 'p
            'check_config', 'print_once', 'loading', 'shell_command']
 
 # %% ../nbs/library/53_options.ipynb #97baa172
-import gc, os, re, sys
+import gc, os, re, signal, sys
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, HelpFormatter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from inspect import Parameter, signature
 from itertools import chain
 from shutil import get_terminal_size
 from textwrap import wrap
+from threading import current_thread, main_thread
 from typing import TextIO
 from fastcore.docments import docments
 from . import __version__
@@ -197,12 +198,20 @@ def print_once(
 def loading(
     doing:str, # What a command does, such as 'drawing images'
 ) -> Iterator[None]:
-    "Within this context modules are imported; says what is done if PyTorch is among them"
-    if 'torch' not in sys.modules: print_once(f'{doing} ...', sys.stderr)
-    collected = gc.isenabled()
+    "Within this context a command imports modules; says what it does if PyTorch is among them"
+    if 'torch' in sys.modules:
+        yield
+        return
+    def leave(*_):
+        say('interrupted', sys.stderr)
+        os._exit(1)
+    print_once(f'{doing} ...', sys.stderr)
+    here, collected = current_thread() is main_thread(), gc.isenabled()
     gc.disable()
+    old = signal.signal(signal.SIGINT, leave) if here else None
     try: yield
     finally:
+        if here: signal.signal(signal.SIGINT, old)
         if collected: gc.enable()
 
 # %% ../nbs/library/53_options.ipynb #08c9bcb3
