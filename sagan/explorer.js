@@ -607,7 +607,8 @@ function render({ model, el }) {
   function letGo(left) {
     choice = null
     set({ pins: left, point: left.at(-1) ?? null })
-    if (document.activeElement === document.body || !root.contains(document.activeElement)) canvas.focus({ preventScroll: true })
+    const focus = document.activeElement
+    if (focus === clear || !root.contains(focus)) canvas.focus({ preventScroll: true })
   }
   function keep(point) {
     const pins = model.get('pins')
@@ -635,7 +636,7 @@ function render({ model, el }) {
   const mouse = e => e.pointerType !== 'touch'
   canvas.onpointerdown = e => {
     if (e.button || !e.isPrimary) return
-    pressed = { x: e.clientX, y: e.clientY, far: 0 }
+    pressed = { x: e.clientX, y: e.clientY, far: 0, point: model.get('point') }
     if (tool !== 'look') { canvas.setPointerCapture(e.pointerId); box = [at(e), at(e)]; paint() }
   }
   function moved(e) {
@@ -643,7 +644,7 @@ function render({ model, el }) {
     const p = at(e)
     if (pressed) pressed.far = Math.max(pressed.far, Math.hypot(e.clientX - pressed.x, e.clientY - pressed.y))
     if (box && pressed) { if (!same(box[1], p)) { box = [box[0], p]; paint() } return }
-    if (tool !== 'look' || same(p, model.get('point'))) return
+    if (tool !== 'look' || same(p, model.get('point')) || !mouse(e) && !(pressed?.far >= 12)) return
     hovering = mouse(e)
     set({ point: p })
   }
@@ -656,7 +657,11 @@ function render({ model, el }) {
     else if (pressed.far < (mouse(e) ? 8 : 24)) { keep(at(e)); hovering = mouse(e) }
     pressed = null
   }
-  canvas.onpointercancel = e => { if (e.isPrimary) { pressed = null; if (box) { box = null; paint() } } }
+  canvas.onpointercancel = e => {   // a finger that scrolls
+    if (!e.isPrimary || !pressed) return
+    if (box) { box = null; paint() } else if (!same(pressed.point, model.get('point'))) set({ point: pressed.point })
+    pressed = null
+  }
   map.onpointermove = map.onpointerdown = e => {
     if (!current) return
     const [r, c] = at(e), v = current.weights[cellAt([r, c], current.grid, header.size)]
