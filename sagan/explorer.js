@@ -323,14 +323,13 @@ function render({ model, el }) {
   // The image under a map, one canvas pixel for each of its own. Its contrast goes first: where the map is seen,
   // lightness is the weight
   function picture(target, values, limit, alpha) {
-    const [H, W] = header.size, rgb = pixels(), a = values ? alpha : 0
+    const [H, W] = header.size, rgb = pixels(), a = values ? alpha : 0, clear = (1 - a) ** 2
     if (target.width !== W || target.height !== H) { target.width = W; target.height = H }
     const c = target.getContext('2d'), out = c.createImageData(W, H)
     for (let i = 0; i < H * W; i++) {
       const m = a ? 3 * Math.round(255 * Math.min(1, values[i] / limit)) : 0
       for (let k = 0; k < 3; k++) {
-        const flat = a * 90 + (1 - a) * rgb[3 * i + k]
-        out.data[4 * i + k] = (1 - a) * flat + a * view.magma[m + k]
+        out.data[4 * i + k] = (1 - a) * (90 + clear * (rgb[3 * i + k] - 90)) + a * view.magma[m + k]
       }
       out.data[4 * i + 3] = 255
     }

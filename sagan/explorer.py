@@ -22,7 +22,7 @@ from .names import readable
 from .networks import Discriminator, Generator
 from .training import SAGAN
 from .visualization import check_maps, most_attended, POINT_COLOURS, spread_points
-from .widget import AttentionExplorer, own_images, pack_change, read_uploads
+from .widget import AttentionExplorer, pack_change, read_uploads
 
 # %% ../nbs/09_explorer.ipynb #128dbad7
 def _device(net): return next(net.parameters()).device
@@ -348,3 +348,9 @@ def explore(
         else: out.generate(model, classes)
         if layer and out.header: out.layer = layer
     return out
+
+# %% ../nbs/09_explorer.ipynb #e3bb41b3
+from .deprecated import deprecated_names
+
+# %% ../nbs/09_explorer.ipynb #1674518d
+__getattr__ = deprecated_names(__name__)  # names of earlier versions
