@@ -1,8 +1,8 @@
 """How fast the attention explorer is, in headless Chromium
 
 From a movement of the mouse to the painted canvas: images of 128 pixels, 32x32 queries, 16x16 keys, three
-kept points. Painted means that the point's map has been drawn and a pixel been read back from the canvas, so
-that none of it is outstanding; the screen's own delay is not included. The first pair of times is from when
+kept points. Painted means that the point's map has been drawn and a pixel been read back from both canvases,
+so that none of it is outstanding; the screen's own delay is not included. The first pair of times is from when
 the browser hands the event over; the second from the event's own time stamp.
 
 Then from a click on "Next" to the painted picture, in Voila, with the model that the package ships: to the
@@ -15,7 +15,8 @@ from playwright.sync_api import sync_playwright
 from sagan.attention import AttentionMap
 from sagan.runs import shipped
 from sagan.reports import NOTEBOOK
-from sagan.explorer import AttentionExplorer, view
+from sagan.explorer import view
+from sagan.widget import AttentionExplorer
 
 S, N = 128, 400
 PROBE = """() => {
@@ -28,7 +29,7 @@ PROBE = """() => {
         if (at !== where) [event, handed, before, where] = [e.timeStamp, performance.now(), shown(), at] }
     const end = () => {
         if (event === null || shown() === before) return
-        canvas.getContext('2d').getImageData(0, 0, 1, 1)
+        for (const c of root.querySelectorAll('.panels figure > canvas')) c.getContext('2d').getImageData(0, 0, 1, 1)
         times.push([performance.now() - handed, performance.now() - event])
         event = null }
     for (const kind of ['pointerrawupdate', 'pointermove']) {

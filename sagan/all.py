@@ -45,6 +45,7 @@ from .spectral import *
 from .storage import *
 from .training import *
 from .visualization import *
+from .widget import *
 
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
@@ -53,7 +54,7 @@ _modules = [
     sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
     sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.precision, sagan.recording,
     sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral,
-    sagan.storage, sagan.training, sagan.visualization]
+    sagan.storage, sagan.training, sagan.visualization, sagan.widget]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

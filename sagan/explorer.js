@@ -53,7 +53,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .scale i { position: absolute; inset: 0 0 auto; height: .75rem; border-radius: 2px }
 .sagan .scale b { position: absolute; top: 0; width: 2px; height: .75rem; background: #fff; outline: 1px solid #000 }
 .sagan .scale span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale span:last-of-type { right: 0 }
-.sagan .scale span.even { border-left: 2px solid var(--ink); padding-left: .3rem }
+.sagan .scale span.even { top: .75rem; padding-top: .15rem; border-left: 2px solid var(--ink); padding-left: .3rem }
 .sagan .scale span.even.left { border: 0; transform: translateX(-100%); border-right: 2px solid var(--ink); padding-right: .3rem }
 .sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
 .sagan .status { margin: .1rem 0 .6rem; min-height: 2.9em; font-variant-numeric: tabular-nums }
@@ -85,7 +85,9 @@ function unpack(header, view) {
     const [nq, nk] = [l.queries, l.keys].map(([a, b]) => a * b)
     return { ...l, nq, nk, q: vectors(l.q, nq, l.depth), k: vectors(l.k, nk, l.depth), sums: {} }
   })
-  return { bytes, layers, magma: bytes.subarray(header.magma, header.magma + 768), contours: {} }
+  const magma = bytes.subarray(header.magma, header.magma + 768)
+  const colors = Uint32Array.from({ length: 256 }, (_, i) => (255 << 24) + (magma[3 * i + 2] << 16) + (magma[3 * i + 1] << 8) + magma[3 * i])
+  return { bytes, layers, magma, colors, contours: {}, plain: {} }   // the last two are filled as they are needed
 }
 
 // Scalar products of vectors, one after the other in an array, with one vector
@@ -134,24 +136,24 @@ function weigh(l, image, point, direction, size) {
 }
 
 // For each of N pixels the two of n cells that it lies between, and how far it is towards the second
+const lattices = {}
 function between(n, N, smooth) {
-  return Array.from({ length: N }, (_, p) => {
-    if (!smooth) return [Math.floor(p * n / N), 0, 0]
-    const s = Math.max(0, (p + .5) * n / N - .5), a = Math.floor(s)
-    return [a, Math.min(a + 1, n - 1), s - a]
-  })
+  if (lattices[[n, N, smooth]]) return lattices[[n, N, smooth]]
+  const first = new Int32Array(N), second = new Int32Array(N), far = new Float64Array(N)
+  for (let p = 0; p < N; p++) {
+    const s = smooth ? Math.max(0, (p + .5) * n / N - .5) : Math.floor(p * n / N)
+    first[p] = Math.floor(s); second[p] = Math.min(first[p] + 1, n - 1); far[p] = s - first[p]
+  }
+  return lattices[[n, N, smooth]] = [first, second, far]
 }
 
 // One value for each pixel of the image, from one for each cell
 function upsample(weights, [h, w], [H, W], smooth) {
-  const out = new Float32Array(H * W), rows = between(h, H, smooth), cols = between(w, W, smooth)
+  const out = new Float32Array(H * W), [a, b, t] = between(h, H, smooth), [d, e, u] = between(w, W, smooth), line = new Float64Array(w)
   for (let r = 0, i = 0; r < H; r++) {
-    const [a, b, t] = rows[r]
-    for (let c = 0; c < W; c++, i++) {
-      const [d, e, u] = cols[c]
-      out[i] = (1 - t) * ((1 - u) * weights[a * w + d] + u * weights[a * w + e]) +
-        t * ((1 - u) * weights[b * w + d] + u * weights[b * w + e])
-    }
+    const top = a[r] * w, bottom = b[r] * w, part = t[r]
+    for (let c = 0; c < w; c++) line[c] = (1 - part) * weights[top + c] + part * weights[bottom + c]
+    for (let c = 0; c < W; c++, i++) out[i] = (1 - u[c]) * line[d[c]] + u[c] * line[e[c]]
   }
   return out
 }
@@ -169,15 +171,20 @@ const SIDES = { 1: [3, 0], 2: [0, 1], 3: [3, 1], 4: [1, 2], 5: [3, 0, 1, 2], 6: 
 
 // Lines between the pixels above a level and those below, in pixels of the image; outside of it all is below
 function outline(values, [H, W], level) {
-  const path = new Path2D(), at = (r, c) => r < 0 || c < 0 || r >= H || c >= W ? -Infinity : values[r * W + c]
-  const across = (a, b) => Number.isFinite(a) && Number.isFinite(b) ? (level - a) / (b - a) : .5
-  for (let r = -1; r < H; r++) for (let c = -1; c < W; c++) {
-    const [a, b, d, e] = [at(r, c), at(r, c + 1), at(r + 1, c + 1), at(r + 1, c)]
-    const sides = SIDES[(a >= level) + 2 * (b >= level) + 4 * (d >= level) + 8 * (e >= level)] ?? []
-    sides.forEach((side, i) => {
-      const x = [across(a, b), 1, across(e, d), 0][side], y = [0, across(b, d), 1, across(a, e)][side]
-      path[i % 2 ? 'lineTo' : 'moveTo'](c + .5 + x, r + .5 + y)
-    })
+  const path = new Path2D(), above = new Uint8Array((H + 2) * (W + 2))
+  for (let r = 0; r < H; r++) for (let c = 0; c < W; c++) above[(r + 1) * (W + 2) + c + 1] = values[r * W + c] >= level
+  const at = (r, c) => r < 0 || c < 0 || r >= H || c >= W ? NaN : values[r * W + c]
+  const across = (a, b) => { const t = (level - a) / (b - a); return t >= 0 ? t : .5 }   // at the border of the image: halfway
+  for (let r = -1, i = 0; r < H; r++, i++) for (let c = -1; c < W; c++, i++) {
+    const kind = above[i] + 2 * above[i + 1] + 4 * above[i + W + 3] + 8 * above[i + W + 2]
+    if (kind === 0 || kind === 15) continue
+    const sides = SIDES[kind]
+    for (let k = 0; k < sides.length; k++) {
+      const side = sides[k], x = side === 1 ? 1 : side === 3 ? 0 : across(at(r + side / 2, c), at(r + side / 2, c + 1))
+      const y = side === 0 ? 0 : side === 2 ? 1 : across(at(r, c + (side === 1)), at(r + 1, c + (side === 1)))
+      if (k % 2) path.lineTo(c + .5 + x, r + .5 + y)
+      else path.moveTo(c + .5 + x, r + .5 + y)
+    }
   }
   return path
 }
@@ -318,42 +325,58 @@ function render({ model, el }) {
       get values() { return upsample(weights, grid, size, model.get('smooth')) } }   // made when asked for
   }
   const pixels = (image = model.get('image')) => view.bytes.subarray(3 * header.size[0] * header.size[1] * image)
-  const contours = () => view.contours[model.get('image')] ??= sketch(pixels(), header.size)
+  const fit = (target, h, w) => { if (target.width !== w || target.height !== h) { target.width = w; target.height = h } return target.getContext('2d') }
 
-  // The image under a map, one canvas pixel for each of its own. Its contrast goes first: where the map is seen,
-  // lightness is the weight
-  function picture(target, values, limit, alpha) {
-    const [H, W] = header.size, rgb = pixels(), a = values ? alpha : 0, clear = (1 - a) ** 2
-    if (target.width !== W || target.height !== H) { target.width = W; target.height = H }
-    const c = target.getContext('2d'), out = c.createImageData(W, H)
+  // The image, one canvas pixel for each of its own
+  function plain() {
+    return view.plain[model.get('image')] ??= (() => {
+      const [H, W] = header.size, rgb = pixels(), c = fit(document.createElement('canvas'), H, W), out = c.createImageData(W, H)
+      for (let i = 0; i < H * W; i++) out.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i)
+      c.putImageData(out, 0, 0)
+      return c.canvas
+    })()
+  }
+  // Its contours as thin lines, as large as the map is on the screen
+  function contours() {
+    const known = view.contours[model.get('image')]
+    if (known?.width === map.width) return known
+    const c = fit(document.createElement('canvas'), map.height, map.width)
+    line(c, sketch(pixels(), header.size), [2, '#0005'], [1, '#fff9'])
+    return view.contours[model.get('image')] = c.canvas
+  }
+  // Values as colors, a canvas pixel for each
+  function colored(target, values, [h, w], limit) {
+    const c = fit(target, h, w), out = c.createImageData(w, h), px = new Uint32Array(out.data.buffer), factor = 255 / limit
+    for (let i = 0; i < px.length; i++) px[i] = view.colors[Math.min(255, Math.round(values[i] * factor))]
+    c.putImageData(out, 0, 0)
+    return target
+  }
+  // The image under its map. Its contrast goes first: where the map is seen, lightness is the weight
+  function blended(target, values, limit, a) {
+    const [H, W] = header.size, rgb = pixels(), clear = (1 - a) ** 2, c = fit(target, H, W), out = c.createImageData(W, H)
     for (let i = 0; i < H * W; i++) {
-      const m = a ? 3 * Math.round(255 * Math.min(1, values[i] / limit)) : 0
-      for (let k = 0; k < 3; k++) {
-        out.data[4 * i + k] = (1 - a) * (90 + clear * (rgb[3 * i + k] - 90)) + a * view.magma[m + k]
-      }
+      const m = 3 * Math.min(255, Math.round(255 * values[i] / limit))
+      for (let k = 0; k < 3; k++) out.data[4 * i + k] = (1 - a) * (90 + clear * (rgb[3 * i + k] - 90)) + a * view.magma[m + k]
       out.data[4 * i + 3] = 255
     }
     c.putImageData(out, 0, 0)
+    return target
   }
-  function thumbnail(target, seen) {   // a canvas pixel for each cell; the browser smooths
-    const [h, w] = seen.grid, c = target.getContext('2d')
-    if (target.width !== w || target.height !== h) { target.width = w; target.height = h }
+  function thumbnail(target, seen) {   // the browser smooths
     target.style.imageRendering = model.get('smooth') ? 'auto' : 'pixelated'
-    const out = c.createImageData(w, h)
-    seen.weights.forEach((v, i) => { out.data.set(view.magma.subarray(3 * Math.round(255 * Math.min(1, v / seen.limit))).subarray(0, 3), 4 * i); out.data[4 * i + 3] = 255 })
-    c.putImageData(out, 0, 0)
+    colored(target, seen.weights, seen.grid, seen.limit)
   }
 
   // ---- Painting
-  const unit = canvas => canvas.width / canvas.clientWidth || 1   // canvas pixels in one of the screen
+  let density = 1   // canvas pixels in one of the screen
   function line(c, path, ...strokes) {   // `path` is in pixels of the image
-    const s = c.canvas.width / header.size[1], u = unit(c.canvas)
+    const s = c.canvas.width / header.size[1], u = density
     c.save(); c.scale(s, s); c.lineJoin = 'round'
     for (const [width, style] of strokes) { c.lineWidth = width * u / s; c.strokeStyle = style; c.stroke(path) }
     c.restore()
   }
   function mark(c, seen, colour) {
-    const s = c.canvas.width / header.size[1], u = unit(c.canvas)
+    const s = c.canvas.width / header.size[1], u = density
     const point = seen.point.map(v => (v + .5) * s), other = seen.to.map(v => v * s)
     const [[y, x], [ty, tx]] = model.get('direction') === 'to' ? [other, point] : [point, other], far = Math.hypot(tx - x, ty - y)
     if (peaked(seen.max) && far > 1) {
@@ -371,7 +394,7 @@ function render({ model, el }) {
     c.lineWidth = 2 * u; c.strokeStyle = '#fff'; c.stroke()
   }
   function region(c, [top, left, bottom, right], text) {
-    const s = c.canvas.width / header.size[1], u = unit(c.canvas), [x, y, w, h] = [left * s, top * s, (right - left) * s, (bottom - top) * s]
+    const s = c.canvas.width / header.size[1], u = density, [x, y, w, h] = [left * s, top * s, (right - left) * s, (bottom - top) * s]
     c.fillStyle = '#0006'; c.fillRect(x, y, w, h)
     for (const [style, dash] of [['#000', []], ['#fff', [5 * u, 5 * u]]]) { c.setLineDash(dash); c.lineWidth = 2 * u; c.strokeStyle = style; c.strokeRect(x, y, w, h) }
     c.setLineDash([])
@@ -383,21 +406,17 @@ function render({ model, el }) {
     if (!header?.size) return
     const point = model.get('point'), pins = model.get('pins'), i = pins.findIndex(p => same(p, point)), mine = colour(i < 0 ? pins.length : i)
     current = point && look(point)
-    const values = current?.values, strong = current && peaked(current.max)
-    picture(small, values, current?.limit, model.get('overlay'))
+    const values = current?.values, a = model.get('overlay'), size = header.size
     ctx.imageSmoothingEnabled = false
-    ctx.drawImage(small, 0, 0, canvas.width, canvas.height)
-    over.fillStyle = '#000'; over.fillRect(0, 0, map.width, map.height)
-    if (current) {
-      picture(small, values, current.limit, 1)
-      over.imageSmoothingEnabled = model.get('smooth')
-      over.drawImage(small, 0, 0, map.width, map.height)
-    }
-    line(over, contours(), [2, '#0005'], [1, '#fff9'])
-    if (strong) line(ctx, outline(values, header.size, STRONG), [4, '#fff'], [2, mine])
+    ctx.drawImage(current && a ? blended(small, values, current.limit, a) : plain(), 0, 0, canvas.width, canvas.height)
+    over.imageSmoothingEnabled = model.get('smooth')
+    if (current) over.drawImage(colored(small, values, size, current.limit), 0, 0, map.width, map.height)
+    else { over.fillStyle = '#000'; over.fillRect(0, 0, map.width, map.height) }
+    over.drawImage(contours(), 0, 0)
+    if (current && peaked(current.max)) line(ctx, outline(values, size, STRONG), [4, '#fff'], [2, mine])
     for (const trait of ['hide', 'cut']) if (model.get(trait)) region(ctx, model.get(trait), trait === 'hide' ? 'hidden' : 'cut')
     if (box) region(ctx, snapped(box), tool === 'hide' ? 'hide' : 'cut')
-    pins.forEach((p, k) => { if (k !== i) mark(ctx, look(p), colour(k)) })
+    points.forEach(({ seen }, k) => { if (k !== i) mark(ctx, seen, colour(k)) })
     if (current) { mark(ctx, current, mine); mark(over, current, mine) }
     say(); ruler(); thumbnails()
     clear.disabled = !pins.length && !point
@@ -423,13 +442,18 @@ function render({ model, el }) {
     if (status.textContent !== text) status.textContent = text
   }
   // The color bar: from nothing to the limit, with a tick at an even spread
+  const ramp = make('i'), tick = make('b'), even = make('span', { textContent: 'an even spread' }), zero = make('span', { textContent: '0' })
+  const most = make('span', { style: 'top: 1.65rem' })
+  scale.append(ramp, tick, zero, even, most)
   function ruler() {
-    const limit = current?.limit, at = 100 / limit
-    if (scale.dataset.limit === String(limit)) return
-    scale.dataset.limit = limit
-    scale.replaceChildren(...limit ? [make('i', { style: `background: linear-gradient(to right, ${gradient()})` }), make('b', { style: `left: ${at}%` }),
-      make('span', { textContent: at > 18 ? '0' : '' }), make('span', { className: at > 50 ? 'even left' : 'even', style: `left: ${at}%; top: .75rem`, textContent: 'an even spread' }),
-      make('span', { style: 'top: 1.75rem', textContent: `${times(limit)} an even spread` })] : [])
+    scale.style.visibility = current ? 'visible' : 'hidden'
+    if (!current) return
+    const at = 100 / current.limit, text = `${times(current.limit)} an even spread`
+    if (most.textContent === text) return
+    most.textContent = text
+    zero.hidden = at < 18
+    tick.style.left = even.style.left = `${at}%`
+    even.className = at > 50 ? 'even left' : 'even'
   }
   const gradient = () => Array.from({ length: 17 }, (_, i) => { const m = 3 * Math.min(255, 16 * i); return `rgb(${view.magma.subarray(m, m + 3).join()})` }).join()
 
@@ -461,7 +485,7 @@ function render({ model, el }) {
       item.words.textContent = `Point ${i + 1}, up to ${times(seen.max)}`
       item.b.setAttribute('aria-label', `Point ${i + 1}. ${describe(seen)}`)
       attributes(item.x, { 'aria-label': `Let go of point ${i + 1}`, title: 'Let go of this point' })
-      return { ...item, point }
+      return { ...item, point, seen }
     })
     kept.replaceChildren(...points.map(p => p.root))
     kept.parentNode.hidden = !pins.length
@@ -524,6 +548,7 @@ function render({ model, el }) {
       cards = view.layers.map(l => ({ ...card(() => set({ layer: l.name })), layer: l.name }))
       layers.replaceChildren(...cards.map(c => c.root))
     }
+    ramp.style.background = `linear-gradient(to right, ${gradient()})`
     resize(); drawPins()
   }
 
@@ -592,7 +617,7 @@ function render({ model, el }) {
     area.select()
   }
   function savePNG() {   // both panels, and below them what they show
-    const gap = Math.round(16 * unit(canvas)), text = Math.round(15 * unit(canvas)), w = canvas.width + gap + map.width
+    const gap = Math.round(16 * density), text = Math.round(15 * density), w = canvas.width + gap + map.width
     const all = make('canvas', { width: w, height: canvas.height + 5 * text }), c = all.getContext('2d')
     c.fillStyle = '#fff'; c.fillRect(0, 0, w, all.height)
     c.drawImage(canvas, 0, 0); c.drawImage(map, canvas.width + gap, 0)
@@ -700,6 +725,7 @@ function render({ model, el }) {
 
   // As many canvas pixels as the screen has
   function resize() {
+    density = canvas.clientWidth ? Math.round(canvas.clientWidth * devicePixelRatio) / canvas.clientWidth : 1
     for (const c of [canvas, map]) {
       const width = Math.round(c.clientWidth * devicePixelRatio), height = Math.round(width * header.size[0] / header.size[1])
       if (width && (c.width !== width || c.height !== height)) { c.width = width; c.height = height; c.style.aspectRatio = `${width} / ${height}`; asked = true }

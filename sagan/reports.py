@@ -256,7 +256,8 @@ def _exit_on_signals():
         for s in taken: signal.signal(s, signal.SIG_DFL)
 
 _VOILA = ('--Voila.tornado_settings=disable_check_xsrf=1', '--Voila.log_level=ERROR',
-          '--MappingKernelManager.cull_idle_timeout=300', '--MappingKernelManager.cull_interval=30')
+          '--MappingKernelManager.cull_idle_timeout=300', '--MappingKernelManager.cull_interval=30',
+          '--KernelManager.shutdown_wait_time=1')
 
 def _serve(module, file, port, browser):
     "Show a notebook with a program until it ends; returns its status"
