@@ -2,8 +2,8 @@
 
 From a movement of the mouse to the painted canvas: images of 128 pixels, 32x32 queries, 16x16 keys, three
 kept points. Painted means that the point's map has been drawn and a pixel been read back from both canvases,
-so that none of it is outstanding; the screen's own delay is not included. The first pair of times is from when
-the browser hands the event over; the second from the event's own time stamp.
+so that none of it is outstanding; the screen's own delay is not included. The first pair of times is from
+when the browser hands the event over; the second from the event's own time stamp.
 
 Then from a click on "Next" to the painted picture, in Voila, with the model that the package ships: to the
 kernel and back.
@@ -29,7 +29,8 @@ PROBE = """() => {
         if (at !== where) [event, handed, before, where] = [e.timeStamp, performance.now(), shown(), at] }
     const end = () => {
         if (event === null || shown() === before) return
-        for (const c of root.querySelectorAll('.panels figure > canvas')) c.getContext('2d').getImageData(0, 0, 1, 1)
+        const canvases = root.querySelectorAll('.panels figure > canvas')
+        for (const c of canvases) c.getContext('2d').getImageData(0, 0, 1, 1)
         times.push([performance.now() - handed, performance.now() - event])
         event = null }
     for (const kind of ['pointerrawupdate', 'pointermove']) {

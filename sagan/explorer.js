@@ -49,14 +49,14 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan canvas.drag { touch-action: none !important; cursor: cell }
 .sagan .under { padding-top: .4rem; font-size: 14px } .sagan .under label { width: 100% }
 .sagan .under input { flex: 1 }
-.sagan .scale { position: relative; height: 2.5rem; line-height: 1.2; font-size: 14px }
+.sagan .scale { position: relative; height: 2.9rem; line-height: 1.2; font-size: 14px }
 .sagan .scale i { position: absolute; inset: 0 0 auto; height: .75rem; border-radius: 2px }
 .sagan .scale b { position: absolute; top: 0; width: 2px; height: .75rem; background: #fff; outline: 1px solid #000 }
 .sagan .scale span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale span:last-of-type { right: 0 }
 .sagan .scale span.even { top: .75rem; padding-top: .15rem; border-left: 2px solid var(--ink); padding-left: .3rem }
 .sagan .scale span.even.left { border: 0; transform: translateX(-100%); border-right: 2px solid var(--ink); padding-right: .3rem }
 .sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
-.sagan .status { margin: .1rem 0 .6rem; min-height: 2.9em; font-variant-numeric: tabular-nums }
+.sagan .status { margin: .4rem 0; min-height: 4.35em; font-variant-numeric: tabular-nums }
 .sagan .strips { display: flex; flex-wrap: wrap; gap: .75rem 2rem } .sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
 .sagan .card { position: relative } .sagan .card > button:first-child { display: block; width: 7.2rem; padding: .3rem; text-align: left; line-height: 1.25; font-size: 13px; height: 100% }
 .sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; top: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
@@ -242,6 +242,7 @@ const KEYS = [['Arrow keys', 'move the point by one cell'], ['Enter, Space', 'ke
   ['Delete', 'let go of the point kept last or chosen'], ['Escape', 'let go of all points'], ['F', 'from here, or to here'],
   ['L', 'next layer'], ['?', 'this list']]
 
+const hovers = () => !matchMedia('(hover: none)').matches
 const peaked = max => Math.round(10 * max) >= 10 * STRONG   // as the number beside it is rounded
 const times = v => v.toFixed(1) + ' times'
 const place = ([r, c]) => `row ${Math.floor(r)}, column ${Math.floor(c)}`
@@ -259,7 +260,10 @@ function render({ model, el }) {
   // ---- What is on the page
   const button = (text, onclick, title = '') => make('button', { type: 'button', textContent: text, title, onclick })
   const field = (text, ...inputs) => make('label', {}, make('span', { textContent: text }), ...inputs)
-  const number = (trait, max) => make('input', { type: 'number', min: 0, max, onchange: e => { if (e.target.reportValidity()) set({ [trait]: +e.target.value }) } })
+  const number = (trait, max) => {
+    const send = e => { if (e.target.reportValidity() && +e.target.value !== model.get(trait)) set({ [trait]: +e.target.value }) }
+    return make('input', { type: 'number', min: 0, max, onchange: send, onkeydown: e => { if (e.key === 'Enter') send(e) } })
+  }
   const slider = (trait, max, event) => make('input', { type: 'range', min: 0, max, step: .05, [event]: e => set({ [trait]: +e.target.value }) })
   const check = trait => make('input', { type: 'checkbox', onchange: e => set({ [trait]: e.target.checked }) })
   const group = (name, options, pick) => attributes(make('div', { className: 'group' }, ...Object.entries(options).map(([value, text]) =>
@@ -291,22 +295,22 @@ function render({ model, el }) {
   const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert)
   const canvas = attributes(make('canvas', { tabIndex: 0, className: 'pixels' }), { role: 'application' })
   const map = attributes(make('canvas', {}), { role: 'img' })
-  const scale = make('div', { className: 'scale' }), value = make('figcaption')
+  const scale = make('div', { className: 'scale' }), READ = `${hovers() ? 'Move over' : 'Touch'} the map to read its values.`, value = make('figcaption', { textContent: READ })
   const changed = attributes(make('canvas', { className: 'pixels' }), { role: 'img', 'aria-label': 'The changed image' })
   const apart = attributes(make('canvas', { className: 'pixels' }), { role: 'img' })
   const apartScale = make('div', { className: 'scale' }), effect = attributes(make('p'), { role: 'status' })
   const changedTitle = make('figcaption', { textContent: 'Drawn without it' })
   const undo = button('Undo changes', () => set({ hide: null, cut: null, gamma: 1 }))
   const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What attention causes' }), make('figure', {}, changed, changedTitle), make('figure', {}, apart, apartScale), effect, undo)
+  const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' })
   const panels = make('div', { className: 'panels' },
-    make('figure', {}, make('h3', { textContent: 'The image' }), canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' })))),
+    make('figure', {}, make('h3', { textContent: 'The image' }), canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' }))), status),
     make('figure', {}, make('h3'), map, make('div', { className: 'under' }, scale), value), effects)
   const title = map.previousSibling
-  const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' })
   const layers = make('div', { className: 'strip' }), kept = make('div', { className: 'strip pins' })
   const strips = make('div', { className: 'strips' }, make('section', {}, make('h3', { textContent: 'All layers at this point' }), layers),
     make('section', {}, make('h3', { textContent: 'Kept points' }), kept))
-  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels, status, strips)
+  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels, strips)
   const root = make('div', { className: model.framed ? 'sagan framed' : 'sagan' }, notice, content, dialog)
   root.dataset.lmSuppressShortcuts = 'true'
   attributes(direction, { title: 'Where this point looks, or which points look at it' })
@@ -443,7 +447,7 @@ function render({ model, el }) {
   }
   // The color bar: from nothing to the limit, with a tick at an even spread
   const ramp = make('i'), tick = make('b'), even = make('span', { textContent: 'an even spread' }), zero = make('span', { textContent: '0' })
-  const most = make('span', { style: 'top: 1.65rem' })
+  const most = make('span', { style: 'top: 1.85rem' })
   scale.append(ramp, tick, zero, even, most)
   function ruler() {
     scale.style.visibility = current ? 'visible' : 'hidden'
@@ -511,10 +515,9 @@ function render({ model, el }) {
     content.hidden = !header?.size
     if (content.hidden) return
     const image = header.images[model.get('image')], drawing = model.get('drawing') ?? {}, generates = Boolean(live())
-    const touch = matchMedia('(hover: none)').matches
     hint.textContent = tool === 'hide' ? 'Drag over the image: what the generator draws when no point may look there.'
       : tool === 'cut' ? 'Drag over the image: what the generator draws when attention gives nothing to these points.'
-      : touch ? 'Tap the image: the map shows where that point looks, from dark (not at all) to bright (most).'
+      : !hovers() ? 'Tap the image: the map shows where that point looks, from dark (not at all) to bright (most).'
       : 'Move over the image: the map shows where that point looks, from dark (not at all) to bright (most). A click keeps the point, ? lists the keys.'
     if (generates) fill(klass, drawing.classes.map((c, i) => [String(i), c]), String(model.get('label')))
     else {
@@ -691,9 +694,7 @@ function render({ model, el }) {
     const [r, c] = at(e), v = current.weights[cellAt([r, c], current.grid, header.size)]
     value.textContent = `At ${place([r, c])}: ${v < .05 ? v.toFixed(3) + ' times' : times(v)} an even spread.`
   }
-  map.onpointerleave = () => { value.textContent = POINT_AT }
-  const POINT_AT = 'Move over the map to read its values.'
-  value.textContent = POINT_AT
+  map.onpointerleave = () => { value.textContent = READ }
 
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }
   canvas.onkeydown = e => {

@@ -542,7 +542,7 @@ def served(notebook):
 
 def labelled(page, name):
     has_name = "name => document.querySelector('canvas[role=application]').ariaLabel.includes(name)"
-    page.wait_for_function(has_name, arg=name)
+    page.wait_for_function(has_name, arg=name, timeout=60_000)
 
 def effect(page, words):
     "Wait for what attention causes, in words and as pictures"
