@@ -262,33 +262,9 @@ class _Effects(_DrawingState):
         return ', '.join(said)
 
 # %% ../nbs/09_explorer.ipynb #972651da
-class Explorer(_Effects):
-    """What `explore` returns: an `AttentionExplorer` that draws what its traits say
-
-    A value that does not exist raises `ValueError`, `IndexError` or `TraitError`."""
+class _Drawing(_Effects):
+    "Adds drawing itself, and looking at images of one's own"
     _model, _classes, _own = None, (), None
-
-    @property
-    def view(self) -> AttentionExplorer: # Earlier versions had it among other widgets
-        "This explorer"
-        return self
-
-    def generate(self,
-        model:SAGAN|Generator, # Model, or a generator alone
-        classes:Sequence[str]=(), # Class names, empty if unconditional
-    ):
-        "Draw from now on what the traits say; raises `ValueError` if the model has other classes"
-        G, D = _network(model, 'ema'), getattr(model, 'D', None)
-        _check_names(G, classes)
-        self._model, self._G, self._classes = model, G, tuple(classes)
-        self.drawing = dict(classes=[readable(str(c)) for c in classes],
-                            attention=_has_attention(G),
-                            own=D is not None and _has_attention(D))
-        self._draw()
-        self.observe(self._draw, ['seed', 'towards', 'far'])
-        self.observe(lambda _: self._look() if self._own else self._draw(), 'label')
-        self.observe(self._change, ['gamma', 'hide', 'cut', 'layer'])
-        self.observe(self._upload, 'uploads')
 
     def _labels(self, n):                                                      # (n,)
         if not self._classes: return None
@@ -323,6 +299,33 @@ class Explorer(_Effects):
             self.show(*image_view(self._model, x, y, self._classes, names))
             self._inputs, self._image, self._maps = None, None, {}
             self.effect, self.changed = {}, b''
+
+# %% ../nbs/09_explorer.ipynb #289bd0ca
+class Explorer(_Drawing):
+    """What `explore` returns: an `AttentionExplorer` that draws what its traits say
+
+    A value that does not exist raises `ValueError`, `IndexError` or `TraitError`."""
+    @property
+    def view(self) -> AttentionExplorer: # Earlier versions had it among other widgets
+        "This explorer"
+        return self
+
+    def generate(self,
+        model:SAGAN|Generator, # Model, or a generator alone
+        classes:Sequence[str]=(), # Class names, empty if unconditional
+    ):
+        "Draw from now on what the traits say; raises `ValueError` if the model has other classes"
+        G, D = _network(model, 'ema'), getattr(model, 'D', None)
+        _check_names(G, classes)
+        self._model, self._G, self._classes = model, G, tuple(classes)
+        self.drawing = dict(classes=[readable(str(c)) for c in classes],
+                            attention=_has_attention(G),
+                            own=D is not None and _has_attention(D))
+        self._draw()
+        self.observe(self._draw, ['seed', 'towards', 'far'])
+        self.observe(lambda _: self._look() if self._own else self._draw(), 'label')
+        self.observe(self._change, ['gamma', 'hide', 'cut', 'layer'])
+        self.observe(self._upload, 'uploads')
 
 # %% ../nbs/09_explorer.ipynb #10363c5f
 def explore(

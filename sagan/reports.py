@@ -255,6 +255,7 @@ def _exit_on_signals():
     finally:
         for s in taken: signal.signal(s, signal.SIG_DFL)
 
+# %% ../nbs/library/36_reports.ipynb #483eb1ed
 _VOILA = ('--Voila.tornado_settings=disable_check_xsrf=1', '--Voila.log_level=ERROR',
           '--MappingKernelManager.cull_idle_timeout=300', '--MappingKernelManager.cull_interval=30',
           '--KernelManager.shutdown_wait_time=1')

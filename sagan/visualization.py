@@ -140,7 +140,7 @@ def _draw_map(ax, x, share, point, colour, top):
             arrow = dict(arrowstyle='-|>', color=color, lw=width, shrinkA=0, shrinkB=0)
             ax.annotate('', to, (c, r), arrowprops=arrow)
     ax.plot(c, r, 'o', color=colour, ms=6, mec='white', mew=.8, zorder=5)      # above the arrow
-    ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=8, labelpad=2)
+    ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
     return shown
 
 
@@ -174,7 +174,7 @@ def attention_figure(
     shares = [[m.at(*p)[b].cpu().float()*math.prod(m.keys) for p in row]
               for b, row in enumerate(queries)]
     columns = 1 + len(queries[0])
-    figsize = 1.5*columns + 1.1, 1.65*len(x)
+    figsize = 1.3*columns + 1, 1.45*len(x)
     fig, axes = plt.subplots(len(x), columns, figsize=figsize, squeeze=False, layout='compressed')
     for im, row, maps, ax in zip(x, queries, shares, axes):
         top = max(2., *(share.max().item() for share in maps))     # an even spread is never bright

@@ -79,13 +79,32 @@ class _ExplorerState(anywidget.AnyWidget):
     def _clear_message(self, _):
         if self.header: self.message = ''                      # it was about the state before
 
+# %% ../nbs/library/54_widget.ipynb #ae0a8166
+class _Settings(_ExplorerState):
+    "Adds all that one looks at as one value"
+    _settings = 'layer image point pins overlay smooth direction same'.split()
+
+    @property
+    def settings(self) -> dict: # {name of a trait: value}, good for JSON
+        "What is looked at, and how"
+        return {k: getattr(self, k) for k in self._settings}
+
+    def restore(self,
+        settings:dict|str, # `settings`, or their JSON, as "Copy view" gives it
+    ):
+        "Look at it again; raises `ValueError` for what are no settings, or what this view does not have"
+        given = parse_json(settings) if isinstance(settings, str) else settings
+        if not isinstance(given, dict) or not given.keys() <= {*self._settings}:
+            raise ValueError(f"settings are a dictionary with some of {', '.join(self._settings)}; "
+                             f"got {given!r}")
+        for k in self._settings:
+            if k in given: setattr(self, k, given[k])
+
 # %% ../nbs/library/54_widget.ipynb #6161390b
-class AttentionExplorer(_ExplorerState):
+class AttentionExplorer(_Settings):
     """Images beside the attention map of a point
 
     A layer that does not exist raises `ValueError`, an image or point `IndexError`."""
-    _settings = 'layer image point pins overlay smooth direction same'.split()
-
     def __init__(self,
         header:dict|None=None, # From `view`, None to show nothing yet
         data:bytes=b'', # From `view`
@@ -108,22 +127,6 @@ class AttentionExplorer(_ExplorerState):
             if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
             if self.image >= len(header['images']): self.image = 0
             if former != header['size']: self.point, self.pins = header['start'], [header['start']]
-
-    @property
-    def settings(self) -> dict: # {name of a trait: value}, good for JSON
-        "What is looked at, and how"
-        return {k: getattr(self, k) for k in self._settings}
-
-    def restore(self,
-        settings:dict|str, # `settings`, or their JSON, as "Copy view" gives it
-    ):
-        "Look at it again; raises `ValueError` for what are no settings, or what this view does not have"
-        given = parse_json(settings) if isinstance(settings, str) else settings
-        if not isinstance(given, dict) or not given.keys() <= {*self._settings}:
-            raise ValueError(f"settings are a dictionary with some of {', '.join(self._settings)}; "
-                             f"got {given!r}")
-        for k in self._settings:
-            if k in given: setattr(self, k, given[k])
 
     def static(self) -> str: # HTML
         "The explorer as a complete page without kernel or network; also good for `<iframe srcdoc>`"

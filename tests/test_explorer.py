@@ -239,7 +239,7 @@ def test_scale_and_values(opened, maps):
     assert page.locator('figcaption', has_text='At row').text_content() == (
         f'At row 40, column 12: {words} times an even spread.')
     scale = page.locator('.scale').first.text_content()
-    assert scale == f'an even spread{exact.max()*256:.1f} times an even spread'
+    assert scale == f'0an even spread{exact.max()*256:.1f} times an even spread'
     page.get_by_label('Smooth').uncheck()
     page.get_by_label('Same scale').check()
     same_map(seen(page), m, 0, *point, smooth=False)
