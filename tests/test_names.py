@@ -8,10 +8,9 @@ from sagan.cli import sagan_train
 from sagan.data import image_dls, Images
 from sagan.names import (
     class_numbers, encodable, figure_label, file_name, listed, prepare_output, readable, say, split_classes)
-from sagan.reports import (
-    describe_samples, draw_rows, sample_picture, sampled_classes, seeded_latents, suggest_out, UnstoredScores)
-from sagan.runs import (
-    attend_run, evaluate_run, explore_run, load_run, resume_run, sample_run, shipped, train_run)
+from sagan.reports import seeded_latents, suggest_out, UnstoredScores
+from sagan.runs import attend_run, evaluate_run, explore_run, load_run, resume_run, shipped, train_run
+from sagan.sampling import describe_samples, draw_rows, sample_picture, sample_run, sampled_classes
 from sagan.visualization import class_rows, report_html
 
 root = Path(__file__).resolve().parent.parent
@@ -171,7 +170,7 @@ def test_scores_survive_a_folder_that_cannot_be_written(tmp_path, capsys):
         m.setattr('sagan.runs.measure_generator', lambda *_: dict(fid=1.5))
         with pytest.raises(SystemExit) as e: sagan_eval('digits', n=20, device='cpu')
         out, err = capsys.readouterr()
-        assert e.value.code == 1 and 'fid ' in out and '--out' in err and 'eval-n20.json' in err
+        assert e.value.code == 1 and 'FID ' in out and '--out' in err and 'eval-n20.json' in err
         with pytest.raises(FileNotFoundError, match='no folder nowhere'):
             evaluate_run('digits', out='nowhere')
     with pytest.raises(UnstoredScores, match='a.json cannot be written .Read-only') as e:
