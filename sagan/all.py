@@ -50,6 +50,7 @@ from .storage import *
 from .training import *
 from .visualization import *
 from .walks import *
+from .widget import *
 
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
@@ -59,7 +60,7 @@ _modules = [
     sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace,
     sagan.precision, sagan.progress, sagan.recording, sagan.records, sagan.references, sagan.reports,
     sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.starting, sagan.storage,
-    sagan.training, sagan.visualization, sagan.walks]
+    sagan.training, sagan.visualization, sagan.walks, sagan.widget]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -44,6 +44,8 @@ MOVED = dict(
     experiments=dict(
         Line='experiments.Variant', Plan='runner.Plan', lines='experiments.variants',
         run_experiment='runner.run_experiment', train_line='runner.train_variant'),
+    explorer=dict(
+        own_images='widget.own_images'),
     importing=dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
