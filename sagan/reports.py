@@ -6,32 +6,40 @@ Docs: https://sagan-gan.github.io/sagan/library/reports.html.md"""
 
 # %% auto #0
 __all__ = ['NOTEBOOK', 'seeded_latents', 'draw_rows', 'sampled_classes', 'describe_samples', 'sample_picture', 'save_figure',
-           'draw_samples', 'draw_attention', 'draw_nearest', 'UnstoredScores', 'format_scores', 'suggest_out',
-           'explorer_page', 'open_notebook', 'report_pictures', 'summarize_run', 'write_report']
+           'sample_rows', 'draw_attention', 'draw_nearest', 'UnstoredScores', 'format_scores', 'suggest_out',
+           'explorer_page', 'open_notebook', 'format_seconds', 'run_seconds', 'summarize_run', 'run_notes', 'run_tiles',
+           'run_frames', 'has_maps', 'nearest_pixels', 'score_rows', 'closest_preset', 'report_page', 'write_report']
 
 # %% ../nbs/library/36_reports.ipynb #c527680f
-import math, signal, subprocess, sys, tempfile, torch
+import math, shlex, signal, subprocess, sys, tempfile, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
+from fastcore.docments import docments
 from importlib.util import find_spec
 from pathlib import Path
 from threading import current_thread, main_thread
+from warnings import warn
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from .attention import attention_maps
 from .checkpoints import best_record, file_step, Run, step_files
+from .config import Config, for_size, presets
+from .curves import training_figure
 from .data import Images, to_unit
 from .evaluation import nearest_images, real_distances
 from .explorer import AttentionExplorer, class_view, image_view
 from .names import class_numbers, listed, quiet_missing_glyphs, say
 from .networks import generate, generate_batches, Generator
+from .pages import (
+    captioned_html, evenly, figure_html, folded_html, frame_html, html_text, image_html, page_html,
+    player_html, strips_html, table_html, tiles_html)
+from .records import check_scores
 from .references import Evaluator, Reference
-from .storage import atomic_write, temporary_folder, write_json
-from .visualization import (
-    attention_figure, class_rows, grid_image, nearest_figure, report_html, training_figure)
+from .storage import atomic_write, read_json, take_images, temporary_folder, write_json
+from .visualization import attention_figure, grid_image, nearest_figure
 
 # %% ../nbs/library/36_reports.ipynb #75162354
 def seeded_latents(
@@ -119,16 +127,15 @@ def save_figure(
     plt.close(fig)
 
 # %% ../nbs/library/36_reports.ipynb #da909939
-def draw_samples(
+def sample_rows(
     run:Run, # A run with a generator
-) -> Figure|Image.Image: # 8 images for each of the first ten classes in a row; without classes 64 images
-    "The sample grid of a run's averaged generator (figure 6)"
-    G = run.model.ema
+) -> list[tuple[str, Tensor]]: # (class, 8 images (8, 3, S, S) in [-1, 1]); without classes 8 rows without a name
+    "Samples of a run's averaged generator for each of the first ten classes (figure 6)"
+    G, classes = run.model.ema, run.classes[:10]
     assert G is not None
-    if not run.classes: return grid_image(generate(G, None, 64, run.cfg.seed))
-    labels = torch.arange(min(len(run.classes), 10))
-    x = generate(G, labels.repeat_interleave(8), seed=run.cfg.seed)  # (8*classes, 3, S, S)
-    return class_rows(x, [run.classes[i] for i in labels])
+    labels = torch.arange(len(classes)).repeat_interleave(8) if classes else None
+    x = generate(G, labels, None if classes else 64, run.cfg.seed)             # (8*rows, 3, S, S)
+    return list(zip(classes or ['']*8, x.cpu().split(8)))
 
 # %% ../nbs/library/36_reports.ipynb #5214db13
 def draw_attention(
@@ -292,59 +299,268 @@ def open_notebook(
         if module == 'jupyterlab': tell('run the cell with Shift+Enter')
         if status := _serve(module, file): raise OSError(f'{module} ended with status {status}')
 
-# %% ../nbs/library/36_reports.ipynb #b4fe2e95
-def report_pictures(
-    run:Run, # A finished run
-    best:Run|None=None, # The same with the weights that measured best, None if they are the last
-) -> Iterator[tuple]: # (caption, figure or bytes of a PNG), one after the other
-    "The pictures of a report; leaves the attention figure in the run folder"
-    rows = f', one row per class (the paper\'s figure 6): {listed(run.classes[:10])}' if run.classes else ''
-    yield f'Samples of the averaged generator{rows}', draw_samples(run)
-    if best: yield f'Samples at step {best.step}, which measured best', draw_samples(best)
-    if run.cfg.g_attention and run.cfg.form != 'residual':
-        save_figure(draw_attention(run), run.folder/'attention.png')
-        yield ('Query points, and where each of them looks in the last attention layer of the generator '
-               '(figures 1 and 5)'), (run.folder/'attention.png').read_bytes()
-    if run.records:
-        yield ('Training: losses, with the value 2 of a discriminator that knows nothing; gamma; spectral '
-               'norms before division'), training_figure(run.records)
-    grids = step_files(run.folder/'samples', '.png')
-    for g in grids[::max(1, len(grids)//4)]:
-        yield f'The same latents at step {file_step(g)}', g.read_bytes()
+# %% ../nbs/library/36_reports.ipynb #fd86119b
+def format_seconds(
+    seconds:float, # Any number, not negative
+) -> str: # Such as '45 s', '1 min 23 s' or '2 h 5 min'
+    "A duration as a person says it"
+    minutes, s = divmod(round(seconds), 60)
+    h, m = divmod(minutes, 60)
+    if h: return f'{h} h {m} min'
+    return f'{m} min {s} s' if m else f'{s} s'
 
-# %% ../nbs/library/36_reports.ipynb #6e558aef
+def run_seconds(
+    run:Run, # Any run
+) -> float|None: # None if its log does not say
+    "How long a run has trained"
+    return max((r['seconds'] for r in run.records if r.get('seconds') is not None), default=None)
+
 def summarize_run(
-    run:Run, # A finished run
+    run:Run, # A run
     images:Images, # What it was trained on
-) -> str: # Two or three sentences
-    "A finished run in words"
-    last, best, size = run.records[-1] if run.records else {}, best_record(run.records), run.cfg.size
-    def figure(k, spec): return 'none yet' if last[k] is None else format(last[k], spec)
-    text = (f"A SAGAN trained for {run.step} steps of {run.cfg.batch} images on {len(images)} images of "
-            f"{images.name} at {size}x{size} pixels")
-    if {'seconds', 'images_per_s', 'd_loss', 'g_loss'} <= last.keys():
-        text += (f", in {figure('seconds', '.0f')} seconds ({figure('images_per_s', '.0f')} images per "
-                 f"second). Last discriminator loss {figure('d_loss', '.2f')}, generator loss "
-                 f"{figure('g_loss', '.2f')}.")
-    else: text += '. The figures of its last step are not in its log.'
-    if best:
-        text += (f" Best FID {best['fid']:.2f} at step {best['step']} ({best['samples']} samples; "
-                 f"{best['evaluator']}; {best['reference']}).")
-    return text
+) -> str: # One or two sentences
+    "A run in words"
+    classes, size, seconds = len(images.classes), run.cfg.size, run_seconds(run)
+    text = (f'A SAGAN trained for {run.step:,} steps of {run.cfg.batch} images on {len(images):,} images of '
+            f'{images.name}' + (f' in {classes:,} classes' if classes else '') + f', at {size}x{size} pixels')
+    if seconds is not None: text += f', in {format_seconds(seconds)}'
+    known = run.records and run.records[-1]['step'] == run.step
+    return text + ('.' if known else '. The figures of its last step are not in its log.')
 
-# %% ../nbs/library/36_reports.ipynb #3986e726
-def write_report(
-    run:Run, # A finished run
+# %% ../nbs/library/36_reports.ipynb #60fad45a
+def run_notes(
+    run:Run, # A run
+) -> list[str]: # A sentence for each
+    "What a reader of a run should know: its warnings, where it began, and what was changed"
+    said:dict[str, list[int]] = {}
+    for r in run.records:
+        for w in r.get('warnings', []): said.setdefault(w, []).append(r['step'])
+    def steps(at): return f"step{'s'[:len(at) > 1]} {listed([f'{s:,}' for s in at], 5)}"
+    notes = [f'Warning at {steps(at)}: {w}' for w, at in said.items()]
+    for r in run.records:
+        if begun := r.get('init_from'):
+            notes.append(f"It began with the weights of {begun.get('run')} at step {begun.get('step')}.")
+        for change in r.get('changes', []):
+            rates = ', '.join(f'{k} from {v[0]:g} to {v[1]:g}' for k, v in change.items() if k != 'step')
+            notes.append(f"From step {change.get('step')} on with other learning rates: {rates}.")
+    return notes
+
+# %% ../nbs/library/36_reports.ipynb #14272cf7
+def run_tiles(
+    run:Run, # A run
+    images:Images, # What it was trained on
+) -> list[tuple]: # (name, figure, note) of each
+    "The headline figures of a run"
+    last, best, n = run.records[-1] if run.records else {}, best_record(run.records), len(images)
+    seen, seconds, speed = run.step*run.cfg.batch, run_seconds(run), last.get('images_per_s')
+    tiles = [('Images', f'{n:,}', f'{len(images.classes):,} classes' if images.classes else 'without classes'),
+             ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
+             ('Passes over the data', f'{seen/n:.3g}', f'{seen:,} images seen'),
+             ('Time', 'unknown' if seconds is None else format_seconds(seconds),
+              '' if speed is None else f'{speed:.0f} images per second')]
+    if best:
+        judge = best['evaluator'].partition(' (weights ')[0]
+        tiles.append(('FID, lower is better', f'{best["fid"]:.2f}',
+                      f'at step {best["step"]:,}, {best["samples"]:,} samples, by {judge}'))
+    else: tiles.append(('Score', 'none', f'sagan-eval {shlex.quote(str(run.folder.name))} measures one'))
+    warned = sum(note.startswith('Warning') for note in run_notes(run))
+    tiles.append(('Warnings', str(warned or 'none'), 'see below' if warned else 'while it trained'))
+    return tiles
+
+# %% ../nbs/library/36_reports.ipynb #429b61c1
+def run_frames(
+    run:Run, # A run
+    most:int=24, # Grids to take, evenly spaced
+) -> list[tuple]: # (step, picture) in the order of steps
+    "The grids of samples that a training has left"
+    frames = []
+    for f in evenly(step_files(run.folder/'samples', '.png'), most):
+        try:
+            with Image.open(f) as im: frames.append((file_step(f), im.convert('RGB')))
+        except Exception as e: warn(f'{f} is no picture and is left out ({type(e).__name__})')
+    return frames
+
+_READ = dict(
+    losses=("D's loss is 2 while it cannot tell real images from generated ones, and falls as it learns to. "
+            "These losses need not fall: while both keep their level, the two networks keep up with each "
+            "other. Bold lines are running means of the records behind them."),
+    scores=("How real D finds real images, and how real generated ones. The gap is what D can tell; real "
+            "should stay above generated."),
+    gamma=("\u03b3 is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "
+           "side, tells how much the network uses attention."),
+    sigma=("How much the first and last layers of each network stretch their inputs before spectral norm "
+           "divides by it."))
+
+def _curves(run, panels):
+    "Blocks of the curves of a run that its log has"
+    def known(panel): return any(k.startswith(panel) for r in run.records for k in r)
+    prefix = dict(losses='d_loss', scores='d_real', gamma='gamma ', sigma='sigma ')
+    return [captioned_html(figure_html(training_figure(run.records, p), f'Curves: {p}', cursor=True), _READ[p])
+            for p in panels if known(prefix[p])]
+
+def _training_block(run, images):
+    "Player and curves"
+    fids = {r['step']: f', FID {r["fid"]:.2f}' for r in run.records if r.get('fid') is not None}
+    def caption(step): return (f'Step {step:,}, {step*run.cfg.batch/len(images):.3g} passes over the data'
+                               + fids.get(step, ''))
+    frames = [(step, caption(step), {'': picture}) for step, picture in run_frames(run)]
+    player = frames and captioned_html(player_html(frames, run.cfg.size, run.classes[:10]),
+                                       'The same latents over the training.')
+    curves = _curves(run, ['losses', 'gamma']) if player else _curves(run, ['losses', 'scores', 'gamma'])
+    more = _curves(run, ['scores', 'sigma'] if player else ['sigma'])
+    if not (player or curves or more): return ''
+    first = f'<div>{player}</div><div>{"".join(curves)}</div>' if player else ''.join(curves)
+    return (f'<h2>Training</h2><div class="pair">{first}</div>'
+            + (folded_html('More curves', f'<div class="pair">{"".join(more)}</div>') if more else ''))
+
+# %% ../nbs/library/36_reports.ipynb #5dc2e20e
+def has_maps(
+    run:Run, # A run
+) -> bool: # Table 1's residual control has none, either
+    "Has a run attention maps to look at?"
+    return bool(run.cfg.g_attention or run.cfg.d_attention) and run.cfg.form != 'residual'
+
+def _attention_block(run, folder):
+    "The attention figure, which is also left in the folder unless it is None, and the explorer"
+    if not has_maps(run): return ''
+    figure = ''
+    if run.cfg.g_attention:
+        fig = draw_attention(run)
+        if folder: save_figure(fig, folder/'attention.png')
+        figure = captioned_html(figure_html(fig, 'Attention maps'), (
+            'Each row is an image with points, and beside it where each of them looks in the last attention '
+            "layer of the generator (the paper's figures 1 and 5)."))
+    explorer = frame_html(explorer_page(run).static())
+    return f'<h2>Attention</h2><div class="attention"><div>{figure}</div>{explorer}</div>'
+
+# %% ../nbs/library/36_reports.ipynb #26f24817
+@torch.no_grad()
+def nearest_pixels(
+    x:Tensor, # Generated images, (n, 3, S, S) in [-1, 1]
+    images:Images, # Real ones
+    k:int=3, # How many for each
+    most:int=10_000, # Real images to search, evenly spaced
+) -> Tensor: # The nearest ones, (n, k, 3, S, S) in [-1, 1], nearest first
+    "The real images nearest in pixels of 16x16"
+    def small(x): return F.adaptive_avg_pool2d(x, 16).flatten(1)               # (n, 768)
+    numbers = torch.linspace(0, len(images) - 1, min(most, len(images)), dtype=torch.float64).long()
+    parts = (small(to_unit(take_images(images.x, i))) for i in numbers.split(500))
+    found = torch.cat([torch.cdist(small(x), part.cpu()) for part in parts], 1)                # (n, most)
+    nearest = numbers[found.topk(min(k, found.shape[1]), largest=False).indices]  # (n, k)
+    return to_unit(take_images(images.x, nearest.flatten())).unflatten(0, nearest.shape)
+
+# %% ../nbs/library/36_reports.ipynb #26850452
+def _evaluation(run):
+    "The scores of the newest `sagan-eval` of a run, and its figure; None for what is not there"
+    for file in sorted(run.folder.glob('eval*.json'), key=lambda f: -f.stat().st_mtime):
+        try:
+            scores = read_json(file)
+            check_scores(scores)
+        except (OSError, ValueError) as e: warn(f'{file} is left out: {e}')
+        else:
+            picture = file.with_name(file.stem.replace('eval', 'nearest', 1) + '.png')
+            return scores, picture if picture.is_file() and scores['step'] == run.step else None
+    return None, None
+
+def _nearest_block(run, images, samples, picture):
+    "Samples with the training images nearest to them"
+    heading = '<h2>Nearest training images</h2>'
+    if picture:
+        with Image.open(picture) as im: shown = image_html(im.convert('RGB'), 'Nearest training images')
+        return heading + captioned_html(f'<div class="sheet">{shown}</div>', 'By the features of an evaluator, as '
+                                        'sagan-eval measured them.')
+    x = torch.stack(evenly(torch.cat([x for _, x in samples]), 8))             # (8, 3, S, S)
+    rows = torch.cat([x[:, None], nearest_pixels(x, images)], 1)               # (8, 4, 3, S, S)
+    return heading + captioned_html(strips_html([('', row) for row in rows], kind='near'), (
+        'Each sample, and after it the three training images nearest to it in pixels. A sample that equals '
+        'one of them is a copy.'))
+
+# %% ../nbs/library/36_reports.ipynb #fbad8685
+_SCORES = dict(
+    fid=('FID', '.2f', 'distance from real images, 0 is best'),
+    kid=('KID', '.4f', 'the same by another measure, 0 is best'),
+    inception_score=('Inception score', '.2f', 'clear and varied classes, higher is better'),
+    precision=('Precision', '.1%', 'samples that lie among real images'),
+    recall=('Recall', '.1%', 'real images that lie among samples'),
+    accuracy=('Accuracy', '.1%', 'samples recognized as their class'),
+    diversity=('Diversity', '.2f', 'spread within a class, 1 is that of real images'),
+    intra_fid=('Intra-FID', '.2f', 'FID within a class, 0 is best'),
+    two_twins=('Two twins', '.1%', 'images with two shapes'),
+    kappa=('Kappa', '.3f', 'twins that agree beyond luck, 1 is best'),
+    d_auc=("D's agreement AUC", '.3f', 'real twins preferred by D, 0.5 is chance'))
+
+def score_rows(
+    measured:Sequence[dict], # Scores, from a log or by `sagan-eval`
+) -> list[list[str]]: # [name, text of each, meaning] of each score that one of them has
+    "Scores as rows of a table"
+    def text(scores, key, spec): return '' if scores.get(key) is None else format(scores[key], spec)
+    return [[name, *(text(m, key, spec) for m in measured), meaning]
+            for key, (name, spec, meaning) in _SCORES.items() if any(m.get(key) is not None for m in measured)]
+
+def _scores_block(run, evaluated):
+    "The scores of a run, and who measured them"
+    best = best_record(run.records)
+    last = next((r for r in reversed(run.records) if r.get('fid') is not None), None)
+    measured = {f'Best, step {best["step"]:,}': best} if best else {}
+    if last and last is not best: measured[f'Last, step {last["step"]:,}'] = last
+    if evaluated: measured[f'sagan-eval, step {evaluated["step"]:,}'] = evaluated
+    if not measured: return ''
+    told = {f'{s["samples"]:,} samples, measured by {s["evaluator"]}, against {s["reference"]}.': name
+            for name, s in measured.items()}
+    words = ''.join(f'<p>{html_text(text if len(told) == 1 else f"{name}: {text}")}</p>'
+                    for text, name in told.items())
+    return f'<h2>Scores</h2>{table_html(["Score", *measured, "Meaning"], score_rows([*measured.values()]))}{words}'
+
+# %% ../nbs/library/36_reports.ipynb #a074e4e9
+def closest_preset(
+    cfg:Config, # Any configuration
+) -> tuple[str, dict]: # Its name, and {field: the preset's value} of all fields that differ
+    "The preset with the fewest differences; data, number of classes and seed do not count"
+    def differing(base):
+        base = for_size(base, cfg.size)
+        return {f.name: getattr(base, f.name) for f in fields(Config)
+                if f.name not in ('data', 'n_classes', 'seed') and getattr(base, f.name) != getattr(cfg, f.name)}
+    found = {name: differing(base) for name, base in presets.items()}
+    return min(found.items(), key=lambda item: len(item[1]))
+
+def _configuration_block(run):
+    "All settings, folded"
+    name, differing = closest_preset(run.cfg)
+    words, values = docments(Config), {f.name: getattr(run.cfg, f.name) for f in fields(Config)}
+    def row(k): return k, values[k], differing.get(k, ''), words[k] or ''
+    order = [*differing, *(k for k in values if k not in differing)]
+    chosen = ', '.join(f'{k} {values[k]}' for k in differing) or 'unchanged'
+    return ('<h2>Configuration</h2>' + folded_html(f'Preset {name}: {chosen}', table_html(
+        ['Setting', 'This run', f'Preset {name}', 'Meaning'], map(row, order))))
+
+# %% ../nbs/library/36_reports.ipynb #e91f7ee1
+def report_page(
+    run:Run, # A run with a generator
     images:Images, # What it was trained on
     best:Run|None=None, # The same with the weights that measured best, None if they are the last
-) -> Path: # `report.html` in the run folder
-    "Write the attention figure and the report of a run; raises `OSError` if they cannot be written"
-    cfg, file = run.cfg, run.folder/'report.html'
-    warnings = {f'Warning at step {r["step"]}': w for r in run.records for w in r.get('warnings', [])}
-    pictures = list(report_pictures(run, best))
-    with_maps = (cfg.g_attention or cfg.d_attention) and cfg.form != 'residual'
-    explorer = explorer_page(run).static() if with_maps else ''
-    html = report_html(f'SAGAN on {images.name}', summarize_run(run, images), pictures,
-                       warnings | asdict(cfg), explorer)
-    with atomic_write(file) as f: f.write_text(html, encoding='utf-8')
+    folder:Path|None=None, # Where to leave the attention figure as attention.png, None for nowhere
+) -> str: # A complete page
+    "The report of a run; raises `OSError` for a figure that cannot be written"
+    samples, (evaluated, picture) = sample_rows(run), _evaluation(run)
+    notes = ''.join(f'<li>{html_text(note)}</li>' for note in run_notes(run))
+    def shown(rows, caption): return captioned_html(strips_html(rows), caption)
+    blocks = [tiles_html(run_tiles(run, images)), notes and f'<ul class="notes">{notes}</ul>', '<h2>Samples</h2>',
+              shown(samples, 'Drawn by the averaged generator'
+                    + (", a row for each class (the paper's figure 6)." if run.classes else '.'))]
+    if best: blocks.append(shown(sample_rows(best), f'The same at step {best.step:,}, which measured best.'))
+    blocks += [_training_block(run, images), _attention_block(run, folder),
+               _nearest_block(run, images, samples, picture), _scores_block(run, evaluated),
+               _configuration_block(run)]
+    return page_html(f'SAGAN on {images.name}', summarize_run(run, images), *blocks)
+
+def write_report(
+    run:Run, # A run with a generator
+    images:Images, # What it was trained on
+    best:Run|None=None, # The same with the weights that measured best, None if they are the last
+    out:str|Path|None=None, # File to write, None for report.html in the run folder, with attention.png
+) -> Path: # The file
+    "Write the report of a run; raises `OSError` if it cannot be written"
+    page = report_page(run, images, best, None if out else run.folder)
+    file = Path(out or run.folder/'report.html')
+    with atomic_write(file) as f: f.write_text(page, encoding='utf-8')
     return file
