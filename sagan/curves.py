@@ -41,6 +41,7 @@ def label_line_ends(
     size:float=8, # Of the letters, in points
 ) -> None:
     "Write the label of each line at its right end"
+    ax.autoscale_view()
     ends = []
     for line in (l for l in ax.lines if not str(l.get_label()).startswith('_')):
         points = line.get_transform().transform(line.get_xydata())
@@ -91,7 +92,7 @@ def plot_noisy(
 
 # %% ../nbs/library/58_curves.ipynb #22dd8e3d
 _PANELS = dict(
-    losses=('losses', dict(d_loss='D', g_loss='G')),
+    losses=('Losses', dict(d_loss='D', g_loss='G')),
     scores=("D's mean score", dict(d_real='real', d_fake='generated')),
     gamma=('γ of attention', 'gamma '),
     sigma=('σ(W) before division', 'sigma '))
@@ -102,7 +103,7 @@ def finish_panel(
     along:str='step', # What they go over
 ) -> None:
     "Title, axes without clutter, and the labels at the ends of the lines"
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=10, loc='left')
     ax.set_xlabel(along, fontsize=8)
     ax.tick_params(labelsize=8)
     ax.spines[['top', 'right']].set_visible(False)
