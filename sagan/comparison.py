@@ -21,7 +21,8 @@ from .curves import finish_panel, line_style, plot_noisy
 from .names import figure_label, file_name, listed, readable
 from .pages import captioned_html, evenly, figure_html, html_text, page_html, player_html, table_html
 from .records import best_record
-from .reports import format_seconds, run_frames, run_notes, run_seconds, sample_rows, score_rows, suggest_out
+from .reports import (
+    format_seconds, run_frames, run_notes, run_seconds, sample_rows, score_rows, suggest_out)
 from .runs import load_run, report_run
 from .storage import atomic_write, check_output
 from .visualization import grid_image
@@ -58,7 +59,8 @@ def _figures_block(runs):
     measured = {(b['evaluator'], b['samples'], b.get('digest') or b['reference']): b for b in best if b}
     words = ''.join(f'<p>{html_text(f"{e}, {n:,} samples, against " + b["reference"])}.</p>'
                     for (e, n, _), b in measured.items())
-    if len(measured) > 1: words = '<p>The scores were measured differently and cannot be compared:</p>' + words
+    if len(measured) > 1:
+        words = f'<p>The scores were measured differently and cannot be compared:</p>{words}'
     return f'<h2>Figures</h2>{table_html(["", *runs], rows)}{words}'
 
 # %% ../nbs/library/57_comparison.ipynb #c951e6a0
@@ -76,7 +78,7 @@ def comparison_figure(
         if not points: continue
         (along, values), look, label = zip(*points), line_style(i), figure_label(name)
         if key in ('d_loss', 'g_loss'): plot_noisy(ax, along, values, label, look)
-        else: ax.plot(along, values, label=label, lw=1.8, marker='o' if len(points) < 20 else '', ms=3, **look)
+        else: ax.plot(along, values, label=label, lw=1.8, marker='o'*(len(points) < 20), ms=3, **look)
     finish_panel(ax, title, 'images seen' if by_images else 'step')
     return fig
 
@@ -88,7 +90,7 @@ def _curves_block(runs):
                            if k.startswith('gamma '))
     titles = _CURVES | {k: 'γ of attention, ' + k.removeprefix('gamma ') for k in gammas}
     def known(key): return any(a.get(key) is not None for r in runs.values() for a in r.records)
-    shown = [captioned_html(figure_html(comparison_figure(runs, k, t), t), '') for k, t in titles.items() if known(k)]
+    shown = [figure_html(comparison_figure(runs, k, t), t) for k, t in titles.items() if known(k)]
     return f'<h2>Curves</h2><div class="pair">{"".join(shown)}</div>' if shown else ''
 
 # %% ../nbs/library/57_comparison.ipynb #3c0d5a5b
@@ -124,10 +126,11 @@ def comparison_page(
     first = next(iter(runs.values()))
     player = player_html(common_frames(runs), max(r.cfg.size for r in runs.values()),
                          first.classes[:10] if same else ())
-    samples = captioned_html(player, 'Drawn by the averaged generators, each from the same latents throughout.')
-    names = listed(list(runs), 5)
-    return page_html(f'Runs compared: {names}', f'{len(runs)} runs of SAGAN side by side.', _figures_block(runs),
-                     f'<h2>Samples</h2>{samples}', _curves_block(runs), _settings_block(runs))
+    samples = captioned_html(player, 'Drawn by the averaged generators, each from the same latents always.')
+    names, pair = listed(list(runs), 5), [_figures_block(runs), _settings_block(runs)]
+    return page_html(f'Runs compared: {names}', f'{len(runs)} runs of SAGAN side by side.',
+                     f'<div class="pair"><div>{pair[0]}</div><div>{pair[1]}</div></div>',
+                     f'<h2>Samples</h2>{samples}', _curves_block(runs))
 
 @explain_memory('the number of runs')
 def report_runs(
@@ -143,12 +146,12 @@ def report_runs(
 
     Raises `ValueError` for a run that is named twice or cannot draw, and the errors of `report_run`."""
     if not others: return report_run(run, data, device, out)
-    if data is not None: raise ValueError("data is for the report of one run; leave it out to compare several")
+    if data is not None: raise ValueError("data are for the report of one run; leave them out to compare")
     if out is not None: check_output(out)
     loaded = [r if isinstance(r, Run) else load_run(r, find_device(device)) for r in (run, *others)]
     runs = dict(zip(run_names([r.folder for r in loaded]), loaded))
     for name, r in runs.items():
-        if r.model.ema is None: raise ValueError(f"{name} holds a discriminator without a generator, and cannot draw")
+        if r.model.ema is None: raise ValueError(f"{name} holds no generator, and cannot be compared")
     file = Path(out or file_name('compare-' + '-'.join(runs), '.html'))
     with suggest_out(file), atomic_write(file) as f: f.write_text(comparison_page(runs), encoding='utf-8')
     return file

@@ -44,15 +44,17 @@ def label_line_ends(
     ax.autoscale_view()
     ends = []
     for line in (l for l in ax.lines if not str(l.get_label()).startswith('_')):
-        points = line.get_transform().transform(line.get_xydata())
-        points = [p for p in ax.transAxes.inverted().transform(points) if all(map(math.isfinite, p))]
-        if points: ends.append((*points[-1][::-1], line))
-    ends.sort(key=lambda end: end[0])
+        in_axes = (line.get_transform() - ax.transAxes).transform(line.get_xydata())           # (n, 2)
+        points = [p for p in in_axes if all(map(math.isfinite, p))]
+        if points: ends.append((*points[-1], line))
+    at_edge = sorted((end for end in ends if end[0] > .97), key=lambda end: end[1])
     gap = 1.25*size*ax.figure.dpi/72/ax.get_window_extent().height
-    for (y, x, line), at in zip(ends, _move_apart([y for y, *_ in ends], gap)):
+    for (x, y, line), at in zip(at_edge, _move_apart([y for _, y, _ in at_edge], gap)):
         leader = dict(arrowstyle='-', color=line.get_color(), lw=.8, shrinkA=1, shrinkB=0)
         ax.annotate(str(line.get_label()), (x, y), (1.04, at), 'axes fraction', 'axes fraction',
                     arrowprops=leader, annotation_clip=False, va='center', fontsize=size)
+    for x, y, line in (end for end in ends if end not in at_edge):
+        ax.annotate(str(line.get_label()), (x, y), (3, 3), 'axes fraction', 'offset points', fontsize=size)
 
 # %% ../nbs/library/58_curves.ipynb #43ad1d6d
 def running_mean(

@@ -56,10 +56,10 @@ def figure_html(
     body = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.DOTALL)
     body = re.sub(r' id="[^"]*_[0-9]+"', '', body)
     body = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{mark}-', body.replace('xlink:href', 'href'))
-    box = re.search(r'viewBox="[^"]*"', body)[0]
+    box = body[body.index('viewBox'):].split('"')[1]
     data = f' data-cursor="{html.escape(_axis(fig))}"' if cursor else ''
     body = body[body.index('>') + 1:].replace('#000000', 'currentColor')
-    return f'<svg class="plot" {box} role="img" aria-label="{html_text(alt)}"{data}>{body.strip()}'
+    return f'<svg class="plot" viewBox="{box}" role="img" aria-label="{html_text(alt)}"{data}>{body.strip()}'
 
 # %% ../nbs/library/55_pages.ipynb #c3c7da9b
 def image_html(
@@ -91,7 +91,8 @@ def strips_html(
         label = f'<span class="name" title="{html_text(name)}">{html_text(name)}</span>'
         said = html_text(f'{len(x)} images' + (f' of {name}' if name else ''))
         return f'<div class="strip">{label}<div role="img" aria-label="{said}">{shown}</div></div>'
-    style = f'--columns:{max(len(x) for _, x in rows)}' + (f';{_names_width(names)}' if any(names) else '')
+    style = f'--columns:{max(len(x) for _, x in rows)}'
+    if any(names): style += ';' + _names_width(names)
     block = ''.join(strip(name, x) for name, (_, x) in zip(names, rows))
     return f'<div class="strips {"small" if _small(size) else "large"} {kind}" style="{style}">{block}</div>'
 
@@ -132,7 +133,8 @@ def player_html(
     last = len(frames) - 1
     controls = ('<div class="controls" hidden><button type="button">Play</button><input type="range" min="0" '
                 f'max="{last}" value="{last}" aria-label="Step of the training">'
-                f'<output>{html_text(frames[-1][1])}</output></div>') if last else ''
+                f'<output>{html_text(frames[-1][1])}</output></div>') if last else (
+                  f'<p>{html_text(frames[-1][1])}</p>')
     kind = 'player' if last else 'still'
     return f'<div class="{kind}" data-frames="{steps}"><div class="screens">{screens}</div>{controls}</div>'
 

@@ -8,7 +8,8 @@ Docs: https://sagan-gan.github.io/sagan/library/reports.html.md"""
 __all__ = ['NOTEBOOK', 'seeded_latents', 'draw_rows', 'sampled_classes', 'describe_samples', 'sample_picture', 'save_figure',
            'sample_rows', 'draw_attention', 'draw_nearest', 'UnstoredScores', 'format_scores', 'suggest_out',
            'explorer_page', 'open_notebook', 'format_seconds', 'run_seconds', 'summarize_run', 'run_notes', 'run_tiles',
-           'run_frames', 'has_maps', 'nearest_pixels', 'score_rows', 'closest_preset', 'report_page', 'write_report']
+           'run_frames', 'has_maps', 'nearest_pixels', 'score_rows', 'closest_preset', 'configuration_block',
+           'report_page', 'write_report']
 
 # %% ../nbs/library/36_reports.ipynb #c527680f
 import math, shlex, signal, subprocess, sys, tempfile, torch, torch.nn.functional as F
@@ -129,7 +130,7 @@ def save_figure(
 # %% ../nbs/library/36_reports.ipynb #da909939
 def sample_rows(
     run:Run, # A run with a generator
-) -> list[tuple[str, Tensor]]: # (class, 8 images (8, 3, S, S) in [-1, 1]); without classes 8 rows without a name
+) -> list[tuple[str, Tensor]]: # (class, images (8, 3, S, S) in [-1, 1]); without classes 8 rows named ''
     "Samples of a run's averaged generator for each of the first ten classes (figure 6)"
     G, classes = run.model.ema, run.classes[:10]
     assert G is not None
@@ -353,7 +354,8 @@ def run_tiles(
     "The headline figures of a run"
     last, best, n = run.records[-1] if run.records else {}, best_record(run.records), len(images)
     seen, seconds, speed = run.step*run.cfg.batch, run_seconds(run), last.get('images_per_s')
-    tiles = [('Images', f'{n:,}', f'{len(images.classes):,} classes' if images.classes else 'without classes'),
+    classes = f'{len(images.classes):,} classes' if images.classes else 'without classes'
+    tiles = [('Images', f'{n:,}', classes),
              ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
              ('Passes over the data', f'{seen/n:.3g}', f'{seen:,} images seen'),
              ('Time', 'unknown' if seconds is None else format_seconds(seconds),
@@ -386,7 +388,7 @@ _READ = dict(
             "other. Bold lines are running means of the records behind them."),
     scores=("How real D finds real images, and how real generated ones. The gap is what D can tell; real "
             "should stay above generated."),
-    gamma=("\u03b3 is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "
+    gamma=("γ is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "
            "side, tells how much the network uses attention."),
     sigma=("How much the first and last layers of each network stretch their inputs before spectral norm "
            "divides by it."))
@@ -395,8 +397,8 @@ def _curves(run, panels):
     "Blocks of the curves of a run that its log has"
     def known(panel): return any(k.startswith(panel) for r in run.records for k in r)
     prefix = dict(losses='d_loss', scores='d_real', gamma='gamma ', sigma='sigma ')
-    return [captioned_html(figure_html(training_figure(run.records, p), f'Curves: {p}', cursor=True), _READ[p])
-            for p in panels if known(prefix[p])]
+    def drawn(panel): return figure_html(training_figure(run.records, panel), f'Curves: {panel}', cursor=True)
+    return [captioned_html(drawn(p), _READ[p]) for p in panels if known(prefix[p])]
 
 def _training_block(run, images):
     "Player and curves"
@@ -467,8 +469,8 @@ def _nearest_block(run, images, samples, picture):
     heading = '<h2>Nearest training images</h2>'
     if picture:
         with Image.open(picture) as im: shown = image_html(im.convert('RGB'), 'Nearest training images')
-        return heading + captioned_html(f'<div class="sheet">{shown}</div>', 'By the features of an evaluator, as '
-                                        'sagan-eval measured them.')
+        return heading + captioned_html(f'<div class="sheet">{shown}</div>', (
+            'By the features of an evaluator, as sagan-eval measured them.'))
     x = torch.stack(evenly(torch.cat([x for _, x in samples]), 8))             # (8, 3, S, S)
     rows = torch.cat([x[:, None], nearest_pixels(x, images)], 1)               # (8, 4, 3, S, S)
     return heading + captioned_html(strips_html([('', row) for row in rows], kind='near'), (
@@ -494,8 +496,9 @@ def score_rows(
 ) -> list[list[str]]: # [name, text of each, meaning] of each score that one of them has
     "Scores as rows of a table"
     def text(scores, key, spec): return '' if scores.get(key) is None else format(scores[key], spec)
+    known = {key: s for key, s in _SCORES.items() if any(m.get(key) is not None for m in measured)}
     return [[name, *(text(m, key, spec) for m in measured), meaning]
-            for key, (name, spec, meaning) in _SCORES.items() if any(m.get(key) is not None for m in measured)]
+            for key, (name, spec, meaning) in known.items()]
 
 def _scores_block(run, evaluated):
     "The scores of a run, and who measured them"
@@ -509,7 +512,8 @@ def _scores_block(run, evaluated):
             for name, s in measured.items()}
     words = ''.join(f'<p>{html_text(text if len(told) == 1 else f"{name}: {text}")}</p>'
                     for text, name in told.items())
-    return f'<h2>Scores</h2>{table_html(["Score", *measured, "Meaning"], score_rows([*measured.values()]))}{words}'
+    rows = score_rows([*measured.values()])
+    return f'<h2>Scores</h2>{table_html(["Score", *measured, "Meaning"], rows)}{words}'
 
 # %% ../nbs/library/36_reports.ipynb #a074e4e9
 def closest_preset(
@@ -518,15 +522,17 @@ def closest_preset(
     "The preset with the fewest differences; data, number of classes and seed do not count"
     def differing(base):
         base = for_size(base, cfg.size)
-        return {f.name: getattr(base, f.name) for f in fields(Config)
-                if f.name not in ('data', 'n_classes', 'seed') and getattr(base, f.name) != getattr(cfg, f.name)}
+        return {k: getattr(base, k) for k in names if getattr(base, k) != getattr(cfg, k)}
+    names = [f.name for f in fields(Config) if f.name not in ('data', 'n_classes', 'seed')]
     found = {name: differing(base) for name, base in presets.items()}
     return min(found.items(), key=lambda item: len(item[1]))
 
-def _configuration_block(run):
+def configuration_block(
+    cfg:Config, # Any configuration
+) -> str: # HTML
     "All settings, folded"
-    name, differing = closest_preset(run.cfg)
-    words, values = docments(Config), {f.name: getattr(run.cfg, f.name) for f in fields(Config)}
+    name, differing = closest_preset(cfg)
+    words, values = docments(Config), {f.name: getattr(cfg, f.name) for f in fields(Config)}
     def row(k): return k, values[k], differing.get(k, ''), words[k] or ''
     order = [*differing, *(k for k in values if k not in differing)]
     chosen = ', '.join(f'{k} {values[k]}' for k in differing) or 'unchanged'
@@ -544,13 +550,13 @@ def report_page(
     samples, (evaluated, picture) = sample_rows(run), _evaluation(run)
     notes = ''.join(f'<li>{html_text(note)}</li>' for note in run_notes(run))
     def shown(rows, caption): return captioned_html(strips_html(rows), caption)
-    blocks = [tiles_html(run_tiles(run, images)), notes and f'<ul class="notes">{notes}</ul>', '<h2>Samples</h2>',
-              shown(samples, 'Drawn by the averaged generator'
+    blocks = [tiles_html(run_tiles(run, images)), notes and f'<ul class="notes">{notes}</ul>',
+              '<h2>Samples</h2>', shown(samples, 'Drawn by the averaged generator'
                     + (", a row for each class (the paper's figure 6)." if run.classes else '.'))]
     if best: blocks.append(shown(sample_rows(best), f'The same at step {best.step:,}, which measured best.'))
     blocks += [_training_block(run, images), _attention_block(run, folder),
                _nearest_block(run, images, samples, picture), _scores_block(run, evaluated),
-               _configuration_block(run)]
+               configuration_block(run.cfg)]
     return page_html(f'SAGAN on {images.name}', summarize_run(run, images), *blocks)
 
 def write_report(
