@@ -71,7 +71,7 @@ def comparison_figure(
 ) -> Figure: # One line per run, over the images seen if batches differ, otherwise over the steps
     "An entry of the logs of several runs"
     by_images = len({r.cfg.batch for r in runs.values()}) > 1
-    fig, ax = plt.subplots(figsize=(4.8, 2.8), layout='constrained')
+    fig, ax = plt.subplots(figsize=(4, 2.5), layout='constrained')
     for i, (name, r) in enumerate(runs.items()):
         points = [(a['step']*(r.cfg.batch if by_images else 1), a[key]) for a in r.records
                   if a.get(key) is not None]

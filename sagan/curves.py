@@ -97,7 +97,8 @@ _PANELS = dict(
     losses=('Losses', dict(d_loss='D', g_loss='G')),
     scores=("D's mean score", dict(d_real='real', d_fake='generated')),
     gamma=('γ of attention', 'gamma '),
-    sigma=('σ(W) before division', 'sigma '))
+    sigma=('σ(W) before division', 'sigma '),
+    fid=('FID, lower is better', 'fid'))
 
 def finish_panel(
     ax:Axes, # With all its lines
@@ -122,23 +123,25 @@ def _draw_panel(ax, records, panel):
     else:
         for i, k in enumerate(k for k in names if k.startswith(wanted)):
             values = _thinned(steps, [r.get(k) for r in records])
-            ax.plot(*values, label=figure_label(k.removeprefix(wanted), 40), lw=1.8, **line_style(i))
+            label = figure_label(k.removeprefix(wanted) or k.upper(), 40)
+            ax.plot(*values, label=label, lw=1.8, marker='o'*(len(values[0]) < 20), ms=3, **line_style(i))
     if panel == 'losses': ax.axhline(2, color='#888888', lw=1, ls=':', label='D knows nothing')
     finish_panel(ax, title)
 
 # %% ../nbs/library/58_curves.ipynb #14d6e3fa
 def training_figure(
-    # Dictionaries with step, d_loss, g_loss, d_real, d_fake, 'gamma ...' and 'sigma ...' entries, in
-    # order of steps
+    # Dictionaries with step, d_loss, g_loss, d_real, d_fake, fid, 'gamma ...' and 'sigma ...' entries,
+    # in order of steps
     records:list,
-    panel:str|None=None, # 'losses', 'scores', 'gamma' or 'sigma' alone, None for all but the scores
+    # 'losses', 'scores', 'gamma', 'sigma' or 'fid' alone, None for losses, gamma and sigma
+    panel:str|None=None,
 ) -> Figure: # Curves over the steps
     "Curves of a training log; raises `ValueError` if it is empty, or for a panel that does not exist"
     if not records: raise ValueError("the log has no records yet, so there are no curves")
     if panel is not None and panel not in _PANELS:
         raise ValueError(f"there is no panel {panel!r}; there are {', '.join(_PANELS)}")
     panels = [panel] if panel else ['losses', 'gamma', 'sigma']
-    size = (4.8, 2.8) if panel else (11, 2.6)
+    size = (4, 2.5) if panel else (11, 2.6)
     fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout='constrained')
     for ax, name in zip(axes[0], panels): _draw_panel(ax, records, name)
     return fig

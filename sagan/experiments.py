@@ -317,7 +317,8 @@ def curves_figure(
     Raises `ValueError` for anything else than results."""
     panels = [measure] if measure else measures(results)
     n = max(1, len(panels))
-    fig, axes = plt.subplots(1, n, figsize=(5.5*n, 3.2), squeeze=False, layout='constrained')
+    figsize = (4.4, 2.6) if measure else (5.2*n, 3.2)
+    fig, axes = plt.subplots(1, n, figsize=figsize, squeeze=False, layout='constrained')
     for ax, key in zip(axes[0], panels):
         for i, (variant, seeds) in enumerate(results):
             _plot_seeds(ax, variant, seeds, key, line_style(i))

@@ -513,7 +513,11 @@ def _scores_block(run, evaluated):
     words = ''.join(f'<p>{html_text(text if len(told) == 1 else f"{name}: {text}")}</p>'
                     for text, name in told.items())
     rows = score_rows([*measured.values()])
-    return f'<h2>Scores</h2>{table_html(["Score", *measured, "Meaning"], rows)}{words}'
+    fid = ''
+    if sum(r.get('fid') is not None for r in run.records) > 1:
+        fid = figure_html(training_figure(run.records, 'fid'), 'FID over the training', cursor=True)
+    table = table_html(['Score', *measured, 'Meaning'], rows)
+    return f'<h2>Scores</h2><div class="pair"><div>{table}{words}</div><div>{fid}</div></div>'
 
 # %% ../nbs/library/36_reports.ipynb #a074e4e9
 def closest_preset(

@@ -393,7 +393,7 @@ def run_experiment(
         _train_all(folder, todo, range(base.seed, base.seed + seeds), plan, jobs, tell)
         results = load_experiment(folder)
         threads = max(1, torch.get_num_threads()//jobs)
-        how = f'{jobs} at a time on {device} with {threads} threads each'
+        how = f'{jobs} at a time on {device} with {threads} thread{"s"[:threads != 1]} each'
         _write_report(folder, experiment, base, plan, results, how)
     return results
 
