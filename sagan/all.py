@@ -18,8 +18,10 @@ from .attention import *
 from .augmentation import *
 from .checkpoints import *
 from .checks import *
+from .comparison import *
 from .conditioning import *
 from .config import *
+from .curves import *
 from .data import *
 from .diagnostics import *
 from .distributed import *
@@ -34,6 +36,7 @@ from .losses import *
 from .measuring import *
 from .names import *
 from .networks import *
+from .pages import *
 from .precision import *
 from .recording import *
 from .records import *
@@ -49,11 +52,11 @@ from .visualization import *
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
-    sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation,
-    sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
-    sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.precision, sagan.recording,
-    sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.spectral,
-    sagan.storage, sagan.training, sagan.visualization]
+    sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.diagnostics,
+    sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images, sagan.importing,
+    sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pages,
+    sagan.precision, sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner,
+    sagan.runs, sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

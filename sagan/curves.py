@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from .names import figure_label
 from .visualization import POINT_COLOURS
 
@@ -47,13 +48,14 @@ def label_line_ends(
         in_axes = (line.get_transform() - ax.transAxes).transform(line.get_xydata())           # (n, 2)
         points = [p for p in in_axes if all(map(math.isfinite, p))]
         if points: ends.append((*points[-1], line))
-    at_edge = sorted((end for end in ends if end[0] > .97), key=lambda end: end[1])
+    edge = max((x for x, _, _ in ends), default=1)
+    last = sorted((end for end in ends if end[0] > edge - .03), key=lambda end: end[1])
     gap = 1.25*size*ax.figure.dpi/72/ax.get_window_extent().height
-    for (x, y, line), at in zip(at_edge, _move_apart([y for _, y, _ in at_edge], gap)):
+    for (x, y, line), at in zip(last, _move_apart([y for _, y, _ in last], gap)):
         leader = dict(arrowstyle='-', color=line.get_color(), lw=.8, shrinkA=1, shrinkB=0)
-        ax.annotate(str(line.get_label()), (x, y), (1.04, at), 'axes fraction', 'axes fraction',
+        ax.annotate(str(line.get_label()), (x, y), (edge + .04, at), 'axes fraction', 'axes fraction',
                     arrowprops=leader, annotation_clip=False, va='center', fontsize=size)
-    for x, y, line in (end for end in ends if end not in at_edge):
+    for x, y, line in (end for end in ends if end not in last):
         ax.annotate(str(line.get_label()), (x, y), (3, 3), 'axes fraction', 'offset points', fontsize=size)
 
 # %% ../nbs/library/58_curves.ipynb #43ad1d6d
@@ -89,7 +91,11 @@ def plot_noisy(
 ) -> None:
     "A running mean over a fifteenth of all records, with the records themselves behind it"
     mean = running_mean(values, len(values)//15)
-    ax.plot(*_thinned(steps, values), color=look['color'], lw=.6, alpha=.35)
+    along, records = _thinned(steps, values)
+    behind = Line2D(along, records, color=look['color'], lw=.6, alpha=.35, label='_records')
+    ax.add_artist(behind)  # without it in the limits, of which one high peak would take all
+    ends = torch.tensor(records or [0.]).quantile(torch.tensor([.01, .99]))
+    ax.update_datalim([(along[0], v) for v in ends.tolist()] if along else [])
     ax.plot(*_thinned(steps, mean), label=label, lw=1.8, **look)
 
 # %% ../nbs/library/58_curves.ipynb #22dd8e3d
