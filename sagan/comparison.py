@@ -147,7 +147,8 @@ def report_runs(
     Raises `ValueError` for a run that is named twice or cannot draw, and the errors of `report_run`."""
     if not others: return report_run(run, data, device, out)
     if data is not None: raise ValueError("data are for the report of one run; leave them out to compare")
-    if out is not None: check_output(out)
+    if out is not None:
+        with suggest_out(out): check_output(out)
     loaded = [r if isinstance(r, Run) else load_run(r, find_device(device)) for r in (run, *others)]
     runs = dict(zip(run_names([r.folder for r in loaded]), loaded))
     for name, r in runs.items():

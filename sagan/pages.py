@@ -70,7 +70,7 @@ def image_html(
 ) -> str: # An <img> that holds its picture
     "A picture as part of a page"
     out = io.BytesIO()
-    image.save(out, format='webp', lossless=lossless, quality=82)
+    image.save(out, format='webp', lossless=lossless, quality=40 if lossless else 82, method=2)
     data, named = base64.b64encode(out.getvalue()).decode(), f' class="{name}"' if name else ''
     return f'<img{named} alt="{html_text(alt)}" src="data:image/webp;base64,{data}">'
 

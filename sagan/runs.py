@@ -604,7 +604,8 @@ def report_run(
     Raises `ValueError` for a run without a log, such as an imported one, or images of other classes,
     `OSError` for images that are not there or a file that cannot be written, `BlockingIOError` if another
     process is at the run, unless `out` is elsewhere."""
-    if out is not None: check_output(out)
+    if out is not None:
+        with suggest_out(out): check_output(out)
     run = _open_generator(_run_folder(folder), _run_device(folder, device))
     if not run.records:
         why = 'it was imported' if run.cfg.data == 'imported' else 'it was stopped before the first record'
