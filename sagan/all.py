@@ -36,6 +36,7 @@ from .losses import *
 from .measuring import *
 from .names import *
 from .networks import *
+from .pace import *
 from .pages import *
 from .precision import *
 from .recording import *
@@ -44,19 +45,22 @@ from .references import *
 from .reports import *
 from .runner import *
 from .runs import *
+from .sampling import *
 from .spectral import *
 from .storage import *
 from .training import *
 from .visualization import *
+from .walks import *
 
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
     sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.diagnostics,
     sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images, sagan.importing,
-    sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pages,
-    sagan.precision, sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner,
-    sagan.runs, sagan.spectral, sagan.storage, sagan.training, sagan.visualization]
+    sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace,
+    sagan.pages, sagan.precision, sagan.recording, sagan.records, sagan.references, sagan.reports,
+    sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.storage, sagan.training,
+    sagan.visualization, sagan.walks]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -69,12 +69,14 @@ def save_weights(
     path:str|Path, # File to write, usually `weights.safetensors`
     model:SAGAN, # Both networks and the average
     step:int, # Discriminator steps done
+    bfloat16:bool=False, # Round the numbers, for half the room? To draw from, not to train on
 ) -> None:
     """Write a model's weights, spectral-norm vectors and batch norm averages in one piece
 
     Raises `OSError` that says how much room it needs."""
     header = dict(step=str(step), config=json_text(asdict(model.cfg)))
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if bfloat16: tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
     with explain_write_errors(path, tensor_bytes(tensors)), atomic_write(path) as new:
         save_file(tensors, new, header)
 
@@ -101,7 +103,9 @@ def _read_weights(path):
     "(step, `Config`, tensors) of a file that `save_weights` wrote; raises `ValueError` for another"
     try:
         with safe_open(path, 'pt') as f:
-            return *_read_header(f, path), {k: f.get_tensor(k) for k in f.keys()}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            widened = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in tensors.items()}
+            return *_read_header(f, path), widened
     except SafetensorError as e:
         raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated") from None
 

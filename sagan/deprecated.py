@@ -48,6 +48,11 @@ MOVED = dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
         layout='importing.infer_layout'),
+    reports=dict(
+        describe_samples='sampling.describe_samples', draw_rows='sampling.draw_rows',
+        sample_picture='sampling.sample_picture', sampled_classes='sampling.sampled_classes'),
+    runs=dict(
+        sample_run='sampling.sample_run'),
     sharing=dict(
         folded='sharing.fold_spectral_norm'),
     spectral=dict(

@@ -239,10 +239,16 @@ def is_number(
     return type(value) in (int, float) and abs(value) < 1e308
 
 # %% ../nbs/library/22_storage.ipynb #e58965ba
-def _move_files(new, path, last):
-    "Put the files of a temporary folder in their place, synced"
-    files = sorted(new.iterdir(), key=lambda f: f.name == last)
+def _sync_files(folder):
+    "Force the files in a folder and below it to the disk: each, or if they are many, all of the system"
+    files = [f for f in folder.rglob('*') if f.is_file()]
+    if len(files) > 100 and hasattr(os, 'sync'): return os.sync()
     for f in files: _fsync(f, os.O_RDWR)
+
+def _move_files(new, path, last):
+    "Put the files and folders of a temporary folder in their place, synced"
+    files = sorted(new.iterdir(), key=lambda f: f.name == last)
+    _sync_files(new)
     if path.exists():
         for f in files: os.replace(f, path/f.name)
     else: os.rename(new, path)
@@ -252,8 +258,8 @@ def _move_files(new, path, last):
 @contextmanager
 def new_folder(
     path:str|Path, # Folder to make; if it is there, it should hold no files of the same names
-    last:str, # The file without which the others count for nothing
-) -> Iterator[Path]: # Yields a temporary folder for files
+    last:str='', # The file without which the others count for nothing, '' if there is none
+) -> Iterator[Path]: # Yields a temporary folder for files and subfolders
     """Yield a temporary folder that becomes `path` when the block ends well, and is removed otherwise
 
     Raises `OSError` if it cannot be made."""

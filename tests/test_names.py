@@ -9,10 +9,9 @@ from sagan.data import image_dls, Images
 from sagan.names import (
     class_numbers, encodable, figure_label, file_name, listed, prepare_output, readable, say, split_classes)
 from sagan.pages import report_html
-from sagan.reports import (
-    describe_samples, draw_rows, sample_picture, sampled_classes, seeded_latents, suggest_out, UnstoredScores)
-from sagan.runs import (
-    attend_run, evaluate_run, explore_run, load_run, resume_run, sample_run, shipped, train_run)
+from sagan.reports import seeded_latents, suggest_out, UnstoredScores
+from sagan.runs import attend_run, evaluate_run, explore_run, load_run, resume_run, shipped, train_run
+from sagan.sampling import describe_samples, draw_rows, sample_picture, sample_run, sampled_classes
 from sagan.visualization import class_rows
 
 root = Path(__file__).resolve().parent.parent

@@ -17,10 +17,11 @@ from sagan.data import digits, folder, ImageFiles, to_unit
 from sagan.importing import import_run
 from sagan.references import reference, train_evaluator
 from sagan.runner import experiment_run
-from sagan.runs import (
-    attend_run, evaluate_run, explore_run, load_run, report_run, resume_run, sample_run, train_run)
+from sagan.runs import attend_run, evaluate_run, explore_run, load_run, report_run, resume_run, train_run
+from sagan.sampling import nearest_run, sample_run
 from sagan.storage import file_lock
 from sagan.visualization import grid_image
+from sagan.walks import walk_run
 
 pytestmark = pytest.mark.filterwarnings(r'ignore:\d+ images are too few', 'ignore:.*intra[-_](FID|fid)')
 SMALLEST = dict(preset='tiny', steps=2, batch=4, g_width=2, d_width=4, z_dim=4, device='cpu')
@@ -127,7 +128,37 @@ def refusals():
     yield 'sample: beyond numbers', 'images of 32 pixels do not fit', partial(one, n=10**30)
     yield 'sample: seed', 'seed must be below 2', partial(one, seed=2**64)
     yield 'sample: folder', 'no folder a', partial(one, out='a/b.png')
-    yield 'sample: over a folder', 'it is a folder', partial(one, out='pics')
+    yield 'sample: over a folder', 'already holds files', partial(one, out='pics')
+    yield 'sample: among files', 'file is no folder', partial(one, out='file')
+    yield 'sample: ending', 'name a picture', partial(one, out='a.jpg')
+    yield 'sample: empty name', 'cannot be empty', partial(one, out='')
+    yield 'sample: too large', 'GB are free', partial(one, n=10**12, out='a.npz')
+    yield 'sample: endless', 'lower --n', partial(one, n=10**30, out='new/')
+    yield 'sample: truncation', 'truncation must be above 0', partial(one, truncation=0)
+    yield 'sample: negative', 'truncation must be a finite number', partial(one, truncation=-1., out='new/')
+    near = partial(nearest_run, 'run', device='cpu')
+    yield 'nearest: class', 'no class c', partial(near, label='c')
+    yield 'nearest: too many', 'n must be at most 40', partial(near, n=41)
+    yield 'nearest: data', 'no folder nowhere', partial(near, data='nowhere')
+    yield 'nearest: folder', 'no folder a', partial(near, out='a/b.png')
+    yield 'nearest: evaluator', 'evaluator is', partial(near, evaluator='me')
+    yield 'nearest: truncation', 'truncation must be above 0', partial(near, truncation=0)
+    walk = partial(walk_run, 'run', device='cpu')
+    yield 'walk: class', 'no class c', partial(walk, classes='c')
+    yield 'walk: seed', 'seed must be', partial(walk, seeds=['0', '1'])
+    yield 'walk: one stop', 'two different stops', partial(walk, seeds=1)
+    yield 'walk: other numbers', '3 seeds and 2 classes', partial(walk, seeds=range(3), classes=['a', 'b'])
+    yield 'walk: frames', 'frames must be a whole number', partial(walk, frames=0)
+    yield 'walk: too long', 'are too many', partial(walk, frames=10**9)
+    yield 'walk: too wide', 'are too many', partial(walk, frames=100, out='a.png')
+    yield 'walk: layer', 'no attention at 8x8', partial(walk, layer=8)
+    yield 'walk: point', 'rows go from', partial(walk, point=(99, 99))
+    yield 'walk: no point', 'point is a pair', partial(walk, point=(1, 2, 3))
+    yield 'walk: video', 'ffmpeg', partial(walk, out='a.mp4')
+    yield 'walk: ending', 'must end in', partial(walk, out='a')
+    yield 'walk: empty name', 'cannot be empty', partial(walk, out='')
+    yield 'walk: folder', 'no folder a', partial(walk, out='a/b.gif')
+    yield 'walk: no run', 'not a run folder', partial(walk_run, 'pics')
     yield 'sample: no run', 'not a run folder', partial(sample_run, 'pics')
     look = partial(attend_run, 'run', device='cpu')
     yield 'attend: layer', 'no attention at 8x8', partial(look, layer=8)

@@ -9,13 +9,15 @@ import pytest, sagan, sagan.all, torch
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from sagan.checkpoints import best_record, read_config, states
+from sagan.config import presets
 from sagan.data import digits, to_unit
 from sagan.diagnostics import NonFinite
 from sagan.recording import Interrupted
 from sagan.reports import explorer_page
 from sagan.runs import (
-    attend_run, class_numbers, evaluate_run, explore_run, import_run, load_run, OPTIONS, report_run,
-    resume_run, sample_run, shipped, train_run)
+    _pace, attend_run, class_numbers, evaluate_run, explore_run, import_run, load_run, OPTIONS, report_run,
+    resume_run, shipped, train_run)
+from sagan.sampling import sample_run
 from sagan.storage import read_json
 from sagan.visualization import grid_image
 
@@ -36,11 +38,74 @@ def test_only_tell_is_told(tmp_path, capsys):
     lines = []
     run = train_run('twins', tmp_path/'run', 'tiny', steps=4, batch=8, device='cpu', tell=lines.append)
     assert capsys.readouterr().out == '' and len(lines) == 6
-    assert lines[0].startswith('4000 images of twins, 4 classes; 4 steps of 8 on cpu')
+    assert lines[0].startswith(
+        '4,000 images of twins, 4 classes; 4 steps of 8, 0.008 passes over the images, on cpu')
     assert [l.split()[:2] for l in lines[1:5]] == [['step', str(i)] for i in range(1, 5)]
     assert lines[5].startswith('4 steps in ') and str(tmp_path/'run/report.html') in lines[5]
     assert (run.step, run.folder, run.cfg.data) == (4, tmp_path/'run', 'twins')
     assert 'SAGAN(' not in repr(run)  # short enough for a notebook
+
+
+SMALL = dict(g_width=1, d_width=2, z_dim=8, g_attention=(), d_attention=(), batch=4, device='cpu')
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    "Two classes of four pictures"
+    for i in range(8):
+        file = tmp_path/'pictures'/'ab'[i % 2]/f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (32, 32), (40*i, 0, 90)).save(file)
+    return tmp_path/'pictures'
+
+
+def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
+    "Few images are augmented; named fields stay; a run that goes on keeps what it began with"
+    lines = []
+    run = train_run(pictures, tmp_path/'run', steps=2, tell=lines.append, **SMALL)
+    assert run.cfg == presets['photos'].change(
+        data=str(pictures), n_classes=2, diffaug='color,translation,cutout', steps=2,
+        **{k: v for k, v in SMALL.items() if k != 'device'})
+    assert lines[0].endswith('; for these images diffaug=color,translation,cutout')
+    assert '2 steps of 4, 1 pass over the images, on cpu' in lines[0]
+    more = resume_run(run, preset='photos', steps=3, device='cpu', tell=silent, **{k: SMALL[k] for k in (
+        'g_width', 'd_width', 'z_dim', 'g_attention', 'd_attention', 'batch')})
+    assert more.cfg == run.cfg.change(steps=3)
+    two = SMALL | dict(batch=2)
+    flat = train_run(pictures/'a', tmp_path/'flat', steps=2, tell=silent, diffaug='', **two)
+    assert (flat.cfg.n_d, flat.cfg.diffaug, flat.cfg.n_classes) == (5, '', 0)
+    unnamed = {k: v for k, v in SMALL.items() if k != 'batch'}
+    few = train_run(pictures, tmp_path/'few', steps=1, tell=silent, **unnamed)
+    assert few.cfg.batch == 8
+    assert train_run(pictures, tmp_path/'small', 'small', steps=1, tell=silent, **SMALL).cfg.diffaug == ''
+
+
+def test_minutes(pictures, tmp_path):
+    "The steps fill the time; the first line says how long it takes"
+    lines = []
+    with patch('sagan.runs.seconds_per_step', return_value=20.) as measured:
+        run = train_run(pictures, tmp_path/'run', minutes=1.1, tell=lines.append, **SMALL)
+        assert run.step == run.cfg.steps == 3 and '1.5 passes over the images (about 60 s), on' in lines[0]
+        assert train_run(pictures, tmp_path/'short', minutes=.001, tell=silent, **SMALL).step == 1
+        measured.side_effect = NonFinite('broken', {})
+        with pytest.raises(NonFinite): train_run(pictures, tmp_path/'no', minutes=1, tell=silent, **SMALL)
+    for bad in (0, -1, float('nan'), float('inf'), True, '5'):
+        with pytest.raises(ValueError, match='minutes must be a positive number'):
+            train_run(pictures, tmp_path/'no', minutes=bad, **SMALL)
+    with pytest.raises(ValueError, match='minutes=5 and steps=2 both say how long to train'):
+        train_run(pictures, tmp_path/'no', minutes=5, steps=2, **SMALL)
+    assert not (tmp_path/'no').exists()
+
+
+def test_expected_time_of_a_run_that_is_long_enough():
+    "A short run starts without a trial; one that breaks in the trial starts, and says so itself"
+    images, cfg = digits(), presets['tiny'].change(**{k: v for k, v in SMALL.items() if k != 'device'})
+    assert _pace(images, cfg.change(steps=100), 'cpu') is None
+    assert _pace(images, cfg.change(steps=101, compile=True), 'cpu') is None
+    assert 0 < _pace(images, cfg.change(steps=101), 'cpu') < 60
+    assert 0 < _pace(images, cfg, 'cpu', minutes=1) < 60
+    with patch('sagan.runs.seconds_per_step', side_effect=NonFinite('broken', {})):
+        assert _pace(images, cfg.change(steps=101), 'cpu') is None
 
 
 def test_files_and_records(run):

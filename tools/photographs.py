@@ -1,0 +1,157 @@
+"""The trainings behind the preset `photos`, all measured by one small classifier of all the images.
+
+    python tools/photographs.py FOLDER                 # what is missing; FOLDER has a subfolder per class
+    python tools/photographs.py FOLDER --only few      # one part
+    python tools/photographs.py --show                 # the stored records
+
+Ours are on the 50,000 training images of CIFAR-10. Every training runs on one thread, and two at a time. A
+training that was stopped goes on. The page is nbs/library/57_photographs.ipynb."""
+import argparse
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+import shutil
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+warnings.filterwarnings('ignore', category=FutureWarning)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
+import torch
+from plain import Plain
+from sagan.config import Config, presets
+from sagan.data import Images, MemoryLoader, load_images
+from sagan.measuring import load_or_train_evaluator, measure_generator, read_records
+from sagan.networks import standing_statistics
+from sagan.references import reference
+from sagan.runner import Plan, train_variant
+from sagan.storage import write_json
+from sagan.training import SAGAN, draw_inputs
+
+stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'/'photographs'
+SAMPLES = 5000
+photos = presets['photos']
+AUGMENT = dict(diffaug='color,translation,cutout')
+PYRAMID = dict(g_width=(192, 128, 64, 32), d_width=(32, 64, 128, 128))
+# Part: {row: (images, how many, changes of `photos`)}, seeds, images seen in all, and between measurements
+PARTS = {
+    'few': ({f'{n}-{name}': ('all', n, changes) for n in (500, 2000, 10_000)
+             for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 96_000, 32_000),
+    'one': ({'1-to-1': ('horse', 500, AUGMENT),
+             '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 1, 96_000, 32_000),
+    # plain.py has the attention of equations 1-3
+    'step': ({name: ('all', 50_000, dict(form='preprint'))
+              for name in ('ours', 'theirs')}, 3, 64_000, 32_000),
+    'choice': ({'photos': ('all', 50_000, {}), 'wider batch': ('all', 50_000, dict(batch=64)),
+                'pyramid': ('all', 50_000, PYRAMID)}, 1, 96_000, 32_000)}
+
+
+def choose_images(images: Images, kind: str, n: int) -> Images:
+    "The first n images, as many of each class; or those of one class, without a label"
+    if kind != 'all':
+        rows = (images.y == images.classes.index(kind)).nonzero().squeeze(1)[:n]
+        return replace(images[rows], y=torch.zeros(n, dtype=torch.int64), classes=[])
+    each = n//len(images.classes)
+    rows = torch.cat([(images.y == c).nonzero().squeeze(1)[:each] for c in range(len(images.classes))])
+    return images[rows]
+
+
+def make_plan(folder: Path, out: Path, kind: str, n: int, every: int) -> Plan:
+    "What to train on, and how to measure: against all images of the kind, whatever the number to train on"
+    images = load_images(str(folder), 32)
+    evaluator = load_or_train_evaluator(out/'evaluator.pt', images)
+    real = reference(images if kind == 'all' else choose_images(images, kind, 5000), evaluator)
+    return Plan(every, SAMPLES, evaluator, real, choose_images(images, kind, n), 'cpu')
+
+
+def train_theirs(cfg: Config, plan: Plan) -> list[dict]:
+    "The records of the plain step of benchmarks/plain.py from the same weights, on the same batches"
+    model, records, start = SAGAN(cfg), [], perf_counter()
+    plain, rng = Plain(cfg, model), torch.Generator().manual_seed(cfg.seed)
+    loader = MemoryLoader(plan.images, cfg.batch, cfg.steps, cfg.flip, cfg.seed)
+    for step, (x, y) in enumerate(loader, 1):
+        plain.step(x, y, *draw_inputs(y, cfg, rng), *draw_inputs(y, cfg, rng))
+        if step <= cfg.ema_start: plain.ema.load_state_dict(plain.G.state_dict())
+        if step % plan.every: continue
+        records.append(dict(step=step, seconds=perf_counter() - start, diverged=False)
+                       | measure_generator(standing(plain_average(plain, model), plan), plan.images,
+                                           plan.evaluator, plan.real, plan.samples))
+        print(f"theirs, seed {cfg.seed}, step {step}: FID {records[-1]['fid']:.3f}", flush=True)
+    return records
+
+
+def plain_average(plain: Plain, model: SAGAN):
+    "Our generator with the averaged weights of the plain one, and the latest vectors of its spectral norm"
+    names = {k.replace('parametrizations.weight.original', 'weight_orig')
+             .replace('parametrizations.weight.0.', 'weight_'): k for k in model.ema.state_dict()}
+    state = plain.G.state_dict() | dict(plain.ema.named_parameters())
+    model.ema.load_state_dict({names[k]: v for k, v in state.items()})
+    return model.ema
+
+
+def standing(G, plan: Plan):
+    "The generator with batch norm averages measured again: the plain step keeps none of the average"
+    y = plan.images.y[torch.randint(len(plan.images), (2000,), generator=torch.Generator().manual_seed(1))]
+    return standing_statistics(G, y, seed=1)
+
+
+def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
+    "One training, and its records among the stored ones"
+    rows, _, seen, every = PARTS[part]
+    kind, n, changes = rows[row]
+    batch = photos.change(**changes).batch
+    plan = make_plan(folder, out, kind, n, every//batch)
+    cfg = photos.change(steps=seen//batch, seed=seed, n_classes=len(plan.images.classes), **changes)
+    at = out/part/row/f'seed{seed}'
+    kept = stored/part/row/f'seed{seed}'
+    kept.mkdir(parents=True, exist_ok=True)
+    if row == 'theirs':
+        write_json(kept/'records.json', train_theirs(cfg, plan))
+        return
+    for r in train_variant(at, cfg, plan):
+        print(f"{part}, {row}, seed {seed}, step {r['step']}: FID {r['fid']:.3f}  recall {r['recall']:.2f}",
+              flush=True)
+    shutil.copy(at/'records.json', kept/'records.json')
+    shutil.copy(sorted((at/'samples').glob('*.png'))[-1], kept/'samples.png')
+
+
+def show():
+    "The last FID of every row and seed"
+    for part, (rows, seeds, *_) in PARTS.items():
+        for row in rows:
+            files = [stored/part/row/f'seed{seed}'/'records.json' for seed in range(seeds)]
+            last = [read_records(f)[-1] for f in files if f.exists()]
+            print(f'{part:8}{row:18}', *(f"{r['fid']:8.3f} (step {r['step']})" for r in last))
+
+
+def run_part(folder: Path, out: Path, part: str, jobs: int):
+    "All rows and seeds of a part that have no stored records, each in a process of its own"
+    rows, seeds, *_ = PARTS[part]
+    make_plan(folder, out, 'all', 50_000, 1)  # the evaluator, before two processes want it
+    todo = [(row, seed) for seed in range(seeds) for row in rows
+            if not (stored/part/row/f'seed{seed}'/'records.json').exists()]
+    def start(pair):
+        row, seed = pair
+        one = '--only', part, '--row', row, '--seed', str(seed)
+        subprocess.run([sys.executable, __file__, folder, '--out', out, *one], check=True)
+    with ThreadPoolExecutor(jobs) as pool: list(pool.map(start, todo))
+
+
+if __name__ == '__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('folder', type=Path, nargs='?', help='CIFAR-10, or other images in folders')
+    p.add_argument('--show', action='store_true', help='print the stored scores')
+    p.add_argument('--only', nargs='*', choices=PARTS, default=list(PARTS), help='parts to train')
+    p.add_argument('--row', help='one row of one part')
+    p.add_argument('--seed', type=int, default=0, help='with --row: its seed')
+    p.add_argument('--jobs', type=int, default=2, help='trainings at a time')
+    p.add_argument('--out', type=Path, default=Path('runs')/'photographs', help='folder of the runs')
+    args = p.parse_args()
+    if args.show: show()
+    elif args.row: train_row(args.folder, args.out, args.only[0], args.row, args.seed)
+    else:
+        for part in args.only: run_part(args.folder, args.out, part, args.jobs)
