@@ -39,6 +39,7 @@ from .networks import *
 from .pace import *
 from .pages import *
 from .precision import *
+from .progress import *
 from .recording import *
 from .records import *
 from .references import *
@@ -47,6 +48,7 @@ from .runner import *
 from .runs import *
 from .sampling import *
 from .spectral import *
+from .starting import *
 from .storage import *
 from .training import *
 from .visualization import *
@@ -58,9 +60,9 @@ _modules = [
     sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.diagnostics,
     sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images, sagan.importing,
     sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace,
-    sagan.pages, sagan.precision, sagan.recording, sagan.records, sagan.references, sagan.reports,
-    sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.storage, sagan.training,
-    sagan.visualization, sagan.walks]
+    sagan.pages, sagan.precision, sagan.progress, sagan.recording, sagan.records, sagan.references,
+    sagan.reports, sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.starting,
+    sagan.storage, sagan.training, sagan.visualization, sagan.walks]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -29,13 +29,13 @@ def line_style(
 
 # %% ../nbs/library/58_curves.ipynb #d5d1e924
 def _move_apart(heights, gap):
-    "Sorted heights between 0 and 1, at least a gap apart where there is room"
-    for i in range(1, len(heights)): heights[i] = max(heights[i], heights[i-1] + gap)
-    top = 1.
-    for i in reversed(range(len(heights))):
-        heights[i] = min(heights[i], top)
-        top = heights[i] - gap
-    return heights
+    "Sorted heights in [0, 1], moved up and down alike until they are at least a gap apart"
+    up, down, n = list(heights), list(heights), len(heights)
+    for i in range(1, n): up[i] = max(up[i], up[i-1] + gap)
+    for i in reversed(range(n - 1)): down[i] = min(down[i], down[i+1] - gap)
+    apart = [(a + b)/2 for a, b in zip(up, down)]
+    over, under = [max(0, v) for v in (apart[-1] - 1, -apart[0])]
+    return [v - over + under*(not over) for v in apart]
 
 def label_line_ends(
     ax:Axes, # With all its lines; those without a label stay without
@@ -52,7 +52,7 @@ def label_line_ends(
     last = sorted((end for end in ends if end[0] > edge - .03), key=lambda end: end[1])
     gap = 1.25*size*ax.figure.dpi/72/ax.get_window_extent().height
     for (x, y, line), at in zip(last, _move_apart([y for _, y, _ in last], gap)):
-        leader = dict(arrowstyle='-', color=line.get_color(), lw=.8, shrinkA=1, shrinkB=0)
+        leader = dict(arrowstyle='-', color=line.get_color(), lw=.8, shrinkA=1, shrinkB=0, relpos=(0, .5))
         ax.annotate(str(line.get_label()), (x, y), (edge + .04, at), 'axes fraction', 'axes fraction',
                     arrowprops=leader, annotation_clip=False, va='center', fontsize=size)
     for x, y, line in (end for end in ends if end not in last):
