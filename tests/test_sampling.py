@@ -40,7 +40,8 @@ def test_the_same_image_everywhere(tmp_path):
     few = sample_run(r, 3, ['7', 2], seed=5, out=tmp_path/'few')
     assert [f.name for f in sorted((few/'2').iterdir())] == [f'seed5-{i:06}.png' for i in range(3)]
     with np.load(sample_run(r, 9, [2], seed=5, out=tmp_path/'many.NPZ')) as a: x, y = a['arr_0'], a['arr_1']
-    picture = pixels(sample_run(r, 2, [2, 7], seed=5, out=str(tmp_path/'picture.png')))[:, -70:]  # without names
+    picture = pixels(sample_run(r, 2, [2, 7], seed=5, out=str(tmp_path/'picture.png')))
+    picture = picture[:, -70:]  # without names
     assert x.shape == (9, 32, 32, 3) and x.dtype == np.uint8 and y.dtype == np.int64 and (y == 2).all()
     for i in range(3): assert (pixels(few/f'2/seed5-{i:06}.png') == x[i]).all()
     assert (picture[2:34, 36:68] == x[1]).all()
