@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/cli.html.md"""
 
 # %% auto #0
 __all__ = ['plain_errors', 'sagan_train', 'sagan_sample', 'sagan_attend', 'sagan_walk', 'sagan_explore', 'sagan_eval',
-           'sagan_experiment', 'sagan_import']
+           'sagan_report', 'sagan_experiment', 'sagan_import']
 
 # %% ../nbs/library/30_cli.ipynb #642c54c9
 try:
@@ -185,13 +185,15 @@ def sagan_explore(
     # Your own images, for the discriminator to look at: a folder, with a subfolder for each class of the run
     images:str=None,
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
+    port:int=None, # Port of the notebook's server on this machine (default: a free one)
+    browser:bool=True, # Open a browser? Otherwise the address is told
     device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
 ):
     "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
         with loading(f'opening the explorer of {run}'):
             from sagan.runs import explore_run
-        explore_run(run, images, out, device)
+        explore_run(run, images, out, device, port=port, browser=browser)
         if out: say(f'open {out}')
 
 # %% ../nbs/library/30_cli.ipynb #1ea5df90
@@ -226,6 +228,22 @@ def sagan_eval(
         except UnstoredScores as e:
             print_once(format_scores(e.scores))
             raise
+
+# %% ../nbs/library/30_cli.ipynb #fd92a11a
+@shell_command
+def sagan_report(
+    *runs:str, # Run folders, or digits or twins; several are compared
+    data:str=None, # For a single run: the images it was trained on, if they have moved
+    # Page to write (default: report.html in the run folder, for several runs compare-A-B.html here)
+    out:str=None,
+    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+):
+    "Make the report of a run again, or compare runs side by side"
+    with plain_errors('sagan-report'):
+        _check(runs, 'name a run folder, or several to compare')
+        _announce(f'reporting on {", ".join(runs)}')
+        from sagan.comparison import report_runs
+        say(f'open {report_runs(*runs, data=data, device=device, out=out)}')
 
 # %% ../nbs/library/30_cli.ipynb #db8aa95e
 @shell_command

@@ -61,7 +61,9 @@ MOVED = dict(
         normalised='spectral.cached_spectral_norm'),
     training=dict(
         LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', presets='config.presets',
-        systems='config.systems'))
+        systems='config.systems'),
+    visualization=dict(
+        report_html='pages.report_html', training_figure='curves.training_figure'))
 
 # %% ../nbs/library/41_deprecated.ipynb #b334ed0f
 def processes() -> tuple[int, int]: # (rank of this process from 0, number of processes)

@@ -238,13 +238,13 @@ def _check_unfinished(folder, cfg, options, tell):
     return True
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
-def _write_report(run, images):
+def _write_report(run, images, out=None):
     "The report of a run, with its best weights if it was measured and they are there"
     best, other = best_record(run.records), None
     if best and best['step'] != run.step:
         try: other = load_run(run.folder, best=True)
         except (DamagedState, FileNotFoundError) as e: warn(f"{e}; the report does without the best weights")
-    return write_report(run, images, other)
+    return write_report(run, images, other, out) if out else write_report(run, images, other)
 
 # %% ../nbs/library/27_runs.ipynb #7ec39787
 def _stays(folder, error):
@@ -609,18 +609,26 @@ def report_run(
     folder:Run|str|Path,
     data:str|Path|None=None, # The images it was trained on, if they have moved
     device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
-) -> Path: # `report.html` in the run folder; of a run of the package `digits-report.html` here
-    """Make the report of a run again, and its attention figure, from its folder
+    # File to write, such as for a run folder that can only be read; None for report.html in the run folder
+    # (of a run of the package: digits-report.html here), and attention.png beside it
+    out:str|Path|None=None,
+) -> Path: # The report
+    """Make the report of a run again from its folder
 
     Raises `ValueError` for a run without a log, such as an imported one, or images of other classes,
-    `OSError` for images that are not there, `BlockingIOError` if another process is at the run."""
+    `OSError` for images that are not there or a file that cannot be written, `BlockingIOError` if another
+    process is at the run, unless `out` is elsewhere."""
+    if out is not None:
+        with suggest_out(out): check_output(out)
     run = open_generator(_run_folder(folder), _run_device(folder, device))
     if not run.records:
         why = 'it was imported' if run.cfg.data == 'imported' else 'it was stopped before the first record'
         raise ValueError(f"{run.folder} has no log to report on; {why}")
     images = run_images(data, run.cfg, run.classes, read_config(run.folder)[2].get('cache'))
+    if out is not None:
+        with suggest_out(out): return _write_report(run, images, Path(out))
     if not _is_shipped(run.folder):
-        with file_lock(run.folder): return _write_report(run, images)
+        with suggest_out(run.folder/'report.html'), file_lock(run.folder): return _write_report(run, images)
     with temporary_folder(output_path(run, 'report.html')) as folder:
         write_report(replace(run, folder=folder), images)
         for f in folder.glob('[!.]*'):

@@ -6,11 +6,10 @@ Docs: https://sagan-gan.github.io/sagan/visualization.html.md"""
 
 # %% auto #0
 __all__ = ['POINT_COLOURS', 'grid_image', 'class_rows', 'nearest_figure', 'spread_points', 'most_attended', 'check_maps',
-           'attention_figure', 'map_statistics', 'statistics_figure', 'effect_figure', 'training_figure',
-           'png_data_uri', 'report_html']
+           'attention_figure', 'map_statistics', 'statistics_figure', 'effect_figure', 'png_data_uri']
 
 # %% ../nbs/08_visualization.ipynb #9d2cddb4
-import base64, html, io, math, torch, torch.nn.functional as F
+import base64, io, math, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,7 +18,7 @@ from torchvision.utils import make_grid
 from .attention import AttentionMap
 from .data import to_bytes
 from .inputs import check_count, check_tensor
-from .names import encodable, figure_label, quiet_missing_glyphs, readable
+from .names import figure_label, quiet_missing_glyphs
 
 # %% ../nbs/08_visualization.ipynb #2c5c35c5
 def _picture(x):
@@ -318,30 +317,6 @@ def effect_figure(
     bar.ax.tick_params(labelsize=7)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #ddfb201a
-_PANELS = (('losses', ('d_loss', 'g_loss')), (r'$\gamma$ of attention', ('gamma',)),
-           (r'$\sigma(W)$ before division', ('sigma',)))
-
-def training_figure(
-    # Dictionaries with step, d_loss, g_loss, 'gamma ...' and 'sigma ...' entries, in order of steps
-    records:list,
-) -> Figure: # Losses, gammas and spectral norms over the steps
-    "Curves of a training log; raises `ValueError` if it is empty"
-    if not records: raise ValueError("the log has no records yet, so there are no curves")
-    steps = [r['step'] for r in records]
-    fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
-    for ax, (title, prefixes) in zip(axes, _PANELS):
-        for k in dict.fromkeys(k for r in records for k in r if k.startswith(prefixes)):
-            label = {'d_loss': 'D', 'g_loss': 'G'}.get(k, k.split(' ', 1)[-1])
-            ax.plot(steps, [r.get(k) for r in records], label=figure_label(label, 40), lw=1.2)
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel('step')
-        if ax.lines: ax.legend(fontsize=7)
-    axes[0].axhline(2, color='grey', lw=.7, ls=':', label='D knows nothing')
-    axes[0].legend(fontsize=7)
-    fig.tight_layout()
-    return fig
-
 # %% ../nbs/08_visualization.ipynb #7ffb788d
 def png_data_uri(
     figure, # Matplotlib figure, which is closed, PIL image, or bytes of a PNG
@@ -358,37 +333,8 @@ def png_data_uri(
         data = out.getvalue()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()
 
-# %% ../nbs/08_visualization.ipynb #3e143d1a
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-body{color:#222;background:#fff;overflow-wrap:anywhere}
-img{max-width:100%;image-rendering:auto;background:#fff} figure{margin:1.5rem 0}
-figcaption{color:#555;font-size:.9rem} th{text-align:left;padding-right:2rem;font-weight:500}
-td,th{border-bottom:1px solid #ddd}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}
-@media(prefers-color-scheme:dark){figcaption{color:#aaa}td,th{border-color:#444}}
-"""
+# %% ../nbs/08_visualization.ipynb #b043e157
+from sagan.deprecated import deprecated_names
 
-# %% ../nbs/08_visualization.ipynb #c2cd196f
-def report_html(
-    title:str, # Heading
-    summary:str, # One paragraph of plain text under it
-    pictures:list, # (caption, figure, PIL image or bytes of a PNG) in order
-    table:dict, # Names and values, for the table at the end
-    explorer:str='', # A page such as the attention explorer's, to show after the pictures
-) -> str: # A complete HTML page
-    "One self-contained page: heading, pictures with captions, a table"
-    def escape(s): return html.escape(readable(str(s), 2000)) if str(s) else ''
-    figures = ''.join(
-        f'<figure><img alt="{escape(c)}" src="{png_data_uri(p)}">'
-        f'<figcaption>{escape(c)}</figcaption></figure>' for c, p in pictures)
-    style = 'width:100%;height:700px;border:0'
-    frame = explorer and (f'<iframe title="Attention explorer" style="{style}" '
-                          f'srcdoc="{html.escape(encodable(explorer))}"></iframe>')
-    rows = ''.join(f'<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in table.items())
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">\n'
-        f'<title>{escape(title)}</title><style>{_STYLE}</style>'
-        f'<h1>{escape(title)}</h1><p>{escape(summary)}</p>{figures}{frame}'
-        f'<h2>Configuration</h2><table>{rows}</table></html>\n')
+# %% ../nbs/08_visualization.ipynb #1ecf30f9
+__getattr__ = deprecated_names(__name__)  # names of earlier versions
