@@ -241,8 +241,8 @@ def sagan_report(
     "Make the report of a run again, or compare runs side by side"
     with plain_errors('sagan-report'):
         _check(runs, 'name a run folder, or several to compare')
-        _announce(f'reporting on {", ".join(runs)}')
-        from sagan.comparison import report_runs
+        with loading(f'reporting on {", ".join(runs)}'):
+            from sagan.comparison import report_runs
         say(f'open {report_runs(*runs, data=data, device=device, out=out)}')
 
 # %% ../nbs/library/30_cli.ipynb #db8aa95e
