@@ -109,7 +109,8 @@ def refusals():
         yield f'train: {name}', message, partial(train, **dict(data='pics', out='a/b/new') | change)
     for name, message, change in [
         ('finished', 'it is finished', dict(steps=2)),
-        ('other rate', 'lr_g is', dict(lr_g=.5)),
+        ('other rate of decay', 'beta2 is', dict(beta2=.5)),
+        ('no rate', 'lr_g must be positive', dict(lr_g=-1.)),
         ('other batch', 'batch is 4', dict(batch=6)),
         ('other data', 'trained on other data', dict(data='others')),
         ('other classes', 'the run has classes a, b', dict(data='digits')),
