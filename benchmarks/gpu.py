@@ -4,7 +4,7 @@
     python benchmarks/gpu.py --out OUT --data FOLDER  # and trains on a folder with what time is left
     python benchmarks/gpu.py --out OUT --tiny         # the same code on a CPU, in a minute
 
-It leaves OUT/gpu.json and OUT/gpu.md. Both are written again after every part, so that a machine that is taken
+It leaves OUT/gpu.json and OUT/gpu.md, both written again after every part: a machine that is taken
 away leaves what was measured. A part that fails is noted with its error, and the next one runs."""
 import argparse, json, subprocess, sys, time, traceback, warnings
 warnings.filterwarnings('ignore')

@@ -308,6 +308,42 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
         tell(done)
     return run
 
+# %% ../nbs/library/27_runs.ipynb #c1b9c509
+def _choose_config(start, preset, data, config):
+    "(preset or '', configuration) of a new run, which begins with the weights of `start` if there is one"
+    if not (preset or start): preset = 'small' if is_builtin(str(data or 'digits')) else 'photos'
+    cfg = starting_config(start, preset, **config) if start else configure(str(preset), **config)
+    if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
+        what = start.folder if start else f'preset {preset!r}'
+        raise ValueError(f"{what} brings no data; name them with --data: a folder of images, 'digits' or "
+                         "'twins'")
+    return '' if start else preset, cfg
+
+def _choose_folder(data, out):
+    "(name of the data, run folder)"
+    if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
+    folder = Path(out or Path('runs')/Path(data).resolve().name)
+    check_folder(folder)
+    if not is_builtin(str(data)) and Path(data).resolve() in folder.resolve().parents:
+        raise ValueError(f"{folder} lies in {data}, whose images would not be the same any more; choose "
+                         "another folder with --out")
+    return str(data), folder
+
+# %% ../nbs/library/27_runs.ipynb #bd610654
+def _fit_config(cfg, preset, images, config):
+    "The configuration for the images, and what there is to say about it"
+    note = moved_attention(preset, cfg, config) if preset else ''
+    suited = suit_images(len(images), bool(images.classes)) if preset == 'photos' else {}
+    suited = {k: v for k, v in suited.items() if k not in config}
+    if suited: note += '; for these images ' + ', '.join(f'{k}={v}' for k, v in suited.items())
+    return cfg.change(n_classes=len(images.classes), **suited), note
+
+def _begin_from(start, learn, images, options):
+    "Take over the weights of a run, if there is one, and remember which; returns what there is to say"
+    if not start: return ''
+    options['init_from'] = began = fill_from(learn, start, images.classes)
+    return f'; begins from {began["run"]} of step {began["step"]}'
+
 # %% ../nbs/library/27_runs.ipynb #9d65d0c8
 @explain_memory(SMALLER)
 def train_run(
@@ -315,12 +351,10 @@ def train_run(
     data:str|Path|None=None,
     out:str|Path|None=None, # Run folder to make, None for runs/ and the name of the data
     # Configuration to start from: small (two cores, minutes), photos (two cores, an hour), tiny (seconds),
-    # paper, official, biggan, cifar, or a row of the paper such as table1-feat32; None for photos of a
-    # folder, and for small
+    # paper, official, biggan, cifar, or a row of the paper such as table1-feat32; None: photos or small
     preset:str|None=None,
     *,
-    # Run to begin from, on these data: its weights and, but for what is named, its configuration; also
-    # 'digits' or 'twins'
+    # Run, or its folder or name, to begin from: its weights and, but for what is named, its configuration
     init_from:Run|str|Path|None=None,
     minutes:float|None=None, # How long to train, instead of `steps`; measuring and saving come on top
     keep:int=2, # Training states to keep besides the best, at least 1
@@ -343,35 +377,17 @@ def train_run(
     gone, `OSError` for a full disk, and `TooLarge` when memory runs out."""
     with _join_group(device) as device:
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
-        if not (preset or start): preset = 'small' if is_builtin(str(data or 'digits')) else 'photos'
-        cfg = starting_config(start, preset, **config) if start else configure(str(preset), **config)
-        if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
-            what = start.folder if start else f'preset {preset!r}'
-            raise ValueError(f"{what} brings no data; name them with --data: a folder of images, 'digits' or "
-                             "'twins'")
+        preset, cfg = _choose_config(start, preset, data, config)
         _check_minutes(minutes, config)
-        if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
-        data = str(data or cfg.data)
+        data, folder = _choose_folder(cfg.data if data is None else data, out)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
-        folder = Path(out or Path('runs')/Path(data).resolve().name)
-        check_folder(folder)
-        if not is_builtin(data) and Path(data).resolve() in folder.resolve().parents:
-            raise ValueError(f"{folder} lies in {data}, whose images would not be the same any more; choose "
-                             "another folder with --out")
         images = training_images(data, cfg, config.get('n_classes'), options['cache'])
-        cfg = cfg.change(n_classes=len(images.classes), data=absolute_data(data))
-        note = '' if start else moved_attention(str(preset), cfg, config)
-        suited = suit_images(len(images), bool(images.classes)) if preset == 'photos' else {}
-        suited = {k: v for k, v in suited.items() if k not in config}
-        cfg = cfg.change(**suited)
-        if suited: note += '; for these images ' + ', '.join(f'{k}={v}' for k, v in suited.items())
+        cfg, note = _fit_config(cfg.change(data=absolute_data(data)), preset, images, config)
         pace = _pace(images, cfg, device, minutes)
         if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
         learn = _make_learner(images, cfg, device)
-        if start:
-            options['init_from'] = began = fill_from(learn, start, images.classes)
-            note += f'; begins from {began["run"]} of step {began["step"]}'
+        note += _begin_from(start, learn, images, options)
         return _train_in(folder, learn, images, options, device, tell, pace, note=note)
 
 # %% ../nbs/library/27_runs.ipynb #35445c8b

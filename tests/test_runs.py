@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 
 def test_only_tell_is_told(tmp_path, capsys):
-    "A line to begin, a warning of few passes, a line for each checkpoint, one in the end; nothing is printed"
+    "A line to begin, a warning, a line for each checkpoint, one in the end; and nothing is printed"
     lines = []
     run = train_run('twins', tmp_path/'run', 'tiny', steps=4, batch=8, device='cpu', tell=lines.append)
     assert capsys.readouterr().out == '' and len(lines) == 7
