@@ -146,11 +146,11 @@ def peak_memory(device):
     if device == 'cuda': return torch.cuda.max_memory_allocated()/1e9
     return int(Path('/proc/self/status').read_text('utf-8').split('VmHWM:')[1].split()[0])/1e6
 
-def measure(px, dtype, device, without, compiled, steps):
-    "One row: a dictionary of numbers"
+def measure(px, dtype, device, without, compiled, steps, peak=True, **changes):
+    "One row: a dictionary of numbers; `changes` are fields of the configuration"
     # on a GPU; PyTorch's own default is TF32 in convolutions alone
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == 'tf32'
-    cfg = config(px)
+    cfg = config(px).change(**changes)
     model = SAGAN(cfg).to(device).train()
     x, (_, y), fake, again = draw_batch(cfg, device)
     row = dict(px=px, dtype=dtype, device=device, batch=cfg.batch, without=without, compiled=compiled)
@@ -159,7 +159,7 @@ def measure(px, dtype, device, without, compiled, steps):
     if dtype == 'plain': step = plain_step(cfg, model, device, x, y, fake, again)
     else: step, *opts = our_step(cfg, model, autocast, x, y, fake, again, without, scale)
     if compiled:
-        kernels.compile_networks(model)
+        kernels.compile_networks(model, cuda_graphs=device == 'cuda')
         step()
         step()
     else:
@@ -170,7 +170,7 @@ def measure(px, dtype, device, without, compiled, steps):
     if dtype != 'plain' and not without and not compiled:
         row |= {k: v/t for k, v in parts_of_a_step(cfg, model, autocast, *opts, device).items()}
     row['memory_gb'] = peak_memory(device)
-    if not without:
+    if peak and not without:
         row['peak_product'], row['peak_convolution'] = peaks(HALF.get(dtype, torch.float32), device)
     return row
 
@@ -187,7 +187,8 @@ def table(rows):
         t, flops = r['seconds'], ['', '', '']
         if 'gflop' in r:
             rate = r['gflop']/t
-            flops = [f"{r['gflop']:.0f}", f'{rate:.0f}', f"{rate/r['peak_convolution']:.0%}"]
+            of_peak = f"{rate/r['peak_convolution']:.0%}" if 'peak_convolution' in r else ''
+            flops = [f"{r['gflop']:.0f}", f'{rate:.0f}', of_peak]
         name = r['dtype'] + ', compiled'*r['compiled']
         speed = [f'{t:.2f}', f"{r['batch']/t:.1f}", f"{base[r['px']]/t:.2f}"]
         shares = [share(r, k) for k in ('spectral_norm', 'updates', 'data')]

@@ -17,6 +17,7 @@ COMMANDS = dict(
     train='train, or go on with a run (--resume)',
     sample='draw images from a run',
     attend="show where points of generated images look (the paper's figure 1)",
+    walk='walk from one latent to the next, with the attention of a point',
     explore='move over images, and see where each point of them looks',
     eval='score images of a run against real ones',
     experiment="train and compare the rows of one of the paper's tables",
@@ -28,18 +29,6 @@ HELP = '\n'.join([
     'sagan COMMAND --help (or sagan-COMMAND --help) lists the options of a command', '',
     f'sagan {__version__}'])
 
-# %% ../nbs/library/43_command.ipynb #b7453024
-def _call(name):
-    "Parse `sys.argv` as the command of that name would, and call it"
-    from fastcore.script import anno_parser
-    from sagan import cli
-    command = getattr(cli, f'sagan_{name}')
-    parser = anno_parser(command, sys.argv[0])
-    if name in ('train', 'experiment'): known, sys.argv[1:] = parser.parse_known_args()
-    else: known = parser.parse_args()
-    options = {k: v for k, v in vars(known).items() if k not in ('pdb', 'xtra')}
-    command(*options.pop('files', ()), **options)
-
 # %% ../nbs/library/43_command.ipynb #d3fc4e0e
 def main() -> None:
     "The command `sagan`: lists the commands, tells the version, or calls a command; raises `SystemExit`"
@@ -48,8 +37,8 @@ def main() -> None:
     if name in ('-h', '--help'): say(HELP)
     elif name == '--version': say(f'sagan {__version__}')
     elif name in COMMANDS:
-        sys.argv = [f'sagan-{name}', *args]
-        _call(name)
+        from sagan import cli
+        getattr(cli, f'sagan_{name}').from_shell(args)
     else:
         say(f"sagan: there is no command {name}; there are {', '.join(COMMANDS)}", sys.stderr)
         raise SystemExit(2)

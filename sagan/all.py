@@ -36,6 +36,7 @@ from .names import *
 from .networks import *
 from .pace import *
 from .precision import *
+from .progress import *
 from .recording import *
 from .records import *
 from .references import *
@@ -44,6 +45,7 @@ from .runner import *
 from .runs import *
 from .sampling import *
 from .spectral import *
+from .starting import *
 from .storage import *
 from .training import *
 from .visualization import *
@@ -52,11 +54,12 @@ from .walks import *
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
-    sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed, sagan.evaluation,
-    sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs, sagan.kernels,
-    sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace, sagan.precision,
-    sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs,
-    sagan.sampling, sagan.spectral, sagan.storage, sagan.training, sagan.visualization, sagan.walks]
+    sagan.conditioning, sagan.config, sagan.data, sagan.diagnostics, sagan.distributed,
+    sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images, sagan.importing, sagan.inputs,
+    sagan.kernels, sagan.losses, sagan.measuring, sagan.names, sagan.networks, sagan.pace,
+    sagan.precision, sagan.progress, sagan.recording, sagan.records, sagan.references, sagan.reports,
+    sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.starting, sagan.storage,
+    sagan.training, sagan.visualization, sagan.walks]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

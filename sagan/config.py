@@ -13,23 +13,22 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import TypeVar
-from .attention import FORMS, resolve_form
-from .augmentation import check_diffaug
-from .data import check_size
-from .networks import D_CHANNELS
 
 # %% ../nbs/library/20_config.ipynb #939d4268
 _CHOICES = dict(
-    form=(*FORMS, 'residual'),
+    form=('preprint', 'published', 'released', 'residual'),
     head=('projection', 'auxiliary'),
     class_tables=('zeros', 'xavier'),
     dtype=('auto', 'float32', 'bfloat16', 'float16'),
     **dict.fromkeys(('g_sn', 'compile', 'flip', 'skip_bad', 'd_relu_skip'), (True, False)))
+_OLDER_FORMS = dict(paper='preprint', official='released')  # in files of older versions
 
 def _check_choices(cfg):
     "Raise `ValueError` unless each field with a few values has one of them"
-    check_diffaug(cfg.diffaug)
-    object.__setattr__(cfg, 'form', resolve_form(cfg.form))  # files of older versions have older names
+    if not isinstance(cfg.diffaug, str) or cfg.diffaug:
+        from sagan.augmentation import check_diffaug
+        check_diffaug(cfg.diffaug)
+    if isinstance(cfg.form, str): object.__setattr__(cfg, 'form', _OLDER_FORMS.get(cfg.form, cfg.form))
     for name, values in _CHOICES.items():
         value = getattr(cfg, name)
         if type(value) is not type(values[0]) or value not in values:
@@ -83,7 +82,9 @@ def _check_whole_numbers(cfg):
     for name, low in _LOWEST.items(): object.__setattr__(cfg, name, _whole(name, getattr(cfg, name), low))
     # what `torch.manual_seed` takes
     object.__setattr__(cfg, 'seed', _whole('seed', cfg.seed, -2**63, 2**63 - 1))
-    check_size(cfg.size)
+    if cfg.size not in (32, 64, 128, 256):
+        raise ValueError("size must be 32, 64, 128 or 256 pixels (a power of two that the networks have), "
+                         f"got {cfg.size!r}")
     if cfg.batch % cfg.accumulate:
         raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
     check_groups(cfg)
@@ -233,10 +234,12 @@ def _claim_systems(both, residual):
             'claim-residual': residual}
 
 # %% ../nbs/library/20_config.ipynb #1eb1b2d2
+_FIRST_BLOCKS = {32: (2, 2)}  # channels of D's first two blocks in multiples of its width, else (1, 2)
+
 def _local_systems(none):
     "A discriminator of two blocks: the systems 'local-*'"
     w = none.d_width
-    widths = w[:2] if isinstance(w, tuple) else tuple(w*m for m in D_CHANNELS[none.size][:2])
+    widths = w[:2] if isinstance(w, tuple) else tuple(w*m for m in _FIRST_BLOCKS.get(none.size, (1, 2)))
     conv = none.change(d_width=widths, d_down=2)
     at = dict(d_attention=(none.size//2,))  # after its first block
     return {'local-conv': conv,

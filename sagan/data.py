@@ -21,12 +21,11 @@ from warnings import warn
 import numpy as np
 from fastai.data.core import DataLoaders
 from fastai.torch_core import show_images
-from fastprogress import progress_bar
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 from .images import DECODED, decode_images, fit_image, FITTED, list_images, read_image
 from .names import encodable, figure_label, listed, readable
+from .progress import progress
 from .storage import cached_images, MappedImages, Prefetcher, take_images
 
 # %% ../nbs/library/21_data.ipynb #907c01d5
@@ -118,6 +117,7 @@ def digits(
     size:int=32, # Pixels of a side
 ) -> Images: # 1,797 images, 10 classes
     "Scikit-learn's handwritten digits, enlarged by bicubic interpolation"
+    from sklearn.datasets import load_digits  # takes a second
     check_size(size)
     d = load_digits()
     x = torch.tensor(d.images, dtype=torch.float32)[:, None]/8 - 1              # (n, 1, 8, 8) in [-1, 1]
@@ -403,8 +403,8 @@ def from_dataset(
     check_size(size)
     _check_source(ds, columns)
     classes = _class_names(ds, columns[1])
-    x, y, steps = [], [], range(len(ds))
-    for i in progress_bar(steps, leave=False) if len(ds) > 1000 else steps:
+    x, y = [], []
+    for i in progress(range(len(ds)), 'reading images'):
         try:
             im, label = _take_apart(ds[i], columns)
             x.append(_read_item(im, size))

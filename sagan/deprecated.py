@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 from warnings import warn
-from .distributed import rank, world_size
 
 # %% ../nbs/library/41_deprecated.ipynb #d775c172
 MOVED = dict(
@@ -28,7 +27,8 @@ MOVED = dict(
         real_spread='recording.real_spread', resume='recording.resume', shipped='runs.shipped',
         signs_of_collapse='diagnostics.signs_of_collapse'),
     cli=dict(
-        NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', draw_attention='reports.draw_attention',
+        NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', config_options='options.shell_command',
+        draw_attention='reports.draw_attention',
         stop_on_interrupt='recording.stop_on_interrupt'),
     conditioning=dict(
         everyones='distributed.all_gather_object', gather='distributed.all_gather',
@@ -64,6 +64,7 @@ MOVED = dict(
 # %% ../nbs/library/41_deprecated.ipynb #b334ed0f
 def processes() -> tuple[int, int]: # (rank of this process from 0, number of processes)
     "`rank()` and `world_size()` of `sagan.distributed` in one"
+    from sagan.distributed import rank, world_size
     return rank(), world_size()
 
 # %% ../nbs/library/41_deprecated.ipynb #8c3b3861

@@ -17,10 +17,10 @@ from stat import S_ISREG
 from threading import Lock
 from typing import Any
 from warnings import warn
-from fastprogress import progress_bar
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from .names import encodable, listed
+from .progress import ProgressLine
 
 # %% ../nbs/library/44_images.ipynb #684688b5
 def _white(im):
@@ -130,9 +130,10 @@ def decode_images(
     put:Callable[[Tensor], Any], # Called with each image that can be read, (3, S, S) uint8, in order
 ) -> dict[str, str]: # Files that cannot be read: name -> reason
     "Read images in several threads"
-    bad, steps = {}, range(0, len(names), 256)
-    with ThreadPoolExecutor() as pool:
-        for i in progress_bar(steps, leave=False) if len(names) > 1000 else steps:
+    bad = {}
+    with ThreadPoolExecutor() as pool, ProgressLine(len(names), 'reading images') as line:
+        for i in range(0, len(names), 256):
+            line.update(i)
             for name, reading in [(n, pool.submit(read_image, path/n, size)) for n in names[i:i+256]]:
                 try: image = reading.result()
                 except ValueError as e: bad[name] = str(e)

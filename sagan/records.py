@@ -45,6 +45,9 @@ def _check_record(r):
         if number and v is not None and not is_number(v): raise ValueError(f"{k} is {v!r}")
         if k in ('signs', 'warnings') and not (isinstance(v, list) and all(isinstance(w, str) for w in v)):
             raise ValueError(f"{k} are {v!r}")
+        if k == 'init_from' and not isinstance(v, dict): raise ValueError(f"{k} is {v!r}")
+        if k == 'changes' and not (isinstance(v, list) and all(isinstance(c, dict) for c in v)):
+            raise ValueError(f"{k} are {v!r}")
     if r.get('fid') is not None: check_scores(r)
 
 # %% ../nbs/library/49_records.ipynb #49fc3f89

@@ -132,13 +132,24 @@ class UnstoredScores(OSError):
         super().__init__(message)
         self.scores = scores
 
+_WORDS = dict(
+    fid=('FID', '.4g'), inception_score=('inception score', '.4g'), inception_spread=('its spread', '.2g'),
+    kid=('KID', '.4g'), precision=('precision', '.1%'), recall=('recall', '.1%'),
+    accuracy=('class recognized', '.1%'), diversity=('diversity', '.2f'), intra_fid=('intra-FID', '.4g'),
+    samples=('images drawn', ',d'), compared=('of them compared', ',d'), evaluator=('measured by', 's'),
+    reference=('compared with', 's'), two_twins=('two twins', '.1%'), observed=('twins that agree', '.1%'),
+    luck=('by luck', '.1%'), kappa=('kappa', '.3f'), kappa_error=('its error', '.2g'),
+    colour_pairs=('pairs of colors', ',d'), d_auc=("D's AUC", '.3f'), d_auc_error=('its error', '.2g'),
+    d_auc_gamma0=('with gamma 0', '.3f'), step=('step', ',d'), batch_norm=('batch norm', 's'),
+    nearest=('nearest images', ''))
+
 def format_scores(
     scores:dict, # From `evaluate_run`
-) -> str: # One line for each
-    "Scores as a terminal shows them"
-    names = {k: 'nearest images' if k == 'nearest' else k for k in scores}
-    lines = [f'{names[k]:16} {f"{v:.4g}" if isinstance(v, float) else v}' for k, v in scores.items()]
-    return '\n'.join(lines)
+) -> str: # One line for each that there is
+    "Scores in words, as a terminal shows them"
+    shown = {k: scores[k] for k in _WORDS if scores.get(k) is not None}
+    if shown.get('compared') == shown.get('samples'): shown.pop('compared', None)
+    return '\n'.join(f'{_WORDS[k][0]:18}{format(v, _WORDS[k][1])}' for k, v in shown.items())
 
 @contextmanager
 def suggest_out(

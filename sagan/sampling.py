@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from zipfile import ZipFile
-from fastprogress import progress_bar
 from PIL import Image
 from torch import Tensor
 from .checkpoints import Run
@@ -27,6 +26,7 @@ from .inputs import check_count, check_number
 from .measuring import evaluation_images, make_evaluator
 from .names import class_numbers, file_name, listed
 from .networks import Generator, standing_statistics
+from .progress import progress
 from .references import reference
 from .reports import image_rows, save_figure, seeded_latents, suggest_out
 from .runs import open_generator, output_path
@@ -124,9 +124,9 @@ def class_folders(
 
 # %% ../nbs/library/50_sampling.ipynb #a49d367e
 def _pixels(batches, count):
-    "Images one by one, (S, S, 3) bytes, with a progress bar if there are many"
+    "Images one by one, (S, S, 3) bytes, and how far it has come"
     images = (x for b in batches for x in to_bytes(b).permute(0, 2, 3, 1).contiguous().numpy())
-    return progress_bar(images, total=count, leave=False) if count > 1000 else images
+    return progress(images, 'drawing images', count)
 
 def _check_room(path, n_bytes):
     "Raise `OSError` if the disk of a path, which need not exist, has no room for samples"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PROCESSES = get_context('forkserver')
-PROCESSES.set_forkserver_preload(['sagan.cli', 'sagan.sharing', 'forked'])
+PROCESSES.set_forkserver_preload(['sagan.cli', 'sagan.runner', 'sagan.sharing', 'forked'])
 STARTED = []
 CHANGES = 'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.truncate', 'os.chmod', 'os.link', 'os.symlink'
 

@@ -50,7 +50,8 @@ def test_sagan_eval_prints_and_stores_them(run, capsys):
     assert (stored['d_auc'], stored['d_auc_error']) == agreement_auc(D)
     for layer in D.attention.values(): torch.nn.init.zeros_(layer.gamma)
     assert stored['d_auc_gamma0'] == agreement_auc(D)[0]
-    assert all(name in output for name in FIELDS)
+    words = {line[:18].strip() for line in output.splitlines()}
+    assert words >= {'two twins', 'twins that agree', 'by luck', 'kappa', "D's AUC", 'with gamma 0'}
 
 
 def test_the_card_says_them(run):

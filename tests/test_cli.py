@@ -1,10 +1,11 @@
 "What a page cannot hold: the installed commands as processes, their exit statuses, and Ctrl-C"
-import inspect, json, os, signal, subprocess, sys, time
+import dataclasses, inspect, json, os, signal, subprocess, sys, time
 from pathlib import Path
 from unittest.mock import patch
 import pytest, sagan
-from fastcore.script import anno_parser
-from sagan import __main__ as main, cli
+from fastcore.docments import docments
+from sagan import __main__ as main, cli, options
+from sagan.config import Config
 from sagan.runs import load_run
 
 BIN = Path(sys.executable).parent
@@ -28,6 +29,7 @@ def folder(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('cli')
     done = command('sagan-train', *TINY, cwd=tmp)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == 'preparing to train on digits ...\n'  # its first word
     assert 'open runs/digits/report.html' in done.stdout
     return tmp
 
@@ -56,9 +58,11 @@ def test_eval_tells_intra_fid_and_draws_the_nearest_images(folder):
     done = command('sagan-eval', 'runs/digits', '--n', '100', cwd=folder)
     assert done.returncode == 0, done.stderr
     kept = json.loads((folder/'runs/digits/eval-n100.json').read_text())
-    assert kept['intra_fid'] > 0 and f'intra_fid        {kept["intra_fid"]:.4g}' in done.stdout.splitlines()
+    said = done.stdout.splitlines()
+    assert kept['intra_fid'] > 0 and f'intra-FID         {kept["intra_fid"]:.4g}' in said
+    assert 'None' not in done.stdout and '_' not in done.stdout  # words, and only what was measured
     assert 'the intra-FID comes out too large' in done.stderr  # about ten images of a class, 64 features
-    assert 'nearest images   runs/digits/nearest-n100.png' in done.stdout.splitlines()
+    assert 'nearest images    runs/digits/nearest-n100.png' in said
     assert min(Image.open(folder/'runs/digits/nearest-n100.png').size) > 300
 
 def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
@@ -250,7 +254,62 @@ def test_the_command_for_all(tmp_path):
 
 def test_the_command_line_is_short():
     "It parses and prints; what a command does is a call of another module"
-    lines = inspect.getsource(cli).splitlines()
-    assert len(lines) < 300
-    parameters = {p.dest for p in anno_parser(cli.sagan_import, 'sagan-import')._actions}
+    assert len(inspect.getsource(cli).splitlines()) < 300
+    parameters = {p.dest for p in options.make_parser(cli.sagan_import)._actions}
     assert parameters >= {'files', 'out', 'classes', 'eps', 'bgr', 'relu_skip'}
+
+def parser(name): return options.make_parser(getattr(cli, f'sagan_{name}'))
+
+def titles(name):
+    "{title in help: options under it}"
+    groups = parser(name)._action_groups
+    return {g.title: [a.dest for a in g._group_actions] for g in groups if g._group_actions}
+
+@pytest.mark.parametrize('name', ['train', 'experiment'])
+def test_every_field_is_an_option_with_its_text(name):
+    "Also in one of the groups of help; the ten that people use first come first"
+    texts, actions = docments(Config), {a.dest: a for a in parser(name)._actions}
+    own = inspect.signature(getattr(cli, f'sagan_{name}')).parameters
+    for f in dataclasses.fields(Config):
+        text = texts[f.name] if f.name not in own else docments(getattr(cli, f'sagan_{name}'))[f.name]
+        assert actions[f.name].help.lower().startswith(text.lower()), f.name
+        assert actions[f.name].default is None or f.name in own
+    grouped = titles(name)
+    assert set(grouped) >= {'Used most', *options.GROUPS, 'Run'}
+    first, run = grouped['Used most'], grouped['Run']
+    assert len(first) == 10 and first == options.FIRST[f'sagan_{name}']
+    assert not set(run) & {f.name for f in dataclasses.fields(Config)}  # those are in the other groups
+    known = {k for group in options.GROUPS.values() for k in group}
+    assert known <= {a.dest for n in ('train', 'experiment') for a in parser(n)._actions}
+
+@pytest.mark.parametrize('columns', ['50', '200'])
+def test_help_fits(columns, monkeypatch):
+    "80 columns at most, in a narrower terminal as many as it has"
+    monkeypatch.setenv('COLUMNS', columns)
+    for name in main.COMMANDS:
+        widest = max(parser(name).format_help().splitlines(), key=len)
+        assert len(widest) <= min(80, int(columns)), widest
+
+def test_options_are_read_without_pytorch(tmp_path):
+    "Help, mistyped options and impossible configurations are answered before PyTorch is loaded"
+    file = tmp_path/'sagan-train'
+    file.write_text("""import sys
+from sagan.cli import sagan_train
+for args in '--help', '--ema-begin 5', '--size 48', '--preset bigan', '--batch big', '--bn-group 5':
+    sys.argv[1:] = args.split()
+    try: sagan_train()
+    except SystemExit as e: print('status', e.code, file=sys.stderr)
+print('torch' in sys.modules, file=sys.stderr)
+""")
+    done = subprocess.run([sys.executable, file], **CAPTURED)
+    assert 'usage: sagan-train [options]' in done.stdout
+    said = done.stderr.splitlines()
+    assert [l for l in said if l.startswith('status')] == [f'status {c}' for c in (0, 2, 1, 1, 2, 1)]
+    assert said[-1] == 'False' and 'preparing' not in done.stderr and 'Traceback' not in done.stderr
+
+def test_a_command_in_python_does_not_read_the_shell(tmp_path, monkeypatch):
+    "Called by a function, or with arguments, it is a function like any other"
+    monkeypatch.setattr(sys, 'argv', ['sagan-sample', '--nonsense'])
+    with pytest.raises(TypeError): cli.sagan_sample()
+    assert options.parse_options(cli.sagan_import, ['a', 'b', '--no-bgr'])[0] == ['a', 'b']
+    assert options.parse_options(cli.sagan_import, ['--no-bgr'])[1]['bgr'] is False

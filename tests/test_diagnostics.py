@@ -1,8 +1,8 @@
 "Numbers that are not finite are traced to their layer, and no weight moves"
-import math
+import math, re
 import pytest, torch
 from sagan.data import digits, image_dls
-from sagan.diagnostics import NonFinite
+from sagan.diagnostics import few_passes, idle_attention, NonFinite, signs_of_collapse, SIGNS_WINDOW
 from sagan.losses import ttur
 from sagan.networks import Discriminator, Generator
 from sagan.training import d_step, g_step
@@ -92,3 +92,38 @@ def test_a_loss_that_is_infinite_alone(batch):
 def test_the_error_is_an_arithmetic_error_with_a_report():
     e = NonFinite("a number in D's step is not finite", dict(network='D'))
     assert isinstance(e, ArithmeticError) and e.report == dict(message=str(e), network='D')
+
+
+@pytest.mark.parametrize('lead, expected', [(.049, ['lead']), (-1., ['lead']), (.051, [])])
+def test_the_lead_takes_thirty_records(lead, expected):
+    "And is not reported beside a dead D"
+    window = [dict(d_loss=2., d_real=lead + i%2, d_fake=float(i%2)) for i in range(SIGNS_WINDOW)]
+    assert list(signs_of_collapse(1., window)) == expected
+    assert signs_of_collapse(1., window[1:]) == {}
+    dead = [dict(d_loss=2., d_real=0., d_fake=0.)]*SIGNS_WINDOW
+    assert list(signs_of_collapse(1., dead)) == ['difference']
+
+
+@pytest.mark.parametrize('change, expected', [
+    ({}, ['gamma G16', 'gamma D8-2']),
+    ({'gamma G16': -.02}, ['gamma D8-2']),
+    (dict(step=999), []),
+    (dict(lr_g=1e-4), ['gamma D8-2'])], ids=str)
+def test_idle_attention(change, expected):
+    "Ten records below the bound, after steps in which gamma could have gone from 0 to 2"
+    idle = {'step': 2000, 'lr_g': 1e-3, 'lr_d': 2e-3, 'gamma G16': -.009, 'gamma D8-2': .001} | change
+    assert list(idle_attention([idle]*10)) == expected
+    assert idle_attention([idle]*9) == {}
+    assert 'gamma G16' not in idle_attention([idle]*10, n_d=2)
+    assert idle_attention([idle]*9 + [idle | {'gamma G16': .02, 'gamma D8-2': .02}]) == {}
+
+
+@pytest.mark.parametrize('images, said', [
+    (5761, '28,800 images are 5.0 passes over the 5,761'),
+    (28_801, '28,800 images are 1.00 of one pass'), (50_000, '0.58 of one pass over the 50,000 (bound 5)')])
+def test_few_passes(images, said):
+    "The steps that it names are enough, and one less is not"
+    sign = few_passes(images, 1800, 16)
+    assert said in sign['passes']
+    enough = int(re.search(r'--steps (\d+) are', sign['passes'])[1])
+    assert few_passes(images, enough, 16) == {} and few_passes(images, enough - 1, 16)

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from fastai.learner import Learner
-from fastcore.script import anno_parser
 from hypothesis import given, HealthCheck, note, Phase, settings, strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sagan import __main__ as main, cli, measuring, references, runner, runs
+from sagan.options import make_parser
 from sagan.sharing import PretrainedSAGAN
 from test_importing import BG, pair, SMALL
 
@@ -33,7 +33,9 @@ def examples(n):
 
 SIZE = ['--preset', 'tiny', '--batch', '4', '--z-dim', '4', '--device', 'cpu']
 BASE = dict(
-    train=['--steps', '4', *SIZE], sample=['--n', '1'], attend=['--n', '1'], explore=['--out', 'page.html'],
+    train=['--steps', '4', *SIZE], sample=['--n', '1'], attend=['--n', '1'],
+    walk=['--frames', '1', '--out', 'walk.png'], explore=['--out', 'page.html'],
+    report=['--out', 'report.html'],
     eval=['--n', '10'], **{'import': ['--out', 'new']},
     experiment=['--out', 'experiment', '--data', 'digits', '--steps', '2', '--seeds', '1', '--samples', '10',
                 *SIZE])
@@ -197,13 +199,13 @@ PLACES = ['run', 'other', 'imported', 'experiment', 'digits', 'twins', 'pictures
 
 def options_of(name):
     "All options of a command that take a value, and those that take none"
-    parser = anno_parser(getattr(cli, f'sagan_{name}'), f'sagan-{name}')
-    left_out = 'help', 'pdb', 'xtra', 'compile'  # which takes a minute
+    parser = make_parser(getattr(cli, f'sagan_{name}'))
+    left_out = 'help', 'compile'  # which takes a minute
     known = [a for a in parser._actions if a.dest not in left_out]
     return [(s, a.nargs != 0, a.type) for a in known for s in a.option_strings]
 
 OPTIONS = {name: options_of(name) for name in main.COMMANDS}
-FIRST = dict(sample=PLACES, attend=PLACES, explore=PLACES, eval=PLACES,
+FIRST = dict(sample=PLACES, attend=PLACES, walk=PLACES, explore=PLACES, eval=PLACES, report=PLACES,
              experiment=['local', 'figure3', 'table2', 'claim', 'run', ''])
 
 @st.composite

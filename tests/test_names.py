@@ -170,7 +170,7 @@ def test_scores_survive_a_folder_that_cannot_be_written(tmp_path, capsys):
         m.setattr('sagan.runs.measure_generator', lambda *_: dict(fid=1.5))
         with pytest.raises(SystemExit) as e: sagan_eval('digits', n=20, device='cpu')
         out, err = capsys.readouterr()
-        assert e.value.code == 1 and 'fid ' in out and '--out' in err and 'eval-n20.json' in err
+        assert e.value.code == 1 and 'FID ' in out and '--out' in err and 'eval-n20.json' in err
         with pytest.raises(FileNotFoundError, match='no folder nowhere'):
             evaluate_run('digits', out='nowhere')
     with pytest.raises(UnstoredScores, match='a.json cannot be written .Read-only') as e:

@@ -248,3 +248,61 @@ def test_other_threads_are_told(copied, monkeypatch):
     monkeypatch.setattr('torch.get_num_threads', lambda: threads + 1)
     resume(copied, learner_of(copied), told.append)
     assert len(told) == 1 and f'threads {threads} there, {threads + 1} here' in told[0]
+
+
+RATES = dict(lr_g=1e-4, bias_lr=.5)
+
+
+def test_other_rates_at_resume(finished, copied, tmp_path, quick_report):
+    "They hold from there on, also after another stop, and are in the log and in config.json"
+    stopped = shutil.copytree(copied, tmp_path/'stopped')
+    told:list = []
+    resume_run(copied, steps=7, tell=told.append, **RATES)
+    assert told[:2] == ['from step 4 on lr_g is 0.0001, not 0.001', 'from step 4 on bias_lr is 0.5, not 0.1']
+    resume_run(stopped, steps=5, tell=silent, **RATES)
+    resume_run(stopped, steps=7, tell=silent)
+    assert same_weights(copied, stopped)
+    change = dict(step=4, lr_g=[1e-3, 1e-4], bias_lr=[.1, .5])
+    for folder in (copied, stopped):
+        cfg, _, options = read_config(folder)
+        assert (cfg.lr_g, cfg.lr_d, cfg.bias_lr, options['changes']) == (1e-4, 2e-3, .5, [change])
+        records = read_log(folder)
+        assert [r.get('changes') for r in records] == [None]*4 + [[change], None, None]
+        assert [r['lr_g'] for r in records] == [1e-3]*4 + [1e-4]*3
+        # what was said at the beginning is not said again
+        assert records[0]['warnings'][0].startswith('32 images are 0.02 of one pass')
+        assert not any('passes' in r.get('signs', []) for r in records[1:])
+    groups = torch.load(state_file(copied, 7), weights_only=True)['optimisers']['g']['param_groups']
+    assert [g['lr'] for g in groups] == [1e-4, 5e-5]
+
+
+def test_a_change_is_not_lost_with_a_process_that_is_killed(copied, quick_report):
+    "It is in config.json before the first step, and the next process records it"
+    def cut_off(text):
+        if 'run folder' in text: raise RuntimeError('killed')
+    with pytest.raises(RuntimeError, match='killed'): resume_run(copied, steps=5, tell=cut_off, **RATES)
+    assert read_config(copied)[0].lr_g == 1e-4 and read_log(copied)[-1]['step'] == 4
+    assert resume_run(copied, steps=5, tell=silent).records[-1]['changes'][0]['lr_g'] == [1e-3, 1e-4]
+
+
+@pytest.mark.parametrize('asked, message', [
+    (dict(beta2=.9), 'beta2 is 0.99 in'), (dict(lr_g=-1.), 'lr_g must be positive'),
+    (dict(preset='paper'), 'size is 32 in')], ids=str)
+def test_only_rates_and_steps_may_change(copied, asked, message):
+    before = (copied/'config.json').read_bytes()
+    with pytest.raises(ValueError, match=message): resume_run(copied, steps=5, tell=silent, **asked)
+    assert (copied/'config.json').read_bytes() == before
+
+
+def test_what_a_writer_takes_up_from_a_log():
+    "The records that signs look at, and what the next record has to say"
+    writer = RunWriter(Path('run'), init_from=dict(run='digits'), changes=[dict(step=10), dict(step=400)])
+    figures = dict(d_loss=2., d_real=0., d_fake=0., lr_g=1e-3, lr_d=2e-3)
+    records = [dict(step=step) | figures for step in range(10, 410, 10)]
+    writer.take_up([*records, dict(step=405) | figures])
+    assert [r['step'] for r in writer.window] == list(range(110, 410, 10)) and writer.notes == {}
+    writer.take_up([*records[:-1], records[-1] | dict(d_real=None)])
+    assert writer.window[-1]['step'] == 390 and writer.notes == dict(changes=[dict(step=400)])
+    writer.take_up([])
+    assert not writer.window
+    assert writer.notes == dict(init_from=dict(run='digits'), changes=writer.changes)

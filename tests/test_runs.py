@@ -34,14 +34,15 @@ def run(tmp_path_factory):
 
 
 def test_only_tell_is_told(tmp_path, capsys):
-    "A line to begin, one for each checkpoint, one in the end; and nothing is printed"
+    "A line to begin, a warning, a line for each checkpoint, one in the end; and nothing is printed"
     lines = []
     run = train_run('twins', tmp_path/'run', 'tiny', steps=4, batch=8, device='cpu', tell=lines.append)
-    assert capsys.readouterr().out == '' and len(lines) == 6
+    assert capsys.readouterr().out == '' and len(lines) == 7
     assert lines[0].startswith(
         '4,000 images of twins, 4 classes; 4 steps of 8, 0.008 passes over the images, on cpu')
-    assert [l.split()[:2] for l in lines[1:5]] == [['step', str(i)] for i in range(1, 5)]
-    assert lines[5].startswith('4 steps in ') and str(tmp_path/'run/report.html') in lines[5]
+    assert lines[1].startswith('step 0: 32 images are 0.01 of one pass over the 4,000')
+    assert [l.split()[:2] for l in lines[2:6]] == [['step', str(i)] for i in range(1, 5)]
+    assert lines[6].startswith('4 steps in ') and str(tmp_path/'run/report.html') in lines[6]
     assert (run.step, run.folder, run.cfg.data) == (4, tmp_path/'run', 'twins')
     assert 'SAGAN(' not in repr(run)  # short enough for a notebook
 
@@ -327,7 +328,7 @@ def test_a_signal_is_an_exception(tmp_path, name, capsys):
 
 def test_all_is_complete():
     "Every module but the commands and older names is in `sagan.all`, and no name means two things"
-    others = {'all', 'cli', 'deprecated', '__main__', '_modidx'}
+    others = {'all', 'cli', 'deprecated', 'options', '__main__', '_modidx'}
     names = {m.name for m in pkgutil.iter_modules(sagan.__path__)} - others
     objects = {}
     for name in names:

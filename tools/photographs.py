@@ -5,7 +5,7 @@
     python tools/photographs.py --show                 # the stored records
 
 Ours are on the 50,000 training images of CIFAR-10. Every training runs on one thread, and two at a time. A
-training that was stopped goes on. The page is nbs/library/57_photographs.ipynb."""
+training that was stopped goes on. The page is nbs/library/60_photographs.ipynb."""
 import argparse
 import os
 
