@@ -134,7 +134,7 @@ def refusals():
     yield 'sample: ending', 'name a picture', partial(one, out='a.jpg')
     yield 'sample: empty name', 'cannot be empty', partial(one, out='')
     yield 'sample: too large', 'GB are free', partial(one, n=10**12, out='a.npz')
-    yield 'sample: endless', 'lower --n', partial(one, n=10**30, out='new/')
+    yield 'sample: endless', 'GB are free', partial(one, n=10**30, out='new/')
     yield 'sample: truncation', 'truncation must be above 0', partial(one, truncation=0)
     yield 'sample: negative', 'truncation must be a finite number', partial(one, truncation=-1., out='new/')
     near = partial(nearest_run, 'run', device='cpu')
