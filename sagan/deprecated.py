@@ -44,6 +44,8 @@ MOVED = dict(
     experiments=dict(
         Line='experiments.Variant', Plan='runner.Plan', lines='experiments.variants',
         run_experiment='runner.run_experiment', train_line='runner.train_variant'),
+    explorer=dict(
+        own_images='widget.own_images'),
     importing=dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
@@ -59,7 +61,9 @@ MOVED = dict(
         normalised='spectral.cached_spectral_norm'),
     training=dict(
         LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', presets='config.presets',
-        systems='config.systems'))
+        systems='config.systems'),
+    visualization=dict(
+        report_html='pages.report_html', training_figure='curves.training_figure'))
 
 # %% ../nbs/library/41_deprecated.ipynb #b334ed0f
 def processes() -> tuple[int, int]: # (rank of this process from 0, number of processes)

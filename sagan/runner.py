@@ -22,7 +22,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
 from time import perf_counter
-from .checkpoints import load_state, meta_model, save_state, save_weights
+from PIL import Image
+from .checkpoints import file_step, load_state, meta_model, save_state, save_weights, step_files
 from .checks import (
     check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory,
     find_device, removed_on_error, SMALLER)
@@ -31,17 +32,20 @@ from .data import image_dls, Images
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
-from .experiments import curves_figure, format_score, load_experiment
-from .experiments import strips_figure, table, table_markdown, variants
+from .experiments import curves_figure, load_experiment, measures
+from .experiments import strips_figure, table, table_columns, table_markdown, variants
 from .names import quiet_missing_glyphs, say
 from .networks import generate
 from .precision import fastest_dtype
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
+from .pages import (
+    captioned_html, evenly, figure_html, page_html, player_html, table_html, tiles_html)
+from .reports import configuration_block, format_seconds
 from .runs import absolute_data, configure, training_images
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
-from .visualization import grid_image, report_html
+from .visualization import grid_image
 
 # %% ../nbs/library/39_runner.ipynb #fe53b6bd
 @dataclass(frozen=True)
@@ -244,8 +248,8 @@ def _check_folder(folder, settings):
     return there
 
 # %% ../nbs/library/39_runner.ipynb #577c46cd
-_PAPER = (" The last columns are the paper's own numbers (ImageNet at 128 px, Inception-v3, 50,000 samples; "
-          "table 1 the best of 1M iterations), not measured here.")
+_PAPER = (" The paper's numbers are its own (ImageNet at 128 px, Inception-v3, 50,000 samples; table 1 the "
+          "best of 1M iterations), not measured here.")
 
 def _describe(experiment, base, plan, rows, results, how):
     "What a reader of the table must know, in a paragraph"
@@ -271,19 +275,33 @@ def _write_table(folder, rows, description):
     with atomic_write(folder/'table.md') as new:
         new.write_text(f'{description}\n\n{table_markdown(rows)}\n', encoding='utf-8')
 
-# %% ../nbs/library/39_runner.ipynb #26f4333a
-def _summarize(row):
-    "The scores of a row in one line, beside the paper's, if it has any"
-    ours = [f'{name} {format_score(row, key, spec)}' for name, (key, spec) in _SCORES.items()
-            if row[key] is not None]
-    paper = [f'{name} {row[key]}' for name, key in (('FID', 'paper_fid'), ('IS', 'paper_is')) if row[key]]
-    return ', '.join(ours) + (f"; paper: {', '.join(paper)}" if paper else '')
-
 # %% ../nbs/library/39_runner.ipynb #1716b954
-_CAPTIONS = dict(
-    curves="Over training (the paper's figure 3): thin lines are seeds, thick ones their means",
-    samples="Samples over training (the paper's figure 4), always of the same latents")
+def _sample_frames(folder, results, seed):
+    "Samples of all variants at the steps at which each of them has some, for `player_html`"
+    def found(variant):
+        files = step_files(folder/variant.name/f'seed{seed}'/'samples', '.png')
+        return {file_step(f): f for f in files if f.is_file()}
+    def opened(file):
+        with Image.open(file) as im: return im.convert('RGB')
+    grids = {variant.label: files for variant, _ in results if (files := found(variant))}
+    steps = evenly(sorted(set.intersection(*map(set, grids.values())))) if grids else []
+    return [(s, f'Step {s:,}', {label: opened(files[s]) for label, files in grids.items()}) for s in steps]
 
+def _tiles(plan, rows, results):
+    "Headline figures of an experiment"
+    seconds = sum(r['seconds'] for _, seeds in results for s in seeds for r in s)
+    diverged = sum(r['diverged'] for r in rows)
+    best = min((r for r in rows if r['fid'] is not None), key=lambda r: r['fid'], default=None)
+    lowest = [('Lowest FID', f'{best["fid"]:.2f}', best['row'])] if best else []
+    return tiles_html([
+        ('Networks', len(rows), f'{rows[0]["seeds"]} seed{"s"[:rows[0]["seeds"] != 1]} each'),
+        ('Images', f'{len(plan.images):,}', 'to train on'),
+        ('Steps', f'{max(r["d_steps"] for r in rows):,}', 'of each discriminator'),
+        ('Time', format_seconds(seconds), 'of all trainings together'), *lowest,
+        ('Diverged', diverged or 'none', 'of all trainings')])
+
+
+# %% ../nbs/library/39_runner.ipynb #60dc20f1
 def _write_report(folder, experiment, base, plan, results, how):
     "table.md, table.csv, curves.png, samples.png, report.html"
     rows = table(results)
@@ -294,9 +312,17 @@ def _write_report(folder, experiment, base, plan, results, how):
         with atomic_write(folder/f'{name}.png') as new, quiet_missing_glyphs():
             fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
-    pictures = [(caption, (folder/f'{name}.png').read_bytes()) for name, caption in _CAPTIONS.items()]
-    facts = {r['row']: _summarize(r) for r in rows} | asdict(base)
-    html = report_html(f'{experiment} on {plan.images.name}', description, pictures, facts)
+    names, *cells = table_columns(rows).items()
+    scores = [[heading, *(t.replace(' ', '\u00a0') for t in texts)] for heading, texts in cells]
+    curves = ''.join(figure_html(curves_figure(results, m), f'Curves: {m}') for m in measures(results))
+    blocks = [_tiles(plan, rows, results), '<h2>Scores</h2>',
+              table_html(['', *(n.replace('**', '') for n in names[1])], scores),
+              '<h2>Over the training</h2>', captioned_html(f'<div class="pair">{curves}</div>', (
+                  "Thin lines are seeds, thick ones their means (the paper's figure 3)."))]
+    if frames := _sample_frames(folder, results, base.seed):
+        blocks.append(captioned_html(player_html(frames, base.size), (
+            "Samples, always of the same latents (the paper's figure 4).")))
+    html = page_html(f'{experiment} on {plan.images.name}', description, *blocks, configuration_block(base))
     with atomic_write(folder/'report.html') as new: new.write_text(html, encoding='utf-8')
 
 # %% ../nbs/library/39_runner.ipynb #c206a111
@@ -367,7 +393,7 @@ def run_experiment(
         _train_all(folder, todo, range(base.seed, base.seed + seeds), plan, jobs, tell)
         results = load_experiment(folder)
         threads = max(1, torch.get_num_threads()//jobs)
-        how = f'{jobs} at a time on {device} with {threads} threads each'
+        how = f'{jobs} at a time on {device} with {threads} thread{"s"[:threads != 1]} each'
         _write_report(folder, experiment, base, plan, results, how)
     return results
 

@@ -30,7 +30,6 @@ from .config import Config, suit_images
 from .data import image_dls, is_builtin
 from .diagnostics import few_passes, NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
-from .explorer import own_images
 from .importing import import_run
 from .inputs import check_count
 from .measuring import (
@@ -49,6 +48,7 @@ from .starting import (
     training_images)
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
+from .widget import own_images
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
@@ -238,13 +238,13 @@ def _check_unfinished(folder, cfg, options, tell):
     return True
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
-def _write_report(run, images):
+def _write_report(run, images, out=None):
     "The report of a run, with its best weights if it was measured and they are there"
     best, other = best_record(run.records), None
     if best and best['step'] != run.step:
         try: other = load_run(run.folder, best=True)
         except (DamagedState, FileNotFoundError) as e: warn(f"{e}; the report does without the best weights")
-    return write_report(run, images, other)
+    return write_report(run, images, other, out) if out else write_report(run, images, other)
 
 # %% ../nbs/library/27_runs.ipynb #7ec39787
 def _stays(folder, error):
@@ -517,19 +517,21 @@ def explore_run(
     images:str|Path|None=None,
     out:str|Path|None=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
-    tell:Callable=say, # Is given a line of text where one has to do something
+    tell:Callable=say, # Is given the address of the notebook, in a line of text
+    port:int|None=None, # Port of the notebook's server on this machine, 1 to 65535; None for a free one
+    browser:bool=True, # Open a browser?
 ) -> Path|None: # The page, None if a notebook was opened and closed
     """Move over images, and see where each point of them looks
 
-    Raises `ValueError` for images that do not fit, or if nothing is installed that opens a notebook,
-    `OSError` if that ends with an error."""
+    Raises `ValueError` for images that do not fit, a port that cannot be used, or if nothing is installed
+    that opens a notebook, `OSError` if that ends with an error."""
     if not isinstance(run, Run) and not Path(run).exists(): shipped(str(run))  # or an error
     if out: check_output(out)
     device = _run_device(run, device)
     r = _open_run(run, device) if images else open_generator(run, device)
     own = own_images(images, r.cfg.size, r.classes) if images else None
     if out: explorer_page(r, own).save(out)
-    else: open_notebook(r.folder, device, images, tell)
+    else: open_notebook(r.folder, device, images, tell, port, browser)
     return Path(out) if out else None
 
 # %% ../nbs/library/27_runs.ipynb #d9af4d42
@@ -607,18 +609,26 @@ def report_run(
     folder:Run|str|Path,
     data:str|Path|None=None, # The images it was trained on, if they have moved
     device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
-) -> Path: # `report.html` in the run folder; of a run of the package `digits-report.html` here
-    """Make the report of a run again, and its attention figure, from its folder
+    # File to write, such as for a run folder that can only be read; None for report.html in the run folder
+    # (of a run of the package: digits-report.html here), and attention.png beside it
+    out:str|Path|None=None,
+) -> Path: # The report
+    """Make the report of a run again from its folder
 
     Raises `ValueError` for a run without a log, such as an imported one, or images of other classes,
-    `OSError` for images that are not there, `BlockingIOError` if another process is at the run."""
+    `OSError` for images that are not there or a file that cannot be written, `BlockingIOError` if another
+    process is at the run, unless `out` is elsewhere."""
+    if out is not None:
+        with suggest_out(out): check_output(out)
     run = open_generator(_run_folder(folder), _run_device(folder, device))
     if not run.records:
         why = 'it was imported' if run.cfg.data == 'imported' else 'it was stopped before the first record'
         raise ValueError(f"{run.folder} has no log to report on; {why}")
     images = run_images(data, run.cfg, run.classes, read_config(run.folder)[2].get('cache'))
+    if out is not None:
+        with suggest_out(out): return _write_report(run, images, Path(out))
     if not _is_shipped(run.folder):
-        with file_lock(run.folder): return _write_report(run, images)
+        with suggest_out(run.folder/'report.html'), file_lock(run.folder): return _write_report(run, images)
     with temporary_folder(output_path(run, 'report.html')) as folder:
         write_report(replace(run, folder=folder), images)
         for f in folder.glob('[!.]*'):

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from zipfile import ZipFile
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from .checkpoints import Run
 from .checks import check_folder, check_seed, explain_memory
@@ -24,7 +25,7 @@ from .data import to_bytes
 from .evaluation import nearest_images, real_distances
 from .inputs import check_count, check_number
 from .measuring import evaluation_images, make_evaluator
-from .names import class_numbers, file_name, listed
+from .names import class_numbers, file_name, listed, readable
 from .networks import Generator, standing_statistics
 from .progress import progress
 from .references import reference
@@ -101,17 +102,29 @@ def _grid_columns(rows, n, size, classless):
                          "images (an out that ends in /)")
     return columns
 
+def _name_rows(picture, names):
+    "A picture of rows with a name before each"
+    font, texts = ImageFont.truetype(findfont('DejaVu Sans'), 12), [readable(n, 24) for n in names]
+    wide, row = math.ceil(max(map(font.getlength, texts))) + 10, (picture.height - 2)/len(names)
+    named = Image.new('RGB', (wide + picture.width, picture.height), 'white')
+    named.paste(picture, (wide, 0))
+    for i, text in enumerate(texts):
+        ImageDraw.Draw(named).text((wide - 5, row*(i + .5) + 1), text, 'black', font, 'rm')
+    return named
+
 def sample_picture(
     G:Generator, # Generator, on any device
     labels:Sequence[int], # Its classes to draw, from `sampled_classes`; empty if unconditional
     n:int=8, # Images per class
     seed:int=0, # Of the latents
+    names:Sequence[str]=(), # What to write before the rows, empty for nothing
 ) -> Image.Image: # A row per class
     "Samples in rows; raises `ValueError` for more than one picture can show"
     columns = _grid_columns(max(1, len(labels)), n, G.size, not labels)
     x = draw_rows(G, labels, n, seed)                                          # (rows, n, 3, S, S)
     x = torch.nn.functional.pad(x, (0,)*7 + (-n % columns,), value=1.)         # white up to the last column
-    return grid_image(x.flatten(0, 1), columns)
+    picture = grid_image(x.flatten(0, 1), columns)
+    return _name_rows(picture, names) if names else picture
 
 # %% ../nbs/library/50_sampling.ipynb #4e71de3f
 def class_folders(
@@ -226,7 +239,7 @@ def _check_place(path, kind, rows, n, size, classless):
 def _write_samples(path, kind, G, labels, n, seed, classes, stem):
     "Draw and write samples as a picture, an archive or a folder"
     if kind == 'picture':
-        picture = sample_picture(G, labels, n, seed)
+        picture = sample_picture(G, labels, n, seed, [classes[i] for i in labels])
         with atomic_write(path) as new: return picture.save(new, format='png')
     count, folders = n*max(1, len(labels)), class_folders(classes)
     pixels = _pixels(draw_batches(G, labels, n, seed), count)

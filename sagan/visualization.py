@@ -6,11 +6,10 @@ Docs: https://sagan-gan.github.io/sagan/visualization.html.md"""
 
 # %% auto #0
 __all__ = ['POINT_COLOURS', 'grid_image', 'class_rows', 'nearest_figure', 'spread_points', 'most_attended', 'check_maps',
-           'attention_figure', 'map_statistics', 'statistics_figure', 'effect_figure', 'training_figure',
-           'png_data_uri', 'report_html']
+           'attention_figure', 'map_statistics', 'statistics_figure', 'effect_figure', 'png_data_uri']
 
 # %% ../nbs/08_visualization.ipynb #9d2cddb4
-import base64, html, io, math, torch, torch.nn.functional as F
+import base64, io, math, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
@@ -19,7 +18,7 @@ from torchvision.utils import make_grid
 from .attention import AttentionMap
 from .data import to_bytes
 from .inputs import check_count, check_tensor
-from .names import encodable, figure_label, quiet_missing_glyphs, readable
+from .names import figure_label, quiet_missing_glyphs
 
 # %% ../nbs/08_visualization.ipynb #2c5c35c5
 def _picture(x):
@@ -120,20 +119,29 @@ def most_attended(
     return (i + .5)*image[0]/m.shape[0] - .5, (j + .5)*image[1]/m.shape[1] - .5
 
 # %% ../nbs/08_visualization.ipynb #acd418fa
-def _draw_map(ax, x, beta, point, colour):
-    "One image (3, S, S), greyed, under the map (h, w) of one query point"
-    size = tuple(x.shape[1:])
-    strongest = (beta.max()*beta.numel()).item()               # in multiples of the uniform weight
-    grey = x.mean(0, keepdim=True).expand(3, -1, -1)                           # (3, S, S)
-    ax.imshow(_picture((grey - 1)/2))                 # at half its brightness, so the map's is seen
-    up = F.interpolate(beta[None, None], size=size, mode='bilinear', align_corners=False)[0, 0]
-    ax.imshow(up, cmap='magma', alpha=.65, vmin=0)                             # (S, S)
-    (r, c), to = point, most_attended(beta, size)
-    if round(strongest, 1) >= 1.5:
-        arrow = dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0)
-        ax.annotate('', to[::-1], (c, r), arrowprops=arrow)
-    ax.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
-    ax.set_xlabel(f'max {strongest:.1f}x uniform', fontsize=7, labelpad=2)
+def _contours(ax, x):
+    "An image (3, S, S) as thin lines"
+    light, low, high = x.mean(0), x.mean(0).min().item(), x.mean(0).max().item()
+    if high - low < .06: return                                                # no shapes
+    levels = [low + (high - low)*part for part in (1/3, 2/3)]
+    ax.contour(light, levels, colors='white', linewidths=.6, linestyles='solid',
+               alpha=.6)
+
+def _draw_map(ax, x, share, point, colour, top):
+    "Where one query looks (h, w), in multiples of an even spread, with the contours of its image"
+    size, (r, c) = tuple(x.shape[1:]), point
+    up = F.interpolate(share[None, None], size=size, mode='bilinear', align_corners=False)[0, 0]
+    shown = ax.imshow(up, cmap='magma', vmin=0, vmax=top)                      # (S, S)
+    _contours(ax, x)
+    if round(share.max().item(), 1) >= 1.5:
+        to = most_attended(share, size)[::-1]
+        for color, width in (('white', 3.2), (colour, 1.8)):                   # the first is a halo
+            arrow = dict(arrowstyle='-|>', color=color, lw=width, shrinkA=0, shrinkB=0)
+            ax.annotate('', to, (c, r), arrowprops=arrow)
+    ax.plot(c, r, 'o', color=colour, ms=6, mec='white', mew=.8, zorder=5)      # above the arrow
+    ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
+    return shown
+
 
 # %% ../nbs/08_visualization.ipynb #9a9478c1
 def check_maps(
@@ -152,7 +160,7 @@ def attention_figure(
     # Query points (row, column) in pixels, the same for all images; None picks 3 for each
     points:list|None=None,
 ) -> Figure: # One row per image
-    """Figures 1 and 5: query points, and beside them where each one looks
+    """Figures 1 and 5: query points, and beside them where each one looks, on one scale per row
 
     Raises `ValueError` if images and map do not fit, `IndexError` for a point outside the image."""
     check_maps(x, m)
@@ -161,20 +169,23 @@ def attention_figure(
             raise ValueError(f"a point is a pair (row, column) of pixels, got {p!r}")
     x, S = x.cpu(), x.shape[-1]
     queries = [points or spread_points(im) for im in x]
-    # one map (h, w) for each point
-    betas = [[m.at(*p)[b].cpu().float() for p in row] for b, row in enumerate(queries)]
+    # one map (h, w) for each point, in multiples of an even spread
+    shares = [[m.at(*p)[b].cpu().float()*math.prod(m.keys) for p in row]
+              for b, row in enumerate(queries)]
     columns = 1 + len(queries[0])
-    figsize = 1.5*columns, 1.65*len(x)
-    fig, axes = plt.subplots(len(x), columns, figsize=figsize, squeeze=False)
-    for im, row, maps, ax in zip(x, queries, betas, axes):
+    figsize = 1.3*columns + 1, 1.45*len(x)
+    fig, axes = plt.subplots(len(x), columns, figsize=figsize, squeeze=False, layout='compressed')
+    for im, row, maps, ax in zip(x, queries, shares, axes):
+        top = max(2., *(share.max().item() for share in maps))     # an even spread is never bright
         ax[0].imshow(_picture(im))
-        for p, beta, colour, a in zip(row, maps, POINT_COLOURS*len(row), ax[1:]):
+        for p, share, colour, a in zip(row, maps, POINT_COLOURS*len(row), ax[1:]):
             ax[0].plot(p[1], p[0], 'o', color=colour, ms=7, mec='white', mew=1)
-            _draw_map(a, im, beta, p, colour)
+            shown = _draw_map(a, im, share, p, colour, top)
+        bar = fig.colorbar(shown, ax=list(ax), fraction=.03, ticks=[0, 1, top])
+        bar.ax.set_yticklabels(['0', 'even spread', f'{top:.1f} times'], fontsize=7)
     for a in axes.flat:
         a.set(xticks=[], yticks=[], xlim=(-.5, S - .5), ylim=(S - .5, -.5))
         a.spines[:].set_visible(False)
-    fig.tight_layout(pad=.3)
     return fig
 
 # %% ../nbs/08_visualization.ipynb #5f75c1e3
@@ -306,30 +317,6 @@ def effect_figure(
     bar.ax.tick_params(labelsize=7)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #ddfb201a
-_PANELS = (('losses', ('d_loss', 'g_loss')), (r'$\gamma$ of attention', ('gamma',)),
-           (r'$\sigma(W)$ before division', ('sigma',)))
-
-def training_figure(
-    # Dictionaries with step, d_loss, g_loss, 'gamma ...' and 'sigma ...' entries, in order of steps
-    records:list,
-) -> Figure: # Losses, gammas and spectral norms over the steps
-    "Curves of a training log; raises `ValueError` if it is empty"
-    if not records: raise ValueError("the log has no records yet, so there are no curves")
-    steps = [r['step'] for r in records]
-    fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6))
-    for ax, (title, prefixes) in zip(axes, _PANELS):
-        for k in dict.fromkeys(k for r in records for k in r if k.startswith(prefixes)):
-            label = {'d_loss': 'D', 'g_loss': 'G'}.get(k, k.split(' ', 1)[-1])
-            ax.plot(steps, [r.get(k) for r in records], label=figure_label(label, 40), lw=1.2)
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel('step')
-        if ax.lines: ax.legend(fontsize=7)
-    axes[0].axhline(2, color='grey', lw=.7, ls=':', label='D knows nothing')
-    axes[0].legend(fontsize=7)
-    fig.tight_layout()
-    return fig
-
 # %% ../nbs/08_visualization.ipynb #7ffb788d
 def png_data_uri(
     figure, # Matplotlib figure, which is closed, PIL image, or bytes of a PNG
@@ -346,37 +333,8 @@ def png_data_uri(
         data = out.getvalue()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()
 
-# %% ../nbs/08_visualization.ipynb #3e143d1a
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-body{color:#222;background:#fff;overflow-wrap:anywhere}
-img{max-width:100%;image-rendering:auto;background:#fff} figure{margin:1.5rem 0}
-figcaption{color:#555;font-size:.9rem} th{text-align:left;padding-right:2rem;font-weight:500}
-td,th{border-bottom:1px solid #ddd}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}
-@media(prefers-color-scheme:dark){figcaption{color:#aaa}td,th{border-color:#444}}
-"""
+# %% ../nbs/08_visualization.ipynb #b043e157
+from sagan.deprecated import deprecated_names
 
-# %% ../nbs/08_visualization.ipynb #c2cd196f
-def report_html(
-    title:str, # Heading
-    summary:str, # One paragraph of plain text under it
-    pictures:list, # (caption, figure, PIL image or bytes of a PNG) in order
-    table:dict, # Names and values, for the table at the end
-    explorer:str='', # A page such as the attention explorer's, to show after the pictures
-) -> str: # A complete HTML page
-    "One self-contained page: heading, pictures with captions, a table"
-    def escape(s): return html.escape(readable(str(s), 2000)) if str(s) else ''
-    figures = ''.join(
-        f'<figure><img alt="{escape(c)}" src="{png_data_uri(p)}">'
-        f'<figcaption>{escape(c)}</figcaption></figure>' for c, p in pictures)
-    style = 'width:100%;height:700px;border:0'
-    frame = explorer and (f'<iframe title="Attention explorer" style="{style}" '
-                          f'srcdoc="{html.escape(encodable(explorer))}"></iframe>')
-    rows = ''.join(f'<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in table.items())
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">\n'
-        f'<title>{escape(title)}</title><style>{_STYLE}</style>'
-        f'<h1>{escape(title)}</h1><p>{escape(summary)}</p>{figures}{frame}'
-        f'<h2>Configuration</h2><table>{rows}</table></html>\n')
+# %% ../nbs/08_visualization.ipynb #1ecf30f9
+__getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -93,7 +93,7 @@ def test_curves_leave_out_a_seed_that_diverged(broken):
     variant, seeds = broken
     fig = curves_figure([broken])
     plt.close(fig)
-    assert [ax.get_title() for ax in fig.axes] == ['FID (lower is better)', 'Inception score']
+    assert [ax.get_title('left') for ax in fig.axes] == ['FID (lower is better)', 'Inception score']
     *thin, thick = fig.axes[0].get_lines()
     assert len(thin) == 2  # the third seed has no FID at all
     means = [mean(r['fid'] for r in records) for records in zip(*seeds[:2])]

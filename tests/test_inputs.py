@@ -6,6 +6,7 @@ from sagan.agreement import agreement, agreement_auc
 from sagan.attention import attend, attention_maps, attention_weights, intervene, SelfAttention
 from sagan.conditioning import AuxiliaryHead, BatchNorm2d, ConditionalBatchNorm2d, ProjectionHead
 from sagan.config import preset
+from sagan.curves import training_figure
 from sagan.data import digits, image_dls
 from sagan.distributed import shard
 from sagan.evaluation import (
@@ -18,8 +19,7 @@ from sagan.spectral import power_iteration
 from sagan.training import (
     check_images, check_networks, d_step, ema_update, g_step, SAGAN, sagan_learner, split_batch)
 from sagan.visualization import (
-    attention_figure, effect_figure, grid_image, map_statistics, spread_points, statistics_figure,
-    training_figure)
+    attention_figure, effect_figure, grid_image, map_statistics, spread_points, statistics_figure)
 
 torch.manual_seed(0)
 G, D = Generator(32, 10, 2, (16,), z_dim=8).eval(), Discriminator(32, 10, 4, (16,)).eval()

@@ -8,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urldefrag
 
-import pypandoc, pytest
+import pypandoc, pytest, torch
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
+from PIL import Image
 from playwright.sync_api import sync_playwright
 from readme import directives, nb2md
+from sagan.curves import training_figure
+from sagan.pages import figure_html, frame_html, page_html, player_html, strips_html
 
 root = Path(__file__).resolve().parent.parent
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -146,3 +149,96 @@ def test_browser(site, phone, name):
     page.close()
     assert not errors and not broken
     assert width <= 390, wide[:3]
+
+
+# A report in the same browser
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+    "A page as a report has it: samples, a player beside curves, and a page in the page"
+    x = torch.rand(8, 3, 32, 32)*2 - 1
+    frames = [(s, f'Step {s}', {'': Image.new('RGB', (272, 70), (s, s, s))}) for s in (0, 50, 100)]
+    log = [dict(step=s, d_loss=2 - s/100, g_loss=s/100) for s in range(0, 101, 5)]
+    curve = figure_html(training_figure(log, 'losses'), 'Losses', cursor=True)
+    inner = '<!doctype html><title>inner</title><style>body{margin:0;height:1065px}</style>'
+    file = tmp_path_factory.mktemp('page')/'report.html'
+    pair = f'<div class="pair"><div>{player_html(frames, 32, ["cat", "d"*99])}</div><div>{curve}</div></div>'
+    file.write_text(page_html('A report', 'x'*300, strips_html([('cat', x)]), pair, frame_html(inner)))
+    return file
+
+
+@pytest.fixture
+def show(phone, report):
+    "Opens the report; the test fails if it throws an error or asks for anything"
+    contexts, troubles = [], []
+    def show(width=390, **how):
+        context = phone.browser.new_context(viewport=dict(width=width, height=844), offline=True, **how)
+        contexts.append(context)
+        page = context.new_page()
+        page.add_init_script("""window.waits = []
+            const wait = setInterval
+            window.setInterval = (f, ms) => { waits.push(ms); return wait(f, 1) }""")
+        page.on('pageerror', lambda e: troubles.append(str(e)))
+        page.on('console', lambda m: troubles.append(m.text) if m.type == 'error' else None)
+        page.on('request', lambda r: None if r.url.startswith(('file:', 'data:')) else troubles.append(r.url))
+        page.goto(report.as_uri())
+        return page
+    yield show
+    for c in contexts: c.close()
+    assert not troubles
+
+
+def shown(page):
+    "Which frame is seen, and what is said"
+    images = page.locator('.stack img')
+    seen = [i for i in range(images.count()) if images.nth(i).is_visible()]
+    return seen, page.locator('.controls output').text_content()
+
+
+needs_browser = pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium')
+
+
+@needs_browser
+def test_player(show):
+    "By keys and by its button; the curve beside it shows the step"
+    page = show()
+    slider, button = page.locator('input[type=range]'), page.locator('button')
+    assert shown(page) == ([2], 'Step 100') and button.bounding_box()['height'] >= 44
+    slider.focus()
+    page.keyboard.press('ArrowLeft')
+    assert shown(page) == ([1], 'Step 50') and slider.get_attribute('aria-valuetext') == 'Step 50'
+    axis = json.loads(page.locator('svg').get_attribute('data-cursor'))
+    assert float(page.locator('.cursor').get_attribute('x1')) == pytest.approx(sum(axis['x'])/2, abs=.5)
+    page.keyboard.press('Home')
+    assert shown(page) == ([0], 'Step 0')
+    page.keyboard.press(' ')
+    page.wait_for_function("document.querySelector('button').textContent === 'Play'")
+    assert shown(page) == ([2], 'Step 100')  # played to its end
+    button.click()
+    assert page.evaluate('waits') == [500, 500]
+
+
+@needs_browser
+def test_player_for_whom_motion_is_too_much_and_without_javascript(show):
+    page = show(reduced_motion='reduce')
+    assert page.evaluate('waits') == []  # nothing moves by itself
+    page.locator('button').click()
+    assert page.evaluate('waits') == [1500]
+    still = show(java_script_enabled=False)
+    assert [i for i in range(3) if still.locator('.stack img').nth(i).is_visible()] == [2]
+    assert not still.locator('.controls').is_visible()
+
+
+@needs_browser
+def test_report_on_a_phone_and_on_a_wide_screen(show):
+    "No sideways scroll; the page in the page is as high as it is; two columns, and dark if the reader likes"
+    page = show()
+    page.wait_for_function("document.querySelector('iframe').clientHeight === 1065")
+    assert page.evaluate('document.documentElement.scrollWidth') == 390, page.evaluate(STICKING_OUT)
+    def tops(page): return [e['y'] for e in map(lambda e: e.bounding_box(), page.locator('.pair > *').all())]
+    def ground(page): return page.evaluate('getComputedStyle(document.body).backgroundColor')
+    assert tops(page)[0] < tops(page)[1]
+    wide = show(1440, color_scheme='dark')
+    assert tops(wide)[0] == tops(wide)[1] and ground(wide) != ground(page)
+    label = wide.locator('svg text').first.evaluate('e => getComputedStyle(e).fill')
+    assert label == wide.evaluate('getComputedStyle(document.body).color')

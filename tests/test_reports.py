@@ -1,11 +1,112 @@
-"What opens the explorer ends with it: the server, the notebook, and the server's own temporary files"
-import os, signal, time
+"""Reports of a run, of several, and what opens the explorer
+
+The last ends with it: the server, the notebook, and the server's own temporary files."""
+import json, os, re, shutil, signal, socket, time
+from html.parser import HTMLParser
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from sagan.comparison import report_runs
+from sagan.config import preset
 from sagan.reports import open_notebook
+from sagan.runs import report_run, train_run
 from sagan.storage import read_json
+
+VOID = {'br', 'hr', 'img', 'input', 'link', 'meta'}
+SCORES = dict(
+    fid=3.5, samples=60, inception_score=1.2, evaluator='small CNN (weights ab)', reference='digits')
+
+
+class Whole(HTMLParser):
+    "A page whose elements are closed in order, and whose names of elements are different"
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.ids, self.words = [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open and len(set(self.ids)) == len(self.ids)
+        self.text = ' '.join(''.join(self.words).split())
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID: self.open.append(tag)
+        self.ids += [v for k, v in attrs if k == 'id']
+    def handle_startendtag(self, tag, attrs): self.ids += [v for k, v in attrs if k == 'id']
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+    def handle_data(self, data):
+        if self.open[-1:] not in (['style'], ['script']): self.words.append(data)
+
+
+def files_of(folder): return {f: (f.stat().st_mtime_ns, f.stat().st_size) for f in folder.rglob('*')}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A run of four steps, with a grid of each; its log then gets scores, warnings and a change of rates"
+    folder = tmp_path_factory.mktemp('report')/'cats & dogs'
+    train_run(None, folder, 'tiny', steps=4, batch=8, z_dim=8, device='cpu',
+              tell=lambda text: None)
+    log = folder/'log.jsonl'
+    *others, last = [json.loads(line) for line in log.read_text().splitlines()]
+    made = [dict(r, warnings=['D <b>wins</b>']) for r in [dict(last, step=s) for s in (2, 3)]]
+    made[0] |= dict(changes=[dict(step=2, lr_g=[1e-3, 1e-4])], init_from=dict(run='digits', step=1800))
+    made[0] |= SCORES
+    log.write_text(''.join(json.dumps(r) + '\n' for r in [*others, *made, last | SCORES | dict(fid=2.25)]))
+    return folder
+
+
+def test_a_report_tells_the_run(run, tmp_path):
+    "Figures, warnings, scores, and settings that differ; one file, which leaves a folder as it is"
+    before = files_of(run)
+    page = report_run(run, out=tmp_path/'page.html').read_text(encoding='utf-8')
+    assert files_of(run) == before and len(page) < 3e6
+    text = Whole(page).text
+    for part in ('Images 1,797 10 classes', 'Steps 4 of 8 images', 'Passes over the data 0.0178',
+                 'FID, lower is better 2.25 at step 4, 60 samples, by small CNN', 'see below',
+                 'Warning at steps 2, 3: D <b>wins</b>', 'lr_g from 0.001 to 0.0001',
+                 'It began with the weights of digits at step 1800', 'Step 4, 0.0178 passes',
+                 'Setting This run Preset tiny Meaning z_dim 8 128'):
+        assert part.replace(' ', '') in text.replace(' ', ''), part
+    own = re.sub('srcdoc="[^"]*"', '', page)
+    assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
+
+
+def test_a_report_takes_what_sagan_eval_left(run, tmp_path):
+    "And leaves out what is damaged: an evaluation, a grid"
+    shutil.copytree(run, folder := tmp_path/'run')
+    (folder/'eval.json').write_text(json.dumps(SCORES | dict(step=4, fid=1.125)))
+    Image.new('RGB', (9, 9), 'red').save(folder/'nearest.png')
+    (folder/'eval-n9.json').write_text('{')
+    (folder/'samples/step-0000002.png').write_text('no picture')
+    with pytest.warns(UserWarning, match='is left out') as caught: page = report_run(folder).read_text()
+    assert len([w for w in caught if 'left out' in str(w.message)]) == 2
+    for part in ('sagan-eval, step 4', '<td>1.12</td>', 'alt="Nearest training images"'): assert part in page
+    assert page.count('alt="Samples "') == 4
+
+
+def test_runs_side_by_side(run, tmp_path, monkeypatch):
+    "What differs, samples at equal steps, and scores that cannot be compared"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, other := tmp_path/'other')
+    config = read_json(other/'config.json')
+    config['config'] |= dict(steps=5)
+    (other/'config.json').write_text(json.dumps(config))
+    (other/'samples/step-0000003.png').unlink()
+    log = (other/'log.jsonl').read_text()
+    (other/'log.jsonl').write_text(log.replace('"samples": 60', '"samples": 70'))
+    before = files_of(run), files_of(other)
+    file = report_runs(run, other)
+    assert file == Path('compare-cats & dogs-other.html') and (files_of(run), files_of(other)) == before
+    page = file.read_text(encoding='utf-8')
+    text = Whole(page).text
+    assert 'Settingcats&dogsothersteps45All' in text.replace(' ', '')
+    assert 'cannot be compared' in text and '://' not in page
+    frames = json.loads(re.search("data-frames=\"([^\"]*)\"", page)[1].replace('&quot;', '"'))
+    assert [step for step, _ in frames] == [0, 1, 2, 4] and page.count('alt="Samples other"') == 4
+    with pytest.raises(ValueError, match='is named twice'): report_runs(run, other, run)
+    with pytest.raises(ValueError, match='data are for'): report_runs(run, other, data='digits')
+    with pytest.raises(OSError, match='--out'): report_runs(run, other, out=tmp_path/'none'/'page.html')
+
 
 SERVER = """import os, pathlib, sys, tempfile, time
 tempfile.mkdtemp()
@@ -31,20 +132,44 @@ def command(tmp_path, monkeypatch):
     for module in ('voila', 'jupyterlab'): (tmp_path/f'{module}.py').write_text(SERVER)
     (tmp_path/'temporary').mkdir()
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'temporary'))
-    process = get_context('fork').Process(target=open_notebook, args=('run', 'cpu', None, lambda text: None))
+    given = 'run', 'cpu', None, lambda text: None
+    process = get_context('fork').Process(target=open_notebook, args=given)
     process.start()
     yield process
     process.kill()
 
 
 @pytest.mark.parametrize('sig, status', [
-    (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 1), (signal.SIGKILL, -9)])
+    (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
 def test_nothing_outlives_the_command_however_it_ends(command, tmp_path, sig, status):
     until((tmp_path/'server').exists)
     pid, notebook = (tmp_path/'server').read_text().split()
-    assert 'load_run' in read_json(notebook)['cells'][0]['source']
+    assert 'load_run' in read_json(notebook)['cells'][1]['source']
     os.kill(command.pid, sig)
     command.join(30)
     assert command.exitcode == status
     until(lambda: not Path(f'/proc/{pid}').exists())
     until(lambda: not os.listdir(tmp_path/'temporary'))
+
+
+def test_port_and_browser(tmp_path, monkeypatch):
+    "Are handed to the server, and the address is told; a port that cannot be used is said at once"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    listed = "import pathlib, sys\npathlib.Path('arguments').write_text(' '.join(sys.argv[2:]))\n"
+    for module in ('voila', 'jupyterlab'): (tmp_path/f'{module}.py').write_text(listed)
+    told = []
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+        with pytest.raises(ValueError, match=f'port {port} cannot be used here; name another one'):
+            open_notebook('run', tell=told.append, port=port)
+    for wrong in (0, 70000, '80'):
+        with pytest.raises(ValueError, match='port'): open_notebook('run', tell=told.append, port=wrong)
+    assert not told
+    open_notebook('run', tell=told.append, port=port, browser=False)
+    arguments = (tmp_path/'arguments').read_text().split()
+    assert f'--port={port}' in arguments and '--no-browser' in arguments
+    assert told == [f'the explorer opens at http://localhost:{port}; Ctrl-C ends it']
+    open_notebook('run', tell=told.append)
+    assert '--no-browser' not in (tmp_path/'arguments').read_text()

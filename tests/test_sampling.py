@@ -41,6 +41,7 @@ def test_the_same_image_everywhere(tmp_path):
     assert [f.name for f in sorted((few/'2').iterdir())] == [f'seed5-{i:06}.png' for i in range(3)]
     with np.load(sample_run(r, 9, [2], seed=5, out=tmp_path/'many.NPZ')) as a: x, y = a['arr_0'], a['arr_1']
     picture = pixels(sample_run(r, 2, [2, 7], seed=5, out=str(tmp_path/'picture.png')))
+    picture = picture[:, -70:]  # without names
     assert x.shape == (9, 32, 32, 3) and x.dtype == np.uint8 and y.dtype == np.int64 and (y == 2).all()
     for i in range(3): assert (pixels(few/f'2/seed5-{i:06}.png') == x[i]).all()
     assert (picture[2:34, 36:68] == x[1]).all()
@@ -66,7 +67,7 @@ def test_runs_of_all_kinds(tmp_path):
     (tmp_path/'empty').mkdir()
     assert [f.name for f in sample_run(one, 1, out=tmp_path/'empty').iterdir()] == ['c0']
     assert sample_run(one, 2, truncation=.5) == tmp_path/'samples-seed0-truncation0.5-n2.png'
-    assert pixels(tmp_path/'samples-seed0-truncation0.5-n2.png').shape == (36, 70, 3)
+    assert pixels(tmp_path/'samples-seed0-truncation0.5-n2.png')[:, -70:].shape == (36, 70, 3)
     sample_run(free, 1, out=tmp_path/'cut', truncation=.5)
     assert [f.name for f in (tmp_path/'cut').iterdir()] == ['seed0-truncation0.5-000000.png']
     hidden = [f for f in tmp_path.rglob('.*')]
@@ -76,7 +77,7 @@ def test_runs_of_all_kinds(tmp_path):
 def test_a_thousand_classes(tmp_path):
     "A picture shows 20 of them, a folder has all; images come by turns, so that any part has many classes"
     r = made(tmp_path, 1000, g_attention=())
-    assert pixels(sample_run(r, 2)).shape == (20*34 + 2, 70, 3)
+    assert pixels(sample_run(r, 2))[:, -70:].shape == (20*34 + 2, 70, 3)
     assert sum(len(x) for x in draw_batches(r.model.ema, range(1000), 1)) == 1000
     folder = sample_run(r, 1, range(995, 1000), out=tmp_path/'some')
     assert {f.name for f in folder.iterdir()} == {f'c{i}' for i in range(995, 1000)}

@@ -5,16 +5,19 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 from scipy.stats import rankdata
 from sagan.agreement import agreement
 from sagan.attention import attention_maps, attention_weights, AttentionMap, intervene
+from sagan.curves import label_line_ends, line_style, training_figure
 from sagan.data import digits, load_images, to_bytes, to_unit, twin_colours
 from sagan.evaluation import nearest_images
+from sagan.pages import report_html
 from sagan.runs import load_run, shipped
 from sagan.visualization import (
     _centers, _colors, _correlation, _ranks, attention_figure, class_rows, effect_figure, grid_image,
-    map_statistics, nearest_figure, POINT_COLOURS, report_html, spread_points, training_figure)
+    map_statistics, nearest_figure, POINT_COLOURS, spread_points)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +76,9 @@ def test_points_stay_apart_for_color_blind_readers(cone):
     everything = torch.eye(3).tolist()
     def kept(colors): return closest(colors, MISSING[cone])/closest(colors, everything)
     assert kept(POINT_COLOURS[:3]) > .5
+    assert kept([line_style(i)['color'] for i in range(4)]) > .4
     assert kept(('#d62728', '#4f8f00')) <= .5
+    assert kept([f'C{i}' for i in range(4)]) < .2  # Matplotlib's own
 
 
 def test_spread_points():
@@ -93,9 +98,10 @@ def test_a_known_map_is_drawn_where_it_looks():
     k[:, 2*8 + 5] = 0.                                            # all queries look at cell (2, 5)
     known = AttentionMap('by hand', q, k, (8, 8), (8, 8), (32, 32))
     fig = attention_figure(torch.zeros(1, 3, 32, 32), known, [(4, 4), (28, 16)])
-    row, column = divmod(int(fig.axes[1].images[1].get_array().argmax()), 32)
+    row, column = divmod(int(fig.axes[1].images[0].get_array().argmax()), 32)
     assert row//4 == 2
     assert column//4 == 5
+    assert [l.get_text() for l in fig.axes[3].get_yticklabels()] == ['0', 'even spread', '64.0 times']
 
 
 def test_maps_of_other_images(runs):
@@ -270,10 +276,33 @@ def records():
 
 def test_training_figure():
     fig = training_figure(records())
-    assert [len(a.lines) for a in fig.axes] == [3, 1, 1]
+    assert [len(a.lines) for a in fig.axes] == [5, 1, 1]  # each loss, its mean, and the level of no knowledge
     assert fig.axes[1].lines[0].get_ydata()[-1] == .095
-    labels = [l.get_label() for a in fig.axes for l in a.lines]
-    assert labels == ['D', 'G', 'D knows nothing', 'G16', 'G.linear']
+    written = [t.get_text() for a in fig.axes for t in a.texts]
+    assert written == ['G', 'D', 'D knows nothing', 'G16', 'G.linear']
+    assert not any(a.get_legend() for a in fig.axes)
+
+
+def test_lines_of_training_differ_without_color_and_one_peak_does_not_flatten_them():
+    spoiled = [dict(r, step=i, g_loss=i % 2) for i, r in enumerate(records()*100)]
+    spoiled[500]['g_loss'] = 1e6
+    ax, = training_figure(spoiled, 'losses').axes
+    named = [l for l in ax.lines if not l.get_label().startswith('_')]
+    assert len(named) == len({str(l.get_linestyle()) for l in named}) == 3
+    assert ax.get_ylim()[1] < 1e5
+    assert len(ax.lines[0].get_xdata()) <= 1000  # of any number of records
+
+
+def test_labels_at_line_ends_do_not_touch():
+    fig, ax = plt.subplots()
+    for i in range(6): ax.plot([0, 1], [0, i/1000], label=f'line {i}')
+    ax.plot([0, .5], [0, 1], label='short')
+    label_line_ends(ax)
+    fig.canvas.draw()
+    boxes = [Text.get_window_extent(t) for t in ax.texts]  # without their leaders
+    assert not any(a.overlaps(b) for a in boxes for b in boxes if a is not b)
+    right, middle = [ax.bbox.x0 + part*ax.bbox.width for part in (.95, .6)]
+    assert all(b.x0 > right for b in boxes[:6]) and boxes[6].x0 < middle
 
 
 def test_report_html():
@@ -281,7 +310,7 @@ def test_report_html():
     x = six()
     pictures = [('curves', training_figure(records())), ('samples', grid_image(x))]
     page = report_html('A <run>', 'Two pictures.', pictures, {'lr_g': 1e-3})
-    assert page.count('data:image/png;base64,') == 2
+    assert page.count('data:image/png;base64,') == 1 and page.count('<svg') == 1
     assert '<h1>A &lt;run&gt;</h1>' in page and '://' not in page
     inside = [base64.b64decode(s.split('"')[0]) for s in page.split('base64,')[1:]]
-    assert Image.open(io.BytesIO(inside[1])).size == grid_image(x).size
+    assert Image.open(io.BytesIO(inside[0])).size == grid_image(x).size
