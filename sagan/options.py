@@ -224,7 +224,7 @@ def _is_script(frame):
 def shell_command(
     command:Callable, # A function whose parameters have comments
 ) -> Callable: # The same; called without arguments by a script, or by its `from_shell(args)`, it parses
-    "Make a command of a function"
+    "Make a command of a function; parsing may raise `SystemExit`"
     def from_shell(args=None):
         prepare_output()
         try: several, options = parse_options(command, args)
