@@ -15,6 +15,7 @@ import math, matplotlib, torch
 import traitlets as T
 from collections.abc import Sequence
 from contextlib import contextmanager, ExitStack
+from typing import Any
 from torch import Tensor
 from .attention import attention_maps, intervene, SelfAttention
 from .data import to_bytes
@@ -232,7 +233,10 @@ def _show_errors(out):
 # %% ../nbs/09_explorer.ipynb #ec801bdf
 class _Effects(_DrawingState):
     "Adds what the image becomes when its attention is changed as `gamma`, `hide` and `cut` say"
-    _G, _inputs, _image, _maps = None, None, None, {}      # of the image in view, if it was drawn
+    _G:Any = None
+    _inputs:Any = None                 # of the image in view, and the next two, if it was drawn
+    _image:Tensor|None = None
+    _maps:dict = {}
 
     def _change(self, _=None):
         "Draw the image again under `intervene`"
@@ -264,7 +268,9 @@ class _Effects(_DrawingState):
 # %% ../nbs/09_explorer.ipynb #972651da
 class _Drawing(_Effects):
     "Adds drawing itself, and looking at images of one's own"
-    _model, _classes, _own = None, (), None
+    _model:Any = None
+    _own:Any = None                    # images and names
+    _classes:tuple = ()
 
     def _labels(self, n):                                                      # (n,)
         if not self._classes: return None

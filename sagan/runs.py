@@ -379,11 +379,11 @@ def train_run(
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
         preset, cfg = _choose_config(start, preset, data, config)
         _check_minutes(minutes, config)
-        data, folder = _choose_folder(cfg.data if data is None else data, out)
+        name, folder = _choose_folder(cfg.data if data is None else data, out)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
-        images = training_images(data, cfg, config.get('n_classes'), options['cache'])
-        cfg, note = _fit_config(cfg.change(data=absolute_data(data)), preset, images, config)
+        images = training_images(name, cfg, config.get('n_classes'), options['cache'])
+        cfg, note = _fit_config(cfg.change(data=absolute_data(name)), preset, images, config)
         pace = _pace(images, cfg, device, minutes)
         if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
         learn = _make_learner(images, cfg, device)
