@@ -29,6 +29,8 @@ from .evaluation import *
 from .experiments import *
 from .explorer import *
 from .images import *
+
+# %% ../nbs/library/37_all.ipynb #94b58162
 from .importing import *
 from .inputs import *
 from .kernels import *

@@ -70,6 +70,7 @@ def check_diffaug(
                          f"each once; got {names!r}")
     return kinds
 
+# %% ../nbs/library/46_augmentation.ipynb #983944a5
 def diff_augment(
     x:Tensor, # Images, (B, 3, H, W) in [-1, 1], real or generated
     names:str, # Kinds of change, comma-separated and in this order; '' for none

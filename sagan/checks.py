@@ -50,6 +50,7 @@ def check_folder(
     if not why and not os.access(found, os.W_OK | os.X_OK): why = 'cannot be written'
     if why: raise OSError(f"{path} cannot be made: {found} {why}; choose another folder")
 
+# %% ../nbs/library/45_checks.ipynb #fb61c271
 def check_space(
     path:str|Path, # Folder that is to hold checkpoints; need not exist
     model:SAGAN, # What is to be trained
@@ -71,6 +72,7 @@ def existing_paths(
     folder = Path(folder).resolve()
     return {p for p in (folder, *folder.parents) if p.exists()} | set(folder.rglob('*'))
 
+# %% ../nbs/library/45_checks.ipynb #c015dc2c
 @contextmanager
 def removed_on_error(
     folder:str|Path, # A folder that belongs to this process
@@ -96,11 +98,13 @@ def _process_limit():
     pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[0])
     return limit - pages*os.sysconf('SC_PAGE_SIZE')
 
+# %% ../nbs/library/45_checks.ipynb #cbc2ee7c
 def _container_limit():
     "Bytes that the container of this process may take in all"
     try: return int(Path('/sys/fs/cgroup/memory.max').read_text(encoding='utf-8'))
     except (OSError, ValueError): return float('inf')
 
+# %% ../nbs/library/45_checks.ipynb #f0405bac
 def free_memory(
     device:str='cpu', # 'cpu', or a GPU
 ) -> float: # Bytes, infinity if unknown
@@ -129,6 +133,7 @@ def _saved_bytes(model, part):
     del out
     return sum(t.untyped_storage().nbytes() for k, t in saved.items() if k not in weights)
 
+# %% ../nbs/library/45_checks.ipynb #e667dbe1
 def training_bytes(
     cfg:Config, # What is to be trained
     part:int, # Images that go through the networks at once
@@ -147,6 +152,7 @@ ELSEWHERE = 'what else takes memory here, as a run goes on with the sizes that i
 
 class TooLarge(MemoryError): "What was asked for does not fit into memory"
 
+# %% ../nbs/library/45_checks.ipynb #8adf5e62
 def check_memory(
     needed:int, # Bytes that are needed at least
     what:str, # For what, the subject of a sentence
@@ -158,6 +164,7 @@ def check_memory(
         raise TooLarge(f"{what} needs at least {needed/1e9:.1f} GB of memory, and {free/1e9:.1f} GB are free "
                        f"on {device}; lower {lower}")
 
+# %% ../nbs/library/45_checks.ipynb #c0abac53
 def check_training_memory(
     cfg:Config, # What is to be trained
     part:int, # Images that go through the networks at once

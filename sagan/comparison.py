@@ -43,6 +43,7 @@ def run_names(
 # %% ../nbs/library/57_comparison.ipynb #5b037257
 def _parameters(net): return f'{sum(p.numel() for p in net.parameters()):,}' if net is not None else 'none'
 
+# %% ../nbs/library/57_comparison.ipynb #00176994
 def _figures_block(runs):
     "Figures of runs side by side"
     def row(name, value): return [name, *(value(r) for r in runs.values())]
@@ -84,6 +85,7 @@ def comparison_figure(
 
 _CURVES = dict(fid='FID, lower is better', d_loss='Loss of D', g_loss='Loss of G')
 
+# %% ../nbs/library/57_comparison.ipynb #0f64ada4
 def _curves_block(runs):
     "Curves of what the logs of runs have"
     gammas = dict.fromkeys(k for r in runs.values() for k in (r.records[-1] if r.records else ())
@@ -118,6 +120,7 @@ def _settings_block(runs):
     return (f'<h2>What was set differently</h2>{table_html(["Setting", *runs], rows)}'
             '<p>All other settings are the same.</p>')
 
+# %% ../nbs/library/57_comparison.ipynb #9e5dbdba
 def comparison_page(
     runs:dict[str, Run], # {name: run}, at least two
 ) -> str: # A complete page
@@ -132,6 +135,7 @@ def comparison_page(
                      f'<div class="pair"><div>{pair[0]}</div><div>{pair[1]}</div></div>',
                      f'<h2>Samples</h2>{samples}', _curves_block(runs))
 
+# %% ../nbs/library/57_comparison.ipynb #0741ebef
 @explain_memory('the number of runs')
 def report_runs(
     run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package

@@ -51,8 +51,7 @@ MOVED = dict(
     reports=dict(
         describe_samples='sampling.describe_samples', draw_rows='sampling.draw_rows',
         sample_picture='sampling.sample_picture', sampled_classes='sampling.sampled_classes'),
-    runs=dict(
-        sample_run='sampling.sample_run'),
+    runs=dict(sample_run='sampling.sample_run'),
     sharing=dict(folded='sharing.fold_spectral_norm'),
     spectral=dict(
         normalised='spectral.cached_spectral_norm'),

@@ -33,6 +33,7 @@ def _dtype_message(name, t, like):
             else f"convert with .to({torch.float32 if like is None else like.dtype})")
     return f"{name} must be {wanted}, got {str(t.dtype).removeprefix('torch.')}; {hint}"
 
+# %% ../nbs/library/47_inputs.ipynb #30cb37e2
 def check_tensor(
     name:str, # What the caller calls it
     t:Tensor, # What was given; anything but a tensor of this shape raises `ValueError`
@@ -87,6 +88,7 @@ def check_count(
         bound = '' if least is None else f', at least {least}'
         raise ValueError(f"{name} must be a whole number{bound}, got {n!r}")
 
+# %% ../nbs/library/47_inputs.ipynb #67bcee71
 def check_number(
     name:str, # What the caller calls it
     value:float, # What was given; NumPy's numbers count, too

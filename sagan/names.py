@@ -29,11 +29,13 @@ def _is_hidden(c):
     kind = unicodedata.category(c)
     return kind in ('Cc', 'Cs', 'Zl', 'Zp') or kind == 'Cf' and c not in '\u200c\u200d'
 
+# %% ../nbs/library/48_names.ipynb #80a37c67
 def _escape_hidden(text, kept=''):
     "Text with escapes in place of hidden characters other than those kept"
     def shown(c): return c.encode('unicode_escape').decode() if _is_hidden(c) and c not in kept else c
     return ''.join(map(shown, text))
 
+# %% ../nbs/library/48_names.ipynb #e5f82c36
 def readable(
     text:str, # A name
     most:int=60, # Characters to show, at least 5
@@ -88,6 +90,7 @@ def _listed(wanted):
     "What is wanted as a list, be it one thing or several"
     return list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
 
+# %% ../nbs/library/48_names.ipynb #84daac1e
 def class_numbers(
     classes:Sequence[str], # Names of all classes, empty if unconditional
     wanted:int|str|Sequence[int|str]|None=None, # A name or number, or several, None for all

@@ -58,6 +58,7 @@ def _group(name, first):
     if name in first: return 'Used most'
     return next((title for title, names in GROUPS.items() if name in names), 'Run' if first else 'Options')
 
+# %% ../nbs/library/53_options.ipynb #6d1edf51
 class _Help(HelpFormatter):
     "Help of 80 columns at most"
     def __init__(self, prog):
@@ -78,6 +79,7 @@ def _number(kind):
         except ValueError: raise ArgumentTypeError(f'{_NUMBERS[kind][1]} is expected, got {text!r}') from None
     return read
 
+# %% ../nbs/library/53_options.ipynb #5078a1ab
 def _add_option(group, name, parameter, text):
     "Add an option, or what must be given, to a group of a parser"
     kind = {tuple: str, int|tuple: int}.get(parameter.annotation, parameter.annotation)
@@ -98,6 +100,7 @@ class _Parser(ArgumentParser):
         say(f'{self.prog}: {message}; --help lists all options', sys.stderr)
         raise SystemExit(2)
 
+# %% ../nbs/library/53_options.ipynb #8729ae15
 def make_parser(
     command:Callable, # A function whose parameters have comments
 ) -> ArgumentParser: # Its parser, which ends with status 0 after help, with 2 if something is wrong
@@ -145,11 +148,13 @@ def parse_list(
     except ValueError:
         raise ValueError(f"{what} are numbers with commas between, such as 16,32; got {text!r}") from None
 
+# %% ../nbs/library/53_options.ipynb #439a667a
 def _size(text):
     "A feature map size, or such as 8-2"
     if not re.fullmatch(r'\d+(-\d+)?', text): raise ValueError
     return int(text) if text.isdigit() else text
 
+# %% ../nbs/library/53_options.ipynb #bdb76b4a
 def parse_fields(
     changes:dict, # Fields of `Config`, attention perhaps as text such as '16,32' or 'none'
 ) -> dict: # The same with attention as sizes
@@ -160,6 +165,7 @@ def parse_fields(
     except ValueError as e:
         raise ValueError(f"attention is placed by comma-separated feature map sizes, or none: {e}") from None
 
+# %% ../nbs/library/53_options.ipynb #fbbed693
 def parse_points(
     text:str|None, # Such as '8,8;20,16'
 ) -> list[tuple[int, int]]|None: # Pairs (row, column), None for no wish
@@ -194,6 +200,7 @@ def print_once(
     "Print text; of several processes only the first one does"
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': say(text, file)
 
+# %% ../nbs/library/53_options.ipynb #59b3592b
 @contextmanager
 def loading(
     doing:str, # What a command does, such as 'drawing images'
@@ -221,6 +228,7 @@ def _is_script(frame):
     return (frame.f_locals is names and names.get('__name__') == '__main__'
             and names.get('__file__') == frame.f_code.co_filename)
 
+# %% ../nbs/library/53_options.ipynb #4a0ca8d9
 def shell_command(
     command:Callable, # A function whose parameters have comments
 ) -> Callable: # The same; called without arguments by a script, or by its `from_shell(args)`, it parses

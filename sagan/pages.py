@@ -40,6 +40,7 @@ def _axis(fig):
     return json.dumps(dict(x=[box.x0*scale, box.x1*scale], y=[height - box.y1*scale, height - box.y0*scale],
                            steps=fig.axes[0].get_xlim()))
 
+# %% ../nbs/library/55_pages.ipynb #7440d3f4
 def figure_html(
     fig:Figure, # Any figure of Matplotlib; closed afterwards
     alt:str, # What can be seen, in words
@@ -79,6 +80,7 @@ def _small(size): return size <= 64  # pixels that are seen one by one
 # %% ../nbs/library/55_pages.ipynb #b9ed345a
 def _names_width(names): return f'--names:{min(7.5, .6*max(map(len, names), default=0) + 1):.1f}rem'
 
+# %% ../nbs/library/55_pages.ipynb #ec27dba7
 def strips_html(
     rows:Sequence[tuple[str, Tensor]], # (name, images (n, 3, S, S) in [-1, 1]) of each row
     kind:str='', # Class of the block, for its style
@@ -105,6 +107,7 @@ def evenly(
     if len(things) <= most: return list(things)
     return [things[round(i*(len(things) - 1)/(most - 1))] for i in range(most)]
 
+# %% ../nbs/library/55_pages.ipynb #0e2f4fc8
 def _screen(title, pictures, names, alt, small):
     "One place of a player, with all its pictures one over the other"
     rows = ''.join(f'<span class="name" title="{n}">{n}</span>' for n in map(html_text, names))
@@ -119,6 +122,7 @@ def _screen(title, pictures, names, alt, small):
     return (f'<div{" class=small" if small else ""}>{heading}<div class="screen"{style}>'
             f'<div class="names">{rows}</div><div class="stack">{stack}</div></div></div>')
 
+# %% ../nbs/library/55_pages.ipynb #1799068f
 def player_html(
     # (step, caption, {title: picture}) in the order of steps; the same titles in each, '' for none
     frames:Sequence[tuple[int, str, dict[str, Image.Image]]],
@@ -148,6 +152,7 @@ def tiles_html(
         return f'<div><dt>{html_text(name)}</dt><dd>{html_text(figure)}</dd>{more}</div>'
     return f'<dl class="tiles">{"".join(tile(*t) for t in tiles)}</dl>'
 
+# %% ../nbs/library/55_pages.ipynb #ec592ae0
 def table_html(
     head:Sequence, # Headings
     rows:Iterable[Sequence], # Each as long as the headings; its first entry names the row
@@ -161,6 +166,7 @@ def table_html(
     return (f'<div class="wide" tabindex="0"><table><thead><tr>{headings}</tr></thead>'
             f'<tbody>{body}</tbody></table></div>')
 
+# %% ../nbs/library/55_pages.ipynb #1e2ee6e0
 def captioned_html(
     content:str, # A block
     caption:str, # Words under it
@@ -168,6 +174,7 @@ def captioned_html(
     "A block with its caption"
     return f'<figure>{content}<figcaption>{html_text(caption)}</figcaption></figure>'
 
+# %% ../nbs/library/55_pages.ipynb #5dd7b2a9
 def folded_html(
     summary:str, # What can always be seen
     content:str, # A block that opens
@@ -175,6 +182,7 @@ def folded_html(
     "Something that a reader may open"
     return f'<details><summary>{html_text(summary)}</summary>{content}</details>'
 
+# %% ../nbs/library/55_pages.ipynb #32213d28
 def frame_html(
     page:str, # A complete page, such as the attention explorer's
     title:str='Attention explorer', # What it is

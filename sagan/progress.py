@@ -51,6 +51,7 @@ def _columns(stream):
     with suppress(OSError, ValueError): return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
 
+# %% ../nbs/library/54_progress.ipynb #4093a0e0
 def is_terminal(
     stream:TextIO|None, # Such as `sys.stdout`; None where a program has none
 ) -> bool: # Can a line be drawn over itself there?
@@ -58,63 +59,33 @@ def is_terminal(
     try: return stream is not None and stream.isatty()
     except ValueError: return False  # it is closed
 
+# %% ../nbs/library/54_progress.ipynb #a9b4ed45
 def _takes(stream, text):
     "Can a stream show these letters?"
     try: text.encode(getattr(stream, 'encoding', None) or 'utf-8')
     except UnicodeEncodeError: return False
     return True
 
-class ProgressLine:
-    """How far something has come, on standard error; a context that leaves no trace in a terminal
-
-    In a terminal it is one line that fits, elsewhere a plain line a minute."""
-    def __init__(self,
-        total:int, # How many steps there are, at least 1
-        what:str='', # What is done, for plain lines
-        done:int=0, # Steps that are done already
-    ):
-        self.total, self.what, self.stream, self.line = total, what, sys.stderr, ''
+# %% ../nbs/library/54_progress.ipynb #1da082cb
+class _TerminalLine:
+    "A line on standard error that is drawn again and again, and taken away; a context"
+    def __init__(self):
+        self.stream, self.line = sys.stderr, ''
         self.terminal = is_terminal(self.stream)
-        self.begin(done)
-
-    def begin(self,
-        done:int=0, # Steps that are done already
-    ):
-        "Start the clock"
-        self.first, self.began = done, perf_counter()
-        self.shown = self.began
 
     def __enter__(self): return self
     def __exit__(self, *error): self.clear()
-
-    def due(self) -> bool: # Is it time to show something?
-        "Ten times a second in a terminal, elsewhere once a minute"
-        if os.environ.get('RANK', '0') != '0': return False
-        return perf_counter() - self.shown >= (.1 if self.terminal else 60)
-
-    def update(self,
-        done:int, # Steps that are done
-        fields:Sequence[str]=(), # What else to show, the most important first
-    ) -> None:
-        "Show how far it has come, if it is time"
-        if not self.due(): return
-        self.shown, steps = perf_counter(), done - self.first
-        left = (self.shown - self.began)/steps*(self.total - done) if steps else None
-        if self.terminal: self._draw(done, left, fields)
-        else:
-            more = [] if left is None else [f'{format_time(left)} left']
-            say(', '.join([f'{self.what}: {done:,} of {self.total:,}', *more, *fields]), self.stream)
 
     def _write(self, text):
         with suppress(OSError, ValueError):  # a terminal that is gone
             self.stream.write(text)
             self.stream.flush()
 
-    def _draw(self, done, left, fields):
+    def _draw(self, done, total, left, fields):
         "Draw the line over the one before; over none that a narrower window has wrapped"
         width, plain = _columns(self.stream), not _takes(self.stream, '█░γ')
         fields = [f.replace('γ', 'gamma ') for f in fields] if plain else fields
-        line = progress_line(done, self.total, left, width, fields, '#-' if plain else '█░')
+        line = progress_line(done, total, left, width, fields, '#-' if plain else '█░')
         start = '\n' if len(self.line) >= width else '\r'
         self._write(start + line + ' '*(len(self.line) - len(line) if start == '\r' else 0))
         self.line = line
@@ -131,6 +102,45 @@ class ProgressLine:
         "Print text on standard output, above the line"
         self.clear()
         say(text)
+
+# %% ../nbs/library/54_progress.ipynb #3aae1021
+class ProgressLine(_TerminalLine):
+    """How far something has come, on standard error; a context that leaves no trace in a terminal
+
+    In a terminal it is one line that fits, elsewhere a plain line a minute."""
+    def __init__(self,
+        total:int, # How many steps there are, at least 1
+        what:str='', # What is done, for plain lines
+        done:int=0, # Steps that are done already
+    ):
+        super().__init__()
+        self.total, self.what = total, what
+        self.begin(done)
+
+    def begin(self,
+        done:int=0, # Steps that are done already
+    ):
+        "Start the clock"
+        self.first, self.began = done, perf_counter()
+        self.shown = self.began
+
+    def due(self) -> bool: # Is it time to show something?
+        "Ten times a second in a terminal, elsewhere once a minute"
+        if os.environ.get('RANK', '0') != '0': return False
+        return perf_counter() - self.shown >= (.1 if self.terminal else 60)
+
+    def update(self,
+        done:int, # Steps that are done
+        fields:Sequence[str]=(), # What else to show, the most important first
+    ) -> None:
+        "Show how far it has come, if it is time"
+        if not self.due(): return
+        self.shown, steps = perf_counter(), done - self.first
+        left = (self.shown - self.began)/steps*(self.total - done) if steps else None
+        if self.terminal: self._draw(done, self.total, left, fields)
+        else:
+            more = [] if left is None else [f'{format_time(left)} left']
+            say(', '.join([f'{self.what}: {done:,} of {self.total:,}', *more, *fields]), self.stream)
 
 # %% ../nbs/library/54_progress.ipynb #80319aec
 _T = TypeVar('_T')

@@ -85,6 +85,7 @@ def map_of_size(
     raise ValueError(f"there is no attention at {layer}x{layer} in this generator; there is at "
                      f"{', '.join(map(str, sizes))}")
 
+# %% ../nbs/library/36_reports.ipynb #0d2b0df1
 def draw_attention(
     run:Run, # A run with a generator
     label:int|None=None, # Class of all images, None for one of each of the first classes
@@ -116,6 +117,7 @@ def image_rows(
     x = [b for i in numbers.flatten().tolist() for b in images[i:i+1].batches()]   # (1, 3, S, S) each
     return to_unit(torch.cat(x)).unflatten(0, numbers.shape)
 
+# %% ../nbs/library/36_reports.ipynb #34edebde
 def draw_nearest(
     G:Generator, # Generator, on any device
     images:Images, # Real images
@@ -152,6 +154,7 @@ _WORDS = dict(
     d_auc_gamma0=('with gamma 0', '.3f'), step=('step', ',d'), batch_norm=('batch norm', 's'),
     nearest=('nearest images', ''))
 
+# %% ../nbs/library/36_reports.ipynb #3491dd7d
 def format_scores(
     scores:dict, # From `evaluate_run`
 ) -> str: # One line for each that there is
@@ -160,6 +163,7 @@ def format_scores(
     if shown.get('compared') == shown.get('samples'): shown.pop('compared', None)
     return '\n'.join(f'{_WORDS[k][0]:18}{format(v, _WORDS[k][1])}' for k, v in shown.items())
 
+# %% ../nbs/library/36_reports.ipynb #e4cdfbdf
 @contextmanager
 def suggest_out(
     path:str|Path, # File that is written within this context
@@ -205,6 +209,7 @@ def end_with_parent():
 threading.Thread(target=end_with_parent, daemon=True).start()
 runpy.run_module(module, run_name='__main__', alter_sys=True)"""
 
+# %% ../nbs/library/36_reports.ipynb #a2024acd
 @contextmanager
 def _exit_on_signals():
     "Within this context SIGTERM and SIGHUP raise `SystemExit`, if nobody else handles them"
@@ -234,6 +239,7 @@ def _serve(module, file, port, browser):
             finally: server.kill()
             raise
 
+# %% ../nbs/library/36_reports.ipynb #12e54712
 def _find_port(port):
     "The port, or if it is None a free one; raises `ValueError` if it cannot be used"
     if port is not None: check_count('port', port, 1)
@@ -305,12 +311,14 @@ def format_seconds(
     if h: return f'{h} h {m} min'
     return f'{m} min {s} s' if m else f'{s} s'
 
+# %% ../nbs/library/36_reports.ipynb #0c12f698
 def run_seconds(
     run:Run, # Any run
 ) -> float|None: # None if its log does not say
     "How long a run has trained"
     return max((r['seconds'] for r in run.records if r.get('seconds') is not None), default=None)
 
+# %% ../nbs/library/36_reports.ipynb #524b0aca
 def summarize_run(
     run:Run, # A run
     images:Images, # What it was trained on
@@ -388,6 +396,7 @@ _READ = dict(
     sigma=("How much the first and last layers of each network stretch their inputs before spectral norm "
            "divides by it."))
 
+# %% ../nbs/library/36_reports.ipynb #f588d3e7
 def _curves(run, panels):
     "Blocks of the curves of a run that its log has"
     def known(panel): return any(k.startswith(panel) for r in run.records for k in r)
@@ -395,6 +404,7 @@ def _curves(run, panels):
     def drawn(panel): return figure_html(training_figure(run.records, panel), f'Curves: {panel}', cursor=True)
     return [captioned_html(drawn(p), _READ[p]) for p in panels if known(prefix[p])]
 
+# %% ../nbs/library/36_reports.ipynb #1bf18dbb
 def _training_block(run, images):
     "Player and curves"
     fids = {r['step']: f', FID {r["fid"]:.2f}' for r in run.records if r.get('fid') is not None}
@@ -417,6 +427,7 @@ def has_maps(
     "Has a run attention maps to look at?"
     return bool(run.cfg.g_attention or run.cfg.d_attention) and run.cfg.form != 'residual'
 
+# %% ../nbs/library/36_reports.ipynb #31d1a36f
 def _attention_block(run, folder):
     "The attention figure, which is also left in the folder unless it is None, and the explorer"
     if not has_maps(run): return ''
@@ -459,6 +470,7 @@ def _evaluation(run):
             return scores, picture if picture.is_file() and scores['step'] == run.step else None
     return None, None
 
+# %% ../nbs/library/36_reports.ipynb #1949933b
 def _nearest_block(run, images, samples, picture):
     "Samples with the training images nearest to them"
     heading = '<h2>Nearest training images</h2>'
@@ -495,6 +507,7 @@ def score_rows(
     return [[name, *(text(m, key, spec) for m in measured), meaning]
             for key, (name, spec, meaning) in known.items()]
 
+# %% ../nbs/library/36_reports.ipynb #87420523
 def _scores_block(run, evaluated):
     "The scores of a run, and who measured them"
     best = best_record(run.records)
@@ -526,6 +539,7 @@ def closest_preset(
     found = {name: differing(base) for name, base in presets.items()}
     return min(found.items(), key=lambda item: len(item[1]))
 
+# %% ../nbs/library/36_reports.ipynb #5e89f531
 def configuration_block(
     cfg:Config, # Any configuration
 ) -> str: # HTML
@@ -558,6 +572,7 @@ def report_page(
                configuration_block(run.cfg)]
     return page_html(f'SAGAN on {images.name}', summarize_run(run, images), *blocks)
 
+# %% ../nbs/library/36_reports.ipynb #712ed0a9
 def write_report(
     run:Run, # A run with a generator
     images:Images, # What it was trained on

@@ -234,6 +234,7 @@ def _refuse_other(folder, difference):
     raise ValueError(f"{folder} holds another experiment: {difference}; choose another folder (out=, --out), "
                      "or remove it")
 
+# %% ../nbs/library/39_runner.ipynb #33786667
 def _check_folder(folder, settings):
     "The settings in a folder, None if it is new; raises `ValueError` if it holds something else"
     check_folder(folder)
@@ -287,6 +288,7 @@ def _sample_frames(folder, results, seed):
     steps = evenly(sorted(set.intersection(*map(set, grids.values())))) if grids else []
     return [(s, f'Step {s:,}', {label: opened(files[s]) for label, files in grids.items()}) for s in steps]
 
+# %% ../nbs/library/39_runner.ipynb #65fc7573
 def _tiles(plan, rows, results):
     "Headline figures of an experiment"
     seconds = sum(r['seconds'] for _, seeds in results for s in seeds for r in s)
@@ -299,7 +301,6 @@ def _tiles(plan, rows, results):
         ('Steps', f'{max(r["d_steps"] for r in rows):,}', 'of each discriminator'),
         ('Time', format_seconds(seconds), 'of all trainings together'), *lowest,
         ('Diverged', diverged or 'none', 'of all trainings')])
-
 
 # %% ../nbs/library/39_runner.ipynb #60dc20f1
 def _write_report(folder, experiment, base, plan, results, how):

@@ -63,14 +63,17 @@ def shipped(
                          f"which has {names}")
     return SHIPPED/name
 
+# %% ../nbs/library/27_runs.ipynb #a29ea733
 def _is_shipped(folder): return folder.resolve().parent == SHIPPED.resolve()
 
+# %% ../nbs/library/27_runs.ipynb #d8ac817b
 def _run_folder(run) -> Path:
     "The folder of a run, by itself, its path, or its name in the package if there is no such path"
     if isinstance(run, Run): return run.folder
     known = not Path(run).exists() and (SHIPPED/run/'config.json').exists()
     return SHIPPED/run if known else Path(run)
 
+# %% ../nbs/library/27_runs.ipynb #364a378e
 def output_path(
     run:Run, # A loaded run
     name:str, # Of a file
@@ -106,6 +109,7 @@ def _on_device(images, device):
     if not str(device).startswith('cuda') or not isinstance(images.x, Tensor): return images
     return images.to(device) if images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4 else images
 
+# %% ../nbs/library/27_runs.ipynb #5cc00a27
 def _make_learner(images, cfg, device, lower=SMALLER):
     "A learner for this process's share of the batches"
     world = world_size()
@@ -151,10 +155,12 @@ def _load_inception(o, device):
     wanted = o['measure_every'] and (o['evaluator'] == 'inception' or o['weights'])
     return inception(o['weights'], device) if wanted else None
 
+# %% ../nbs/library/27_runs.ipynb #d7189593
 def _check_samples(n, z_dim):
     "Raise `TooLarge` unless the latents and labels of n images fit into memory"
     check_memory(n*(4*z_dim + 8), f'measuring {n} images', 'their number (--n, --samples)')
 
+# %% ../nbs/library/27_runs.ipynb #16705954
 def _measure_function(folder, images, o, judge, z_dim):
     "The function that measures a generator, by Inception or the small classifier; None if a run has none"
     if not o['measure_every']: return None
@@ -191,6 +197,7 @@ def _pace(images, cfg, device, minutes=None, lower=SMALLER):
         if minutes is None: return None
         raise
 
+# %% ../nbs/library/27_runs.ipynb #f2775b51
 def _check_minutes(minutes, config):
     "Raise `ValueError` for minutes that are no time, and for steps beside them"
     if minutes is None: return
@@ -252,6 +259,7 @@ def _stays(folder, error):
     ended = isinstance(error, (Interrupted, KeyboardInterrupt, NonFinite, ConnectionError))
     return rank() > 0 or any(ended or file_step(f) > 0 for f in states(folder))
 
+# %% ../nbs/library/27_runs.ipynb #13159b0c
 def _note_rates(folder, cfg, step, options, tell):
     "Keep among the options of a run which rates change at a step"
     was = read_config(folder)[0]
@@ -259,6 +267,7 @@ def _note_rates(folder, cfg, step, options, tell):
     if changed: options['changes'] = [*(options.get('changes') or []), dict(step=step) | changed]
     for k, (before, now) in changed.items(): tell(f'from step {step} on {k} is {now:g}, not {before:g}')
 
+# %% ../nbs/library/27_runs.ipynb #43adcf40
 def _set_up(folder, learn, images, options, judge, resumed, tell):
     "The function that measures; a learner that goes on is put into its state, and then its folder is changed"
     cfg = learn.model.cfg
@@ -319,6 +328,7 @@ def _choose_config(start, preset, data, config):
                          "'twins'")
     return '' if start else preset, cfg
 
+# %% ../nbs/library/27_runs.ipynb #37831d2d
 def _choose_folder(data, out):
     "(name of the data, run folder)"
     if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
@@ -452,12 +462,14 @@ def _run_device(run, device):
     if device is None and isinstance(run, Run): return str(next(run.model.parameters()).device)
     return find_device(device)
 
+# %% ../nbs/library/27_runs.ipynb #23a6e242
 def _open_run(run, device):
     "A run from its folder, or as it is, on a device"
     if not isinstance(run, Run): return load_run(run, device)
     run.model.to(device)
     return run
 
+# %% ../nbs/library/27_runs.ipynb #1f3c5a71
 def open_generator(
     run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
@@ -478,6 +490,7 @@ def _pairs(points):
         raise ValueError("points are pairs (row, column) of whole numbers, as in [(8, 8), (20, 16)]; got "
                          f"{points!r}") from None
 
+# %% ../nbs/library/27_runs.ipynb #9e7f0565
 @explain_memory('--n')
 def attend_run(
     run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
@@ -547,6 +560,7 @@ def _check_evaluation(n, standing, seed, data, weights, reference, out):
     if reference and not Path(reference).exists(): check_output(reference)
     if out and not Path(out).is_dir(): raise FileNotFoundError(f"there is no folder {out} to write into")
 
+# %% ../nbs/library/27_runs.ipynb #efe41ccc
 def _store_scores(scores, draw, place, asked):
     "Write scores and the figure of nearest images; returns the path of the figure"
     file = place(file_name('eval', '.json', **asked))

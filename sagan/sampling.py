@@ -66,6 +66,7 @@ def draw_batches(
         if not labels: yield from draw_eights(G, z)
         else: yield from draw_eights(G, z.repeat_interleave(len(y), 0), y.repeat(len(z)))
 
+# %% ../nbs/library/50_sampling.ipynb #e095e18d
 def draw_rows(
     G:Generator, # Generator, on any device
     labels:Sequence[int], # Its classes to draw, a row each; empty if unconditional, for one row
@@ -102,6 +103,7 @@ def _grid_columns(rows, n, size, classless):
                          "images (an out that ends in /)")
     return columns
 
+# %% ../nbs/library/50_sampling.ipynb #77c69f50
 def _name_rows(picture, names):
     "A picture of rows with a name before each"
     font, texts = ImageFont.truetype(findfont('DejaVu Sans'), 12), [readable(n, 24) for n in names]
@@ -112,6 +114,7 @@ def _name_rows(picture, names):
         ImageDraw.Draw(named).text((wide - 5, row*(i + .5) + 1), text, 'black', font, 'rm')
     return named
 
+# %% ../nbs/library/50_sampling.ipynb #7297a208
 def sample_picture(
     G:Generator, # Generator, on any device
     labels:Sequence[int], # Its classes to draw, from `sampled_classes`; empty if unconditional
@@ -141,6 +144,7 @@ def _pixels(batches, count):
     images = (x for b in batches for x in to_bytes(b).permute(0, 2, 3, 1).contiguous().numpy())
     return progress(images, 'drawing images', count)
 
+# %% ../nbs/library/50_sampling.ipynb #9372bc04
 def _check_room(path, n_bytes):
     "Raise `OSError` if the disk of a path, which need not exist, has no room for samples"
     found = next(p for p in (path, *path.absolute().parents) if p.is_dir())
@@ -148,12 +152,14 @@ def _check_room(path, n_bytes):
         raise OSError(f"{path} takes {n_bytes/1e9:,.1f} GB or more, and {free/1e9:,.1f} GB are free; ask for "
                       "fewer images (--n), or name another disk with --out (out=)")
 
+# %% ../nbs/library/50_sampling.ipynb #26afac20
 def _check_images(path):
     "Raise `OSError` unless there can be a new folder, or is an empty one"
     check_folder(path)
     if path.is_dir() and any(path.iterdir()):
         raise FileExistsError(f"{path} already holds files; empty it, or name another one with --out (out=)")
 
+# %% ../nbs/library/50_sampling.ipynb #61fa8ea8
 def _write_images(path, pixels, folders, stem):
     "A folder of single images: image 0 of each class comes first, as `draw_batches` has them"
     with new_folder(path) as new:
@@ -211,6 +217,7 @@ def _output_kind(path):
     raise ValueError(f"{path} ends in {ending}; name a picture (.png), an archive (.npz), or a folder for "
                      "single images (with / at its end)")
 
+# %% ../nbs/library/50_sampling.ipynb #0bfce45a
 def describe_samples(
     classes:Sequence[str], # Names of all classes, empty if unconditional
     wanted:int|str|Sequence[int|str]|None=None, # As for `class_numbers`
@@ -236,6 +243,7 @@ def _check_place(path, kind, rows, n, size, classless):
     # PNG files hardly take less than a fourth of their pixels
     if kind != 'picture': _check_room(path, 3*size**2*n*rows/(4 if kind == 'folder' else 1))
 
+# %% ../nbs/library/50_sampling.ipynb #dd6a74d1
 def _write_samples(path, kind, G, labels, n, seed, classes, stem):
     "Draw and write samples as a picture, an archive or a folder"
     if kind == 'picture':

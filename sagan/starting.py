@@ -32,6 +32,7 @@ def configure(
     base = named_preset(preset)
     return for_size(base, config.get('size', base.size)).change(**config)
 
+# %% ../nbs/library/52_starting.ipynb #b0895184
 def moved_attention(
     preset:str, # Name of the preset
     cfg:Config, # From `configure`
@@ -75,6 +76,7 @@ def run_images(
         raise ValueError(f"the run has classes {listed(classes)}; {images.name} has {here}")
     return images
 
+# %% ../nbs/library/52_starting.ipynb #100a4e1b
 def absolute_data(
     data:str, # 'digits', 'twins', or a folder of images
 ) -> str: # The same, or the whole path of the folder

@@ -71,6 +71,7 @@ def _remove_unowned(d):
         shutil.rmtree(d, ignore_errors=True)
     except OSError: pass  # its maker lives, or it belongs to another user, or it is gone
 
+# %% ../nbs/library/22_storage.ipynb #a8ff1687
 def _remove_leftovers(folder):
     "Remove the temporary folders in a folder whose makers are gone"
     try: names = os.listdir(folder)
@@ -78,6 +79,7 @@ def _remove_leftovers(folder):
     for d in (folder/name for name in names if _TEMPORARY.fullmatch(name)):
         if d.is_dir() and not d.is_symlink(): _remove_unowned(d)
 
+# %% ../nbs/library/22_storage.ipynb #fe7ba55f
 def _remove_all_leftovers(folder):
     "Remove what killed processes left in a folder that is ours, and below it"
     for at, _, names in os.walk(folder):
@@ -126,6 +128,7 @@ def _make_locked(folder, stack):
     except (BlockingIOError, FileExistsError, FileNotFoundError): return False
     return (folder/'.lock').exists()
 
+# %% ../nbs/library/22_storage.ipynb #064f74cf
 @contextmanager
 def temporary_folder(
     path:str|Path, # What it is for: the folder lies beside it, and has its name
@@ -183,6 +186,7 @@ def _finite(v):
     if isinstance(v, (list, tuple)): return [_finite(w) for w in v]
     return None if isinstance(v, float) and not math.isfinite(v) else v
 
+# %% ../nbs/library/22_storage.ipynb #92d3244f
 def json_text(
     value:Any, # Dictionaries, lists, numbers, strings
     indent:int|None=None, # Spaces of each level, None for one line
@@ -190,6 +194,7 @@ def json_text(
     "A value as strict JSON: NaN and infinities become null"
     return json.dumps(_finite(value), allow_nan=False, indent=indent)
 
+# %% ../nbs/library/22_storage.ipynb #5ba185f6
 def write_json(
     path:str|Path, # The file to write or replace
     value:Any, # Dictionaries, lists, numbers, strings
@@ -203,6 +208,7 @@ def _finite_number(text):
     if math.isfinite(number := float(text)): return number
     raise ValueError(f"{text} is not a finite number")
 
+# %% ../nbs/library/22_storage.ipynb #99635f07
 def parse_json(
     text:str|bytes, # JSON, UTF-8
 ) -> Any: # Dictionaries, lists, numbers, strings
@@ -210,6 +216,7 @@ def parse_json(
     try: return json.loads(text, parse_float=_finite_number, parse_constant=_finite_number)
     except RecursionError: raise ValueError("it is nested too deeply") from None
 
+# %% ../nbs/library/22_storage.ipynb #31a96cab
 def read_bytes(
     path:str|Path, # A file, or a link to one
 ) -> bytes: # What it holds
@@ -217,6 +224,7 @@ def read_bytes(
     if (path := Path(path)).exists() and not path.is_file(): raise ValueError(f"{path} is not a file")
     return path.read_bytes()
 
+# %% ../nbs/library/22_storage.ipynb #55a9d071
 def read_json(
     path:str|Path, # A JSON file
 ) -> Any: # Dictionaries, lists, numbers, strings
@@ -245,6 +253,7 @@ def _sync_files(folder):
     if len(files) > 100 and hasattr(os, 'sync'): return os.sync()
     for f in files: _fsync(f, os.O_RDWR)
 
+# %% ../nbs/library/22_storage.ipynb #f38dbc43
 def _move_files(new, path, last):
     "Put the files and folders of a temporary folder in their place, synced"
     files = sorted(new.iterdir(), key=lambda f: f.name == last)
@@ -255,6 +264,7 @@ def _move_files(new, path, last):
     for folder in (path, path.parent):
         if os.name != 'nt': _fsync(folder)
 
+# %% ../nbs/library/22_storage.ipynb #80805faf
 @contextmanager
 def new_folder(
     path:str|Path, # Folder to make; if it is there, it should hold no files of the same names
@@ -326,6 +336,7 @@ class MappedImages:
         vars(new).update(vars(self), index=self.index[i])
         return new
 
+# %% ../nbs/library/22_storage.ipynb #8b72f8f6
 def _map_rows(file, size, index): return MappedImages(file, size).rows(index)
 
 # %% ../nbs/library/22_storage.ipynb #e7705d89

@@ -125,10 +125,12 @@ def _darkened(x):
     "Images (n, 3, S, S) in gray, at half their brightness, so that a map is seen over them"
     return (x.mean(1, keepdim=True).expand(-1, 3, -1, -1) - 1)/2
 
+# %% ../nbs/library/51_walks.ipynb #b7cf9ac7
 def _color_scale(maps):
     "The colors that all maps of a walk share; even attention lies in their middle or below"
     return mpl.cm.ScalarMappable(mpl.colors.Normalize(0, max(2., maps.max().item())), 'magma')
 
+# %% ../nbs/library/51_walks.ipynb #ea485d78
 def _draw_panel(ax, x, dots, size, beta=None, scale=None):
     "A picture (3, H, W) in [-1, 1] with dots (row, column), under a map (H, W) if there is one"
     ax.imshow(to_bytes(x).permute(1, 2, 0).numpy(), interpolation='nearest')
@@ -137,6 +139,7 @@ def _draw_panel(ax, x, dots, size, beta=None, scale=None):
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
+# %% ../nbs/library/51_walks.ipynb #f7b4c6dd
 def _draw_scale(fig, scale, **where):
     "The scale of colors, with its meaning"
     bar = fig.colorbar(scale, orientation='horizontal', **where)
@@ -214,6 +217,7 @@ def _paired_stops(seeds, classes, names):
         raise ValueError("a walk needs at least two different stops; give several seeds, or several classes")
     return seeds, labels
 
+# %% ../nbs/library/51_walks.ipynb #4a9ff514
 def _stop_names(seeds, labels, classes):
     "What stops are called: by their class and seed, as far as these are not always the same"
     if not labels: return [f'seed {s}' for s in seeds]
@@ -237,6 +241,7 @@ def _check_walk(path, frames, stops):
         raise ValueError(f"{stops} stops with {frames} steps from each to the next are too many; a strip "
                          f"has at most {_MOST_COLUMNS} of either, an animation {_MOST_FRAMES} frames")
 
+# %% ../nbs/library/51_walks.ipynb #d0ec0733
 def _check_point(point):
     "A point as a pair of whole numbers, None if there is none; raises `ValueError` for other things"
     if point is None: return None
@@ -255,6 +260,7 @@ def _share_palette(pictures):
     palette = Image.fromarray(np.concatenate(some)).quantize(256, Image.Quantize.FASTOCTREE)
     return [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
 
+# %% ../nbs/library/51_walks.ipynb #aa2881c7
 def _write_walk(path, x, maps, point, names, frames):
     "Write a walk as a strip or as an animation"
     if path.suffix.lower() == '.png': return save_figure(walk_strip(x, maps, point, names, frames), path)
