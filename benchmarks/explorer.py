@@ -1,9 +1,12 @@
 """How fast the attention explorer is, in headless Chromium
 
 From a movement of the mouse to the painted canvas: images of 128 pixels, 32x32 queries, 16x16 keys, three
-kept points. Painted means that the point's map has been drawn and a pixel been read back from the canvas, so
-that none of it is outstanding; the screen's own delay is not included. The first pair of times is from when
-the browser hands the event over; the second from the event's own time stamp.
+kept points. Painted means that the point's map has been drawn and a pixel been read back from both canvases,
+so that none of it is outstanding; the screen's own delay is not included. The first pair of times is from
+when the browser hands the event over; the second from the event's own time stamp.
+
+The last three columns are processor time of the page's main thread for one movement, all that is painted
+included, which does not depend on how busy the machine is.
 
 Then from a click on "Next" to the painted picture, in Voila, with the model that the package ships: to the
 kernel and back.
@@ -15,7 +18,8 @@ from playwright.sync_api import sync_playwright
 from sagan.attention import AttentionMap
 from sagan.runs import shipped
 from sagan.reports import NOTEBOOK
-from sagan.explorer import AttentionExplorer, view
+from sagan.explorer import view
+from sagan.widget import AttentionExplorer
 
 S, N = 128, 400
 PROBE = """() => {
@@ -28,7 +32,8 @@ PROBE = """() => {
         if (at !== where) [event, handed, before, where] = [e.timeStamp, performance.now(), shown(), at] }
     const end = () => {
         if (event === null || shown() === before) return
-        canvas.getContext('2d').getImageData(0, 0, 1, 1)
+        const canvases = root.querySelectorAll('.panels figure > canvas')
+        for (const c of canvases) c.getContext('2d').getImageData(0, 0, 1, 1)
         times.push([performance.now() - handed, performance.now() - event])
         event = null }
     for (const kind of ['pointerrawupdate', 'pointermove']) {
@@ -55,6 +60,20 @@ CLICK = """() => new Promise(done => {
     ).observe(canvas, { attributes: true })
     const buttons = [...document.querySelectorAll('button')]
     buttons.find(b => b.textContent === 'Next').click() })"""
+
+def computing(page, box, n=140):
+    "Milliseconds of the main thread for each of n movements: of the script, and of all tasks"
+    client = page.context.new_cdp_session(page)
+    client.send('Performance.enable', dict(timeDomain='threadTicks'))
+    def used():
+        known = {m['name']: 1000*m['value'] for m in client.send('Performance.getMetrics')['metrics']}
+        return known['ScriptDuration'], known['TaskDuration']
+    for i in range(n):
+        before = used()
+        right, down = (i*37 % 101 + .5)/102, (i*53 % 103 + .5)/104
+        page.mouse.move(box['x'] + box['width']*right, box['y'] + box['height']*down)
+        page.evaluate('new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))')
+        yield [b - a for a, b in zip(before, used())]
 
 def generating(browser, folder):
     "Milliseconds from each of 30 clicks to the picture"
@@ -89,7 +108,8 @@ if __name__ == '__main__':
         e.save(f'{d}/e.html')
         browser = p.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox'])
         print(f'Chromium {browser.version}, {N} movements\n\n| window | canvas | from handed over: p50, ms | '
-              'p95, ms | from the event: p50, ms | p95, ms |\n|---|---|---|---|---|---|')
+              'p95, ms | from the event: p50, ms | p95, ms | script: p50, ms | all: p50, ms | p95, ms |\n'
+              '|---|---|---|---|---|---|---|---|---|')
         for width, dpr in ((1200, 1), (1200, 2), (390, 3)):
             page = browser.new_page(viewport=dict(width=width, height=900), device_scale_factor=dpr)
             page.goto(Path(f'{d}/e.html').as_uri())
@@ -101,8 +121,10 @@ if __name__ == '__main__':
                 right, down = (i*37 % 101 + .5)/102, (i*53 % 103 + .5)/104
                 page.mouse.move(box['x'] + box['width']*right, box['y'] + box['height']*down)
             columns = [sorted(t) for t in zip(*page.evaluate('times')[10:])]
+            script, tasks = [sorted(t) for t in zip(*computing(page, box))]
             print(f"| {width} px, {dpr}x | {canvas.evaluate('c => c.width')} px |", ' | '.join(
-                f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns), '|')
+                f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns),
+                f'| {script[70]:.1f} | {tasks[70]:.1f} | {tasks[133]:.1f} |')
             page.close()
         times = generating(browser, d)
         print(f'\nfrom a click on Next to the picture, {os.cpu_count()} cores: p50 {times[15]:.0f} ms, worst '

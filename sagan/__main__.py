@@ -20,6 +20,7 @@ COMMANDS = dict(
     walk='walk from one latent to the next, with the attention of a point',
     explore='move over images, and see where each point of them looks',
     eval='score images of a run against real ones',
+    report='make a report again, or compare runs',
     experiment="train and compare the rows of one of the paper's tables",
     **{'import': 'read the weights of another project'})
 

@@ -222,16 +222,18 @@ def attention_maps(
     return out, [_attention_map(name, layer, x, image) for name, layer, x in records]
 
 # %% ../nbs/02_attention.ipynb #96ae48cc
+def _inside(box, grid, image):
+    "Which cells of a grid (H, W) have their center in a box of pixels, (H*W,) of bool"
+    top, left, bottom, right = box
+    rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(grid, image)]  # in pixels
+    return torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
+
 def _visible_keys(m, hide):
     "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
     if not isinstance(hide, (tuple, list)) or len(hide) != 4:
         raise ValueError(f"hide is a box (top, left, bottom, right) in pixels, got {hide!r}")
-    top, left, bottom, right = hide
-    sides = zip(m.keys, m.image)
-    rows, cols = [(torch.arange(n) + .5)*size/n for n, size in sides]  # (h,), (w,) in pixels
-    in_rows, in_cols = (top <= rows) & (rows < bottom), (left <= cols) & (cols < right)
-    hidden = torch.outer(in_rows, in_cols).flatten()  # (h*w,)
+    hidden = _inside(hide, m.keys, m.image)  # (h*w,)
     if hidden.all() or not hidden.any():
         (height, width), (h, w) = m.image, m.keys
         raise ValueError(f"the box {hide} hides {'all keys' if hidden.any() else 'no key'}; "
@@ -239,13 +241,26 @@ def _visible_keys(m, hide):
                          "and its centre counts")
     return ~hidden
 
+# %% ../nbs/02_attention.ipynb #dad0cb01
+def _cut_queries(m, cut):
+    "Numbers of the queries at a pixel or in a box, (n,), None for none"
+    if cut is None: return None
+    if not isinstance(cut, (tuple, list)) or len(cut) not in (2, 4):
+        raise ValueError("cut is a pixel (row, column) or a box (top, left, bottom, right), "
+                         f"got {cut!r}")
+    if len(cut) == 2: return torch.tensor([_cell_at(m.queries, m.image, *cut)])
+    queries = _inside(cut, m.queries, m.image).nonzero()[:, 0]  # (n,)
+    if not len(queries): raise ValueError(f"the box {cut} cuts no query, as no centre is in it")
+    return queries
+
 # %% ../nbs/02_attention.ipynb #1114e801
 @contextmanager
 def intervene(
     net:nn.Module, # The network
     m:AttentionMap, # A map of the layer to alter, from `attention_maps` of this network
     gamma:float=1., # Factor on the layer's gamma
-    # (row, column) of a pixel: the query that covers it gets nothing from attention
+    # The query that covers a pixel (row, column), or those with their centre in a box of pixels
+    # (top, left, bottom, right), get nothing from attention
     cut:tuple|None=None,
     # (top, left, bottom, right) in pixels: keys with their centre in this box are seen by no query
     hide:tuple|None=None,
@@ -260,16 +275,13 @@ def intervene(
                          "make the map with this network")
     if 'forward' in vars(layer):
         raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
-    if cut is not None and (not isinstance(cut, (tuple, list)) or len(cut) != 2):
-        raise ValueError(f"cut is a pixel (row, column), got {cut!r}")
-    visible = _visible_keys(m, hide)
-    j = None if cut is None else _cell_at(m.queries, m.image, *cut)
+    visible, j = _visible_keys(m, hide), _cut_queries(m, cut)
     def forward(layer, x):
         q, k, v = layer.qkv(x)
         check_tensor(f'the map of {m.name}', k, ('B', math.prod(m.keys), 'D'))
         # (B, HW, Cv); queries of 0 see all alike
         o = attend(q*(not uniform), k[:, visible], v[:, visible])
-        if j is not None: o = o.index_fill(1, torch.tensor([j], device=o.device), 0.)
+        if j is not None: o = o.index_fill(1, j.to(o.device), 0.)
         return gamma*layer.gamma*layer.out(o.mT.unflatten(2, x.shape[2:])) + x  # (B, C, H, W)
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
     try: yield

@@ -6,17 +6,20 @@ Docs: https://sagan-gan.github.io/sagan/library/cli.html.md"""
 
 # %% auto #0
 __all__ = ['plain_errors', 'sagan_train', 'sagan_sample', 'sagan_attend', 'sagan_walk', 'sagan_explore', 'sagan_eval',
-           'sagan_experiment', 'sagan_import']
+           'sagan_report', 'sagan_experiment', 'sagan_import']
 
 # %% ../nbs/library/30_cli.ipynb #642c54c9
-import os, sys, warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import perf_counter
-from typing import Any, TextIO
-from .deprecated import deprecated_names
-from .names import plain_warnings, prepare_output, say, split_classes
-from .options import check_config, parse_fields, parse_list, parse_points, shell_command
+try:
+    import sys, warnings
+    from collections.abc import Iterator
+    from contextlib import contextmanager
+    from time import perf_counter
+    from typing import Any
+    from sagan.deprecated import deprecated_names
+    from sagan.names import plain_warnings, prepare_output, say, split_classes
+    from sagan.options import (
+        check_config, loading, parse_fields, parse_list, parse_points, print_once, shell_command)
+except KeyboardInterrupt: raise SystemExit('interrupted')
 # fastai's business, not the user's
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 __getattr__ = deprecated_names(__name__)  # names of earlier versions
@@ -29,14 +32,6 @@ def _lowered() -> Iterator[None]:
     except (MemoryError, RuntimeError, TypeError, OverflowError):
         from sagan.checks import explain_memory
         with explain_memory('what was asked for'): raise
-
-def _print(text:str, file:TextIO|None=None) -> None:
-    "Print a line; of several processes only the first one does"
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': say(text, file)
-
-def _announce(doing):
-    "Say what a command does, if PyTorch must be loaded first, which takes seconds"
-    if 'torch' not in sys.modules: _print(f'{doing} ...', sys.stderr)
 
 def _check(ok, message):
     if not ok: raise ValueError(message)
@@ -60,7 +55,7 @@ def plain_errors(
         if not isinstance(e, Interrupted): raise
         message = str(e)
         if e.signal == 'SIGTERM':
-            _print(message)
+            print_once(message)
             return
     else: return
     if len(message) > 1200: message = f'{message[:600]} ... {message[-600:]}'
@@ -107,8 +102,8 @@ def sagan_train(
         _check(not (resume and init_from), 'a run that goes on has its weights; leave out --init-from')
         changes = parse_fields(changes)
         if not resume and not init_from: check_config(preset, changes)
-        _announce(doing)
-        from sagan.runs import resume_run, train_run
+        with loading(doing):
+            from sagan.runs import resume_run, train_run
         if resume: resume_run(resume, **options, **changes)
         else: train_run(out=out, minutes=minutes, init_from=init_from, **options, **changes)
 
@@ -129,9 +124,9 @@ def sagan_sample(
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
-        _announce(f'drawing images from {run}')
-        from sagan.runs import find_device, load_run
-        from sagan.sampling import describe_samples, sample_run
+        with loading(f'drawing images from {run}'):
+            from sagan.runs import find_device, load_run
+            from sagan.sampling import describe_samples, sample_run
         r = load_run(run, find_device(device))
         wanted = None if classes is None else split_classes(classes, r.classes)
         file = sample_run(r, n, wanted, seed, out, truncation=truncation)
@@ -152,8 +147,8 @@ def sagan_attend(
 ):
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
-        _announce(f'looking where points of images of {run} look')
-        from sagan.runs import attend_run
+        with loading(f'looking where points of images of {run} look'):
+            from sagan.runs import attend_run
         file = attend_run(run, label, n, seed, layer, parse_points(points), out, device)
         say(f'attention in {n} image{"s"[:n != 1]}: {file}')
 
@@ -176,9 +171,9 @@ def sagan_walk(
     with plain_errors('sagan-walk'):
         numbers, at = parse_list(seeds, int, 'seeds'), parse_points(point)
         _check(not at or len(at) == 1, f"--point is one pair row,column, such as 8,8; got {point!r}")
-        _announce(f'walking through the latents of {run}')
-        from sagan.runs import find_device, load_run
-        from sagan.walks import walk_run
+        with loading(f'walking through the latents of {run}'):
+            from sagan.runs import find_device, load_run
+            from sagan.walks import walk_run
         r = load_run(run, find_device(device))
         wanted = None if classes is None else split_classes(classes, r.classes)
         say(f'open {walk_run(r, numbers, wanted, frames, out, layer, at[0] if at else None)}')
@@ -190,13 +185,15 @@ def sagan_explore(
     # Your own images, for the discriminator to look at: a folder, with a subfolder for each class of the run
     images:str=None,
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
+    port:int=None, # Port of the notebook's server on this machine (default: a free one)
+    browser:bool=True, # Open a browser? Otherwise the address is told
     device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
 ):
     "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
-        _announce(f'opening the explorer of {run}')
-        from sagan.runs import explore_run
-        explore_run(run, images, out, device)
+        with loading(f'opening the explorer of {run}'):
+            from sagan.runs import explore_run
+        explore_run(run, images, out, device, port=port, browser=browser)
         if out: say(f'open {out}')
 
 # %% ../nbs/library/30_cli.ipynb #1ea5df90
@@ -223,14 +220,30 @@ def sagan_eval(
 ):
     "Score images of a run against real ones; leaves eval.json and nearest.png, with options in their names"
     with plain_errors('sagan-eval'):
-        _announce(f'measuring {run}')
-        from sagan.reports import format_scores, UnstoredScores
-        from sagan.runs import evaluate_run
+        with loading(f'measuring {run}'):
+            from sagan.reports import format_scores, UnstoredScores
+            from sagan.runs import evaluate_run
         how = split, evaluator, weights, reference, standing, device, out
-        try: _print(format_scores(evaluate_run(run, n, seed, data, *how)))
+        try: print_once(format_scores(evaluate_run(run, n, seed, data, *how)))
         except UnstoredScores as e:
-            _print(format_scores(e.scores))
+            print_once(format_scores(e.scores))
             raise
+
+# %% ../nbs/library/30_cli.ipynb #fd92a11a
+@shell_command
+def sagan_report(
+    *runs:str, # Run folders, or digits or twins; several are compared
+    data:str=None, # For a single run: the images it was trained on, if they have moved
+    # Page to write (default: report.html in the run folder, for several runs compare-A-B.html here)
+    out:str=None,
+    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+):
+    "Make the report of a run again, or compare runs side by side"
+    with plain_errors('sagan-report'):
+        _check(runs, 'name a run folder, or several to compare')
+        with loading(f'reporting on {", ".join(runs)}'):
+            from sagan.comparison import report_runs
+        say(f'open {report_runs(*runs, data=data, device=device, out=out)}')
 
 # %% ../nbs/library/30_cli.ipynb #db8aa95e
 @shell_command
@@ -252,10 +265,10 @@ def sagan_experiment(
     "Train and measure each row of one of the paper's tables; leaves a table, curves, samples and report.html"
     start = perf_counter()
     with plain_errors('sagan-experiment'):
-        _announce(f'preparing {experiment} on {data}')
-        from sagan.runner import experiment_run
+        with loading(f'preparing {experiment} on {data}'):
+            from sagan.runner import experiment_run
         folder = experiment_run(experiment, data, out, preset, seeds, every, samples, evaluator, weights,
-                                jobs, device, _print, **changes)
+                                jobs, device, print_once, **changes)
         say(f'\n{(folder/"table.md").read_text(encoding="utf-8")}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 
@@ -276,6 +289,6 @@ def sagan_import(
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
     with plain_errors('sagan-import'):
         _check(out, "name the run folder to make with --out")
-        _announce(f'reading {len(files)} file{"s"[:len(files) != 1]}')
-        from sagan.runs import import_run
+        with loading(f'reading {len(files)} file{"s"[:len(files) != 1]}'):
+            from sagan.runs import import_run
         import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip, tell=say)

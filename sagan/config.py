@@ -207,7 +207,7 @@ def suit_images(
     labeled:bool, # Do they have classes?
 ) -> dict: # {field: value}: augmentation and a smaller batch for few images, 5:1 updates without classes
     "What the preset `photos` leaves to the images"
-    fields = {} if labeled else dict(n_d=5)
+    fields:dict = {} if labeled else dict(n_d=5)
     if n < FEW: fields |= dict(diffaug='color,translation,cutout')
     if 2 <= n < presets['photos'].batch: fields |= dict(batch=n)
     return fields

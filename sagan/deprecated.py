@@ -16,8 +16,7 @@ from warnings import warn
 
 # %% ../nbs/library/41_deprecated.ipynb #d775c172
 MOVED = dict(
-    attention=dict(
-        altered='attention.intervene'),
+    attention=dict(altered='attention.intervene'),
     checkpoints=dict(
         BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState',
         ROLLBACKS='recording.ROLLBACKS', RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED',
@@ -44,6 +43,7 @@ MOVED = dict(
     experiments=dict(
         Line='experiments.Variant', Plan='runner.Plan', lines='experiments.variants',
         run_experiment='runner.run_experiment', train_line='runner.train_variant'),
+    explorer=dict(own_images='widget.own_images'),
     importing=dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
@@ -53,8 +53,7 @@ MOVED = dict(
         sample_picture='sampling.sample_picture', sampled_classes='sampling.sampled_classes'),
     runs=dict(
         sample_run='sampling.sample_run'),
-    sharing=dict(
-        folded='sharing.fold_spectral_norm'),
+    sharing=dict(folded='sharing.fold_spectral_norm'),
     spectral=dict(
         normalised='spectral.cached_spectral_norm'),
     training=dict(

@@ -1,55 +1,219 @@
-// The attention explorer. One module serves Jupyter and Voila, where anywidget calls `render`, and stand-alone pages, which start themselves at the end.
-// `model` has get, set, save_changes and on; page 09 says what header and data hold.
+// The attention explorer: one module for notebooks, Voila and stand-alone pages.
+//
+// anywidget calls `render`; a stand-alone page starts itself at the end of this file. `model` holds the state, with
+// get, set, save_changes and on. All that can be asked of a generator goes through it, too: label, seed, towards,
+// far, gamma, hide, cut and uploads are set here, and header, data, effect and changed come back. Who draws, a
+// kernel or something in the browser, makes no difference; a model without `drawing` is one that nobody draws for.
 
 const CSS = `
-.sagan { --ink: var(--jp-ui-font-color0, #1a1a1a); --paper: var(--jp-layout-color1, #fff); --line: var(--jp-border-color0, #767676);
-  display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; padding: .25rem; color: var(--ink); background: var(--paper); font: 15px/1.45 system-ui, sans-serif }
-@media (prefers-color-scheme: dark) { .sagan { --ink: var(--jp-ui-font-color0, #eee); --paper: var(--jp-layout-color1, #181818); --line: var(--jp-border-color0, #8a8a8a) } }
+.sagan { --ink: var(--jp-ui-font-color0, var(--vscode-editor-foreground, #1a1a1a));
+  --paper: var(--jp-layout-color1, var(--vscode-editor-background, #fff));
+  --line: var(--jp-border-color0, #767676); --soft: color-mix(in srgb, var(--ink) 9%, var(--paper)); --accent: #0072b2;
+  --side: min(100%, max(16rem, 56vh)); color: var(--ink); background: var(--paper); padding: .25rem;
+  font: 15px/1.45 system-ui, sans-serif; text-align: left }
+@media (prefers-color-scheme: dark) {
+  .sagan { --ink: var(--jp-ui-font-color0, var(--vscode-editor-foreground, #eee));
+    --paper: var(--jp-layout-color1, var(--vscode-editor-background, #181818)); --line: var(--jp-border-color0, #8a8a8a) }
+  body[data-voila=voila][data-jp-theme-light=true] { --jp-ui-font-color0: #eee; --jp-ui-font-color1: #ddd;
+    --jp-content-font-color0: #eee; --jp-content-font-color1: #ddd; --jp-layout-color0: #181818;
+    --jp-layout-color1: #181818; --jp-layout-color2: #2a2a2a; --jp-border-color0: #8a8a8a; background: #181818 } }
+html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan[hidden], .sagan [hidden] { display: none !important }
-.sagan > div { flex: 1 1 17rem; min-width: 0 }
-.sagan > div:first-child { flex: 2 1 20rem; max-width: min(36rem, 85vh) }
-.sagan > div:last-child { max-width: 36rem }
-.sagan canvas { display: block; width: 100%; border-radius: 3px; image-rendering: pixelated }
-.sagan canvas[tabindex] { touch-action: pinch-zoom; cursor: crosshair }
-.sagan :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px }
-.sagan p { margin: .5rem 0; min-height: 2.9em; font-variant-numeric: tabular-nums }
-.sagan p[role=alert] { flex-basis: 100%; min-height: 0; border: 2px solid #d55e00; border-radius: 3px; padding: .5rem .75rem; margin: 0 }
-.sagan label { display: flex; align-items: center; gap: .6rem; margin-bottom: .6rem }
-.sagan label span { flex: 0 0 4.2rem }
-.sagan select, .sagan button { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--line); border-radius: 3px; padding: .3rem .6rem; min-height: 2.2rem }
-.sagan select { flex: 1; min-width: 0 }
-.sagan input[type=range] { flex: 1; min-width: 0; accent-color: #0072b2 }
-.sagan input[type=checkbox] { accent-color: #0072b2; width: 1.1rem; height: 1.1rem; margin: 0 }
-.sagan button { margin: 0 .5rem .5rem 0; cursor: pointer } .sagan button:disabled { opacity: .5; cursor: default }
-.sagan .pins { display: flex; flex-wrap: wrap; gap: .6rem; margin: .75rem 0 }
-.sagan figure { margin: 0; width: calc((100% - 1.2rem) / 3); max-width: 10rem } .sagan figure canvas { border: 3px solid; box-sizing: border-box }
-.sagan figcaption { font-size: 13px; line-height: 1.3; margin-top: .2rem }`
+.sagan .bar { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem .9rem; margin: 0 0 .5rem }
+.sagan .bars { display: flex; flex-wrap: wrap; column-gap: .9rem }
+.sagan label { display: flex; align-items: center; gap: .45rem; margin: 0 }
+.sagan :is(select, button, input[type=number]) { font: inherit; color: inherit; background: var(--paper);
+  border: 1px solid var(--line); border-radius: 4px; padding: .2rem .65rem; min-height: 2.25rem; margin: 0 }
+.sagan select { max-width: 14rem } .sagan input[type=number] { width: 6.2rem; box-sizing: border-box }
+.sagan input[type=range] { accent-color: var(--accent); width: 9rem; min-width: 5rem; margin: 0 }
+.sagan input[type=checkbox] { accent-color: var(--accent); width: 1.15rem; height: 1.15rem; margin: 0 }
+.sagan button { cursor: pointer } .sagan button:hover { background: var(--soft) }
+.sagan button:disabled { opacity: .5; cursor: default }
+.sagan button[aria-pressed=true] { background: var(--accent); border-color: var(--accent); color: #fff }
+.sagan .group { display: flex } .sagan .group button { border-radius: 0; margin-left: -1px }
+.sagan .group button:first-of-type { border-radius: 4px 0 0 4px; margin-left: 0 }
+.sagan .group button:last-of-type { border-radius: 0 4px 4px 0 }
+.sagan .group > span { align-self: center; margin-right: .45rem } .sagan .end { margin-left: auto; display: flex; gap: .4rem; flex-wrap: wrap }
+.sagan :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
+.sagan .notice { min-height: 1.45em; padding: .2rem .6rem; margin: 0 0 .5rem; border-left: 4px solid var(--accent); background: var(--soft) }
+.sagan .notice.error { border-color: #d55e00; outline: 2px solid #d55e00 } .sagan .notice p { margin: 0 }
+.sagan.framed { --side: min(100%, 34rem) }
+.sagan .content { display: flex; flex-direction: column }
+.sagan .panels { display: grid; gap: .5rem 1.25rem; grid-template-columns: repeat(2, minmax(0, var(--side))) minmax(8rem, calc(var(--side) * .47)) }
+.sagan .panels .strips { display: block } .sagan .panels .strips section + section { margin-top: .75rem }
+.sagan figure { margin: 0; min-width: 0 } .sagan figcaption { font-size: 14px; line-height: 1.35; margin: .2rem 0 }
+.sagan h3 { font: 600 14px/1.4 system-ui, sans-serif; margin: 0 0 .2rem; color: inherit }
+.sagan canvas { display: block; width: 100%; border-radius: 3px; background: #000 }
+.sagan .pixels { image-rendering: pixelated }
+.sagan .panels figure > canvas { touch-action: pan-y pinch-zoom; cursor: crosshair }
+.sagan canvas.drag { touch-action: none !important; cursor: cell }
+.sagan .under { padding-top: .4rem; font-size: 14px } .sagan .under label { width: 100% }
+.sagan .under input { flex: 1 }
+.sagan .scale { position: relative; height: 2.9rem; line-height: 1.2; font-size: 14px }
+.sagan .scale i { position: absolute; inset: 0 0 auto; height: .75rem; border-radius: 2px }
+.sagan .scale b { position: absolute; top: 0; width: 2px; height: .75rem; background: #fff; outline: 1px solid #000 }
+.sagan .scale span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale span:last-of-type { right: 0 }
+.sagan .scale span.even { top: .75rem; padding-top: .15rem; border-left: 2px solid var(--ink); padding-left: .3rem }
+.sagan .scale span.even.left { border: 0; transform: translateX(-100%); border-right: 2px solid var(--ink); padding-right: .3rem }
+.sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
+.sagan .status { margin: .4rem 0; min-height: 4.35em; font-variant-numeric: tabular-nums }
+.sagan .strips { display: flex; flex-wrap: wrap; gap: .75rem 2rem } .sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
+.sagan .card { position: relative } .sagan .card > button:first-child { display: block; width: 7.2rem; padding: .3rem; text-align: left; line-height: 1.25; font-size: 13px; height: 100% }
+.sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; top: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
+.sagan dialog { color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 6px; max-width: 34rem; padding: 1rem 1.25rem }
+.sagan dialog::backdrop { background: #0008 } .sagan dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: .6rem 0 }
+.sagan dt { font-weight: 600 } .sagan dd { margin: 0 } .sagan textarea { width: 100%; box-sizing: border-box; font: 13px/1.4 monospace; color: inherit; background: var(--soft); border: 1px solid var(--line) }
+@media (pointer: coarse), (max-width: 40rem) {
+  .sagan :is(select, button, input[type=number]) { min-height: 44px; min-width: 44px }
+  .sagan input[type=range] { height: 44px } .sagan label:has([type=checkbox]) { min-height: 44px }
+  .sagan .card .away { min-height: 44px } }
+@media (max-width: 40rem) {
+  .sagan, .sagan.framed { --side: 100% } .sagan .panels { grid-template-columns: minmax(0, 1fr) }
+  .sagan .bars { display: contents } .sagan :is(.options, .more) { order: 1 } .sagan .content > .strips { order: 2 }
+  .sagan .effect { display: grid; grid-template-columns: 1fr 1fr } .sagan .effect > :is(p, button, h3) { grid-column: 1 / -1 }
+  .sagan .end { margin-left: 0 } }`
 
-const make = (tag, props = {}, ...children) => { const e = Object.assign(document.createElement(tag), props); e.append(...children); return e }
+// ---- Numbers
 
-const cell = ([row, col], grid, size) => Math.floor(row * grid[0] / size[0]) * grid[1] + Math.floor(col * grid[1] / size[1])
+const STRONG = 1.5   // times an even spread: from here on there is an outline, and an arrow
 
-// For each of N pixels the two of n cells that it lies between, and how far it is towards the second
-function between(n, N, smooth) {
-  return Array.from({ length: N }, (_, p) => {
-    if (!smooth) return [Math.floor(p * n / N), 0, 0]
-    const s = Math.max(0, (p + .5) * n / N - .5), a = Math.floor(s)
-    return [a, Math.min(a + 1, n - 1), s - a]
+// What Python packed: images as RGB, and queries and keys as 16-bit integers with one factor for each image
+function unpack(header, view) {
+  const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice()   // its own, so that it is aligned
+  const vectors = (start, n, depth) => image => new Int16Array(bytes.buffer, start + 2 * image * n * depth, n * depth)
+  const layers = header.layers.map(l => {
+    const [nq, nk] = [l.queries, l.keys].map(([a, b]) => a * b)
+    return { ...l, nq, nk, q: vectors(l.q, nq, l.depth), k: vectors(l.k, nk, l.depth), sums: {} }
   })
+  const magma = bytes.subarray(header.magma, header.magma + 768)
+  const colors = Uint32Array.from({ length: 256 }, (_, i) => (255 << 24) + (magma[3 * i + 2] << 16) + (magma[3 * i + 1] << 8) + magma[3 * i])
+  return { bytes, layers, magma, colors, contours: {}, plain: {} }   // the last two are filled as they are needed
 }
 
-// One value in [0, 255] for each pixel of the image, from one for each key
-function upsample(weights, [h, w], [H, W], smooth) {
-  const out = new Float32Array(H * W), rows = between(h, H, smooth), cols = between(w, W, smooth)
-  for (let r = 0, i = 0; r < H; r++) {
-    const [a, b, t] = rows[r]
-    for (let c = 0; c < W; c++, i++) {
-      const [d, e, u] = cols[c]
-      out[i] = (1 - t) * ((1 - u) * weights[a * w + d] + u * weights[a * w + e]) + t * ((1 - u) * weights[b * w + d] + u * weights[b * w + e])
-    }
+// Scalar products of vectors, one after the other in an array, with one vector
+function products(vectors, one, factor) {
+  const depth = one.length, out = new Float64Array(vectors.length / depth)
+  for (let i = 0, at = 0; i < out.length; i++) {
+    let sum = 0
+    for (let d = 0; d < depth; d++) sum += vectors[at++] * one[d]
+    out[i] = sum * factor
   }
   return out
 }
+
+const largest = values => { let best = 0; for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i; return best }
+const row = (vectors, i, depth) => vectors.subarray(i * depth, (i + 1) * depth)
+
+// Of each query: the logarithm of the sum in its softmax; and the largest weight of all, times the number of keys
+function sums(l, image) {
+  if (l.sums[image]) return l.sums[image]
+  const [q, k] = [l.q(image), l.k(image)], logs = new Float64Array(l.nq)
+  let top = 0
+  for (let j = 0; j < l.nq; j++) {
+    const z = products(k, row(q, j, l.depth), l.factors[image]), most = z[largest(z)]
+    let sum = 0
+    for (let i = 0; i < l.nk; i++) sum += Math.exp(z[i] - most)
+    logs[j] = most + Math.log(sum)
+    top = Math.max(top, l.nk / sum)
+  }
+  return l.sums[image] = { logs, top }
+}
+
+const cellAt = ([r, c], grid, size) => Math.floor(r * grid[0] / size[0]) * grid[1] + Math.floor(c * grid[1] / size[1])
+
+// Weights that the query of a point gives to all keys, or that its key is given by all queries (equation 1), in
+// multiples of an even spread
+function weigh(l, image, point, direction, size) {
+  const [q, k, factor] = [l.q(image), l.k(image), l.factors[image]]
+  if (direction === 'to') {
+    const { logs } = sums(l, image)
+    return products(q, row(k, cellAt(point, l.keys, size), l.depth), factor).map((z, j) => l.nk * Math.exp(z - logs[j]))
+  }
+  const z = products(k, row(q, cellAt(point, l.queries, size), l.depth), factor), most = z[largest(z)]
+  let sum = 0
+  for (let i = 0; i < z.length; i++) sum += z[i] = Math.exp(z[i] - most)
+  return z.map(v => l.nk * v / sum)
+}
+
+// For each of N pixels the two of n cells that it lies between, and how far it is towards the second
+const lattices = {}
+function between(n, N, smooth) {
+  if (lattices[[n, N, smooth]]) return lattices[[n, N, smooth]]
+  const first = new Int32Array(N), second = new Int32Array(N), far = new Float64Array(N)
+  for (let p = 0; p < N; p++) {
+    const s = smooth ? Math.max(0, (p + .5) * n / N - .5) : Math.floor(p * n / N)
+    first[p] = Math.floor(s); second[p] = Math.min(first[p] + 1, n - 1); far[p] = s - first[p]
+  }
+  return lattices[[n, N, smooth]] = [first, second, far]
+}
+
+// One value for each pixel of the image, from one for each cell
+function upsample(weights, [h, w], [H, W], smooth) {
+  const out = new Float32Array(H * W), [a, b, t] = between(h, H, smooth), [d, e, u] = between(w, W, smooth), line = new Float64Array(w)
+  for (let r = 0, i = 0; r < H; r++) {
+    const top = a[r] * w, bottom = b[r] * w, part = t[r]
+    for (let c = 0; c < w; c++) line[c] = (1 - part) * weights[top + c] + part * weights[bottom + c]
+    for (let c = 0; c < W; c++, i++) out[i] = (1 - u[c]) * line[d[c]] + u[c] * line[e[c]]
+  }
+  return out
+}
+
+// How much of all weight, and of the image, is where the weight is strong
+function inside(weights) {
+  let sum = 0, all = 0, n = 0
+  for (const v of weights) { all += v; if (v >= STRONG) { sum += v; n++ } }
+  return { weight: Math.round(100 * sum / all), part: Math.round(100 * n / weights.length) }
+}
+
+// Marching squares: which sides of a square (0 top, 1 right, 2 bottom, 3 left) a line joins, by the corners above the level
+const SIDES = { 1: [3, 0], 2: [0, 1], 3: [3, 1], 4: [1, 2], 5: [3, 0, 1, 2], 6: [0, 2], 7: [3, 2], 8: [2, 3], 9: [2, 0],
+  10: [0, 1, 2, 3], 11: [2, 1], 12: [1, 3], 13: [1, 0], 14: [0, 3] }
+
+// Lines between the pixels above a level and those below, in pixels of the image; outside of it all is below
+function outline(values, [H, W], level) {
+  const path = new Path2D(), above = new Uint8Array((H + 2) * (W + 2))
+  for (let r = 0; r < H; r++) for (let c = 0; c < W; c++) above[(r + 1) * (W + 2) + c + 1] = values[r * W + c] >= level
+  const at = (r, c) => r < 0 || c < 0 || r >= H || c >= W ? NaN : values[r * W + c]
+  const across = (a, b) => { const t = (level - a) / (b - a); return t >= 0 ? t : .5 }   // at the border of the image: halfway
+  for (let r = -1, i = 0; r < H; r++, i++) for (let c = -1; c < W; c++, i++) {
+    const kind = above[i] + 2 * above[i + 1] + 4 * above[i + W + 3] + 8 * above[i + W + 2]
+    if (kind === 0 || kind === 15) continue
+    const sides = SIDES[kind]
+    for (let k = 0; k < sides.length; k++) {
+      const side = sides[k], x = side === 1 ? 1 : side === 3 ? 0 : across(at(r + side / 2, c), at(r + side / 2, c + 1))
+      const y = side === 0 ? 0 : side === 2 ? 1 : across(at(r, c + (side === 1)), at(r + 1, c + (side === 1)))
+      if (k % 2) path.lineTo(c + .5 + x, r + .5 + y)
+      else path.moveTo(c + .5 + x, r + .5 + y)
+    }
+  }
+  return path
+}
+
+// The image as thin lines: its brightness, blurred a little, cut at one and at two thirds of its range
+function sketch(rgb, [H, W]) {
+  const reach = Math.round(W / 64), light = new Float32Array(H * W)
+  for (let r = 0; r < H; r++) for (let c = 0; c < W; c++) {
+    let sum = 0, n = 0
+    for (let y = Math.max(0, r - reach); y <= Math.min(H - 1, r + reach); y++)
+      for (let x = Math.max(0, c - reach); x <= Math.min(W - 1, c + reach); x++, n++) {
+        const i = 3 * (y * W + x)
+        sum += .3 * rgb[i] + .59 * rgb[i + 1] + .11 * rgb[i + 2]
+      }
+    light[r * W + c] = sum / n
+  }
+  const [low, high] = light.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [255, 0]), path = new Path2D()
+  if (high - low > 8) for (const part of [1 / 3, 2 / 3]) path.addPath(outline(light, [H, W], low + part * (high - low)))
+  return path
+}
+
+// ---- Pages and files
+
+const make = (tag, props = {}, ...children) => {
+  const e = Object.assign(document.createElement(tag), props)
+  e.append(...children.filter(Boolean))
+  return e
+}
+const attributes = (e, values) => { for (const k in values) e.setAttribute(k, values[k]); return e }
 
 function download(name, blob) {
   const a = make('a', { href: URL.createObjectURL(blob), download: name })
@@ -63,90 +227,203 @@ function base64(bytes) {
   return btoa(text)
 }
 
-// The stand-alone page of a model: what the widget sends is put into the page's gaps, as `AttentionExplorer.static` does in Python
+const SHOWN = ['point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same']
+const DRAWN = ['label', 'seed', 'towards', 'far', 'gamma', 'hide', 'cut']
+
+// The stand-alone page of a model: its state is put into the page's gaps, as `AttentionExplorer.static` does in Python
 function page(model, bytes) {
   const state = { message: '' }
-  for (const k of ['header', 'point', 'pins', 'path', 'layer', 'image', 'overlay', 'smooth', 'page']) state[k] = model.get(k)
+  for (const k of ['header', ...SHOWN, 'page']) state[k] = model.get(k)
   const parts = { state: JSON.stringify(state).replaceAll('<', '\\u003c'), data: base64(bytes), js: model.get('_esm') }
   return model.get('page').replace(/@@(\w+)@@/g, (_, k) => parts[k])
 }
 
+const KEYS = [['Arrow keys', 'move the point by one cell'], ['Enter, Space', 'keep the point; with Hide or Cut, set a corner'],
+  ['Delete', 'let go of the point kept last or chosen'], ['Escape', 'let go of all points'], ['F', 'from here, or to here'],
+  ['L', 'next layer'], ['?', 'this list']]
+
+const hovers = () => !matchMedia('(hover: none)').matches
+const peaked = max => Math.round(10 * max) >= 10 * STRONG   // as the number beside it is rounded
+const times = v => v.toFixed(1) + ' times'
+const place = ([r, c]) => `row ${Math.floor(r)}, column ${Math.floor(c)}`
+const network = name => name.replace(/^G /, 'Generator ').replace(/^D /, 'Discriminator ')
+const same = (a, b) => String(a) === String(b)
+
 function render({ model, el }) {
-  let bytes, header, pressed = null, hovering = false, drawn = false, asked = false, current = null
+  let header, view, current = null, pressed = null, hovering = false, tool = 'look', box = null, choice = null
+  let drawn = false, asked = false, playing = false, shown = null
   const set = values => { for (const k in values) model.set(k, values[k]); model.save_changes() }
+  const live = () => model.get('drawing')?.classes
+  const colour = i => header.colours[i % header.colours.length]
+  const chosen = () => view.layers.find(l => l.name === model.get('layer')) ?? view.layers[0]
 
-  // What stands where
-  const canvas = make('canvas', { tabIndex: 0 }), status = make('p'), alert = make('p'), pins = make('div', { className: 'pins' })
-  const select = () => make('select'), row = (text, input) => make('label', {}, make('span', { textContent: text }), input)
-  const klass = select(), seed = select(), layer = select(), overlay = make('input', { type: 'range', min: 0, max: 1, step: .05 }), smooth = make('input', { type: 'checkbox' })
-  const rows = [row('Class', klass), row('Seed', seed), row('Layer', layer), row('Overlay', overlay), row('Smooth', smooth)]
-  const button = (text, onclick) => make('button', { type: 'button', textContent: text, onclick })
-  const buttons = [button('Clear points', () => clear()), button('Save PNG', () => canvas.toBlob(b => download(name('png'), b))),
-    button('Save HTML', () => download(name('html'), new Blob([page(model, bytes)], { type: 'text/html' })))]
-  const help = make('p', { textContent: 'Move over the image, or use the arrow keys: the map of that point. Click, Enter or Space: keep the point. Drag: show the path. Leaving the image returns to the last kept point. Escape: clear the points. A map from 1.5x uniform on, that is 1.5 times the weight of an even spread, has an arrow to its strongest place.' })
-  const stage = make('div', {}, canvas, status), panel = make('div', {}, ...rows, ...buttons, pins, help)
-  const root = make('div', { className: 'sagan' }, stage, panel)
-  canvas.setAttribute('role', 'application'); status.setAttribute('aria-live', 'polite'); alert.setAttribute('role', 'alert'); root.dataset.lmSuppressShortcuts = 'true'
-  el.append(make('style', { textContent: CSS }), root, make('div', { className: 'sagan' }, alert))   // below, so that the image stays where it is
-  const ctx = canvas.getContext('2d'), small = document.createElement('canvas')
-
-  // The map of a point in the layer and image that are chosen
-  const chosen = () => header.layers.find(l => l.name === model.get('layer')) ?? header.layers[0]
-  function look(point) {
-    const l = chosen(), [nq, nk] = [l.queries, l.keys].map(([a, b]) => a * b), q = model.get('image') * nq + cell(point, l.queries, header.size)
-    const weights = bytes.subarray(l.maps + q * nk, l.maps + (q + 1) * nk), best = weights.indexOf(255), [h, w] = l.keys
-    const max = new DataView(bytes.buffer, bytes.byteOffset).getFloat32(l.maxima + 4 * q, true)
-    return { point, weights, max, to: [(Math.floor(best / w) + .5) * header.size[0] / h, (best % w + .5) * header.size[1] / w],   // in pixels from the corner
-      get values() { return upsample(weights, l.keys, header.size, model.get('smooth')) } }   // made when asked for: an arrow needs none
+  // ---- What is on the page
+  const button = (text, onclick, title = '') => make('button', { type: 'button', textContent: text, title, onclick })
+  const field = (text, ...inputs) => make('label', {}, make('span', { textContent: text }), ...inputs)
+  const number = (trait, max) => {
+    const send = e => { if (e.target.reportValidity() && +e.target.value !== model.get(trait)) set({ [trait]: +e.target.value }) }
+    return make('input', { type: 'number', min: 0, max, onchange: send, onkeydown: e => { if (e.key === 'Enter') send(e) } })
   }
+  const slider = (trait, max, event) => make('input', { type: 'range', min: 0, max, step: .05, [event]: e => set({ [trait]: +e.target.value }) })
+  const check = trait => make('input', { type: 'checkbox', onchange: e => set({ [trait]: e.target.checked }) })
+  const group = (name, options, pick) => attributes(make('div', { className: 'group' }, ...Object.entries(options).map(([value, text]) =>
+    Object.assign(button(text, () => pick(value)), { value }))), { role: 'group', 'aria-label': name })
 
-  // The image with a map over it, one canvas pixel for each of its own. The more of the map, the greyer and darker the image, as in the figures:
-  // its colours would be taken for the map's
-  function picture(target, seen, alpha) {
-    const [H, W] = header.size, rgb = bytes.subarray(3 * H * W * model.get('image')), magma = bytes.subarray(header.magma)
-    target.width = W; target.height = H
-    const c = target.getContext('2d'), out = c.createImageData(W, H), values = seen?.values, a = seen ? alpha : 0
+  const klass = make('select'), seeds = make('select')
+  const seed = number('seed', 1000000), towards = number('towards', 1000000)
+  const far = slider('far', 1, 'oninput'), gamma = slider('gamma', 2, 'onchange'), strength = make('output')
+  const files = make('input', { type: 'file', accept: 'image/*', multiple: true, hidden: true })
+  const next = button('Next', () => set({ seed: model.get('seed') + 1 }), 'The next seed')
+  const random = button('Random', () => set({ seed: Math.floor(Math.random() * 1000000) }), 'Another seed')
+  const play = button('Play', () => { playing = !playing; choices(); if (playing) walk() }, 'Walk from one seed to the other, and back')
+  const own = button('Own images', () => files.click(), 'Where the discriminator looks in images of your own')
+  const classField = field('Class', klass), seedField = field('Seed', seeds)
+  const walking = [field('Towards seed', towards), field('How far', far), play]
+  const gammaField = field('Attention', gamma, strength)
+  const which = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random)
+  const more = make('div', { className: 'bar more' }, ...walking, gammaField, own, files), bar = make('div', { className: 'bars' }, which, more)
+
+  const overlay = slider('overlay', 1, 'oninput'), smooth = check('smooth'), sameScale = check('same')
+  const direction = group('Direction', { from: 'From here', to: 'To here' }, v => set({ direction: v }))
+  const tools = group('Tool', { look: 'Look', hide: 'Hide', cut: 'Cut' }, use)
+  const clear = button('Clear points', () => letGo([])), help = button('?', () => ask())
+  help.setAttribute('aria-label', 'Keys and help')
+  const saves = make('div', { className: 'end' }, clear, button('Copy view', copy, 'A link or JSON that restores this view'),
+    button('Save PNG', savePNG), button('Save HTML', () => download(name('html'), new Blob([page(model, view.bytes)], { type: 'text/html' }))), help)
+  const options = make('div', { className: 'bar options' }, direction, tools, field('Same scale for all points', sameScale), field('Smooth', smooth), saves)
+
+  const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert)
+  const canvas = attributes(make('canvas', { tabIndex: 0, className: 'pixels' }), { role: 'application' })
+  const map = attributes(make('canvas', {}), { role: 'img' })
+  const scale = make('div', { className: 'scale' }), READ = `${hovers() ? 'Move over' : 'Touch'} the map to read its values.`, value = make('figcaption', { textContent: READ })
+  const changed = attributes(make('canvas', { className: 'pixels' }), { role: 'img', 'aria-label': 'The changed image' })
+  const apart = attributes(make('canvas', { className: 'pixels' }), { role: 'img' })
+  const apartScale = make('div', { className: 'scale' }), effect = attributes(make('p'), { role: 'status' })
+  const changedTitle = make('figcaption', { textContent: 'Drawn without it' })
+  const undo = button('Undo changes', () => set({ hide: null, cut: null, gamma: 1 }))
+  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What attention causes' }), make('figure', {}, changed, changedTitle), make('figure', {}, apart, apartScale), effect, undo)
+  const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' })
+  const panels = make('div', { className: 'panels' },
+    make('figure', {}, make('h3', { textContent: 'The image' }), canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' }))), status),
+    make('figure', {}, make('h3'), map, make('div', { className: 'under' }, scale), value), effects)
+  const title = map.previousSibling
+  const layers = make('div', { className: 'strip' }), kept = make('div', { className: 'strip pins' })
+  const strips = make('div', { className: 'strips' }, make('section', {}, make('h3', { textContent: 'All layers at this point' }), layers),
+    make('section', {}, make('h3', { textContent: 'Kept points' }), kept))
+  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels, strips)
+  const root = make('div', { className: model.framed ? 'sagan framed' : 'sagan' }, notice, content, dialog)
+  root.dataset.lmSuppressShortcuts = 'true'
+  attributes(direction, { title: 'Where this point looks, or which points look at it' })
+  overlay.setAttribute('aria-label', 'From the image to the map')
+  el.append(make('style', { textContent: CSS }), root)
+  const ctx = canvas.getContext('2d'), over = map.getContext('2d'), small = document.createElement('canvas')
+
+  // ---- Looking
+  function look(point, layer = chosen()) {
+    const image = model.get('image'), to = model.get('direction') === 'to', grid = to ? layer.queries : layer.keys, size = header.size
+    const weights = weigh(layer, image, point, model.get('direction'), size), best = largest(weights), max = weights[best]
+    const limit = Math.max(2, model.get('same') ? sums(layer, image).top : max)   // so that an even spread never looks strong
+    return { point, layer: layer.name, grid, weights, max, limit,   // `to`: the middle of the strongest cell, in pixels from the corner
+      to: [(Math.floor(best / grid[1]) + .5) * size[0] / grid[0], (best % grid[1] + .5) * size[1] / grid[1]],
+      get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length,
+      get values() { return upsample(weights, grid, size, model.get('smooth')) } }   // made when asked for
+  }
+  const pixels = (image = model.get('image')) => view.bytes.subarray(3 * header.size[0] * header.size[1] * image)
+  const fit = (target, h, w) => { if (target.width !== w || target.height !== h) { target.width = w; target.height = h } return target.getContext('2d') }
+
+  // The image, one canvas pixel for each of its own
+  function plain() {
+    return view.plain[model.get('image')] ??= (() => {
+      const [H, W] = header.size, rgb = pixels(), c = fit(document.createElement('canvas'), H, W), out = c.createImageData(W, H)
+      for (let i = 0; i < H * W; i++) out.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i)
+      c.putImageData(out, 0, 0)
+      return c.canvas
+    })()
+  }
+  // Its contours as thin lines, as large as the map is on the screen
+  function contours() {
+    const known = view.contours[model.get('image')]
+    if (known?.width === map.width) return known
+    const c = fit(document.createElement('canvas'), map.height, map.width)
+    line(c, sketch(pixels(), header.size), [2, '#0005'], [1, '#fff9'])
+    return view.contours[model.get('image')] = c.canvas
+  }
+  // Values as colors, a canvas pixel for each
+  function colored(target, values, [h, w], limit) {
+    const c = fit(target, h, w), out = c.createImageData(w, h), px = new Uint32Array(out.data.buffer), factor = 255 / limit
+    for (let i = 0; i < px.length; i++) px[i] = view.colors[Math.min(255, Math.round(values[i] * factor))]
+    c.putImageData(out, 0, 0)
+    return target
+  }
+  // The image under its map. Its contrast goes first: where the map is seen, lightness is the weight
+  function blended(target, values, limit, a) {
+    const [H, W] = header.size, rgb = pixels(), clear = (1 - a) ** 2, c = fit(target, H, W), out = c.createImageData(W, H)
     for (let i = 0; i < H * W; i++) {
-      const m = seen ? 3 * Math.round(values[i]) : 0
-      const grey = (rgb[3 * i] + rgb[3 * i + 1] + rgb[3 * i + 2]) / 6
-      for (let k = 0; k < 3; k++) out.data[4 * i + k] = (1 - a) * ((1 - a) * rgb[3 * i + k] + a * grey) + a * magma[m + k]
+      const m = 3 * Math.min(255, Math.round(255 * values[i] / limit))
+      for (let k = 0; k < 3; k++) out.data[4 * i + k] = (1 - a) * (90 + clear * (rgb[3 * i + k] - 90)) + a * view.magma[m + k]
       out.data[4 * i + 3] = 255
     }
     c.putImageData(out, 0, 0)
+    return target
+  }
+  function thumbnail(target, seen) {   // the browser smooths
+    target.style.imageRendering = model.get('smooth') ? 'auto' : 'pixelated'
+    colored(target, seen.weights, seen.grid, seen.limit)
   }
 
-  const peaked = max => Math.round(10 * max) >= 15   // as the number beside it is rounded
-  const colour = i => header.colours[i % header.colours.length]
-  function mark(seen, colour) {
-    const scale = canvas.width / header.size[1], unit = canvas.width / canvas.clientWidth   // canvas pixels in one of the image, and of the screen
-    const [y, x] = seen.point.map(v => (v + .5) * scale), [ty, tx] = seen.to.map(v => v * scale), far = Math.hypot(tx - x, ty - y)
+  // ---- Painting
+  let density = 1   // canvas pixels in one of the screen
+  function line(c, path, ...strokes) {   // `path` is in pixels of the image
+    const s = c.canvas.width / header.size[1], u = density
+    c.save(); c.scale(s, s); c.lineJoin = 'round'
+    for (const [width, style] of strokes) { c.lineWidth = width * u / s; c.strokeStyle = style; c.stroke(path) }
+    c.restore()
+  }
+  function mark(c, seen, colour) {
+    const s = c.canvas.width / header.size[1], u = density
+    const point = seen.point.map(v => (v + .5) * s), other = seen.to.map(v => v * s)
+    const [[y, x], [ty, tx]] = model.get('direction') === 'to' ? [other, point] : [point, other], far = Math.hypot(tx - x, ty - y)
     if (peaked(seen.max) && far > 1) {
-      const [dx, dy] = [(tx - x) / far, (ty - y) / far], head = Math.min(12 * unit, far)
+      const [dx, dy] = [(tx - x) / far, (ty - y) / far], head = Math.min(12 * u, far)
       for (const [width, style] of [[5, '#fff'], [2.5, colour]]) {
-        ctx.beginPath(); ctx.moveTo(x, y); ctx.lineTo(tx, ty)
-        for (const s of [1, -1]) { ctx.moveTo(tx, ty); ctx.lineTo(tx - head * (dx * .9 + s * dy * .45), ty - head * (dy * .9 - s * dx * .45)) }
-        ctx.lineCap = 'round'; ctx.lineWidth = width * unit; ctx.strokeStyle = style; ctx.stroke()
+        c.beginPath(); c.moveTo(x, y); c.lineTo(tx, ty)
+        for (const side of [1, -1]) {
+          c.moveTo(tx, ty)
+          c.lineTo(tx - head * (dx * .9 + side * dy * .45), ty - head * (dy * .9 - side * dx * .45))
+        }
+        c.lineCap = 'round'; c.lineWidth = width * u; c.strokeStyle = style; c.stroke()
       }
     }
-    ctx.beginPath(); ctx.arc(x, y, 6 * unit, 0, 7); ctx.fillStyle = colour; ctx.fill(); ctx.lineWidth = 2 * unit; ctx.strokeStyle = '#fff'; ctx.stroke()
+    c.beginPath(); c.arc(point[1], point[0], 6 * u, 0, 7); c.fillStyle = colour; c.fill()
+    c.lineWidth = 2 * u; c.strokeStyle = '#fff'; c.stroke()
+  }
+  function region(c, [top, left, bottom, right], text) {
+    const s = c.canvas.width / header.size[1], u = density, [x, y, w, h] = [left * s, top * s, (right - left) * s, (bottom - top) * s]
+    c.fillStyle = '#0006'; c.fillRect(x, y, w, h)
+    for (const [style, dash] of [['#000', []], ['#fff', [5 * u, 5 * u]]]) { c.setLineDash(dash); c.lineWidth = 2 * u; c.strokeStyle = style; c.strokeRect(x, y, w, h) }
+    c.setLineDash([])
+    c.font = `600 ${13 * u}px system-ui, sans-serif`; c.textBaseline = 'top'; c.lineWidth = 3 * u; c.strokeStyle = '#000'; c.fillStyle = '#fff'
+    c.strokeText(text, x + 4 * u, y + 4 * u); c.fillText(text, x + 4 * u, y + 4 * u)
   }
 
   function draw() {
     if (!header?.size) return
-    const point = model.get('point'), kept = model.get('pins'), path = model.get('path'), i = kept.findIndex(p => String(p) === String(point)), own = colour(i < 0 ? kept.length : i)
+    const point = model.get('point'), pins = model.get('pins'), i = pins.findIndex(p => same(p, point)), mine = colour(i < 0 ? pins.length : i)
     current = point && look(point)
-    picture(small, current, model.get('overlay'))
+    const values = current?.values, a = model.get('overlay'), size = header.size
     ctx.imageSmoothingEnabled = false
-    ctx.drawImage(small, 0, 0, canvas.width, canvas.height)
-    if (path.length > 1) {
-      const scale = canvas.width / header.size[1]
-      ctx.beginPath(); for (const [r, c] of path) ctx.lineTo((c + .5) * scale, (r + .5) * scale)
-      ctx.lineJoin = 'round'; ctx.lineWidth = 3 * canvas.width / canvas.clientWidth; ctx.strokeStyle = own; ctx.stroke()
-    }
-    kept.forEach((p, i) => mark(look(p), colour(i)))
-    if (current) mark(current, own)
-    status.textContent = current ? say(current) : 'No point yet.'
-    buttons[0].disabled = !kept.length && path.length < 2
+    ctx.drawImage(current && a ? blended(small, values, current.limit, a) : plain(), 0, 0, canvas.width, canvas.height)
+    over.imageSmoothingEnabled = model.get('smooth')
+    if (current) over.drawImage(colored(small, values, size, current.limit), 0, 0, map.width, map.height)
+    else { over.fillStyle = '#000'; over.fillRect(0, 0, map.width, map.height) }
+    over.drawImage(contours(), 0, 0)
+    if (current && peaked(current.max)) line(ctx, outline(values, size, STRONG), [4, '#fff'], [2, mine])
+    for (const trait of ['hide', 'cut']) if (model.get(trait)) region(ctx, model.get(trait), trait === 'hide' ? 'hidden' : 'cut')
+    if (box) region(ctx, snapped(box), tool === 'hide' ? 'hide' : 'cut')
+    points.forEach(({ seen }, k) => { if (k !== i) mark(ctx, seen, colour(k)) })
+    if (current) { mark(ctx, current, mine); mark(over, current, mine) }
+    say(); ruler(); thumbnails()
+    clear.disabled = !pins.length && !point
   }
   // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
   function paint() {
@@ -154,122 +431,335 @@ function render({ model, el }) {
     drawn = true; draw()
     requestAnimationFrame(() => { drawn = false; if (asked) { asked = false; paint() } })
   }
-  const place = ([row, col]) => `row ${Math.floor(row)}, column ${Math.floor(col)}`
-  const say = ({ point, to, max }) => `From ${place(point)}: max ${max.toFixed(1)}x uniform` + (peaked(max) ? ` at ${place(to)}` : ', nearly everywhere alike')
 
-  // The image alone, and the kept points' maps, as in the paper's figure 1
+  function describe({ point, to, max, mean, inside }) {
+    const here = place(point), most = `${times(max)} the weight of an even spread`, even = `nearly everywhere alike, at most ${times(max)} an even spread.`
+    if (model.get('direction') === 'to') return peaked(max)
+      ? `To ${here}: ${place(to)} looks here most, with ${most}. On average a point gives it ${times(mean)}.`
+      : `To ${here}: points look here ${even}`
+    return peaked(max)
+      ? `From ${here}: looks most at ${place(to)}, with ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.`
+      : `From ${here}: looks ${even}`
+  }
+  function say() {
+    const text = current ? describe(current) : 'No point is chosen. Move over the image, or tap it.'
+    if (status.textContent !== text) status.textContent = text
+  }
+  // The color bar: from nothing to the limit, with a tick at an even spread
+  const ramp = make('i'), tick = make('b'), even = make('span', { textContent: 'an even spread' }), zero = make('span', { textContent: '0' })
+  const most = make('span', { style: 'top: 1.85rem' })
+  scale.append(ramp, tick, zero, even, most)
+  function ruler() {
+    scale.style.visibility = current ? 'visible' : 'hidden'
+    if (!current) return
+    const at = 100 / current.limit, text = `${times(current.limit)} an even spread`
+    if (most.textContent === text) return
+    most.textContent = text
+    zero.hidden = at < 18
+    tick.style.left = even.style.left = `${at}%`
+    even.className = at > 50 ? 'even left' : 'even'
+  }
+  const gradient = () => Array.from({ length: 17 }, (_, i) => { const m = 3 * Math.min(255, 16 * i); return `rgb(${view.magma.subarray(m, m + 3).join()})` }).join()
+
+  // ---- Thumbnails: all layers for this point, and the kept points in this layer
+  function card(onclick, away) {
+    const c = attributes(make('canvas'), { 'aria-hidden': 'true' }), words = make('span'), b = make('button', { type: 'button', onclick }, c, words)
+    const x = away && attributes(button('×', away), { class: 'away' })
+    return { root: make('div', { className: 'card' }, b, x), c, words, b, x }
+  }
+  let cards = [], points = []
+  function thumbnails() {
+    cards.forEach(({ c, words, b, layer }) => {
+      const l = view.layers.find(l => l.name === layer), seen = model.get('point') && (l.name === current.layer ? current : look(model.get('point'), l))
+      c.hidden = !seen
+      if (seen) thumbnail(c, seen)
+      words.textContent = network(layer) + (seen ? `, up to ${times(seen.max)}` : '')
+      b.setAttribute('aria-pressed', layer === chosen().name)
+    })
+    points.forEach(({ b, point }) => b.setAttribute('aria-pressed', same(point, model.get('point'))))
+  }
   function drawPins() {
     if (!header?.size) return
-    const panel = (seen, border, label, caption) => {
-      const c = make('canvas')
-      c.style.borderColor = border; c.setAttribute('role', 'img'); c.setAttribute('aria-label', label)
-      picture(c, seen, model.get('overlay'))
-      return make('figure', {}, c, make('figcaption', { textContent: caption }))
-    }
-    const kept = model.get('pins').map(look), im = header.images[model.get('image')], which = [im.class, `${header.numbered} ${im.seed}`, chosen().name].filter(Boolean).join(', ')
-    pins.replaceChildren(panel(null, 'transparent', `The image without a map: ${which}`, which),
-      ...kept.map((seen, i) => panel(seen, colour(i), `Point ${i + 1}. ${say(seen)}`, `max ${seen.max.toFixed(1)}x uniform`)))
+    const pins = model.get('pins')
+    if (!pins.some(p => same(p, choice))) choice = pins.at(-1) ?? null
+    points = pins.map((point, i) => {
+      const seen = look(point), item = card(() => { choice = point; set({ point }) }, () => letGo(pins.filter(p => p !== point)))
+      thumbnail(item.c, seen)
+      item.c.style.border = `4px solid ${colour(i)}`; item.c.style.boxSizing = 'border-box'
+      item.words.textContent = `Point ${i + 1}, up to ${times(seen.max)}`
+      item.b.setAttribute('aria-label', `Point ${i + 1}. ${describe(seen)}`)
+      attributes(item.x, { 'aria-label': `Let go of point ${i + 1}`, title: 'Let go of this point' })
+      return { ...item, point, seen }
+    })
+    kept.replaceChildren(...points.map(p => p.root))
+    kept.parentNode.hidden = !pins.length
     paint()
   }
 
-  // Choices: the selects follow the model, and the model the selects
-  const name = kind => ['attention', klass.value, header.numbered, seed.value, layer.value].filter(Boolean).join('-').replace(/[^\w.-]+/g, '-') + '.' + kind
+  // ---- Choices: the page follows the model, and the model the page
+  const name = kind => ['attention', header.images[model.get('image')].class, header.numbered, header.images[model.get('image')].seed, chosen().name]
+    .filter(Boolean).join('-').replace(/[^\w.-]+/g, '-') + '.' + kind
   function fill(select, options, value) {
-    select.replaceChildren(...options.map(text => make('option', { value: text, textContent: text })))
+    if (!same([...select.options].map(o => o.value), options.map(o => o[0])))
+      select.replaceChildren(...options.map(([value, textContent]) => make('option', { value, textContent })))
     select.value = value
     select.parentNode.hidden = options.length < 2
   }
+  const press = (group, value) => { for (const b of group.querySelectorAll('button')) b.setAttribute('aria-pressed', b.value === value) }
+
   function choices() {
-    const view = model.get('data')
-    header = model.get('header'); bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
-    alert.textContent = model.get('message'); alert.parentNode.hidden = !alert.textContent; root.hidden = !header.size
-    if (root.hidden) return
-    const image = header.images[model.get('image')]
-    fill(klass, [...new Set(header.images.map(i => i.class))], image.class)
-    fill(seed, header.images.filter(i => i.class === image.class).map(i => i.seed), image.seed)
-    fill(layer, header.layers.map(l => l.name), chosen().name)
-    seed.parentNode.firstChild.textContent = header.numbered[0].toUpperCase() + header.numbered.slice(1)
-    overlay.value = model.get('overlay'); smooth.checked = model.get('smooth')
+    const message = model.get('message')
+    playing &&= !message
+    alert.textContent = message; hint.hidden = Boolean(message); alert.hidden = !message
+    notice.classList.toggle('error', Boolean(message))
+    content.hidden = !header?.size
+    if (content.hidden) return
+    const image = header.images[model.get('image')], drawing = model.get('drawing') ?? {}, generates = Boolean(live())
+    hint.textContent = tool === 'hide' ? 'Drag over the image: what the generator draws when no point may look there.'
+      : tool === 'cut' ? 'Drag over the image: what the generator draws when attention gives nothing to these points.'
+      : !hovers() ? 'Tap the image: the map shows where that point looks, from dark (not at all) to bright (most).'
+      : 'Move over the image: the map shows where that point looks, from dark (not at all) to bright (most). A click keeps the point, ? lists the keys.'
+    if (generates) fill(klass, drawing.classes.map((c, i) => [String(i), c]), String(model.get('label')))
+    else {
+      const names = [...new Set(header.images.map(i => i.class))]
+      fill(klass, names.map(c => [c, c]), image.class)
+      fill(seeds, header.images.filter(i => i.class === image.class).map(i => [i.seed, i.seed]), image.seed)
+      seedField.firstChild.textContent = header.numbered[0].toUpperCase() + header.numbered.slice(1)
+    }
+    if (generates) {
+      seedField.hidden = header.images.length < 2 || header.numbered === 'seed'
+      if (!seedField.hidden) { fill(seeds, header.images.map(i => [i.seed, i.seed]), image.seed); seedField.firstChild.textContent = 'Image' }
+    }
+    for (const e of [seed.parentNode, next, random, ...walking]) e.hidden = !generates
+    gammaField.hidden = tools.hidden = effects.hidden = !drawing.attention
+    const beside = drawing.attention ? content : panels
+    beside.append(strips)   // beside the map, unless that is the place of the effects
+    own.hidden = !drawing.own
+    for (const part of [which, more]) part.hidden = [...part.children].every(e => e.hidden)
+    seed.value = model.get('seed'); towards.value = model.get('towards'); far.value = model.get('far'); gamma.value = model.get('gamma')
+    strength.textContent = `×${model.get('gamma')}`
+    play.textContent = playing ? 'Pause' : 'Play'
+    overlay.value = model.get('overlay'); smooth.checked = model.get('smooth'); sameScale.checked = model.get('same')
+    press(direction, model.get('direction')); press(tools, tool)
+    canvas.classList.toggle('drag', tool !== 'look')
+    const to = model.get('direction') === 'to', what = chosen()
+    title.textContent = `${to ? 'Who looks here' : 'Where it looks'}: ${network(what.name)}`
     canvas.setAttribute('aria-label', `${image.class ? `Class ${image.class}, ` : ''}${header.numbered} ${image.seed}, ${header.size[1]} by ${header.size[0]} pixels, ` +
-      `with attention of layer ${chosen().name}. Arrow keys move the point, Enter keeps it, Escape clears.`)
+      `with attention of layer ${what.name}. Arrow keys move the point, Enter keeps it, Escape clears.`)
+    map.setAttribute('aria-label', `Map of layer ${what.name}, from dark for no attention to bright for the most`)
+    if (!same(cards.map(c => c.layer), view.layers.map(l => l.name))) {
+      cards = view.layers.map(l => ({ ...card(() => set({ layer: l.name })), layer: l.name }))
+      layers.replaceChildren(...cards.map(c => c.root))
+    }
+    ramp.style.background = `linear-gradient(to right, ${gradient()})`
     resize(); drawPins()
   }
-  function toImage(wanted) {
-    const same = header.images.map((im, i) => [im, i]).filter(([im]) => im.class === wanted.class)
-    set({ path: [], image: (same.find(([im]) => im.seed === wanted.seed) ?? same[0])[1] })
-  }
-  klass.onchange = seed.onchange = () => toImage({ class: klass.value, seed: seed.value })
-  layer.onchange = () => set({ layer: layer.value })
-  overlay.oninput = () => set({ overlay: +overlay.value })
-  smooth.onchange = () => set({ smooth: smooth.checked })
 
-  // Pointer and keys
-  const pin = () => { const p = model.get('point'), kept = model.get('pins'); if (p && !kept.some(k => String(k) === String(p))) set({ pins: [...kept, p] }) }
-  const clear = () => { if (document.activeElement === buttons[0]) canvas.focus(); set({ pins: [], path: [] }) }
-  const at = e => {
-    const box = canvas.getBoundingClientRect(), inside = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)))
-    return [inside((e.clientY - box.top) / box.height, header.size[0]), inside((e.clientX - box.left) / box.width, header.size[1])]
+  // Another view has come: header and data belong together, and each may come first
+  function receive() {
+    const [h, data] = [model.get('header'), model.get('data')]
+    if (h.size && data?.byteLength !== h.bytes || h === header && data === shown) return
+    header = h; shown = data
+    if (h.size) view = unpack(h, data)
+    choices(); showEffect(); walk()
   }
-  canvas.onpointerdown = e => { if (e.button || !e.isPrimary) return; pressed = { x: e.clientX, y: e.clientY, far: 0 }; canvas.setPointerCapture(e.pointerId); set({ point: at(e), path: [at(e)] }) }
+  function showEffect() {
+    const e = model.get('effect') ?? {}, data = model.get('changed'), [H, W] = header?.size ?? []
+    const none = !e.words || data?.byteLength !== 4 * H * W
+    for (const part of [changed, changedTitle, apart, apartScale, undo]) part.hidden = none
+    effect.textContent = none ? 'Choose Hide and drag over the image, or move Attention: the image drawn without that attention appears here, beside the one as trained.' : e.words
+    if (none) return
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+    for (const [target, at] of [[changed, i => [3 * i, 3 * i + 1, 3 * i + 2]], [apart, i => Array(3).fill(3 * H * W + i)]]) {
+      target.width = W; target.height = H
+      const c = target.getContext('2d'), out = c.createImageData(W, H)
+      for (let i = 0; i < H * W; i++) out.data.set([...at(i).map(j => bytes[j]), 255], 4 * i)
+      c.putImageData(out, 0, 0)
+    }
+    apart.setAttribute('aria-label', `Difference, amplified: ${e.words}`)
+    apartScale.replaceChildren(make('i', { style: 'background: linear-gradient(to right, #000, #fff)' }), make('span', { textContent: 'no change' }),
+      make('span', { textContent: e.top, style: 'top: 1.9rem' }))
+  }
+  function walk() {
+    if (!playing) return
+    const t = model.get('far')
+    if (t >= 1) walk.back = true
+    if (t <= 0) walk.back = false
+    setTimeout(() => { if (playing) set({ far: Math.min(1, Math.max(0, Math.round(100 * t + (walk.back ? -2 : 2)) / 100)) }) }, 40)
+  }
+
+  klass.onchange = () => live() ? set({ label: +klass.value }) : toImage({ class: klass.value, seed: seeds.value })
+  seeds.onchange = () => toImage({ class: header.images[model.get('image')].class, seed: seeds.value })
+  function toImage(wanted) {
+    const alike = header.images.map((im, i) => [im, i]).filter(([im]) => im.class === wanted.class)
+    set({ image: (alike.find(([im]) => im.seed === wanted.seed) ?? alike[0])[1] })
+  }
+  files.onchange = async () => {
+    const read = await Promise.all([...files.files].map(async f => ({ name: f.name, content: new DataView(await f.arrayBuffer()) })))
+    files.value = ''
+    if (read.length) set({ uploads: read })
+  }
+
+  // ---- Dialogs
+  function ask(...parts) {
+    const close = button('Close', () => dialog.close())
+    const keys = make('dl', {}, ...KEYS.flatMap(([k, what]) => [make('dt', { textContent: k }), make('dd', { textContent: what })]))
+    const words = make('p', { textContent: 'The map shows where the chosen point looks: the brighter, the more. An even spread would give every place the same. ' +
+      'From 1.5 times an even spread on, an outline surrounds the place, and an arrow goes to the strongest one.' })
+    dialog.replaceChildren(...parts.length ? parts : [make('h3', { textContent: 'Keys on the image' }), keys, words], close)
+    dialog.showModal()
+  }
+  const stored = () => Object.fromEntries([...SHOWN, ...live() ? DRAWN : []].map(k => [k, model.get(k)]))
+  function copy() {
+    const json = JSON.stringify(stored()), linked = !live() && model.link
+    const text = linked ? `${location.href.split('#')[0]}#view=${encodeURIComponent(json)}` : json
+    const area = attributes(make('textarea', { value: text, readOnly: true, rows: 6 }), { 'aria-label': 'View' })
+    navigator.clipboard?.writeText(text).catch(() => {})
+    ask(make('h3', { textContent: linked ? 'This link restores the view' : 'This JSON restores the view' }),
+      make('p', { textContent: linked ? 'It is in the clipboard, where the browser allows that.' : 'In Python: explorer.restore(\'...\'). It is in the clipboard, where the browser allows that.' }), area)
+    area.select()
+  }
+  function savePNG() {   // both panels, and below them what they show
+    const gap = Math.round(16 * density), text = Math.round(15 * density), w = canvas.width + gap + map.width
+    const all = make('canvas', { width: w, height: canvas.height + 5 * text }), c = all.getContext('2d')
+    c.fillStyle = '#fff'; c.fillRect(0, 0, w, all.height)
+    c.drawImage(canvas, 0, 0); c.drawImage(map, canvas.width + gap, 0)
+    c.fillStyle = '#000'; c.font = `${text}px system-ui, sans-serif`
+    const lines = current ? [title.textContent + `; brightest: ${times(current.limit)} an even spread`, ...status.textContent.split(/(?<=\.) /)] : []
+    lines.forEach((t, i) => c.fillText(t, 4, canvas.height + text * 1.35 * (i + 1), w - 8))
+    all.toBlob(b => download(name('png'), b))
+  }
+
+  // ---- Points and regions
+  function letGo(left) {
+    choice = null
+    set({ pins: left, point: left.at(-1) ?? null })
+    const focus = document.activeElement
+    if (focus === clear || !root.contains(focus)) canvas.focus({ preventScroll: true })
+  }
+  function keep(point) {
+    const pins = model.get('pins')
+    if (!point) return
+    choice = point
+    set(pins.some(k => same(k, point)) ? { point } : { point, pins: [...pins, point] })
+  }
+  function use(value) { tool = value; box = null; choices() }
+  // A region covers whole cells: of keys, to hide them; of queries, to cut them
+  function snapped([[r0, c0], [r1, c1]]) {
+    const grid = regionLayer()[tool === 'hide' ? 'keys' : 'queries']
+    const ends = [[r0, r1], [c0, c1]].map(([a, b], i) => {
+      const cell = v => Math.floor(v * grid[i] / header.size[i]), edge = n => Math.round(n * header.size[i] / grid[i])
+      return [edge(cell(Math.min(a, b))), edge(cell(Math.max(a, b)) + 1)]
+    })
+    return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]]
+  }
+  const regionLayer = () => chosen().name[0] === 'G' ? chosen() : view.layers.findLast(l => l.name[0] === 'G') ?? chosen()
+  function finish() { const done = snapped(box); box = null; set({ [tool]: done }) }
+
+  const at = e => {
+    const b = e.target.getBoundingClientRect(), inside = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)))
+    return [inside((e.clientY - b.top) / b.height, header.size[0]), inside((e.clientX - b.left) / b.width, header.size[1])]
+  }
+  const mouse = e => e.pointerType !== 'touch'
+  canvas.onpointerdown = e => {
+    if (e.button || !e.isPrimary) return
+    pressed = { x: e.clientX, y: e.clientY, far: 0, point: model.get('point') }
+    if (tool !== 'look') { canvas.setPointerCapture(e.pointerId); box = [at(e), at(e)]; paint() }
+  }
   function moved(e) {
-    const p = at(e)
     if (!e.isPrimary) return
+    const p = at(e)
     if (pressed) pressed.far = Math.max(pressed.far, Math.hypot(e.clientX - pressed.x, e.clientY - pressed.y))
-    if (String(p) === String(model.get('point'))) return
-    hovering = !pressed; set(pressed ? { point: p, path: [...model.get('path'), p] } : { point: p })
+    if (box && pressed) { if (!same(box[1], p)) { box = [box[0], p]; paint() } return }
+    if (tool !== 'look' || same(p, model.get('point')) || !mouse(e) && !(pressed?.far >= 12)) return
+    hovering = mouse(e)
+    set({ point: p })
   }
   canvas.onpointermove = moved
   canvas.onpointerrawupdate = e => { if (!drawn) moved(e) }   // comes before the frame in which the browser hands movements over
-  canvas.onpointerleave = () => { const kept = model.get('pins'); if (hovering && kept.length) set({ point: kept.at(-1) }); hovering = false }   // on the way to a button
+  canvas.onpointerleave = () => { if (hovering && tool === 'look') set({ point: choice }); hovering = false }
   canvas.onpointerup = e => {
-    if (!e.isPrimary) return
-    if (pressed?.far < 6) { set({ path: [] }); pin() }
+    if (!e.isPrimary || !pressed) return
+    if (box) finish()
+    else if (pressed.far < (mouse(e) ? 8 : 24)) { keep(at(e)); hovering = mouse(e) }
     pressed = null
   }
-  canvas.onpointercancel = e => { if (e.isPrimary) pressed = null }
+  canvas.onpointercancel = e => {   // a finger that scrolls
+    if (!e.isPrimary || !pressed) return
+    if (box) { box = null; paint() } else if (!same(pressed.point, model.get('point'))) set({ point: pressed.point })
+    pressed = null
+  }
+  map.onpointermove = map.onpointerdown = e => {
+    if (!current) return
+    const [r, c] = at(e), v = current.weights[cellAt([r, c], current.grid, header.size)]
+    value.textContent = `At ${place([r, c])}: ${v < .05 ? v.toFixed(3) + ' times' : times(v)} an even spread.`
+  }
+  map.onpointerleave = () => { value.textContent = READ }
+
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }
   canvas.onkeydown = e => {
     if (e.ctrlKey || e.altKey || e.metaKey) return
+    const point = model.get('point'), pins = model.get('pins'), key = e.key.length === 1 ? e.key.toLowerCase() : e.key
     hovering = false
-    if (steps[e.key]) {
-      const grid = chosen().queries, from = model.get('point')
-      const to = i => {   // the centre of the next cell; the middle of the image at first
-        const n = grid[i], S = header.size[i], c = from ? Math.floor(from[i] * n / S) + steps[e.key][i] : Math.floor(n / 2)
+    if (steps[key]) {
+      const grid = chosen()[model.get('direction') === 'to' ? 'keys' : 'queries']
+      const to = i => {   // the middle of the next cell; of the image at first
+        const n = grid[i], S = header.size[i], c = point ? Math.floor(point[i] * n / S) + steps[key][i] : Math.floor(n / 2)
         return Math.floor((Math.min(n - 1, Math.max(0, c)) + .5) * S / n)
       }
-      set({ point: [to(0), to(1)], path: [] })
-    } else if (e.key === 'Enter' || e.key === ' ') pin()
-    else if (e.key === 'Escape') clear()
+      const p = [to(0), to(1)]
+      if (box) box = [box[0], p]
+      set({ point: p })
+    } else if (key === 'Enter' || key === ' ') {
+      if (tool === 'look') keep(point)
+      else if (box) finish()
+      else if (point) { box = [point, point]; paint() }
+    } else if (key === 'Delete' || key === 'Backspace') letGo(pins.filter(p => !same(p, pins.some(k => same(k, point)) ? point : choice)))
+    else if (key === 'Escape') { if (box) { box = null; paint() } else letGo([]) }
+    else if (key === 'f') set({ direction: model.get('direction') === 'to' ? 'from' : 'to' })
+    else if (key === 'l') { const names = view.layers.map(l => l.name); set({ layer: names[(names.indexOf(chosen().name) + 1) % names.length] }) }
+    else if (key === '?') ask()
     else return
     e.preventDefault(); e.stopPropagation()
   }
+  root.onkeydown = e => { if (e.key === '?' && !/INPUT|TEXTAREA|SELECT/.test(e.target.tagName) && !dialog.open) { ask(); e.preventDefault() } }
 
   // As many canvas pixels as the screen has
   function resize() {
-    const width = Math.round(canvas.clientWidth * devicePixelRatio), height = Math.round(width * header.size[0] / header.size[1])
-    if (width && (canvas.width !== width || canvas.height !== height)) { canvas.width = width; canvas.height = height; canvas.style.aspectRatio = `${width} / ${height}`; draw() }
+    density = canvas.clientWidth ? Math.round(canvas.clientWidth * devicePixelRatio) / canvas.clientWidth : 1
+    for (const c of [canvas, map]) {
+      const width = Math.round(c.clientWidth * devicePixelRatio), height = Math.round(width * header.size[0] / header.size[1])
+      if (width && (c.width !== width || c.height !== height)) { c.width = width; c.height = height; c.style.aspectRatio = `${width} / ${height}`; asked = true }
+    }
+    if (asked) { asked = false; draw() }
   }
   const observer = new ResizeObserver(() => { if (header?.size) resize() })
   observer.observe(canvas)
 
-  root.attention = () => current   // for tests, and for who looks into it
-  for (const k of ['point', 'path']) model.on(`change:${k}`, paint)
+  root.attention = () => current   // for tests, and for whoever looks into it
+  model.on('change:point', paint)
   model.on('change:pins', drawPins)
-  for (const k of ['header', 'data', 'message', 'layer', 'image']) model.on(`change:${k}`, choices)
-  for (const k of ['overlay', 'smooth']) model.on(`change:${k}`, () => { overlay.value = model.get('overlay'); smooth.checked = model.get('smooth'); drawPins() })
-  choices()
-  return () => observer.disconnect()
+  for (const k of ['header', 'data']) model.on(`change:${k}`, receive)
+  for (const k of ['effect', 'changed']) model.on(`change:${k}`, showEffect)
+  for (const k of ['message', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same', ...DRAWN]) model.on(`change:${k}`, choices)
+  choice = model.get('point')
+  receive()
+  return () => { playing = false; observer.disconnect() }
 }
 
 export default { render }
 
-// On a stand-alone page the state stands in the page, and a few lines do for a model
+// On a stand-alone page the state is in the page, or in its address, and a few lines do for a model
 const state = document.getElementById('sagan-state')
 if (state) {
   const values = JSON.parse(state.textContent), heard = {}
-  values.data = Uint8Array.from(atob(document.getElementById('sagan-data').textContent), c => c.charCodeAt(0))
+  values.data = new DataView(Uint8Array.from(atob(document.getElementById('sagan-data').textContent), c => c.charCodeAt(0)).buffer)
   values._esm = document.getElementById('sagan-js').textContent
-  const model = { get: k => values[k], save_changes() {}, on: (event, f) => (heard[event] ??= []).push(f),
+  const linked = /^#view=(.*)/.exec(location.hash)
+  if (linked) try { Object.assign(values, Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(linked[1]))).filter(([k]) => SHOWN.includes(k)))) } catch { /* as saved */ }
+  const frame = window.frameElement   // of a page that shows this one, and is as high as this is
+  if (frame) new ResizeObserver(() => { frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height) + 40}px` }).observe(document.body)
+  const model = { link: !frame, framed: Boolean(frame), get: k => values[k], save_changes() {}, on: (event, f) => (heard[event] ??= []).push(f),
     set(k, v) { values[k] = v; for (const f of heard[`change:${k}`] ?? []) f() } }
   render({ model, el: document.getElementById('sagan-view') })
 }

@@ -6,12 +6,13 @@ Docs: https://sagan-gan.github.io/sagan/library/options.html.md"""
 
 # %% auto #0
 __all__ = ['FIRST', 'GROUPS', 'read_options', 'make_parser', 'parse_options', 'parse_list', 'parse_fields', 'parse_points',
-           'check_config', 'shell_command']
+           'check_config', 'print_once', 'loading', 'shell_command']
 
 # %% ../nbs/library/53_options.ipynb #97baa172
-import re, sys
+import gc, os, re, signal, sys
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, HelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
@@ -19,6 +20,8 @@ from inspect import Parameter, signature
 from itertools import chain
 from shutil import get_terminal_size
 from textwrap import wrap
+from threading import current_thread, main_thread
+from typing import TextIO
 from fastcore.docments import docments
 from . import __version__
 from .config import Config, for_size, preset as named_preset
@@ -183,6 +186,34 @@ def check_config(
         except ValueError as e: errors.append(e)
     if len(errors) == len(names): raise errors[0]
 
+# %% ../nbs/library/53_options.ipynb #1fe239e1
+def print_once(
+    text:str, # One or more lines
+    file:TextIO|None=None, # Where to, None for standard output
+) -> None:
+    "Print text; of several processes only the first one does"
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': say(text, file)
+
+@contextmanager
+def loading(
+    doing:str, # What a command does, such as 'drawing images'
+) -> Iterator[None]:
+    "Within this context a command imports modules; says what it does if PyTorch is among them"
+    if 'torch' in sys.modules:
+        yield
+        return
+    def leave(*_):
+        say('interrupted', sys.stderr)
+        os._exit(1)
+    print_once(f'{doing} ...', sys.stderr)
+    here, collected = current_thread() is main_thread(), gc.isenabled()
+    gc.disable()
+    old = signal.signal(signal.SIGINT, leave) if here else None
+    try: yield
+    finally:
+        if here: signal.signal(signal.SIGINT, old)
+        if collected: gc.enable()
+
 # %% ../nbs/library/53_options.ipynb #08c9bcb3
 def _is_script(frame):
     "Is this the top level of a file that is run by itself?"
@@ -193,10 +224,11 @@ def _is_script(frame):
 def shell_command(
     command:Callable, # A function whose parameters have comments
 ) -> Callable: # The same; called without arguments by a script, or by its `from_shell(args)`, it parses
-    "Make a command of a function"
+    "Make a command of a function; parsing may raise `SystemExit`"
     def from_shell(args=None):
         prepare_output()
-        several, options = parse_options(command, args)
+        try: several, options = parse_options(command, args)
+        except KeyboardInterrupt: raise SystemExit('interrupted')
         command(*several, **options)
     @wraps(command)
     def call(*args, **kw):

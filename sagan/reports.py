@@ -11,7 +11,7 @@ __all__ = ['NOTEBOOK', 'seeded_latents', 'save_figure', 'sample_rows', 'map_of_s
            'nearest_pixels', 'score_rows', 'closest_preset', 'configuration_block', 'report_page', 'write_report']
 
 # %% ../nbs/library/36_reports.ipynb #c527680f
-import shlex, signal, subprocess, sys, tempfile, torch, torch.nn.functional as F
+import os, shlex, signal, socket, subprocess, sys, tempfile, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,8 @@ from .config import Config, for_size, presets
 from .curves import training_figure
 from .data import Images, to_unit
 from .evaluation import nearest_images, real_distances
-from .explorer import AttentionExplorer, class_view, image_view
+from .explorer import class_view, image_view
+from .inputs import check_count
 from .names import listed, quiet_missing_glyphs, say
 from .networks import generate, generate_batches, Generator
 from .pages import (
@@ -40,6 +41,7 @@ from .records import check_scores
 from .references import Evaluator, Reference
 from .storage import atomic_write, read_json, take_images, temporary_folder, write_json
 from .visualization import attention_figure, grid_image, nearest_figure
+from .widget import AttentionExplorer
 
 # %% ../nbs/library/36_reports.ipynb #75162354
 def seeded_latents(
@@ -215,44 +217,77 @@ def _exit_on_signals():
     finally:
         for s in taken: signal.signal(s, signal.SIG_DFL)
 
-def _serve(module, file):
+# %% ../nbs/library/36_reports.ipynb #483eb1ed
+_VOILA = ('--Voila.tornado_settings=disable_check_xsrf=1', '--Voila.log_level=ERROR',
+          '--MappingKernelManager.cull_idle_timeout=300', '--MappingKernelManager.cull_interval=30',
+          '--KernelManager.shutdown_wait_time=1')
+
+def _serve(module, file, port, browser):
     "Show a notebook with a program until it ends; returns its status"
-    command = [sys.executable, '-c', _SERVER, module, str(file)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as server:
+    command = [sys.executable, '-c', _SERVER, module, str(file), f'--port={port}']
+    command += _VOILA*(module == 'voila') + ('--no-browser',)*(not browser)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as server:
         try: return server.wait()
         except BaseException:
             server.terminate()
-            try: server.wait(10)
+            try: server.wait(30)
             finally: server.kill()
             raise
 
+def _find_port(port):
+    "The port, or if it is None a free one; raises `ValueError` if it cannot be used"
+    if port is not None: check_count('port', port, 1)
+    for wanted in [port] if port else [8866, 0]:
+        with socket.socket() as s:
+            # also right after another server has used it; Windows would take that for sharing
+            if os.name == 'posix': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try: s.bind(('127.0.0.1', wanted))
+            except (OSError, OverflowError): continue
+            return s.getsockname()[1]
+    raise ValueError(f"port {port} cannot be used here; name another one, from 1024 to 65535, with --port "
+                     "(port=)")
+
 # %% ../nbs/library/36_reports.ipynb #f155e9f4
-NOTEBOOK = """from sagan.runs import load_run
-from sagan.explorer import explore, own_images
+NOTEBOOK = """import warnings
+warnings.filterwarnings('ignore', category=FutureWarning)
+from sagan.runs import load_run
+from sagan.explorer import explore
+from sagan.widget import own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
 explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder else ())"""
+_INTRODUCTION = (
+    "# Attention explorer\nSee where a network looks: each point of an image gets its information from other "
+    "places, and the map shows from which. Then change what attention may do, and see what is drawn instead.")
 
 def open_notebook(
     folder:str|Path, # A run folder
     device:str='cpu', # Where the model should be
     images:str|Path|None=None, # Folder of one's own images, at which D looks; None for G's own
-    tell:Callable=say, # Is given a line of text where one has to do something
+    tell:Callable=say, # Is given the address, in a line of text
+    port:int|None=None, # Port of the server on this machine, 1 to 65535; None for a free one
+    browser:bool=True, # Open a browser?
 ) -> None:
-    """Open the explorer of a run folder in a notebook, until it is closed
+    """Open the explorer of a run folder in a notebook, until it is closed or Ctrl-C is pressed
 
-    Raises `ValueError` if there is no program here that opens one, `OSError` if it ends with an error."""
+    Raises `ValueError` if there is no program here that opens one, or for a port that cannot be used,
+    `OSError` if the program ends with an error."""
     module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
     if not module:
         raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install "
                          "voila), or write a page with --out FILE.html")
+    port = _find_port(port)
     source = NOTEBOOK.format(run=str(Path(folder).resolve()), device=device,
                              images=images and str(Path(images).resolve()))
-    cell:dict = dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)
+    cells = [dict(cell_type='markdown', metadata={}, source=_INTRODUCTION),
+             dict(cell_type='code', execution_count=None, metadata={}, outputs=[], source=source)]
     with _exit_on_signals(), temporary_folder(Path(tempfile.gettempdir())/'sagan-explorer') as tmp:
         file = tmp/'explorer.ipynb'
-        write_json(file, dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
-        if module == 'jupyterlab': tell('run the cell with Shift+Enter')
-        if status := _serve(module, file): raise OSError(f'{module} ended with status {status}')
+        write_json(file, dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=4))
+        lab = ', where you run the cell with Shift+Enter' if module == 'jupyterlab' else ''
+        tell(f'the explorer opens at http://localhost:{port}{lab}; Ctrl-C ends it')
+        try: status = _serve(module, file, port, browser)
+        except KeyboardInterrupt: return
+        if status: raise OSError(f'{module} ended with status {status}')
 
 # %% ../nbs/library/36_reports.ipynb #82901ecf
 from sagan.deprecated import deprecated_names

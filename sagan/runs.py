@@ -30,7 +30,6 @@ from .config import Config, suit_images
 from .data import image_dls, is_builtin
 from .diagnostics import few_passes, NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
-from .explorer import own_images
 from .importing import import_run
 from .inputs import check_count
 from .measuring import (
@@ -49,6 +48,7 @@ from .starting import (
     training_images)
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
+from .widget import own_images
 
 # %% ../nbs/library/27_runs.ipynb #3d1298a7
 SHIPPED = Path(sagan.__file__).parent/'runs'
@@ -379,11 +379,11 @@ def train_run(
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
         preset, cfg = _choose_config(start, preset, data, config)
         _check_minutes(minutes, config)
-        data, folder = _choose_folder(cfg.data if data is None else data, out)
+        name, folder = _choose_folder(cfg.data if data is None else data, out)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
-        images = training_images(data, cfg, config.get('n_classes'), options['cache'])
-        cfg, note = _fit_config(cfg.change(data=absolute_data(data)), preset, images, config)
+        images = training_images(name, cfg, config.get('n_classes'), options['cache'])
+        cfg, note = _fit_config(cfg.change(data=absolute_data(name)), preset, images, config)
         pace = _pace(images, cfg, device, minutes)
         if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
         learn = _make_learner(images, cfg, device)
@@ -517,19 +517,21 @@ def explore_run(
     images:str|Path|None=None,
     out:str|Path|None=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
-    tell:Callable=say, # Is given a line of text where one has to do something
+    tell:Callable=say, # Is given the address of the notebook, in a line of text
+    port:int|None=None, # Port of the notebook's server on this machine, 1 to 65535; None for a free one
+    browser:bool=True, # Open a browser?
 ) -> Path|None: # The page, None if a notebook was opened and closed
     """Move over images, and see where each point of them looks
 
-    Raises `ValueError` for images that do not fit, or if nothing is installed that opens a notebook,
-    `OSError` if that ends with an error."""
+    Raises `ValueError` for images that do not fit, a port that cannot be used, or if nothing is installed
+    that opens a notebook, `OSError` if that ends with an error."""
     if not isinstance(run, Run) and not Path(run).exists(): shipped(str(run))  # or an error
     if out: check_output(out)
     device = _run_device(run, device)
     r = _open_run(run, device) if images else open_generator(run, device)
     own = own_images(images, r.cfg.size, r.classes) if images else None
     if out: explorer_page(r, own).save(out)
-    else: open_notebook(r.folder, device, images, tell)
+    else: open_notebook(r.folder, device, images, tell, port, browser)
     return Path(out) if out else None
 
 # %% ../nbs/library/27_runs.ipynb #d9af4d42

@@ -141,8 +141,15 @@ def _pixels(batches, count):
     images = (x for b in batches for x in to_bytes(b).permute(0, 2, 3, 1).contiguous().numpy())
     return progress(images, 'drawing images', count)
 
+def _check_room(path, n_bytes):
+    "Raise `OSError` if the disk of a path, which need not exist, has no room for samples"
+    found = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    if (free := shutil.disk_usage(found).free) < n_bytes:
+        raise OSError(f"{path} takes {n_bytes/1e9:,.1f} GB or more, and {free/1e9:,.1f} GB are free; ask for "
+                      "fewer images (--n), or name another disk with --out (out=)")
+
 def _check_images(path):
-    "Raise `OSError` unless there is room for a new folder, or an empty one"
+    "Raise `OSError` unless there can be a new folder, or is an empty one"
     check_folder(path)
     if path.is_dir() and any(path.iterdir()):
         raise FileExistsError(f"{path} already holds files; empty it, or name another one with --out (out=)")
@@ -156,12 +163,6 @@ def _write_images(path, pixels, folders, stem):
             Image.fromarray(p).save(new/folders[c]/f'{stem}-{i:06}.png')
 
 # %% ../nbs/library/50_sampling.ipynb #ac64bebf
-def _check_archive(path, n_bytes):
-    "Raise `OSError` if an archive does not fit onto the disk"
-    if (free := shutil.disk_usage(path.parent).free) < n_bytes:
-        raise OSError(f"{path} takes {n_bytes/1e9:,.1f} GB, and {free/1e9:,.1f} GB are free; ask for fewer "
-                      "images")
-
 def _write_archive(path, pixels, shape, y):
     "`arr_0` with images of a shape (N, S, S, 3), and unless it is empty `arr_1` with their classes y (N,)"
     header = dict(descr='|u1', fortran_order=False, shape=shape)
@@ -228,10 +229,12 @@ def describe_samples(
 # %% ../nbs/library/50_sampling.ipynb #e401a7b8
 def _check_place(path, kind, rows, n, size, classless):
     "Raise `OSError`, or `ValueError` for too many images, if samples cannot be written to a path"
-    if kind == 'folder': return _check_images(path)
-    with suggest_out(path): check_output(path)
-    if kind == 'archive': _check_archive(path, 3*size**2*n*rows)
-    else: _grid_columns(rows, n, size, classless)
+    if kind == 'picture': _grid_columns(rows, n, size, classless)
+    if kind == 'folder': _check_images(path)
+    else:
+        with suggest_out(path): check_output(path)
+    # PNG files hardly take less than a fourth of their pixels
+    if kind != 'picture': _check_room(path, 3*size**2*n*rows/(4 if kind == 'folder' else 1))
 
 def _write_samples(path, kind, G, labels, n, seed, classes, stem):
     "Draw and write samples as a picture, an archive or a folder"

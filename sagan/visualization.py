@@ -119,20 +119,29 @@ def most_attended(
     return (i + .5)*image[0]/m.shape[0] - .5, (j + .5)*image[1]/m.shape[1] - .5
 
 # %% ../nbs/08_visualization.ipynb #acd418fa
-def _draw_map(ax, x, beta, point, colour):
-    "One image (3, S, S), greyed, under the map (h, w) of one query point"
-    size = tuple(x.shape[1:])
-    strongest = (beta.max()*beta.numel()).item()               # in multiples of the uniform weight
-    grey = x.mean(0, keepdim=True).expand(3, -1, -1)                           # (3, S, S)
-    ax.imshow(_picture((grey - 1)/2))                 # at half its brightness, so the map's is seen
-    up = F.interpolate(beta[None, None], size=size, mode='bilinear', align_corners=False)[0, 0]
-    ax.imshow(up, cmap='magma', alpha=.65, vmin=0)                             # (S, S)
-    (r, c), to = point, most_attended(beta, size)
-    if round(strongest, 1) >= 1.5:
-        arrow = dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0)
-        ax.annotate('', to[::-1], (c, r), arrowprops=arrow)
-    ax.plot(c, r, 'o', color=colour, ms=5, mec='white', mew=.8)
-    ax.set_xlabel(f'max {strongest:.1f}x uniform', fontsize=7, labelpad=2)
+def _contours(ax, x):
+    "An image (3, S, S) as thin lines"
+    light, low, high = x.mean(0), x.mean(0).min().item(), x.mean(0).max().item()
+    if high - low < .06: return                                                # no shapes
+    levels = [low + (high - low)*part for part in (1/3, 2/3)]
+    ax.contour(light, levels, colors='white', linewidths=.6, linestyles='solid',
+               alpha=.6)
+
+def _draw_map(ax, x, share, point, colour, top):
+    "Where one query looks (h, w), in multiples of an even spread, with the contours of its image"
+    size, (r, c) = tuple(x.shape[1:]), point
+    up = F.interpolate(share[None, None], size=size, mode='bilinear', align_corners=False)[0, 0]
+    shown = ax.imshow(up, cmap='magma', vmin=0, vmax=top)                      # (S, S)
+    _contours(ax, x)
+    if round(share.max().item(), 1) >= 1.5:
+        to = most_attended(share, size)[::-1]
+        for color, width in (('white', 3.2), (colour, 1.8)):                   # the first is a halo
+            arrow = dict(arrowstyle='-|>', color=color, lw=width, shrinkA=0, shrinkB=0)
+            ax.annotate('', to, (c, r), arrowprops=arrow)
+    ax.plot(c, r, 'o', color=colour, ms=6, mec='white', mew=.8, zorder=5)      # above the arrow
+    ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
+    return shown
+
 
 # %% ../nbs/08_visualization.ipynb #9a9478c1
 def check_maps(
@@ -151,7 +160,7 @@ def attention_figure(
     # Query points (row, column) in pixels, the same for all images; None picks 3 for each
     points:list|None=None,
 ) -> Figure: # One row per image
-    """Figures 1 and 5: query points, and beside them where each one looks
+    """Figures 1 and 5: query points, and beside them where each one looks, on one scale per row
 
     Raises `ValueError` if images and map do not fit, `IndexError` for a point outside the image."""
     check_maps(x, m)
@@ -160,20 +169,23 @@ def attention_figure(
             raise ValueError(f"a point is a pair (row, column) of pixels, got {p!r}")
     x, S = x.cpu(), x.shape[-1]
     queries = [points or spread_points(im) for im in x]
-    # one map (h, w) for each point
-    betas = [[m.at(*p)[b].cpu().float() for p in row] for b, row in enumerate(queries)]
+    # one map (h, w) for each point, in multiples of an even spread
+    shares = [[m.at(*p)[b].cpu().float()*math.prod(m.keys) for p in row]
+              for b, row in enumerate(queries)]
     columns = 1 + len(queries[0])
-    figsize = 1.5*columns, 1.65*len(x)
-    fig, axes = plt.subplots(len(x), columns, figsize=figsize, squeeze=False)
-    for im, row, maps, ax in zip(x, queries, betas, axes):
+    figsize = 1.3*columns + 1, 1.45*len(x)
+    fig, axes = plt.subplots(len(x), columns, figsize=figsize, squeeze=False, layout='compressed')
+    for im, row, maps, ax in zip(x, queries, shares, axes):
+        top = max(2., *(share.max().item() for share in maps))     # an even spread is never bright
         ax[0].imshow(_picture(im))
-        for p, beta, colour, a in zip(row, maps, POINT_COLOURS*len(row), ax[1:]):
+        for p, share, colour, a in zip(row, maps, POINT_COLOURS*len(row), ax[1:]):
             ax[0].plot(p[1], p[0], 'o', color=colour, ms=7, mec='white', mew=1)
-            _draw_map(a, im, beta, p, colour)
+            shown = _draw_map(a, im, share, p, colour, top)
+        bar = fig.colorbar(shown, ax=list(ax), fraction=.03, ticks=[0, 1, top])
+        bar.ax.set_yticklabels(['0', 'even spread', f'{top:.1f} times'], fontsize=7)
     for a in axes.flat:
         a.set(xticks=[], yticks=[], xlim=(-.5, S - .5), ylim=(S - .5, -.5))
         a.spines[:].set_visible(False)
-    fig.tight_layout(pad=.3)
     return fig
 
 # %% ../nbs/08_visualization.ipynb #5f75c1e3

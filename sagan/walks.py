@@ -190,11 +190,10 @@ def walk_frames(
     for i, caption in enumerate(captions):
         left.clear()
         _draw_panel(left, x[i], dots, 6)
-        left.set_title(caption, fontsize=9)
+        fig.suptitle(caption, fontsize=9, y=.99)
         if maps is not None:
             right.clear()
             _draw_panel(right, dark[i], dots, 6, maps[i], scale)
-            right.set_title('where the dot looks', fontsize=9)
         canvas.draw()
         yield Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
@@ -219,7 +218,7 @@ def _stop_names(seeds, labels, classes):
     "What stops are called: by their class and seed, as far as these are not always the same"
     if not labels: return [f'seed {s}' for s in seeds]
     if len({*seeds}) == 1: return [classes[c] for c in labels]
-    return [f'{readable(classes[c], 15)} ({s})' for c, s in zip(labels, seeds)]
+    return [f'{readable(classes[c], 15)}, seed {s}' for c, s in zip(labels, seeds)]
 
 # %% ../nbs/library/51_walks.ipynb #104fd749
 _MOST_FRAMES, _MOST_COLUMNS = 1000, 60  # of an animation, of a strip

@@ -1,5 +1,5 @@
 "What a page cannot hold: the installed commands as processes, their exit statuses, and Ctrl-C"
-import dataclasses, inspect, json, os, signal, subprocess, sys, time
+import dataclasses, gc, inspect, json, os, signal, subprocess, sys, time
 from pathlib import Path
 from unittest.mock import patch
 import pytest, sagan
@@ -150,11 +150,22 @@ def test_weights_of_another_configuration(folder, tmp_path):
 def test_interrupt_at_once(tmp_path):
     "While the imports run, too: no traceback, nothing left"
     p = start('sagan-train', *TINY, cwd=tmp_path)
-    time.sleep(1)
+    time.sleep(2)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=300)
     assert p.returncode == 1 and 'Traceback' not in err and 'interrupted' in err, err
     assert not list(tmp_path.iterdir())
+
+def test_an_interrupt_that_an_import_swallows(monkeypatch, capsys):
+    "While modules load, Ctrl-C ends the process, whatever an import makes of it; then all is as before"
+    before, left = signal.getsignal(signal.SIGINT), []
+    monkeypatch.delitem(sys.modules, 'torch')
+    monkeypatch.setattr(os, '_exit', left.append)
+    with options.loading('drawing images'):
+        assert not gc.isenabled()
+        signal.raise_signal(signal.SIGINT)
+    assert left == [1] and capsys.readouterr().err == 'drawing images ...\ninterrupted\n'
+    assert signal.getsignal(signal.SIGINT) is before and gc.isenabled()
 
 def test_interrupt_keeps_a_checkpoint(tmp_path):
     p = start('sagan-train', *TINY, '--steps', '100000', cwd=tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import ExifTags, Image, ImageOps
 from sagan.data import folder, from_dataset, ImageFiles, to_bytes
-from sagan.explorer import own_images
+from sagan.widget import own_images
 from sagan.images import decode_images, fit_image, list_images, read_image, to_rgb
 from sagan.names import encodable
 

@@ -224,7 +224,7 @@ def texts(path):
         mode = [a.value for a in n.args if isinstance(a, ast.Constant) and isinstance(a.value, str)][-1:]
         owner = getattr(getattr(n.func, 'value', None), 'id', '')
         if name == 'read_text' and not n.args or name == 'write_text' and len(n.args) < 2: yield n.lineno
-        elif name not in ('open', 'fdopen') or owner in ('Image', 'tarfile', 'os'): continue
+        elif name not in ('open', 'fdopen') or owner in ('Image', 'tarfile', 'os', 'archive'): continue
         elif 'b' not in ''.join(mode): yield n.lineno
 
 

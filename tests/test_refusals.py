@@ -109,7 +109,8 @@ def refusals():
         yield f'train: {name}', message, partial(train, **dict(data='pics', out='a/b/new') | change)
     for name, message, change in [
         ('finished', 'it is finished', dict(steps=2)),
-        ('other rate', 'lr_g is', dict(lr_g=.5)),
+        ('other rate of decay', 'beta2 is', dict(beta2=.5)),
+        ('no rate', 'lr_g must be positive', dict(lr_g=-1.)),
         ('other batch', 'batch is 4', dict(batch=6)),
         ('other data', 'trained on other data', dict(data='others')),
         ('other classes', 'the run has classes a, b', dict(data='digits')),
@@ -133,7 +134,7 @@ def refusals():
     yield 'sample: ending', 'name a picture', partial(one, out='a.jpg')
     yield 'sample: empty name', 'cannot be empty', partial(one, out='')
     yield 'sample: too large', 'GB are free', partial(one, n=10**12, out='a.npz')
-    yield 'sample: endless', 'lower --n', partial(one, n=10**30, out='new/')
+    yield 'sample: endless', 'GB are free', partial(one, n=10**30, out='new/')
     yield 'sample: truncation', 'truncation must be above 0', partial(one, truncation=0)
     yield 'sample: negative', 'truncation must be a finite number', partial(one, truncation=-1., out='new/')
     near = partial(nearest_run, 'run', device='cpu')

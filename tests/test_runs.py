@@ -252,12 +252,12 @@ def test_exploring(run, tmp_path):
     with pytest.raises(ValueError, match='subfolder 7, which is no class of the model; it has square, disc'):
         explore_run('twins', images=tmp_path/'own')
     opened = []
-    def serve(module, file):
-        opened.append(read_json(file)['cells'][0]['source'])
+    def serve(module, file, port, browser):
+        opened.append(read_json(file)['cells'][1]['source'])
         return 0
     with patch('sagan.reports._serve', serve): assert explore_run('digits', tell=silent) is None
     assert str(shipped('digits').resolve()) in opened[0]
-    failed = patch('sagan.reports._serve', lambda module, file: 3)
+    failed = patch('sagan.reports._serve', lambda *args: 3)
     with failed, pytest.raises(OSError, match='ended with status 3'): explore_run('digits', tell=silent)
     assert len(explorer_page(load_run(shipped('twins'))).header['images']) == 8
 

@@ -98,9 +98,10 @@ def test_a_known_map_is_drawn_where_it_looks():
     k[:, 2*8 + 5] = 0.                                            # all queries look at cell (2, 5)
     known = AttentionMap('by hand', q, k, (8, 8), (8, 8), (32, 32))
     fig = attention_figure(torch.zeros(1, 3, 32, 32), known, [(4, 4), (28, 16)])
-    row, column = divmod(int(fig.axes[1].images[1].get_array().argmax()), 32)
+    row, column = divmod(int(fig.axes[1].images[0].get_array().argmax()), 32)
     assert row//4 == 2
     assert column//4 == 5
+    assert [l.get_text() for l in fig.axes[3].get_yticklabels()] == ['0', 'even spread', '64.0 times']
 
 
 def test_maps_of_other_images(runs):
