@@ -9,12 +9,11 @@ __all__ = ['SHIPPED', 'OPTIONS', 'shipped', 'output_path', 'load_run', 'train_ru
            'explore_run', 'evaluate_run', 'report_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
-import math, shutil, sys, torch
+import shutil, sys, torch
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
-from numbers import Real
 from operator import index
 from pathlib import Path
 from warnings import warn
@@ -35,7 +34,7 @@ from .inputs import check_count
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 from .names import class_numbers, file_name, say
-from .pace import describe_duration, seconds_per_step
+from .pace import check_minutes, describe_duration, seconds_per_step
 from .precision import fastest_dtype
 from .progress import is_terminal, ProgressLine
 from .recording import (
@@ -196,17 +195,6 @@ def _pace(images, cfg, device, minutes=None, lower=SMALLER):
     except NonFinite:  # the run itself will say so, and keep what it knows
         if minutes is None: return None
         raise
-
-# %% ../nbs/library/27_runs.ipynb #f2775b51
-def _check_minutes(minutes, config):
-    "Raise `ValueError` for minutes that are no time, and for steps beside them"
-    if minutes is None: return
-    number = isinstance(minutes, Real) and not isinstance(minutes, bool)
-    if not number or not 0 < minutes < math.inf:
-        raise ValueError(f"minutes must be a positive number, got {minutes!r}")
-    if 'steps' in config:
-        raise ValueError(f"minutes={minutes:g} and steps={config['steps']} both say how long to train; "
-                         "name one of them")
 
 # %% ../nbs/library/27_runs.ipynb #57fc4746
 def _opening(learn, images, resumed, device, pace):
@@ -388,7 +376,7 @@ def train_run(
     with _join_group(device) as device:
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
         preset, cfg = _choose_config(start, preset, data, config)
-        _check_minutes(minutes, config)
+        check_minutes(minutes, config)
         name, folder = _choose_folder(cfg.data if data is None else data, out)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)

@@ -91,7 +91,7 @@ def test_minutes(pictures, tmp_path):
         measured.side_effect = NonFinite('broken', {})
         with pytest.raises(NonFinite): train_run(pictures, tmp_path/'no', minutes=1, tell=silent, **SMALL)
     for bad in (0, -1, float('nan'), float('inf'), True, '5'):
-        with pytest.raises(ValueError, match='minutes must be a positive number'):
+        with pytest.raises(ValueError, match='minutes must be a finite number, at least 0.001'):
             train_run(pictures, tmp_path/'no', minutes=bad, **SMALL)
     with pytest.raises(ValueError, match='minutes=5 and steps=2 both say how long to train'):
         train_run(pictures, tmp_path/'no', minutes=5, steps=2, **SMALL)
