@@ -630,7 +630,7 @@ def report_run(
     if out is not None:
         with suggest_out(out): return _write_report(run, images, Path(out))
     if not _is_shipped(run.folder):
-        with suggest_out(run.folder/'report.html'), file_lock(run.folder): return _write_report(run, images)
+        with file_lock(run.folder), suggest_out(run.folder/'report.html'): return _write_report(run, images)
     with temporary_folder(output_path(run, 'report.html')) as folder:
         write_report(replace(run, folder=folder), images)
         for f in folder.glob('[!.]*'):

@@ -194,8 +194,8 @@ def pack_change(
     "What a change did to an image, in words and as a picture of 4*S*S bytes"
     change = (after - before).abs().mean(0)/2                  # (S, S), 0 to 1: from black to white
     top = change.max().item()
-    words = (f'{caption}: pixels change by {100*change.mean():.3g}% of the range from black to white on '
-             f'average, {100*top:.3g}% at most')
+    words = (f'{caption}: pixels change by {100*change.mean():.2g}% of the range from black to white on '
+             f'average, {100*top:.2g}% at most')
     pixels = to_bytes(after).permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
     apart = (change/max(top, 1e-12)*255).round().to(torch.uint8).cpu().numpy().tobytes()
-    return dict(words=words[:1].upper() + words[1:], top=f'{100*top:.3g}% of black to white'), pixels + apart
+    return dict(words=words[:1].upper() + words[1:], top=f'{100*top:.2g}% of black to white'), pixels + apart

@@ -156,7 +156,7 @@ def test_images_in_files(tmp_path):
 
 def test_rows_of_real_images(tmp_path):
     "The same from memory, from files, and from a mapped file"
-    from sagan.reports import _image_rows
+    from sagan.reports import image_rows
     from sagan.data import folder
     for i, x in enumerate(digits().x[:6]):
         Image.fromarray(x.permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
@@ -164,7 +164,7 @@ def test_rows_of_real_images(tmp_path):
     files = ImageFiles(tmp_path, 32)
     mapped = folder(tmp_path, 32, max_gb=0, cache=tmp_path/'cache')
     for images in (digits()[:6], files, mapped):
-        assert torch.equal(_image_rows(images, numbers), to_unit(digits().x[numbers]))
+        assert torch.equal(image_rows(images, numbers), to_unit(digits().x[numbers]))
 
 
 def test_what_cannot_be_compared():
