@@ -49,7 +49,7 @@ def figure_html(
     "A figure as part of a page"
     for image in fig.findobj(AxesImage): image.set_interpolation('none')
     out = io.StringIO()
-    with rc_context({'svg.fonttype': 'none'}), quiet_missing_glyphs():
+    with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'sagan'}), quiet_missing_glyphs():
         fig.savefig(out, format='svg', transparent=True)
     plt.close(fig)
     svg = out.getvalue()
