@@ -50,7 +50,7 @@ def figure_html(
     for image in fig.findobj(AxesImage): image.set_interpolation('none')
     out = io.StringIO()
     with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'sagan'}), quiet_missing_glyphs():
-        fig.savefig(out, format='svg', transparent=True)
+        fig.savefig(out, format='svg', transparent=True, metadata=dict(Date=None))
     plt.close(fig)
     svg = out.getvalue()
     mark = sha256(svg.encode()).hexdigest()[:8]
