@@ -40,6 +40,16 @@ def _axis(fig):
     return json.dumps(dict(x=[box.x0*scale, box.x1*scale], y=[height - box.y1*scale, height - box.y0*scale],
                            steps=fig.axes[0].get_xlim()))
 
+# %% ../nbs/library/55_pages.ipynb #86a8fdcc
+_ID = re.compile(r'(id="|url\(#|href="#)([^")]+)')
+
+def _number_ids(svg, name):
+    "An SVG whose ids, at random before, are numbers behind a mark of its own: the same each time"
+    ids:dict = {}
+    svg = _ID.sub(lambda m: f'{m[1]}{ids.setdefault(m[2], len(ids))}', svg)
+    mark = sha256((svg + name).encode()).hexdigest()[:8]
+    return _ID.sub(rf'\g<1>{mark}-\g<2>', svg)
+
 # %% ../nbs/library/55_pages.ipynb #7440d3f4
 def figure_html(
     fig:Figure, # Any figure of Matplotlib; closed afterwards
@@ -49,14 +59,12 @@ def figure_html(
     "A figure as part of a page"
     for image in fig.findobj(AxesImage): image.set_interpolation('none')
     out = io.StringIO()
-    with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'sagan'}), quiet_missing_glyphs():
+    with rc_context({'svg.fonttype': 'none'}), quiet_missing_glyphs():
         fig.savefig(out, format='svg', transparent=True, metadata=dict(Date=None))
     plt.close(fig)
-    svg = out.getvalue()
-    mark = sha256(svg.encode()).hexdigest()[:8]
-    body = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.DOTALL)
-    body = re.sub(r' id="[^"]*_[0-9]+"', '', body)
-    body = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{mark}-', body.replace('xlink:href', 'href'))
+    body = out.getvalue()
+    body = re.sub(r'<metadata>.*?</metadata>', '', body[body.index('<svg'):], flags=re.DOTALL)
+    body = _number_ids(re.sub(r' id="[^"]*_[0-9]+"', '', body.replace('xlink:href', 'href')), alt)
     box = body[body.index('viewBox'):].split('"')[1]
     data = f' data-cursor="{html.escape(_axis(fig))}"' if cursor else ''
     body = body[body.index('>') + 1:].replace('#000000', 'currentColor')
