@@ -53,8 +53,7 @@ MOVED = dict(
         sample_picture='sampling.sample_picture', sampled_classes='sampling.sampled_classes'),
     runs=dict(sample_run='sampling.sample_run'),
     sharing=dict(folded='sharing.fold_spectral_norm'),
-    spectral=dict(
-        normalised='spectral.cached_spectral_norm'),
+    spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
         LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', presets='config.presets',
         systems='config.systems'),
