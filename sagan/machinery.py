@@ -9,7 +9,7 @@ __all__ = ['split_batch', 'score_together', 'frozen_weights', 'finish_step', 'me
            'NumericHypers', 'TrainingFigures', 'check_images', 'check_monitors', 'choose_precision', 'remember_trainer',
            'ends_trial', 'first_batch', 'fit_config', 'plain_batch', 'refused_method']
 
-# %% ../nbs/library/61_machinery.ipynb #59dcee1a
+# %% ../nbs/library/61_machinery.ipynb #16e40122
 import math, time, torch, torch.nn as nn
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,7 +28,7 @@ from .distributed import all_reduce_mean, rank, world_size
 from .inputs import check_count, check_tensor
 from .precision import fastest_dtype, LossScaler
 
-# %% ../nbs/library/61_machinery.ipynb #8db64540
+# %% ../nbs/library/61_machinery.ipynb #ebf9e727
 def split_batch(
     n:int, # Number of parts
     *tensors, # Tensors with as many rows as the batch, or None
@@ -41,7 +41,7 @@ def split_batch(
                          "must divide the images of a process")
     return zip(*[[None]*n if t is None else t.chunk(n) for t in tensors])
 
-# %% ../nbs/library/61_machinery.ipynb #3eca8a6d
+# %% ../nbs/library/61_machinery.ipynb #cf367eeb
 def score_together(
     D:nn.Module, # Discriminator
     x:Tensor, # Real images, (B, 3, S, S)
@@ -55,7 +55,7 @@ def score_together(
     outs = out if isinstance(out, tuple) else (out,)
     return [s for o in outs for s in o.float().split([len(x), len(fake)])]
 
-# %% ../nbs/library/61_machinery.ipynb #945d95e3
+# %% ../nbs/library/61_machinery.ipynb #14c0e93c
 @contextmanager
 def frozen_weights(
     net:nn.Module, # Network that is used but not trained
@@ -67,7 +67,7 @@ def frozen_weights(
     finally:
         for p in learning: p.requires_grad_(True)
 
-# %% ../nbs/library/61_machinery.ipynb #07fae7ee
+# %% ../nbs/library/61_machinery.ipynb #156d471b
 def finish_step(
     player:str, # Whose step it is, 'G' or 'D'
     loss:Tensor, # (), of this process
@@ -96,7 +96,7 @@ def mean_scores(
     all_reduce_mean([mean])
     return dict(d_real=mean[0], d_fake=mean[1])
 
-# %% ../nbs/library/61_machinery.ipynb #30ac7dc3
+# %% ../nbs/library/61_machinery.ipynb #61f29f33
 def _call_checked(net, call, *args):
     "Output of a network in evaluation; raises `ValueError` if it cannot be called like that"
     mode = net.training
@@ -121,7 +121,7 @@ def _check_scores(name, out):
         raise ValueError(f"{name} must give one score per image, of shape (B,); for B = 2 it gave "
                          f"{tuple(out.shape) if isinstance(out, Tensor) else out!r}")
 
-# %% ../nbs/library/61_machinery.ipynb #2a31f14e
+# %% ../nbs/library/61_machinery.ipynb #339af42a
 @torch.no_grad()
 def check_networks(
     G:nn.Module, # Generator, called as G(z, y)
@@ -143,7 +143,7 @@ def check_networks(
     out = _call_checked(D, f"D(x, y), x (B, 3, {S}, {S}), y {labels}", x, y)  # (2,)
     _check_scores(d, out)
 
-# %% ../nbs/library/61_machinery.ipynb #86b5f1ea
+# %% ../nbs/library/61_machinery.ipynb #2761633c
 class TwoOptimizers:
     "G's and D's optimiser behind the one interface that fastai expects"
     def __init__(self,
@@ -178,7 +178,7 @@ class TwoOptimizers:
         self.opt_g.load_state_dict(state['g'])
         self.opt_d.load_state_dict(state['d'])
 
-# %% ../nbs/library/61_machinery.ipynb #afd45e12
+# %% ../nbs/library/61_machinery.ipynb #ee473c10
 class NumericHypers(OptimWrapper):
     "fastai's wrapper of an optimizer, with no settings but numbers"
     @property
@@ -187,7 +187,7 @@ class NumericHypers(OptimWrapper):
         return [{k: v for k, v in h.items() if v is not None and not isinstance(v, bool)}
                 for h in super().hypers]
 
-# %% ../nbs/library/61_machinery.ipynb #b97a0472
+# %% ../nbs/library/61_machinery.ipynb #d942b843
 class TrainingFigures(Callback):
     "The numbers of a training, and the text beside fastai's progress bar"
     def __init__(self,
@@ -228,7 +228,7 @@ class TrainingFigures(Callback):
         if self.step % 5 == 1: self.text = self.line()
         if hasattr(self.learn, 'progress'): self.progress.pbar.comment = self.text
 
-# %% ../nbs/library/61_machinery.ipynb #0904fd24
+# %% ../nbs/library/61_machinery.ipynb #74c67eda
 def check_images(
     x:Tensor, # A batch of training images, (B, 3, S, S)
     scaled:bool=False, # Are they known to be scaled? Otherwise not all may be above 0
@@ -244,7 +244,7 @@ def check_images(
                          "scale bytes with `to_unit`, or fastai batches with "
                          "Normalize.from_stats([.5]*3, [.5]*3)")
 
-# %% ../nbs/library/61_machinery.ipynb #935f5942
+# %% ../nbs/library/61_machinery.ipynb #4d8633a6
 def check_monitors(
     learn:Learner, # With its callbacks and metrics
 ) -> None:
@@ -259,7 +259,7 @@ def check_monitors(
                              f"give monitor one of {', '.join(measured)}, "
                              "or add a metric to `learn.metrics`")
 
-# %% ../nbs/library/61_machinery.ipynb #a1f58176
+# %% ../nbs/library/61_machinery.ipynb #a5efd616
 def _acts_in_step(cb):
     "Whether a callback acts between fastai's backward pass and the end of its step"
     return any(hasattr(cb, f'{when}_{what}')
@@ -281,7 +281,7 @@ def _requested_dtype(learn):
     settings = {k.removeprefix('init_'): v for k, v in last.kwargs.items() if k != 'enabled'}
     return 'bfloat16' if last.amp_mode == AMPMode.BF16 else 'float16', settings
 
-# %% ../nbs/library/61_machinery.ipynb #5dfa3808
+# %% ../nbs/library/61_machinery.ipynb #8933332f
 def choose_precision(
     learn:Learner, # Whose callbacks may ask for a dtype
     cfg:Config, # Says the dtype otherwise
@@ -296,7 +296,7 @@ def choose_precision(
     autocast = torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != 'float32')
     return dtype, autocast, (scaler or LossScaler(**settings)) if dtype == 'float16' else None
 
-# %% ../nbs/library/61_machinery.ipynb #e58482f4
+# %% ../nbs/library/61_machinery.ipynb #d5d3e71d
 def remember_trainer(
     trainer:Callback, # A `SAGANTrainer`
 ) -> Callable: # Call it to go back
@@ -322,7 +322,7 @@ def ends_trial(
         if trainer.go_back: raise CancelFitException from None
         raise
 
-# %% ../nbs/library/61_machinery.ipynb #3c5d0560
+# %% ../nbs/library/61_machinery.ipynb #84d7b238
 def first_batch(
     dl, # A loader of fastai's, of ours, or of PyTorch's, which has no `one_batch`
 ) -> tuple: # One batch: images (B, 3, S, S), and labels (B,) if there are any
@@ -340,7 +340,7 @@ def _data_fields(dls, x):
                          f"for process {given[0]} of {given[1]}; give image_dls rank and world")
     return fields | dict(data=dls.train.dataset.name, flip=dls.train.flip)
 
-# %% ../nbs/library/61_machinery.ipynb #5041a174
+# %% ../nbs/library/61_machinery.ipynb #e5dbd505
 def fit_config(
     base:Config, # To start from
     dls:DataLoaders, # What to train on
@@ -362,7 +362,7 @@ def fit_config(
     check_groups(cfg, world_size())
     return cfg
 
-# %% ../nbs/library/61_machinery.ipynb #365df8d1
+# %% ../nbs/library/61_machinery.ipynb #61204ee2
 def plain_batch(
     learn:Learner, # Within a batch
 ) -> tuple: # Images (B, 3, S, S), labels (B,)
@@ -374,7 +374,7 @@ def plain_batch(
     x = x.as_subclass(Tensor).contiguous(memory_format=torch.channels_last)
     return x, y.as_subclass(Tensor)
 
-# %% ../nbs/library/61_machinery.ipynb #e2ab6507
+# %% ../nbs/library/61_machinery.ipynb #96621005
 def refused_method(
     name:str, # Of the method
     instead:str, # What to do instead

@@ -7,14 +7,14 @@ Docs: https://sagan-gan.github.io/sagan/library/nearest.html.md"""
 # %% auto #0
 __all__ = ['nearest_images', 'real_distances']
 
-# %% ../nbs/library/62_nearest.ipynb #4aa9050a
+# %% ../nbs/library/62_nearest.ipynb #84db10a8
 import torch
 from torch import Tensor
 from .data import ImageFiles, Images
 from .inputs import check_count
 from .references import as_images, Evaluator, kept_indices, Reference
 
-# %% ../nbs/library/62_nearest.ipynb #bf3a90b0
+# %% ../nbs/library/62_nearest.ipynb #d5b22996
 def _nearest(f, batches, k):
     "Of rows in batches (B, D), the k nearest to each row of f (n, D): numbers and distances (n, k)"
     found, done = torch.empty(len(f), 0, dtype=torch.int64), 0                # (n, 0)
@@ -27,7 +27,7 @@ def _nearest(f, batches, k):
         done += len(g)
     return found, best
 
-# %% ../nbs/library/62_nearest.ipynb #0f3f0d4f
+# %% ../nbs/library/62_nearest.ipynb #bd7df9ae
 def _compared(x, evaluator):
     "What images are compared by: features, or without an evaluator pixels; (B, D)"
     return as_images(x).cpu().flatten(1) if evaluator is None else evaluator.measure(x)[0]
@@ -56,7 +56,7 @@ def nearest_images(
     found, distance = _nearest(f, images.features.split(1000), k)
     return kept_indices(images.count)[found], distance
 
-# %% ../nbs/library/62_nearest.ipynb #80e3fb37
+# %% ../nbs/library/62_nearest.ipynb #9a1af85f
 def real_distances(
     real:Reference, # Statistics of real images
     n:int=1000, # Images to try at most, drawn at random from those whose features are kept

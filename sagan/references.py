@@ -264,7 +264,7 @@ def measure_all(
     mu, sigma = _pooled(part.stop - part.start, *statistics)
     return mu, sigma, f, chosen, all_gather(torch.cat(p), n) if p else None
 
-# %% ../nbs/library/38_references.ipynb #9092ad66
+# %% ../nbs/library/38_references.ipynb #fc6e87b6
 def as_gaussian(
     name:int, # 1 or 2, for messages
     mu:Tensor, # Mean, (D,)
@@ -291,7 +291,7 @@ def clip_eigenvalues(
         raise ValueError(f"{name} is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
     return eigenvalues.clamp(min=0)
 
-# %% ../nbs/library/38_references.ipynb #89266893
+# %% ../nbs/library/38_references.ipynb #3342ba69
 def check_classes(
     name:str, # Of the argument, for messages
     y:Tensor, # Classes, (n,) int64
