@@ -261,7 +261,7 @@ def test_parts_and_resolution_of_a_map(miniature):
     assert m.on_image(14, 2).shape == (2, 16, 16)
 
 def test_a_key_s_column_and_the_weights_on_the_image_by_hand(miniature):
-    "The key of pixel (5, 9) is row 1, column 2 of 4x4; the pixel is 1/8 of a cell above and left of its center"
+    "Pixel (5, 9) has the key in row 1, column 2 of 4x4, and is 1/8 of a cell above and left of its center"
     *_, m = miniature
     assert_close(m.looked_at_from(5, 9), m.beta[:, :, 1*4+2].reshape(2, 8, 8), rtol=0, atol=1e-6)
     a, on = m.at(14, 2), m.on_image(14, 2)                                     # (B, 4, 4), (B, 16, 16)
