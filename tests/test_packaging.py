@@ -9,7 +9,7 @@ import pytest, yaml
 from nbdev.config import nbpath2html
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from release import quick_start, tiny
+from release import NAME, quick_start, tiny
 
 root = Path(__file__).resolve().parent.parent
 
@@ -84,7 +84,7 @@ def test_sdist(dist):
     tracked = listed.stdout.splitlines()
     with tarfile.open(dist.sdist) as t:
         names = {m.name.split('/', 1)[1] for m in t.getmembers() if not m.isdir()}
-    made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith('sagan.egg-info/')}
+    made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith('self_attention_gan.egg-info/')}
     assert names - made == set(tracked)
 
 
@@ -92,14 +92,14 @@ def test_metadata(dist):
     "The version is the package's, and the Pythons are those that the test workflow runs"
     import sagan
     m = dist.metadata
-    assert m['Version'] == sagan.__version__
+    assert (m['Name'], m['Version']) == (NAME, sagan.__version__)
     assert m['License-Expression'] == 'Apache-2.0' and m['Requires-Python'] == '>=3.10'
     workflow = yaml.safe_load((root/'.github/workflows/test.yml').read_text())
     pythons = workflow['jobs']['test']['strategy']['matrix']['python']
     classifiers = m.get_all('Classifier')
     assert [c.split(' :: ')[-1] for c in classifiers if re.search(r':: 3\.\d+$', c)] == pythons
     assert 'Typing :: Typed' in classifiers
-    assert set(m.get_all('Provides-Extra')) == {'hub', 'onnx', 'dev'}
+    assert set(m.get_all('Provides-Extra')) == {'hub', 'onnx', 'dev', 'docs', 'browser'}
     citation = yaml.safe_load((root/'CITATION.cff').read_text())
     urls = dict(u.split(', ') for u in m.get_all('Project-URL'))
     assert citation['license'] == m['License-Expression']

@@ -1,12 +1,18 @@
 """The steps of a release that need more than a line, as .github/workflows/release.yml takes them:
 
     python tools/release.py check v0.1.0      # refuse a tag that version and changelog do not fit
+    python tools/release.py name PyPI         # refuse a name that is not ours on the package index
     python tools/release.py notes v0.1.0      # print what the changelog says about it
     python tools/release.py try dist/*.whl    # the wheel alone: quick start and a tiny run"""
-import os, re, subprocess, sys, tempfile, venv
+import json, os, re, subprocess, sys, tempfile, venv
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 root = Path(__file__).resolve().parent.parent
+# What pip installs. `sagan` itself belongs to another project on PyPI; the package is imported as sagan all the same
+NAME = 'self-attention-gan'
+INDEXES = {'PyPI': 'https://pypi.org', 'TestPyPI': 'https://test.pypi.org'}
 
 
 def sections(changelog):
@@ -35,6 +41,29 @@ def check(tag, version, changelog):
     key = lambda v: [int(n) for n in v.split('.')]
     older = [v for v in found if v != version]
     if older and key(older[0]) >= key(version): raise ValueError(f"{version} is not newer than {older[0]}")
+
+
+def check_name(project, published):
+    """Raises ValueError unless a release under the name in pyproject.toml is ours to make
+
+    `project` is pyproject.toml's [project] as text; `published` what the index says about the name, None if it
+    is free."""
+    name, repository = [re.search(rf'^{key} = "(.*)"$', project, re.M)[1] for key in ('name', 'Repository')]
+    if name != NAME: raise ValueError(f"pyproject.toml names the distribution {name!r}; it is {NAME!r}")
+    if published is None: return
+    urls = {url.rstrip('/') for url in (published['info'].get('project_urls') or {}).values()}
+    if repository not in urls:
+        raise ValueError(f"{name} belongs to another project on the index, which does not name {repository}; "
+                         "choose a free name, and set it here and in pyproject.toml")
+
+
+def look_up(index, name):
+    "What an index says about a name, None if it has no such project"
+    try:
+        with urlopen(f'{INDEXES[index]}/pypi/{name}/json', timeout=60) as answer: return json.load(answer)
+    except HTTPError as e:
+        if e.code == 404: return None
+        raise
 
 
 def quick_start(readme):
@@ -68,7 +97,9 @@ if __name__ == '__main__':
     version = re.search(r'__version__ = "(.*)"', (root/'sagan/__init__.py').read_text(encoding='utf-8'))[1]
     try:
         if step == 'check': check(given, version, changelog)
+        elif step == 'name':
+            check_name((root/'pyproject.toml').read_text(encoding='utf-8'), look_up(given, NAME))
         elif step == 'notes': print(sections(changelog)[given.removeprefix('v')][1])
         elif step == 'try': try_wheel(given)
-        else: raise ValueError(f"check, notes or try; got {step!r}")
+        else: raise ValueError(f"check, name, notes or try; got {step!r}")
     except ValueError as e: sys.exit(f'release.py: {e}')
