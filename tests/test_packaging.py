@@ -1,5 +1,5 @@
 "The sdist and the wheel built from it: what they hold, and that the wheel works with its requirements alone"
-import email, fcntl, os, re, subprocess, sys, tarfile, venv, zipfile
+import email, fcntl, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
 from configparser import ConfigParser
 from importlib.metadata import distribution
 from pathlib import Path
@@ -84,7 +84,8 @@ def test_sdist(dist):
     tracked = listed.stdout.splitlines()
     with tarfile.open(dist.sdist) as t:
         names = {m.name.split('/', 1)[1] for m in t.getmembers() if not m.isdir()}
-    made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith('self_attention_gan.egg-info/')}
+    info = f"{NAME.replace('-', '_')}.egg-info/"
+    made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith(info)}
     assert names - made == set(tracked)
 
 
@@ -153,3 +154,20 @@ def test_alone(alone, tmp_path):
     assert 0 < len([l for l in lines if l.strip()]) <= 20
     tiny(alone, tmp_path)
     assert (tmp_path/'runs/digits/report.html').exists()
+
+
+RUN_ALL = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for cell in json.load(open(sys.argv[1], encoding='utf-8'))['cells']:
+    if cell['cell_type'] == 'code': shell.run_cell(''.join(cell['source'])).raise_error()
+"""
+
+@pytest.mark.parametrize('page', ['index', '01_spectral', 'library/48_names'])
+def test_page_alone(alone, tmp_path, page):
+    "\"Run all\" of a page that lies alone in a folder, as on Colab, where only the package is installed"
+    shutil.copy(root/f'nbs/{page}.ipynb', tmp_path/'page.ipynb')
+    env = os.environ | {'MPLBACKEND': 'agg', 'IPYTHONDIR': str(tmp_path/'ipython')}
+    command = [alone/'python', '-Ic', RUN_ALL, 'page.ipynb']
+    subprocess.run(command, check=True, cwd=tmp_path, env=env, capture_output=True)

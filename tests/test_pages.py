@@ -23,6 +23,7 @@ from sagan.curves import training_figure
 from sagan.pages import figure_html, frame_html, page_html, player_html, strips_html
 
 root = Path(__file__).resolve().parent.parent
+frames = root/'nbs/frames.html'
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 built = os.environ.get('SAGAN_SITE')
 pages = sorted(p.relative_to(root/'nbs').as_posix() for p in (root/'nbs').rglob('*.ipynb'))
@@ -74,10 +75,10 @@ def site(prepared):
             nb = json.loads((prepared/name).read_text(encoding='utf-8'))
             md = nb2md(nb, (prepared/name).with_name(f'{Path(name).stem}_files'))
             css = '../'*name.count('/') + 'styles.css'
-            options = ['--standalone', '--mathml', f'--css={css}', f'--metadata=title:{docsite.title_of(nb)[0]}',
-                       f"--include-after-body={root/'nbs/frames.html'}"]
-            html = docsite.finish_page(pypandoc.convert_text(md, 'html', 'markdown', extra_args=options), name)
-            path.write_text(html, encoding='utf-8')
+            options = ['--standalone', '--mathml', f'--css={css}', f'--include-after-body={frames}',
+                       f'--metadata=title:{docsite.title_of(nb)[0]}']
+            html = pypandoc.convert_text(md, 'html', 'markdown', extra_args=options)
+            path.write_text(docsite.finish_page(html, name), encoding='utf-8')
         res[name] = SimpleNamespace(path=path, dir=path.parent, tags=Tags(path.read_text(encoding='utf-8')))
     return res
 
@@ -137,7 +138,7 @@ def test_sidebar():
 
 @pytest.mark.parametrize('name', pages)
 def test_captions(prepared, name):
-    "No picture stands alone in its paragraph: its words for those who do not see it would be printed below it"
+    "No picture is a paragraph: Quarto prints the words for those who do not see it below such a picture"
     for cell in json.loads((prepared/name).read_text(encoding='utf-8'))['cells']:
         if cell['cell_type'] == 'markdown':
             assert not re.findall(r'(?:^|\n\n)!\[[^][]*\]\([^)]*\)\s*(?:\n\n|$)', ''.join(cell['source']))
@@ -161,11 +162,12 @@ def test_language_models(prepared, tmp_path):
 
 def test_finished():
     "Links below the title, the explorer on the home page and by itself; a page that lacks these is refused"
-    page = '<header id="title-block-header"><h1>T</h1></header><p>__main__.Config</p><section id="a"></section>'
+    page = '<header id="title-block-header">T</header><p>__main__.Config</p><section id="a"></section>'
     done = docsite.finish_page(page, 'library/21_data.ipynb')
     assert 'blob/main/nbs/library/21_data.ipynb' in done and 'href="21_data.ipynb" download' in done
     assert '<p>Config</p>' in done
-    assert re.search('Config</p><iframe .*explorer_frame.html.*</iframe><section', docsite.with_explorer(page))
+    home = docsite.with_explorer(page)
+    assert re.search('Config</p><iframe .*src="explorer_frame.html".*</iframe><section', home)
     frame = '<iframe title="Attention explorer" style="a" srcdoc="&lt;p&gt;&quot;"></iframe>'
     assert docsite.explorer_frame(frame) == '<p>"'
     with pytest.raises(ValueError, match='has no title'): docsite.finish_page('<p>', 'index.ipynb')
@@ -190,6 +192,7 @@ def test_built_as_a_whole():
                 if not (Path(built)/f).is_file()]
 
 
+NOTHING = 'window.define = window.require = () => {}'
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"/>'
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -217,7 +220,7 @@ def phone():
             if urlsplit(route.request.url).hostname == '127.0.0.1': route.fallback()
             elif route.request.resource_type == 'image':
                 route.fulfill(content_type='image/svg+xml', body=BADGE)
-            else: route.fulfill(body='window.define = window.require = () => {}', content_type='text/javascript')
+            else: route.fulfill(content_type='text/javascript', body=NOTHING)
         context.route(re.compile('^https?:'), answer)
         yield context
         browser.close()

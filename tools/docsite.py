@@ -2,8 +2,8 @@
 
     nbdev-docs && python tools/docsite.py
 
-Each page gets a link that opens its notebook in Colab, and one that downloads it; the home page gets the explorer.
-Language models get every page as Markdown, NAME.html.md, and the list of these in llms.txt."""
+Each page gets a link that opens its notebook in Colab, and one that downloads it; the home page gets the
+explorer. Language models get every page as Markdown, NAME.html.md, and the list of these in llms.txt."""
 import html, json, re, shutil
 from pathlib import Path
 from urllib.parse import urldefrag
@@ -14,13 +14,15 @@ from readme import nb2md, outside_code
 
 root = Path(__file__).resolve().parent.parent
 EXPLORER = '09_explorer.ipynb'
-FRAME = '<iframe title="Attention explorer" src="explorer_frame.html" loading="lazy" style="width:100%;height:860px">'
+FRAME = ('<iframe title="Attention explorer" src="explorer_frame.html" loading="lazy" '
+         'style="width:100%;height:860px"></iframe>')
 
 
 def sections():
     "Names of the notebooks in each section of the sidebar"
     site = yaml.safe_load((root/'nbs/_quarto.yml').read_text(encoding='utf-8'))['website']
-    return {e.get('section') or e['text']: e.get('contents') or [e['href']] for e in site['sidebar']['contents']}
+    entries = site['sidebar']['contents']
+    return {e.get('section') or e['text']: e.get('contents') or [e['href']] for e in entries}
 
 
 def pages():
@@ -44,8 +46,8 @@ def notebook_links(name):
 def finish_page(text, name):
     """A page of the site with links to its notebook below the title
 
-    A class that nbdev found in the notebook itself loses the `__main__.` before its name. Raises ValueError for a
-    page without a title."""
+    A class that nbdev found in the notebook itself loses the `__main__.` before its name. Raises ValueError
+    for a page without a title."""
     title = re.search(r'<header id="title-block-header".*?</header>', text, re.S)
     if title is None: raise ValueError(f"the page of {name} has no title to put the links below")
     text = text[:title.end()] + notebook_links(name) + text[title.end():]
@@ -63,7 +65,7 @@ def with_explorer(text):
     "The home page with the explorer at the end of its introduction"
     title = text.index('id="title-block-header"')
     heading = re.compile(r'<section\b|<h2\b').search(text, title).start()
-    return text[:heading] + FRAME + '</iframe>' + text[heading:]
+    return text[:heading] + FRAME + text[heading:]
 
 
 def title_of(nb):
@@ -105,12 +107,13 @@ def add_markdown(site, prepared):
     for name in pages():
         nb, page = json.loads((prepared/name).read_text(encoding='utf-8')), site/html_name(name)
         titles[name] = title_of(nb)
-        page.with_suffix('.html.md').write_text(markdown(nb, page.with_name(f'{page.stem}_files')), encoding='utf-8')
+        text = markdown(nb, page.with_name(f'{page.stem}_files'))
+        page.with_suffix('.html.md').write_text(text, encoding='utf-8')
     (site/'llms.txt').write_text(llms_txt(titles), encoding='utf-8')
 
 
 def finish_site(site, prepared):
-    "Add all that is missing to the site that Quarto built in the folder `site` from those `prepared` by nbdev"
+    "Add all that is missing to the site that Quarto built in the folder `site` from the pages in `prepared`"
     for name in pages():
         page = site/html_name(name)
         text = finish_page(page.read_text(encoding='utf-8'), name)

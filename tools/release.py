@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 root = Path(__file__).resolve().parent.parent
-# What pip installs. `sagan` itself belongs to another project on PyPI; the package is imported as sagan all the same
+# What pip installs, as `sagan` belongs to another project on PyPI. The package is imported as sagan
 NAME = 'self-attention-gan'
 INDEXES = {'PyPI': 'https://pypi.org', 'TestPyPI': 'https://test.pypi.org'}
 
@@ -46,8 +46,8 @@ def check(tag, version, changelog):
 def check_name(project, published):
     """Raises ValueError unless a release under the name in pyproject.toml is ours to make
 
-    `project` is pyproject.toml's [project] as text; `published` what the index says about the name, None if it
-    is free."""
+    `project` is the text of pyproject.toml; `published` what the index says about the name, None if it is
+    free."""
     name, repository = [re.search(rf'^{key} = "(.*)"$', project, re.M)[1] for key in ('name', 'Repository')]
     if name != NAME: raise ValueError(f"pyproject.toml names the distribution {name!r}; it is {NAME!r}")
     if published is None: return
