@@ -9,7 +9,7 @@ import pytest, yaml
 from nbdev.config import nbpath2html
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from release import NAME, quick_start, tiny
+from release import NAME, TINY, execute, quick_start
 
 root = Path(__file__).resolve().parent.parent
 
@@ -147,12 +147,14 @@ def test_light_import(alone):
 
 
 def test_alone(alone, tmp_path):
-    "README's quick start, at most 20 lines, and a tiny run of the main job, without the developers' packages"
+    """README's quick start of at most 20 lines, and a tiny run of the main job, without the developers' packages
+
+    The quick start is part of the overview, which runs below."""
     installed = run(alone, 'import pkgutil\nprint(*(m.name for m in pkgutil.iter_modules()))')
     assert not {'nbdev', 'pytest', 'huggingface_hub', 'onnx'} & set(installed)
     lines = quick_start((root/'README.md').read_text(encoding='utf-8')).splitlines()
     assert 0 < len([l for l in lines if l.strip()]) <= 20
-    tiny(alone, tmp_path)
+    execute(TINY, alone, tmp_path)
     assert (tmp_path/'runs/digits/report.html').exists()
 
 

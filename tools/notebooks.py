@@ -1,7 +1,7 @@
 """Gives every notebook what all have in common: `python tools/notebooks.py` changes those that lack it.
 
-- Its first cell installs what is missing, as on Colab and Kaggle. A page that reads files of the repository gets
-  these, too.
+- Its first cell installs what is missing, as on Colab and Kaggle. A page that reads files of the repository
+  gets these, too.
 - No cell imports nbdev, which readers lack; the command `nbdev-export` exports.
 - No link has the name of a public symbol in backticks: nbdev would make it a second link inside the first."""
 import ast, json, re
@@ -48,7 +48,8 @@ def install_code(cells, folder):
     if reads:
         up, down = ('../', f'/{folder}') if folder else ('', '')
         lines += [f"if not Path('{up}experiments').is_dir():  # stored results, and the other pages",
-                  f'    !git clone -q --depth 1 {REPOSITORY} sagan-pages', f'    %cd -q sagan-pages/nbs{down}']
+                  f'    !git clone -q --depth 1 {REPOSITORY} sagan-pages',
+                  f'    %cd -q sagan-pages/nbs{down}']
     return '\n'.join(lines)
 
 

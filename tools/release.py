@@ -71,14 +71,14 @@ def quick_start(readme):
     return '\n'.join(re.findall(r'^```python\n(.*?)^```', readme, re.S | re.M))
 
 
-def tiny(bin, where):
-    "Run README's quick start and the smallest main job with the programs in `bin`, in the folder `where`"
-    code = quick_start((root/'README.md').read_text(encoding='utf-8'))
-    (where/'quick.py').write_text(code, encoding='utf-8')
+def execute(command, bin, where):
+    "Run a command with the programs in `bin`, in the folder `where`"
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'MPLBACKEND': 'agg'}
-    for command in ('python quick.py', 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'):
-        program, *args = command.split()
-        subprocess.run([bin/program, *args], cwd=where, env=env, check=True)
+    program, *args = command.split()
+    subprocess.run([bin/program, *args], cwd=where, env=env, check=True)
+
+
+TINY = 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'  # the smallest main job
 
 
 def try_wheel(wheel):
@@ -88,7 +88,9 @@ def try_wheel(wheel):
         where.mkdir()
         venv.create(home, with_pip=True)
         subprocess.run([home/'bin/pip', 'install', '-q', wheel], check=True)
-        tiny(home/'bin', where)
+        code = quick_start((root/'README.md').read_text(encoding='utf-8'))
+        (where/'quick.py').write_text(code, encoding='utf-8')
+        for command in ('python quick.py', TINY): execute(command, home/'bin', where)
 
 
 if __name__ == '__main__':
