@@ -147,7 +147,7 @@ def test_light_import(alone):
 
 
 def test_alone(alone, tmp_path):
-    """README's quick start of at most 20 lines, and a tiny run of the main job, without the developers' packages
+    """README's quick start of at most 20 lines, and a tiny run, without the developers' packages
 
     The quick start is part of the overview, which runs below."""
     installed = run(alone, 'import pkgutil\nprint(*(m.name for m in pkgutil.iter_modules()))')

@@ -161,17 +161,14 @@ def test_language_models(prepared, tmp_path):
 
 
 def test_finished():
-    "Links below the title, the explorer on the home page and by itself; a page that lacks these is refused"
+    "Links below the title, and the explorer on the home page; a page without a title is refused"
     page = '<header id="title-block-header">T</header><p>__main__.Config</p><section id="a"></section>'
     done = docsite.finish_page(page, 'library/21_data.ipynb')
     assert 'blob/main/nbs/library/21_data.ipynb' in done and 'href="21_data.ipynb" download' in done
     assert '<p>Config</p>' in done
     home = docsite.with_explorer(page)
-    assert re.search('Config</p><iframe .*src="explorer_frame.html".*</iframe><section', home)
-    frame = '<iframe title="Attention explorer" style="a" srcdoc="&lt;p&gt;&quot;"></iframe>'
-    assert docsite.explorer_frame(frame) == '<p>"'
+    assert re.search('Config</p><iframe .*src="images/explorer.html".*</iframe><section', home)
     with pytest.raises(ValueError, match='has no title'): docsite.finish_page('<p>', 'index.ipynb')
-    with pytest.raises(ValueError, match='has no frame'): docsite.explorer_frame(page)
 
 
 @pytest.mark.skipif(not built, reason='needs the site that Quarto built: SAGAN_SITE=_docs')
@@ -188,7 +185,7 @@ def test_built(site, name):
 
 @pytest.mark.skipif(not built, reason='needs the site that Quarto built: SAGAN_SITE=_docs')
 def test_built_as_a_whole():
-    assert not [f for f in ('404.html', 'llms.txt', 'explorer_frame.html', 'images/card.png')
+    assert not [f for f in ('404.html', 'llms.txt', 'images/explorer.html', 'images/card.png')
                 if not (Path(built)/f).is_file()]
 
 

@@ -4,7 +4,7 @@
 
 Each page gets a link that opens its notebook in Colab, and one that downloads it; the home page gets the
 explorer. Language models get every page as Markdown, NAME.html.md, and the list of these in llms.txt."""
-import html, json, re, shutil
+import json, re, shutil
 from pathlib import Path
 from urllib.parse import urldefrag
 
@@ -13,8 +13,7 @@ from nbdev.config import get_config, nbpath2html
 from readme import nb2md, outside_code
 
 root = Path(__file__).resolve().parent.parent
-EXPLORER = '09_explorer.ipynb'
-FRAME = ('<iframe title="Attention explorer" src="explorer_frame.html" loading="lazy" '
+FRAME = ('<iframe title="Attention explorer" src="images/explorer.html" loading="lazy" '
          'style="width:100%;height:860px"></iframe>')
 
 
@@ -52,13 +51,6 @@ def finish_page(text, name):
     if title is None: raise ValueError(f"the page of {name} has no title to put the links below")
     text = text[:title.end()] + notebook_links(name) + text[title.end():]
     return re.sub(r'(?<![\w.])__main__\.(?=[A-Z])', '', text)
-
-
-def explorer_frame(text):
-    "The explorer as a file of its own, from its page; raises ValueError if the page does not show it"
-    frame = re.search(r'<iframe title="Attention explorer"[^>]* srcdoc="([^"]*)"', text)
-    if frame is None: raise ValueError(f"the page of {EXPLORER} has no frame with the explorer in it")
-    return html.unescape(frame[1])
 
 
 def with_explorer(text):
@@ -117,7 +109,6 @@ def finish_site(site, prepared):
     for name in pages():
         page = site/html_name(name)
         text = finish_page(page.read_text(encoding='utf-8'), name)
-        if name == EXPLORER: (site/'explorer_frame.html').write_text(explorer_frame(text), encoding='utf-8')
         if name == 'index.ipynb': text = with_explorer(text)
         page.write_text(text, encoding='utf-8')
         shutil.copy(root/'nbs'/name, page.parent)
