@@ -4,7 +4,7 @@
 
 Each page gets a link that opens its notebook in Colab, and one that downloads it; the home page gets the
 explorer. Language models get every page as Markdown, NAME.html.md, and the list of these in llms.txt."""
-import json, re, shutil
+import html, json, re, shutil
 from pathlib import Path
 from urllib.parse import urldefrag
 
@@ -42,15 +42,26 @@ def notebook_links(name):
             f'<a href="{Path(name).name}" download>Download the notebook</a></p>')
 
 
+def without_repetition(figure):
+    "A figure's HTML without a caption that only repeats the words for those who do not see the picture"
+    caption = re.search(r'<figcaption.*?>(.*?)</figcaption>', figure, re.S)
+    words = re.search(r'<img[^>]* alt="([^"]*)"', figure)
+    def plain(text): return ' '.join(html.unescape(re.sub('<.*?>', '', text)).split())
+    if not caption or words and plain(words[1]) != plain(caption[1]): return figure
+    figure = figure.replace(caption[0], '')
+    return figure if words else figure.replace('<img', f'<img alt="{html.escape(plain(caption[1]))}"')
+
+
 def finish_page(text, name):
     """A page of the site with links to its notebook below the title
 
-    A class that nbdev found in the notebook itself loses the `__main__.` before its name. Raises ValueError
-    for a page without a title."""
+    A class that nbdev found in the notebook itself loses the `__main__.` before its name, and a picture loses
+    a caption that repeats its words. Raises ValueError for a page without a title."""
     title = re.search(r'<header id="title-block-header".*?</header>', text, re.S)
     if title is None: raise ValueError(f"the page of {name} has no title to put the links below")
     text = text[:title.end()] + notebook_links(name) + text[title.end():]
-    return re.sub(r'(?<![\w.])__main__\.(?=[A-Z])', '', text)
+    text = re.sub(r'(?<![\w.])__main__\.(?=[A-Z])', '', text)
+    return re.sub('<figure.*?</figure>', lambda m: without_repetition(m[0]), text, flags=re.S)
 
 
 def with_explorer(text):
