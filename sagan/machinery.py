@@ -70,16 +70,17 @@ def frozen_weights(
 # %% ../nbs/library/61_machinery.ipynb #156d471b
 def finish_step(
     player:str, # Whose step it is, 'G' or 'D'
-    loss:Tensor, # (), of this process
+    losses:list[Tensor], # Of each part of this process's batch, ()
     opt:torch.optim.Optimizer, # The player's optimizer
     scaler:LossScaler, # What the loss was multiplied by
     forward:Callable, # Repeats the forward passes of the step, to find the layer that fails
     images:Tensor|None=None, # Real images of the step, (B, 3, S, S)
     **networks:nn.Module, # G and D
 ) -> Tensor: # (), the mean loss of all processes
-    """Average loss and gradients over the processes, and step
+    """Add up the losses, average loss and gradients over the processes, and step
 
     Raises `NonFinite`, before the optimizer's step, if one of them is not finite."""
+    loss = torch.as_tensor(sum(losses))  # ()
     gradients = [p.grad for p in networks[player].parameters() if p.grad is not None]
     all_reduce_mean([loss, *gradients])
     scaler.unscale(gradients)

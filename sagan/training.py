@@ -73,7 +73,7 @@ def d_step(
     if scores is not None: scores.update(mean_scores(means))
     def forward():
         return [score_together(D, *p) for p in split_batch(accumulate, x, G(z, y_fake), y, y_fake)]
-    return finish_step('D', sum(losses), opt, scaler, forward, x, G=G, D=D)
+    return finish_step('D', losses, opt, scaler, forward, x, G=G, D=D)
 
 # %% ../nbs/06_training.ipynb #8aba45aa
 def g_step(
@@ -105,7 +105,7 @@ def g_step(
             scaler.backward(loss)
             losses.append(loss.detach())
     def forward(): return [D(G(z_i, y_i), y_i) for z_i, y_i in split_batch(accumulate, z, y)]
-    return finish_step('G', sum(losses), opt, scaler, forward, G=G, D=D)
+    return finish_step('G', losses, opt, scaler, forward, G=G, D=D)
 
 # %% ../nbs/06_training.ipynb #21847fdf
 @torch.no_grad()
