@@ -23,13 +23,14 @@ from .references import (
     as_gaussian, as_images, check_classes, check_features, clip_eigenvalues, describe_few,
     Evaluator, feature_statistics, measure_all, Reference, reference)
 
-# %% ../nbs/07_evaluation.ipynb #685fbebe
+# %% ../nbs/07_evaluation.ipynb #4f87ae75
 def _exp_kl(p):
     "The exponential of the mean KL divergence of probabilities (n, classes)"
     p = p.double()
     kl = (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1)               # (n,)
     return kl.mean().exp()                                                    # ()
 
+# %% ../nbs/07_evaluation.ipynb #685fbebe
 def inception_score(
     p:Tensor, # Class probabilities of generated images, (n, classes), rows sum to 1
     splits:int=10, # Parts over which mean and spread are taken
@@ -114,7 +115,7 @@ def _squared_mmd(a, b):
     within = (off_diagonal(k(a, a)) + off_diagonal(k(b, b)))/(m*(m - 1))
     return within - 2*k(a, b).sum(0, dtype=float).sum()/m**2
 
-# %% ../nbs/07_evaluation.ipynb #7fd1066c
+# %% ../nbs/07_evaluation.ipynb #4d53bc75
 def _plain_features(f, g):
     "Two sets of features (n, D) on the CPU, checked, in float32 unless they are float64"
     for features in (f, g): check_features(features)
@@ -123,6 +124,7 @@ def _plain_features(f, g):
     kind = torch.float64 if torch.float64 in (f.dtype, g.dtype) else torch.float32
     return f.detach().cpu().to(kind), g.detach().cpu().to(kind)
 
+# %% ../nbs/07_evaluation.ipynb #7fd1066c
 def kernel_distance(
     f:Tensor, # Features of generated images, (n, D)
     g:Tensor, # Features of real images, (m, D)
@@ -144,7 +146,7 @@ def kernel_distance(
     values = [_squared_mmd(draw(f), draw(g)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
-# %% ../nbs/07_evaluation.ipynb #4b1c1ba5
+# %% ../nbs/07_evaluation.ipynb #5e4b355b
 def _covered(points, centers, k):
     "Share of `points` (n, D) in balls around `centers` (m, D) that reach to their k-th neighbors"
     # (m,): of the distances to all centers, the first is that to itself
@@ -155,6 +157,7 @@ def _covered(points, centers, k):
     inside = [(torch.cdist(p, centers) <= radius).any(1) for p in points.split(1000)]
     return torch.cat(inside).float().mean().item()
 
+# %% ../nbs/07_evaluation.ipynb #4b1c1ba5
 def precision_recall(
     f:Tensor, # Features of generated images, (n, D), n > k
     g:Tensor, # Features of real images, (m, D), m > k
