@@ -21,15 +21,16 @@ from .kernels import conv_pool, up_conv, upsample
 from .precision import no_autocast
 from .spectral import spectral_norm
 
-# %% ../nbs/04_networks.ipynb #29285685
+# %% ../nbs/04_networks.ipynb #d707c6e7
 def _initialize(layer, sn=True):
     "Xavier uniform weight, zero bias, and spectral norm if `sn`"
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None: nn.init.zeros_(layer.bias)
     return spectral_norm(layer) if sn else layer
 
+# %% ../nbs/04_networks.ipynb #29285685
 def _make_conv(c_in, c_out, size, sn=True, bias=True):
-    "A convolution that keeps the size of the map"
+    "A convolution of odd size that keeps the size of the map"
     for channels in (c_in, c_out): check_count('channels', channels)
     return _initialize(nn.Conv2d(c_in, c_out, size, padding=size//2, bias=bias), sn)
 
@@ -86,7 +87,8 @@ class DBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Table 1's control: two convolutions with as many parameters as `SelfAttention`.
 
-    On features (B, C, H, W); the identity until `gamma` has moved from 0."""
+    Takes features (B, C, H, W). The identity until `gamma` has moved from 0. Raises `ValueError`
+    for other channels."""
     def __init__(self,
         channels:int, # C, divisible by 8; otherwise `ValueError`
         sn:bool=True, # Spectrally normalize the convolutions?
@@ -105,14 +107,16 @@ class ResidualBlock(nn.Module):
         check_tensor('x', x, ('B', self.conv1.in_channels, 'H', 'W'), self.gamma)
         return self.gamma * self.conv2(F.relu(self.conv1(F.relu(x)))) + x  # (B, C, H, W)
 
-# %% ../nbs/04_networks.ipynb #898fbd35
-# Channels in multiples of the width, by size: those of G's 4x4 map and of each G block's output ...
+# %% ../nbs/04_networks.ipynb #90ac32d9
+# Channels in multiples of the width, by size: those of G's 4x4 map and of each G block's output
 G_CHANNELS = {
     32: (4, 4, 4, 4),
     64: (16, 8, 4, 2, 1),
     128: (16, 16, 8, 4, 2, 1),
     256: (16, 16, 8, 8, 4, 2, 1)}
-# ... and those of each D block's output
+
+# %% ../nbs/04_networks.ipynb #898fbd35
+# Channels of each D block's output, in multiples of the width
 D_CHANNELS = {
     32: (2, 2, 2, 2),
     64: (1, 2, 4, 8, 16),
@@ -145,19 +149,24 @@ def name_places(
     counts = [list(sizes[:i]).count(s) for i, s in enumerate(sizes, 1)]
     return [f'{s}-{n}' if n > 1 else f'{s}' for s, n in zip(sizes, counts)]
 
-# %% ../nbs/04_networks.ipynb #0955c1e6
-def _make_attention(net, placement, places, channels, form, sn=True):
-    "{place: layer} for each place, or an error that says where attention can be"
+# %% ../nbs/04_networks.ipynb #429718ab
+def _check_places(net, placement, places):
+    "Raise `ValueError`, with all places, unless each requested one is a feature map of the network"
     if not isinstance(placement, (tuple, list)):
         raise ValueError(f"attention is a tuple of map sizes such as (16, 32), got {placement!r}")
-    if resolve_form(form) not in (*FORMS, 'residual'):
-        raise ValueError(f"form is {', '.join(map(repr, FORMS))} or 'residual', got {form!r}")
-    channels_at = dict(zip(places, channels))
     for p in map(str, placement):
-        if p in channels_at: continue
+        if p in places: continue
         order = sorted(places, key=lambda p: ('-' in p, *map(int, p.split('-'))))
         raise ValueError(f"the {net} has no {p if '-' in p else f'{p}x{p}'} feature map for "
                          f"attention; it has {', '.join(order)}")
+
+# %% ../nbs/04_networks.ipynb #0955c1e6
+def _make_attention(net, placement, places, channels, form, sn=True):
+    "{place: layer} for each place, or an error that says where attention can be"
+    _check_places(net, placement, places)
+    if resolve_form(form) not in (*FORMS, 'residual'):
+        raise ValueError(f"form is {', '.join(map(repr, FORMS))} or 'residual', got {form!r}")
+    channels_at = dict(zip(places, channels))
     def layer(c): return ResidualBlock(c, sn) if form == 'residual' else SelfAttention(c, form, sn)
     return nn.ModuleDict({p: layer(channels_at[p]) for p in map(str, placement)})
 
@@ -204,6 +213,15 @@ class Generator(nn.Module):
             if place in self.attention: x = self.attention[place](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()     # (B, 3, S, S)
 
+# %% ../nbs/04_networks.ipynb #31540a99
+def _count_halvings(size, down, n_blocks):
+    "How many of D's blocks halve the size: `down`, or by the table if 0; raises `ValueError`"
+    check_count('down', down, 0)
+    if down > n_blocks:
+        raise ValueError(f"down is at most {n_blocks}, "
+                         f"the number of blocks at {size} pixels, got {down}")
+    return down or D_DOWN[size]
+
 # %% ../nbs/04_networks.ipynb #6d063e35
 class Discriminator(nn.Module):
     """D(x, y) -> one unbounded score per image, high for real (sections 3 and 5).
@@ -224,11 +242,8 @@ class Discriminator(nn.Module):
         super().__init__()
         if head not in ('projection', 'auxiliary'):
             raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
-        check_count('down', down, 0)
-        ch, down = _resolve_channels(D_CHANNELS, size, width), down or D_DOWN[size]
-        if down > len(ch):
-            raise ValueError(f"down is at most {len(ch)}, "
-                             f"the number of blocks at {size} pixels, got {down}")
+        ch = _resolve_channels(D_CHANNELS, size, width)
+        down = _count_halvings(size, down, len(ch))
         self.size, self.n_classes = size, n_classes
         self.sizes = [size >> min(i, down) for i, _ in enumerate(ch, 1)]
         self.places = name_places(self.sizes)
@@ -250,7 +265,7 @@ class Discriminator(nn.Module):
         h = F.relu(x).to(self.blocks[0].conv1.bias.dtype).sum((2, 3))
         with no_autocast(x): return self.head(h, y)      # (B,), auxiliary: (B,), (B,)
 
-# %% ../nbs/04_networks.ipynb #cc8a51f4
+# %% ../nbs/04_networks.ipynb #8a371798
 def _count_images(G, y, n, seed, batch, least=1):
     "How many images labels or a number ask for; raises `ValueError` if the generator cannot draw"
     if not hasattr(G, 'z_dim'):
@@ -265,6 +280,7 @@ def _count_images(G, y, n, seed, batch, least=1):
     check_labels(y.cpu() if isinstance(y, Tensor) else y, G.n_classes, n)
     return n
 
+# %% ../nbs/04_networks.ipynb #cc8a51f4
 @torch.no_grad()
 def _sample_batches(G, y, n, seed, batch, part=slice(None)):
     "Batches of images (B, 3, S, S) in the mode in which G is"
