@@ -21,14 +21,13 @@ from .kernels import conv_pool, up_conv, upsample
 from .precision import no_autocast
 from .spectral import spectral_norm
 
-# %% ../nbs/04_networks.ipynb #d707c6e7
+# %% ../nbs/04_networks.ipynb #29285685
 def _initialize(layer, sn=True):
     "Xavier uniform weight, zero bias, and spectral norm if `sn`"
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None: nn.init.zeros_(layer.bias)
     return spectral_norm(layer) if sn else layer
 
-# %% ../nbs/04_networks.ipynb #29285685
 def _make_conv(c_in, c_out, size, sn=True, bias=True):
     "A convolution of odd size that keeps the size of the map"
     for channels in (c_in, c_out): check_count('channels', channels)

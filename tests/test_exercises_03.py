@@ -69,7 +69,7 @@ wrong = {
         'def sloppy(block, x): return F.relu(block(x))',
         sloppy.replace('block.skip(x)', 'block.skip(a)').replace('conv1(a)', 'conv1(x)')],
     ('05_losses', 1): [
-        'def teaching(real, fake): return ((real < 0).sum() + (fake > 0).sum()).item()/(len(real) + len(fake))',
+        'def teaching(real, fake): return torch.cat([real < 0, fake > 0]).float().mean().item()',  # no margin
         'def teaching(real, fake): return (real < 1).float().mean().item()',
         'def teaching(real, fake): return ((real < 1).float().mean() + (fake > -1).float().mean()).item()/2'],
     ('05_losses', 2): [
@@ -81,7 +81,7 @@ wrong = {
         distance.replace(first, '').replace(second, f'{second}\n{first}'),  # g moves first
         distance.replace(first, '        before = d.weight.detach().clone()\n' + first).replace(
             second, second.replace('d.weight.detach()', 'before')),  # both at once
-        distance.replace('-d.weight', 'd.weight').replace('(opt_g, d', '(opt_g, -d'),  # each wants the other's
+        distance.replace('-d.weight', 'd.weight').replace('(opt_g, d', '(opt_g, -d'),  # exchanged
         distance.replace('(beta1, .9)', '(beta1, .999)')]}
 
 
