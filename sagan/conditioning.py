@@ -26,7 +26,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
-        group:int=0, # Images in a row that share mean and variance in training; 0: the whole batch
+        group:int=0, # Consecutive images that share statistics in training; 0: the whole batch
         **kwargs, # Further arguments of `nn.BatchNorm2d`, such as `affine`
     ):
         check_count('channels', channels)
@@ -56,7 +56,7 @@ class ConditionalBatchNorm2d(nn.Module):
     def __init__(self,
         channels:int, # C of the (B, C, H, W) input
         n_classes:int=0, # Rows of the tables, 0 for unconditional
-        group:int=0, # Images in a row that share mean and variance in training; 0: the whole batch
+        group:int=0, # Consecutive images that share statistics in training; 0: the whole batch
         # How both tables start: 'zeros', or 'xavier' for Xavier uniform; otherwise `ValueError`
         tables:str='zeros',
     ):

@@ -46,7 +46,7 @@ def ttur(
     lr_g:float=1e-4, # G's learning rate, > 0
     lr_d:float=4e-4, # D's learning rate, > 0
     betas:tuple=(0., .9), # Adam's decay rates (beta1, beta2), each in [0, 1)
-    bias_lr:float=1., # Learning rate of biases (no class tables), a share of their network's, >= 0
+    bias_lr:float=1., # Rate of biases relative to their network's, >= 0; not of class tables
 ) -> tuple: # (opt_g, opt_d): two `torch.optim.Adam`, each with a group of weights and one of biases
     "Two Adams with their own rates (sections 4.2 and 5); raises `ValueError` for invalid settings"
     for name, lr in dict(lr_g=lr_g, lr_d=lr_d, bias_lr=bias_lr).items(): check_number(name, lr)

@@ -41,7 +41,7 @@ class GBlock(nn.Module):
         c_out:int, # Channels of the output
         n_classes:int=0, # Classes of the conditional batch norms, 0 for unconditional
         sn:bool=True, # Spectrally normalize the convolutions?
-        group:int=0, # Images in a row that share batch norm's statistics; 0: the whole batch
+        group:int=0, # Consecutive images that share batch norm statistics; 0: the whole batch
         tables:str='zeros', # How the class tables start: 'zeros' or 'xavier'
     ):
         super().__init__()
@@ -65,7 +65,7 @@ class DBlock(nn.Module):
         c_out:int, # Channels of the output
         down:bool=True, # Halve the size by 2x2 average pooling?
         first:bool=False, # Is the input an image? Then no ReLU comes before the first convolution
-        relu_skip:bool=False, # Does the shortcut, too, start from the rectified input?
+        relu_skip:bool=False, # Does the shortcut start from the rectified input too?
     ):
         super().__init__()
         self.down, self.first, self.relu_skip = down, first, relu_skip
@@ -177,14 +177,14 @@ class Generator(nn.Module):
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        # Channels are multiples of this; or those of the 4x4 map and of each block's output
+        # Channels are multiples of it; or those of the 4x4 map and of each block's output
         width:int|tuple=64,
         attention:tuple=(32,), # Feature map sizes with attention, any of 8, 16, ..., size
         # Attention layers: 'preprint', 'published', 'released'; or 'residual', table 1's control
         form:str='preprint',
         z_dim:int=128, # Numbers in a latent vector
         sn:bool=True, # Spectrally normalize the weights (section 4.1)?
-        bn_group:int=0, # Images in a row that share batch norm's statistics; 0: the whole batch
+        bn_group:int=0, # Consecutive images that share batch norm statistics; 0: the whole batch
         class_tables:str='zeros', # How the class tables of batch norm start: 'zeros' or 'xavier'
     ):
         super().__init__()
@@ -229,14 +229,14 @@ class Discriminator(nn.Module):
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        width:int|tuple=64, # Channels are multiples of this; or those of each block, or of fewer
+        width:int|tuple=64, # Channels are multiples of it; or those of each block, or of fewer
         # Sizes with attention: size/2, ..., 4 (8 at 32 px); '8-2' is the second 8x8 map
         attention:tuple=(32,),
         # Attention layers: 'preprint', 'published', 'released'; or 'residual', table 1's control
         form:str='preprint',
         head:str='projection', # 'projection' (section 5), or AC-GAN's 'auxiliary' (table 2)
         down:int=0, # How many blocks, from the first, halve the size; 0 for `D_DOWN[size]`
-        relu_skip:bool=False, # Do the shortcuts, too, start from rectified inputs?
+        relu_skip:bool=False, # Do the shortcuts start from rectified inputs too?
     ):
         super().__init__()
         if head not in ('projection', 'auxiliary'):
@@ -266,7 +266,7 @@ class Discriminator(nn.Module):
 
 # %% ../nbs/04_networks.ipynb #8a371798
 def _count_images(G, y, n, seed, batch, least=1):
-    "How many images labels or a number ask for; raises `ValueError` if the generator cannot draw"
+    "The number of images that `y` or `n` ask for; raises `ValueError` if G cannot draw them"
     if not hasattr(G, 'z_dim'):
         raise ValueError(f"G must be a generator, such as model.ema, got a {type(G).__name__}")
     if y is None and n is None:
@@ -282,7 +282,7 @@ def _count_images(G, y, n, seed, batch, least=1):
 # %% ../nbs/04_networks.ipynb #cc8a51f4
 @torch.no_grad()
 def _sample_batches(G, y, n, seed, batch, part=slice(None)):
-    "Batches of images (B, 3, S, S) in the mode in which G is"
+    "Batches of images (B, 3, S, S), in the present mode of G"
     device = next(G.parameters()).device
     z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))[part]  # (n, z_dim)
     y = None if y is None else y[part]                                                # (n,)
@@ -325,13 +325,13 @@ def standing_statistics(
     y:Tensor|None=None,
     n:int|None=None, # Number of images, None for one per label
     seed:int=0, # Seed of the latents
-    batch:int=100, # Images in a batch at most, at least 2
+    batch:int=100, # Images in a batch, at least 2; a few fewer where that makes batches equal
 ) -> Generator: # A copy in eval mode whose batch norm averages are means over these batches
     """Measure the batch norm averages again, with the weights as they are.
 
     Raises `ValueError` for labels or a batch that do not fit."""
     n, G = _count_images(G, y, n, seed, batch, least=2), deepcopy(G).train()
-    batch = -(-n//-(-n//batch))  # batches as equal as can be, because all count the same
+    batch = -(-n//-(-n//batch))  # nearly equal batches, because all count the same
     for m in G.modules():
         if isinstance(m, BatchNorm2d):
             m.reset_running_stats()
