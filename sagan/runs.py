@@ -568,8 +568,7 @@ def evaluate_run(
     seed:int=0, # Seed of the latents and of the classifier
     data:str|Path|None=None, # Real images, if they have moved since training
     split:str='all', # Name of the data set's part, stored with the scores
-    # Network that measures: 'small', trained on the real images (random features without classes), or
-    # 'inception'
+    # Network that measures: 'small' (trained on the real images, random without classes) or 'inception'
     evaluator:str='small',
     weights:str|Path|None=None, # File of Inception weights, None to download it at first use
     # File that keeps the statistics of the real images; with Inception, None means
@@ -582,10 +581,9 @@ def evaluate_run(
 ) -> dict: # The scores, as in `eval.json`, and `nearest`, the path of the picture
     """Score images of a run against real images
 
-    Writes eval.json and nearest.png, with other options in their names; for a run of the package, writes
-    digits-eval.json and so on into the current folder. Raises `ValueError` for images of other classes,
-    `FileNotFoundError` for missing images or a missing folder, and `UnstoredScores`, which holds the scores,
-    if they cannot be written."""
+    Writes eval.json and nearest.png, with options in their names; for a run of the package, digits-eval.json
+    and so on in the current folder. Raises `ValueError` for images of other classes, `FileNotFoundError` for
+    missing images or folders, and `UnstoredScores`, which holds the scores, if they cannot be written."""
     by_inception = evaluator == 'inception' or weights is not None
     asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name,
                  split=None if split == 'all' else split, standing=standing,
