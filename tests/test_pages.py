@@ -150,7 +150,7 @@ def test_language_models(prepared, tmp_path):
         docsite.outside_code(find, page.read_text(encoding='utf-8'))
         for link in links:
             path = urldefrag(link.replace(cfg.doc_url, '/')).url
-            if not path or re.match('[a-z]+:', path): continue
+            if path in ('', '/') or re.match('[a-z]+:', path): continue
             at = tmp_path/path[1:] if path[0] == '/' else page.parent/path
             assert at.is_file() or (root/'nbs'/at.resolve().relative_to(tmp_path)).is_file(), (name, link)
 
