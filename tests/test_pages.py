@@ -235,7 +235,7 @@ STICKING_OUT = """() => {
 
 
 # Code that scrolls sideways although each of its lines has at most 110 characters
-SCROLLING = """() => [...document.querySelectorAll('pre')]
+SCROLLING = """() => [...document.querySelectorAll('pre.sourceCode')]
     .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1)
     .filter(e => e.textContent.split('\\n').every(line => line.length <= 110))
     .map(e => e.textContent.slice(0, 200))"""
