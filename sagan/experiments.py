@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/experiments.html.md"""
 # %% auto #0
 __all__ = ['experiments', 'Row', 'Variant', 'variants', 'load_experiment']
 
-# %% ../nbs/10_experiments.ipynb #157b3203
+# %% ../nbs/10_experiments.ipynb #6fcbd5ab
 from dataclasses import dataclass
 from pathlib import Path
 from .attention import FORMS
@@ -23,7 +23,7 @@ class Row:
     fid:str = '' # The paper's FID, lower is better
     inception_score:str = '' # The paper's Inception score, higher is better
 
-# %% ../nbs/10_experiments.ipynb #1fad17b8
+# %% ../nbs/10_experiments.ipynb #d05bd89c
 experiments = dict(
     table1=[
         Row('table1-none', 'no attention', '22.96', '42.87'),
@@ -126,7 +126,7 @@ def variants(
     for row in experiments[experiment]: merged.setdefault(cfgs[row.system], []).append(row)
     return [Variant(tuple(rows), cfg) for cfg, rows in merged.items()]
 
-# %% ../nbs/10_experiments.ipynb #23d6ad8f
+# %% ../nbs/10_experiments.ipynb #2271e322
 def load_experiment(
     folder:str|Path, # Folder of a finished experiment
 ) -> list: # (`Variant`, [records of each seed]) of each variant

@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/visualization.html.md"""
 __all__ = ['POINT_COLOURS', 'grid_image', 'png_data_uri', 'class_rows', 'nearest_figure', 'spread_points', 'most_attended',
            'check_maps', 'attention_figure', 'effect_figure']
 
-# %% ../nbs/08_visualization.ipynb #bdbddd32
+# %% ../nbs/08_visualization.ipynb #20aeffeb
 import base64, io, math, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ from .data import to_bytes
 from .inputs import check_count, check_tensor
 from .names import figure_label, quiet_missing_glyphs
 
-# %% ../nbs/08_visualization.ipynb #98c1626c
+# %% ../nbs/08_visualization.ipynb #e9d24f5f
 def _picture(x):
     "(3, S, S) in [-1, 1] -> (S, S, 3) bytes"
     return to_bytes(x).permute(1, 2, 0).numpy()
@@ -29,7 +29,7 @@ def grid_image(
     x:Tensor, # Images, (n, 3, S, S) in [-1, 1]
     columns:int=8, # Images in a row
 ) -> Image.Image: # One picture of all, with a line of 2 pixels between
-    "Images side by side as a picture that can be saved; raises `ValueError` for anything but images"
+    "Images side by side as one picture; raises `ValueError` for anything but images"
     check_tensor('x', x, ('n', 3, 'S', 'S'))
     check_count('the number of images', len(x))
     check_count('columns', columns)
@@ -51,7 +51,7 @@ def png_data_uri(
         data = out.getvalue()
     return 'data:image/png;base64,' + base64.b64encode(data).decode()
 
-# %% ../nbs/08_visualization.ipynb #0bb756ed
+# %% ../nbs/08_visualization.ipynb #2d2e775d
 def class_rows(
     # Images, (n, 3, S, S) in [-1, 1], all of the first class first, then all of the second, ...
     x:Tensor,
@@ -96,7 +96,7 @@ def nearest_figure(
     fig.tight_layout(pad=.3)
     return fig
 
-# %% ../nbs/08_visualization.ipynb #511a26de
+# %% ../nbs/08_visualization.ipynb #a1b4575d
 # Okabe and Ito's, told apart by color-blind readers
 POINT_COLOURS = '#D55E00', '#009E73', '#0072B2', '#E69F00', '#CC79A7', '#56B4E9', '#F0E442'
 
@@ -124,7 +124,7 @@ def spread_points(
         distance = torch.minimum(distance, (f - f[points[-1]]).norm(dim=1))
     return [divmod(p, S) for p in points]
 
-# %% ../nbs/08_visualization.ipynb #12f85d6f
+# %% ../nbs/08_visualization.ipynb #43e02316
 def most_attended(
     m:Tensor, # The map of one query, (h, w)
     image:tuple, # (height, width) of the image in pixels
