@@ -1,5 +1,6 @@
 "Exercises of pages 08 to 10, 62 and 40: each check takes the folded solution and refuses three wrong answers"
 import ast, json
+from copy import deepcopy
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -53,7 +54,7 @@ def answer(name, number, solution=None):
     "Run the check of an exercise on an answer, None for the folded one"
     names, pairs = page(name)
     folded, check = pairs[number - 1]
-    scope = dict(names) | given(name)
+    scope = dict(names) | deepcopy(given(name))  # an answer may leave a network changed
     exec(solution or folded, scope)
     exec(check, scope)
 
@@ -102,7 +103,7 @@ wrong = {
         sized.replace('depth*', '2*depth*').replace('+ 256*3', '').replace('+ vectors)', '+ vectors + 768)')],
     ('09_explorer', 3): [
         'def in_script(state): return json.dumps(state)',  # the name becomes a tag
-        r'def in_script(state): return json.dumps(state).replace("</", "<\/")',  # <!--<script> is left
+        r'def in_script(state): return json.dumps(state).replace("</", "<\\/")',  # <!--<script> is left
         'def in_script(state): return json.dumps(state).replace("<", "")'],  # not read back
     ('10_experiments', 1): [
         'def flattery(seeds): return mean(min(r["fid"] for r in s) - s[-1]["fid"] for s in seeds)',
@@ -114,7 +115,7 @@ wrong = {
         chance := """def chance(ours, others):
     picked = [mean(p) for p in product(*zip(ours, *others))]
     return mean(p > mean(ours) + 1e-12 for p in picked)""",  # our own choice is left out
-        chance.replace('product(*zip(ours, *others))', 'zip(*others)').replace('> mean(ours) +', '>= mean(ours) -'),
+        chance.replace('zip(ours, *others)', 'zip(*others)'),
         """from itertools import combinations
 def chance(ours, others):
     values = [*ours, *(v for o in others for v in o)]
@@ -141,7 +142,7 @@ def chance(ours, others):
         windows.replace('2*2*step', '2*step'),  # one convolution
         windows.replace('min(width, 32)', 'width')],  # more than the image
     ('library/40_claim', 2): [
-        loss.replace('(changed.sum() - changed.diagonal().sum())/(n*(n - 1))', 'changed.mean()'),  # real ones, too
+        loss.replace(' - changed.diagonal().sum())/(n*(n - 1))', ')/n**2'),  # real ones, too
         loss.replace('.clamp(min=0)', ''),  # no hinge
         loss.replace('real + ', '')]}
 
