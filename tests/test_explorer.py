@@ -4,6 +4,7 @@ The stand-alone page opened from disk without a network, and the module as anywi
 import base64, html, json, math, os, re, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 import pytest, torch, torch.nn.functional as F
+pytest.importorskip('playwright', reason="needs pip install -e '.[browser]'")
 from PIL import Image
 from playwright.sync_api import TimeoutError, sync_playwright
 from sagan.attention import AttentionMap, intervene
