@@ -150,7 +150,7 @@ def test_language_models(prepared, tmp_path):
         docsite.outside_code(find, page.read_text(encoding='utf-8'))
         for link in links:
             path = urldefrag(link.replace(cfg.doc_url, '/')).url
-            if not path or re.match('[a-z]+:', path): continue
+            if path in ('', '/') or re.match('[a-z]+:', path): continue
             at = tmp_path/path[1:] if path[0] == '/' else page.parent/path
             assert at.is_file() or (root/'nbs'/at.resolve().relative_to(tmp_path)).is_file(), (name, link)
 
@@ -235,7 +235,7 @@ STICKING_OUT = """() => {
 
 
 # Code that scrolls sideways although each of its lines has at most 110 characters
-SCROLLING = """() => [...document.querySelectorAll('pre')]
+SCROLLING = """() => [...document.querySelectorAll('pre.sourceCode')]
     .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1)
     .filter(e => e.textContent.split('\\n').every(line => line.length <= 110))
     .map(e => e.textContent.slice(0, 200))"""

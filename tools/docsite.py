@@ -78,7 +78,7 @@ def title_of(nb):
 
 
 def markdown(nb, images):
-    "A page for language models: links lead to the Markdown of other pages, frames are left out"
+    "A page for language models: links lead to other pages' Markdown; no frames, and no bytes of pictures"
     doc_url = get_config(root).doc_url
     def link(m):
         path, place = urldefrag(m[2])
@@ -87,7 +87,7 @@ def markdown(nb, images):
         if ours and path.endswith('.html'): path += '.md'
         return m[1] + path + (f'#{place}' if place else '')
     title, description = title_of(nb)
-    text = re.sub('<iframe.*?</iframe>', '', nb2md(nb, images), flags=re.S)
+    text = re.sub('<iframe.*?</iframe>|<!--.*?-->|(?<=src=")data:[^"]*', '', nb2md(nb, images), flags=re.S)
     text = outside_code(lambda part: re.sub(r'(\]\(|href=")([^)"\s]+)', link, part), text)
     return f'# {title}\n\n> {description}\n\n{text}'
 
