@@ -40,6 +40,7 @@ from .measuring import *
 from .names import *
 from .nearest import *
 from .networks import *
+from .outcomes import *
 from .pace import *
 from .pages import *
 from .precision import *
@@ -53,6 +54,7 @@ from .runs import *
 from .sampling import *
 from .spectral import *
 from .starting import *
+from .statistics import *
 from .storage import *
 from .training import *
 from .visualization import *
@@ -65,10 +67,10 @@ _modules = [
     sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.diagnostics,
     sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images,
     sagan.importing, sagan.inputs, sagan.kernels, sagan.losses, sagan.machinery, sagan.measuring,
-    sagan.names, sagan.nearest, sagan.networks, sagan.pace, sagan.pages, sagan.precision,
-    sagan.progress, sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner,
-    sagan.runs, sagan.sampling, sagan.spectral, sagan.starting, sagan.storage, sagan.training,
-    sagan.visualization, sagan.walks, sagan.widget]
+    sagan.names, sagan.nearest, sagan.networks, sagan.outcomes, sagan.pace, sagan.pages,
+    sagan.precision, sagan.progress, sagan.recording, sagan.records, sagan.references,
+    sagan.reports, sagan.runner, sagan.runs, sagan.sampling, sagan.spectral, sagan.starting,
+    sagan.statistics, sagan.storage, sagan.training, sagan.visualization, sagan.walks, sagan.widget]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -42,7 +42,11 @@ MOVED = dict(
         inception='references.inception', train_evaluator='references.train_evaluator'),
     experiments=dict(
         Line='experiments.Variant', Plan='runner.Plan', lines='experiments.variants',
-        run_experiment='runner.run_experiment', train_line='runner.train_variant'),
+        curves_figure='outcomes.curves_figure', format_score='outcomes.format_score',
+        measures='outcomes.measures', run_experiment='runner.run_experiment',
+        strips_figure='outcomes.strips_figure', table='outcomes.table',
+        table_columns='outcomes.table_columns', table_markdown='outcomes.table_markdown',
+        train_line='runner.train_variant'),
     explorer=dict(own_images='widget.own_images'),
     importing=dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
@@ -59,7 +63,8 @@ MOVED = dict(
         fastest_dtype='precision.fastest_dtype', for_size='config.for_size', presets='config.presets',
         systems='config.systems'),
     visualization=dict(
-        report_html='pages.report_html', training_figure='curves.training_figure'))
+        map_statistics='statistics.map_statistics', report_html='pages.report_html',
+        statistics_figure='statistics.statistics_figure', training_figure='curves.training_figure'))
 
 # %% ../nbs/library/41_deprecated.ipynb #b334ed0f
 def processes() -> tuple[int, int]: # (rank of this process from 0, number of processes)
