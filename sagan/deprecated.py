@@ -59,9 +59,8 @@ MOVED = dict(
     sharing=dict(folded='sharing.fold_spectral_norm'),
     spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
-        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite',
-        fastest_dtype='precision.fastest_dtype', for_size='config.for_size', presets='config.presets',
-        systems='config.systems'),
+        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', systems='config.systems',
+        fastest_dtype='precision.fastest_dtype', for_size='config.for_size', presets='config.presets'),
     visualization=dict(
         map_statistics='statistics.map_statistics', report_html='pages.report_html',
         statistics_figure='statistics.statistics_figure', training_figure='curves.training_figure'))
