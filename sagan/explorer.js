@@ -3,7 +3,8 @@
 // anywidget calls `render`; a stand-alone page starts itself at the end of this file. `model` holds the state, with
 // get, set, save_changes and on. All that can be asked of a generator goes through it, too: label, seed, towards,
 // far, gamma, hide, cut and uploads are set here, and header, data, effect and changed come back. Who draws, a
-// kernel or something in the browser, makes no difference; a model without `drawing` is one that nobody draws for.
+// kernel or, on a stand-alone page, the `drawer` of generator.js, makes no difference; a model without `drawing` is one
+// that nobody draws for.
 
 const CSS = `
 .sagan { --ink: var(--jp-ui-font-color0, var(--vscode-editor-foreground, #1a1a1a));
@@ -79,7 +80,7 @@ const STRONG = 1.5   // times an even spread: from here on there is an outline, 
 
 // What Python packed: images as RGB, and queries and keys as 16-bit integers with one factor for each image
 function unpack(header, view) {
-  const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice()   // its own, so that it is aligned
+  const bytes = bytesOf(view).slice()   // its own, so that it is aligned
   const vectors = (start, n, depth) => image => new Int16Array(bytes.buffer, start + 2 * image * n * depth, n * depth)
   const layers = header.layers.map(l => {
     const [nq, nk] = [l.queries, l.keys].map(([a, b]) => a * b)
@@ -221,6 +222,7 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(a.href), 60000)
 }
 
+const bytesOf = view => new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 function base64(bytes) {
   let text = ''
   for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768))
@@ -228,13 +230,15 @@ function base64(bytes) {
 }
 
 const SHOWN = ['point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same']
+const BYTES = ['data', 'changed', 'weights']
 const DRAWN = ['label', 'seed', 'towards', 'far', 'gamma', 'hide', 'cut']
 
 // The stand-alone page of a model: its state is put into the page's gaps, as `AttentionExplorer.static` does in Python
-function page(model, bytes) {
+function page(model) {
   const state = { message: '' }
-  for (const k of ['header', ...SHOWN, 'page']) state[k] = model.get(k)
-  const parts = { state: JSON.stringify(state).replaceAll('<', '\\u003c'), data: base64(bytes), js: model.get('_esm') }
+  for (const k of ['header', ...SHOWN, ...DRAWN, 'effect', 'network', 'page']) if (model.get(k) !== undefined) state[k] = model.get(k)
+  const parts = { state: JSON.stringify(state).replaceAll('<', '\\u003c'), js: model.get('_esm') }
+  for (const k of BYTES) parts[k] = base64(bytesOf(model.get(k)))
   return model.get('page').replace(/@@(\w+)@@/g, (_, k) => parts[k])
 }
 
@@ -289,7 +293,7 @@ function render({ model, el }) {
   const clear = button('Clear points', () => letGo([])), help = button('?', () => ask())
   help.setAttribute('aria-label', 'Keys and help')
   const saves = make('div', { className: 'end' }, clear, button('Copy view', copy, 'A link or JSON that restores this view'),
-    button('Save PNG', savePNG), button('Save HTML', () => download(name('html'), new Blob([page(model, view.bytes)], { type: 'text/html' }))), help)
+    button('Save PNG', savePNG), button('Save HTML', () => download(name('html'), new Blob([page(model)], { type: 'text/html' }))), help)
   const options = make('div', { className: 'bar options' }, direction, tools, field('Same scale for all points', sameScale), field('Smooth', smooth), saves)
 
   const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert)
@@ -531,8 +535,9 @@ function render({ model, el }) {
       if (!seedField.hidden) { fill(seeds, header.images.map(i => [i.seed, i.seed]), image.seed); seedField.firstChild.textContent = 'Image' }
     }
     for (const e of [seed.parentNode, next, random, ...walking]) e.hidden = !generates
-    gammaField.hidden = tools.hidden = effects.hidden = !drawing.attention
-    const beside = drawing.attention ? content : panels
+    gammaField.hidden = tools.hidden = !drawing.attention
+    effects.hidden = !drawing.attention && !model.get('effect')?.words
+    const beside = effects.hidden ? panels : content
     beside.append(strips)   // beside the map, unless that is the place of the effects
     own.hidden = !drawing.own
     for (const part of [which, more]) part.hidden = [...part.children].every(e => e.hidden)
@@ -566,10 +571,11 @@ function render({ model, el }) {
   function showEffect() {
     const e = model.get('effect') ?? {}, data = model.get('changed'), [H, W] = header?.size ?? []
     const none = !e.words || data?.byteLength !== 4 * H * W
-    for (const part of [changed, changedTitle, apart, apartScale, undo]) part.hidden = none
+    for (const part of [changed, changedTitle, apart, apartScale]) part.hidden = none
+    undo.hidden = none || !live()
     effect.textContent = none ? 'Choose Hide and drag over the image, or move Attention: the image drawn without that attention appears here, beside the one as trained.' : e.words
     if (none) return
-    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+    const bytes = bytesOf(data)
     for (const [target, at] of [[changed, i => [3 * i, 3 * i + 1, 3 * i + 2]], [apart, i => Array(3).fill(3 * H * W + i)]]) {
       target.width = W; target.height = H
       const c = target.getContext('2d'), out = c.createImageData(W, H)
@@ -611,7 +617,7 @@ function render({ model, el }) {
   }
   const stored = () => Object.fromEntries([...SHOWN, ...live() ? DRAWN : []].map(k => [k, model.get(k)]))
   function copy() {
-    const json = JSON.stringify(stored()), linked = !live() && model.link
+    const json = JSON.stringify(stored()), linked = model.link
     const text = linked ? `${location.href.split('#')[0]}#view=${encodeURIComponent(json)}` : json
     const area = attributes(make('textarea', { value: text, readOnly: true, rows: 6 }), { 'aria-label': 'View' })
     navigator.clipboard?.writeText(text).catch(() => {})
@@ -752,14 +758,22 @@ export default { render }
 // On a stand-alone page the state is in the page, or in its address, and a few lines do for a model
 const state = document.getElementById('sagan-state')
 if (state) {
-  const values = JSON.parse(state.textContent), heard = {}
-  values.data = new DataView(Uint8Array.from(atob(document.getElementById('sagan-data').textContent), c => c.charCodeAt(0)).buffer)
-  values._esm = document.getElementById('sagan-js').textContent
-  const linked = /^#view=(.*)/.exec(location.hash)
-  if (linked) try { Object.assign(values, Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(linked[1]))).filter(([k]) => SHOWN.includes(k)))) } catch { /* as saved */ }
+  const values = JSON.parse(state.textContent), heard = {}, changed = new Set(), inPage = k => document.getElementById(`sagan-${k}`).textContent
+  for (const k of BYTES) values[k] = new DataView(Uint8Array.from(atob(inPage(k)), c => c.charCodeAt(0)).buffer)
+  values._esm = inPage('js')
+  if (values.weights.byteLength) values.drawing = values.network
   const frame = window.frameElement   // of a page that shows this one, and is as high as this is
   if (frame) new ResizeObserver(() => { frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height) + 40}px` }).observe(document.body)
-  const model = { link: !frame, framed: Boolean(frame), get: k => values[k], save_changes() {}, on: (event, f) => (heard[event] ??= []).push(f),
-    set(k, v) { values[k] = v; for (const f of heard[`change:${k}`] ?? []) f() } }
+  const model = { link: !frame, framed: Boolean(frame), get: k => values[k], on: (event, f) => (heard[event] ??= []).push(f),
+    set(k, v) { changed.add(k); model.put({ [k]: v }) },
+    put(some) { Object.assign(values, some); for (const k in some) for (const f of heard[`change:${k}`] ?? []) f() },
+    save_changes() { follow([...changed]); changed.clear() } }
+  const follow = values.drawing ? drawer(model, values.network, values.weights) : () => {}
+  const linked = /^#view=(.*)/.exec(location.hash)
+  if (linked) try {
+    const given = Object.entries(JSON.parse(decodeURIComponent(linked[1]))).filter(([k]) => [...SHOWN, ...values.drawing ? DRAWN : []].includes(k))
+    Object.assign(values, Object.fromEntries(given))
+    follow(given.map(([k]) => k))
+  } catch { /* as saved */ }
   render({ model, el: document.getElementById('sagan-view') })
 }

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 from .attention import attention_maps, intervene, SelfAttention
 from .data import to_bytes
+from .live import pack_networks
 from .names import readable
 from .networks import Discriminator, Generator
 from .training import SAGAN
@@ -208,8 +209,6 @@ class _DrawingState(AttentionExplorer):
     hide = T.List(T.Int(), None, allow_none=True, help='(top, left, bottom, right)').tag(sync=True)
     cut = T.List(T.Int(), None, allow_none=True, help='(top, left, bottom, right)').tag(sync=True)
     uploads = T.List(T.Dict(), help='name and content of files').tag(sync=True)
-    effect = T.Dict(help='From `pack_change`').tag(sync=True)
-    changed = T.Bytes(help='From `pack_change`').tag(sync=True)
     _settings = ['label', 'seed', 'towards', 'far', 'gamma', *AttentionExplorer._settings, 'hide',
                  'cut']
 
@@ -327,6 +326,7 @@ class Explorer(_Drawing):
         self.drawing = dict(classes=[readable(str(c)) for c in classes],
                             attention=_has_attention(G),
                             own=D is not None and _has_attention(D))
+        self.network, self.weights = pack_networks(model, self._classes)       # for its page
         self._draw()
         self.observe(self._draw, ['seed', 'towards', 'far'])
         self.observe(lambda _: self._look() if self._own else self._draw(), 'label')
