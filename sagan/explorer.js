@@ -41,7 +41,9 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan.framed { --side: min(100%, 34rem) }
 .sagan .content { display: flex; flex-direction: column }
 .sagan .panels { display: grid; gap: .5rem 1.25rem; grid-template-columns: repeat(2, minmax(0, var(--side))) minmax(8rem, calc(var(--side) * .47)) }
-.sagan .panels .strips { display: block } .sagan .panels .strips section + section { margin-top: .75rem }
+.sagan .strips section + section { margin-top: .75rem }
+.sagan .causes .effect { grid-area: 1 / 3 / 3 } .sagan .causes .strips { grid-area: 2 / 1 / 3 / 3; display: flex; flex-wrap: wrap; gap: .75rem 2rem }
+.sagan .causes .strips section + section { margin-top: 0 } .sagan .panels.causes { grid-template-rows: auto 1fr }
 .sagan figure { margin: 0; min-width: 0 } .sagan figcaption { font-size: 14px; line-height: 1.35; margin: .2rem 0 }
 .sagan h3 { font: 600 14px/1.4 system-ui, sans-serif; margin: 0 0 .2rem; color: inherit }
 .sagan canvas { display: block; width: 100%; border-radius: 3px; background: #000 }
@@ -56,9 +58,9 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .scale span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale span:last-of-type { right: 0 }
 .sagan .scale span.even { top: .75rem; padding-top: .15rem; border-left: 2px solid var(--ink); padding-left: .3rem }
 .sagan .scale span.even.left { border: 0; transform: translateX(-100%); border-right: 2px solid var(--ink); padding-right: .3rem }
-.sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
+.sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect .bar { margin: 0 } .sagan .stored { margin: 0; font-size: 14px; max-width: 60ch } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
 .sagan .status { margin: .4rem 0; min-height: 4.35em; font-variant-numeric: tabular-nums }
-.sagan .strips { display: flex; flex-wrap: wrap; gap: .75rem 2rem } .sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
+.sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
 .sagan .card { position: relative } .sagan .card > button:first-child { display: block; width: 7.2rem; padding: .3rem; text-align: left; line-height: 1.25; font-size: 13px; height: 100% }
 .sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; top: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
 .sagan dialog { color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 6px; max-width: 34rem; padding: 1rem 1.25rem }
@@ -69,9 +71,9 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
   .sagan input[type=range] { height: 44px } .sagan label:has([type=checkbox]) { min-height: 44px }
   .sagan .card .away { min-height: 44px } }
 @media (max-width: 40rem) {
-  .sagan, .sagan.framed { --side: 100% } .sagan .panels { grid-template-columns: minmax(0, 1fr) }
-  .sagan .bars { display: contents } .sagan :is(.options, .more) { order: 1 } .sagan .content > .strips { order: 2 }
-  .sagan .effect { display: grid; grid-template-columns: 1fr 1fr } .sagan .effect > :is(p, button, h3) { grid-column: 1 / -1 }
+  .sagan, .sagan.framed { --side: 100% } .sagan :is(.panels, .bars) { display: contents }
+  .sagan .content { gap: .5rem } .sagan :is(.options, .more) { order: 1 } .sagan .strips { order: 2 }
+  .sagan .effect { display: grid; grid-template-columns: 1fr 1fr } .sagan .effect > :is(p, .bar, h3) { grid-column: 1 / -1 }
   .sagan .end { margin-left: 0 } }`
 
 // ---- Numbers
@@ -229,6 +231,12 @@ function base64(bytes) {
   return btoa(text)
 }
 
+function fromBase64(text) {
+  const raw = atob(text), bytes = new Uint8Array(raw.length)
+  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i)
+  return bytes
+}
+
 const SHOWN = ['point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same']
 const BYTES = ['data', 'changed', 'weights']
 const DRAWN = ['label', 'seed', 'towards', 'far', 'gamma', 'hide', 'cut']
@@ -283,9 +291,10 @@ function render({ model, el }) {
   const own = button('Own images', () => files.click(), 'Where the discriminator looks in images of your own')
   const classField = field('Class', klass), seedField = field('Seed', seeds)
   const walking = [field('Towards seed', towards), field('How far', far), play]
-  const gammaField = field('Attention', gamma, strength)
+  const gammaField = field('Strength of attention', gamma, strength)
   const which = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random)
-  const more = make('div', { className: 'bar more' }, ...walking, gammaField, own, files), bar = make('div', { className: 'bars' }, which, more)
+  const stored = make('p', { className: 'stored' })
+  const more = make('div', { className: 'bar more' }, ...walking, gammaField, own, files, stored), bar = make('div', { className: 'bars' }, which, more)
 
   const overlay = slider('overlay', 1, 'oninput'), smooth = check('smooth'), sameScale = check('same')
   const direction = group('Direction', { from: 'From here', to: 'To here' }, v => set({ direction: v }))
@@ -303,18 +312,20 @@ function render({ model, el }) {
   const changed = attributes(make('canvas', { className: 'pixels' }), { role: 'img', 'aria-label': 'The changed image' })
   const apart = attributes(make('canvas', { className: 'pixels' }), { role: 'img' })
   const apartScale = make('div', { className: 'scale' }), effect = attributes(make('p'), { role: 'status' })
-  const changedTitle = make('figcaption', { textContent: 'Drawn without it' })
+  const changedTitle = make('figcaption')
   const undo = button('Undo changes', () => set({ hide: null, cut: null, gamma: 1 }))
-  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What attention causes' }), make('figure', {}, changed, changedTitle), make('figure', {}, apart, apartScale), effect, undo)
+  const without = button('Hide where it looks', () => set({ hide: strongest() }), 'No point may look at the place that the arrow goes to')
+  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What if it may not look there?' }), make('div', { className: 'bar' }, without, undo), make('figure', {}, changed, changedTitle), make('figure', {}, apart, apartScale), effect)
   const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' })
   const panels = make('div', { className: 'panels' },
     make('figure', {}, make('h3', { textContent: 'The image' }), canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' }))), status),
-    make('figure', {}, make('h3'), map, make('div', { className: 'under' }, scale), value), effects)
+    make('figure', {}, make('h3'), map, make('div', { className: 'under' }, scale), value))
   const title = map.previousSibling
   const layers = make('div', { className: 'strip' }), kept = make('div', { className: 'strip pins' })
   const strips = make('div', { className: 'strips' }, make('section', {}, make('h3', { textContent: 'All layers at this point' }), layers),
     make('section', {}, make('h3', { textContent: 'Kept points' }), kept))
-  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels, strips)
+  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels)
+  panels.append(effects, strips)
   const root = make('div', { className: model.framed ? 'sagan framed' : 'sagan' }, notice, content, dialog)
   root.dataset.lmSuppressShortcuts = 'true'
   attributes(direction, { title: 'Where this point looks, or which points look at it' })
@@ -428,6 +439,7 @@ function render({ model, el }) {
     if (current) { mark(ctx, current, mine); mark(over, current, mine) }
     say(); ruler(); thumbnails()
     clear.disabled = !pins.length && !point
+    without.disabled = !point
   }
   // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
   function paint() {
@@ -537,9 +549,11 @@ function render({ model, el }) {
     for (const e of [seed.parentNode, next, random, ...walking]) e.hidden = !generates
     gammaField.hidden = tools.hidden = !drawing.attention
     effects.hidden = !drawing.attention && !model.get('effect')?.words
-    const beside = effects.hidden ? panels : content
-    beside.append(strips)   // beside the map, unless that is the place of the effects
+    panels.classList.toggle('causes', !effects.hidden)
     own.hidden = !drawing.own
+    const note = model.get('network')?.note
+    stored.hidden = generates || !note
+    stored.textContent = `These images are stored in the page. It cannot draw others: ${note}.`
     for (const part of [which, more]) part.hidden = [...part.children].every(e => e.hidden)
     seed.value = model.get('seed'); towards.value = model.get('towards'); far.value = model.get('far'); gamma.value = model.get('gamma')
     strength.textContent = `×${model.get('gamma')}`
@@ -572,9 +586,10 @@ function render({ model, el }) {
     const e = model.get('effect') ?? {}, data = model.get('changed'), [H, W] = header?.size ?? []
     const none = !e.words || data?.byteLength !== 4 * H * W
     for (const part of [changed, changedTitle, apart, apartScale]) part.hidden = none
-    undo.hidden = none || !live()
-    effect.textContent = none ? 'Choose Hide and drag over the image, or move Attention: the image drawn without that attention appears here, beside the one as trained.' : e.words
+    undo.hidden = none || !live(); without.hidden = !live()
+    effect.textContent = none ? 'The generator draws the image again, without that attention. For a region of your own choose Hide, and drag over the image.' : e.words
     if (none) return
+    changedTitle.textContent = `Drawn again: ${parseFloat(e.top) < 5 ? 'hardly any change' : 'the image changes'}`
     const bytes = bytesOf(data)
     for (const [target, at] of [[changed, i => [3 * i, 3 * i + 1, 3 * i + 2]], [apart, i => Array(3).fill(3 * H * W + i)]]) {
       target.width = W; target.height = H
@@ -615,9 +630,9 @@ function render({ model, el }) {
     dialog.replaceChildren(...parts.length ? parts : [make('h3', { textContent: 'Keys on the image' }), keys, words], close)
     dialog.showModal()
   }
-  const stored = () => Object.fromEntries([...SHOWN, ...live() ? DRAWN : []].map(k => [k, model.get(k)]))
+  const restored = () => Object.fromEntries([...SHOWN, ...live() ? DRAWN : []].map(k => [k, model.get(k)]))
   function copy() {
-    const json = JSON.stringify(stored()), linked = model.link
+    const json = JSON.stringify(restored()), linked = model.link
     const text = linked ? `${location.href.split('#')[0]}#view=${encodeURIComponent(json)}` : json
     const area = attributes(make('textarea', { value: text, readOnly: true, rows: 6 }), { 'aria-label': 'View' })
     navigator.clipboard?.writeText(text).catch(() => {})
@@ -658,6 +673,17 @@ function render({ model, el }) {
       return [edge(cell(Math.min(a, b))), edge(cell(Math.max(a, b)) + 1)]
     })
     return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]]
+  }
+  // Around the cell that the point looks at most: all strong cells that hang together with it, as a region
+  function strongest() {
+    const l = regionLayer(), [h, w] = l.keys, weights = weigh(l, model.get('image'), model.get('point'), 'from', header.size)
+    const best = largest(weights), found = new Set([best]), [H, W] = header.size
+    for (const i of found) for (const dr of [-1, 0, 1]) for (const dc of [-1, 0, 1]) {
+      const j = i + dr * w + dc
+      if (i % w + dc >= 0 && i % w + dc < w && weights[j] >= STRONG) found.add(j)
+    }
+    const rows = [...found].map(i => Math.floor(i / w)), columns = [...found].map(i => i % w)
+    return [Math.min(...rows) * H / h, Math.min(...columns) * W / w, (Math.max(...rows) + 1) * H / h, (Math.max(...columns) + 1) * W / w].map(Math.round)
   }
   const regionLayer = () => chosen().name[0] === 'G' ? chosen() : view.layers.findLast(l => l.name[0] === 'G') ?? chosen()
   function finish() { const done = snapped(box); box = null; set({ [tool]: done }) }
@@ -759,7 +785,7 @@ export default { render }
 const state = document.getElementById('sagan-state')
 if (state) {
   const values = JSON.parse(state.textContent), heard = {}, changed = new Set(), inPage = k => document.getElementById(`sagan-${k}`).textContent
-  for (const k of BYTES) values[k] = new DataView(Uint8Array.from(atob(inPage(k)), c => c.charCodeAt(0)).buffer)
+  for (const k of BYTES) values[k] = new DataView(fromBase64(inPage(k)).buffer)
   values._esm = inPage('js')
   if (values.weights.byteLength) values.drawing = values.network
   const frame = window.frameElement   // of a page that shows this one, and is as high as this is

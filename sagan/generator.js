@@ -38,9 +38,9 @@ function randn(seed, n) {
 const relu = x => x.map(v => v > 0 ? v : 0)
 const plus = (x, y) => x.map((v, i) => v + y[i])
 
-// Adds to four lines of sums what one line of the input gives to four outputs; `first` to `last` are where their
-// weights begin. A function apart, because browsers compile what is called often
-function addThree([s0, s1, s2, s3], weight, [a, b, c, d], line) {
+// Add to four lines of sums what one line of the input gives to four outputs, whose weights begin at a, b, c and d.
+// Functions apart, because browsers compile what is called often
+function addThree(s0, s1, s2, s3, weight, a, b, c, d, line) {
   const a0 = weight[a], a1 = weight[a + 1], a2 = weight[a + 2], b0 = weight[b], b1 = weight[b + 1], b2 = weight[b + 2]
   const c0 = weight[c], c1 = weight[c + 1], c2 = weight[c + 2], d0 = weight[d], d1 = weight[d + 1], d2 = weight[d + 2]
   let u = line[0], v = line[1]
@@ -51,7 +51,7 @@ function addThree([s0, s1, s2, s3], weight, [a, b, c, d], line) {
     u = v; v = t
   }
 }
-function addOne([s0, s1, s2, s3], weight, [a, b, c, d], line) {
+function addOne(s0, s1, s2, s3, weight, a, b, c, d, line) {
   const wa = weight[a], wb = weight[b], wc = weight[c], wd = weight[d]
   for (let i = 0; i < s0.length; i++) { const v = line[i]; s0[i] += wa * v; s1[i] += wb * v; s2[i] += wc * v; s3[i] += wd * v }
 }
@@ -61,13 +61,14 @@ function conv({ weight, bias, shape: [outputs, C, size] }, x, H, W) {
   const reach = size >> 1, h = H + 2 * reach, w = W + 2 * reach, padded = new Float32Array(C * h * w), out = new Float32Array(outputs * H * W)
   for (let c = 0; c < C; c++) for (let r = 0; r < H; r++) padded.set(x.subarray((c * H + r) * W, (c * H + r + 1) * W), (c * h + r + reach) * w + reach)
   const lines = Array.from({ length: C * h }, (_, i) => padded.subarray(i * w, (i + 1) * w))
-  const add = size === 3 ? addThree : addOne, sums = [0, 1, 2, 3].map(() => new Float64Array(W))
+  const add = size === 3 ? addThree : addOne, sums = [0, 1, 2, 3].map(() => new Float64Array(W)), [s0, s1, s2, s3] = sums
   for (let o = 0; o < outputs; o += 4) {
-    const four = [o, o + 1, o + 2, o + 3].map(n => Math.min(n, outputs - 1))
+    const four = [o, o + 1, o + 2, o + 3].map(n => Math.min(n, outputs - 1)), [i, j, k, l] = four.map(n => n * C * size * size)
     for (let r = 0; r < H; r++) {
-      sums.forEach((s, i) => s.fill(bias ? bias[four[i]] : 0))
-      for (let c = 0; c < C; c++) for (let dy = 0; dy < size; dy++) add(sums, weight, four.map(n => ((n * C + c) * size + dy) * size), lines[c * h + r + dy])
-      four.forEach((n, i) => out.set(sums[i], (n * H + r) * W))
+      sums.forEach((s, n) => s.fill(bias ? bias[four[n]] : 0))
+      for (let c = 0, at = 0; c < C; c++) for (let dy = 0; dy < size; dy++, at += size)
+        add(s0, s1, s2, s3, weight, i + at, j + at, k + at, l + at, lines[c * h + r + dy])
+      four.forEach((n, m) => out.set(sums[m], (n * H + r) * W))
     }
   }
   return out

@@ -30,11 +30,15 @@ def fold_batch_norm(
     return factor.float(), (bias - bn.running_mean*factor).float()
 
 # %% ../nbs/library/61_live.ipynb #cdd173e9
+def _is_shown(name, blocks):
+    "Is this layer or parameter in one of the first blocks, or in none and not in the head?"
+    kind, *rest = name.split('.')
+    return kind != 'head' and not (kind == 'blocks' and rest and int(rest[0]) >= blocks)
+
 def _numbers(net, blocks):
     "(name, tensor) of all that a network computes with, as far as that many blocks"
     for name, m in net.named_modules():
-        kind, _, n = name.partition('.')
-        if kind == 'head' or kind == 'blocks' and n and int(n.split('.')[0]) >= blocks: continue
+        if not _is_shown(name, blocks): continue
         if isinstance(m, ConditionalBatchNorm2d) or name == 'bn':
             yield from zip((f'{name}.scale', f'{name}.shift'), fold_batch_norm(m))
         if isinstance(m, nn.Conv2d|nn.Linear):
@@ -61,13 +65,13 @@ def _describe(net):
 # %% ../nbs/library/61_live.ipynb #5b804cd5
 MOST_NUMBERS = 1_000_000  # of the networks in a page
 
-def _objection(G, D, count):
-    "Why a page cannot draw what this model draws, in words; empty if it can"
-    layers = [m for net in (G, D) if net is not None for m in net.attention.values()]
-    if not all(isinstance(m, SelfAttention) for m in layers): return 'it has no attention'
-    if G.z_dim < 16: return f'its latents have {G.z_dim} numbers, and it takes at least 16'
+def _objection(nets, z_dim, count):
+    "Why a page cannot draw what these networks draw, in words; empty if it can"
+    layers = [m for net in nets for m in net.attention.values()]
+    if not all(isinstance(m, SelfAttention) for m in layers): return 'the model has no attention'
+    if z_dim < 16: return f'a latent of the model has {z_dim} numbers, and a page takes at least 16'
     if count > MOST_NUMBERS:
-        return f'it has {count/1e6:,.1f} million numbers, and a page takes {MOST_NUMBERS/1e6:g} million'
+        return f'the model has {count/1e6:,.1f} million numbers, and a page takes {MOST_NUMBERS/1e6:g} million'
     return ''
 
 # %% ../nbs/library/61_live.ipynb #5bfe0688
@@ -79,14 +83,16 @@ def pack_networks(
     "All that a page needs to draw with a model, and to look at where both networks look"
     G, D = getattr(model, 'ema', model), getattr(model, 'D', None)
     if D is not None and not len(D.attention): D = None
-    parts = {k: _describe(net) for k, net in dict(G=G, D=D).items() if net is not None}
-    numbers = {f'{k}.{name}': t for k, part in parts.items()
-               for name, t in _numbers(dict(G=G, D=D)[k], part['blocks'])}
-    if why := _objection(G, D, sum(t.numel() for t in numbers.values())): return dict(note=why), b''
+    nets = {k: net for k, net in dict(G=G, D=D).items() if net is not None}
+    parts = {k: _describe(net) for k, net in nets.items()}
+    count = sum(p.numel() for k, net in nets.items() for name, p in net.named_parameters()
+                if _is_shown(name, parts[k]['blocks']))
+    if why := _objection(nets.values(), G.z_dim, count): return dict(note=why), b''
     places, data = {}, bytearray()
-    for name, t in numbers.items():
-        places[name] = [len(data), *t.shape]
-        data.extend(t.float().contiguous().cpu().numpy().tobytes())
+    for k, net in nets.items():
+        for name, t in _numbers(net, parts[k]['blocks']):
+            places[f'{k}.{name}'] = [len(data), *t.shape]
+            data.extend(t.float().contiguous().cpu().numpy().tobytes())
     names = [readable(str(c)) for c in classes]
     return dict(size=G.size, z_dim=G.z_dim, classes=names, attention=bool(len(G.attention)), own=False,
                 numbers=places, **parts), bytes(data)
