@@ -275,7 +275,7 @@ class _Drawing(_Effects):
         if not self._classes: return None
         return torch.full((n,), self.label, device=_device(self._G))
 
-    def _draw(self, _=None):
+    def _draw(self, change=None):
         "Show the image of the traits, as trained, and what attention causes in it"
         self._own = None
         with _show_errors(self):
@@ -283,6 +283,8 @@ class _Drawing(_Effects):
             x, maps = generated_maps(self._model, *inputs)
             name = f'{self.seed}' + (f' towards {self.towards} at {self.far:g}' if self.far else '')
             shown = view(x, maps, [(self._classes[self.label] if self._classes else '', name)])
+            # on a walk the point stays
+            if change and change.name == 'far': shown[0]['start'] = self.header['start']
             self._inputs, self._image = inputs, x[0]
             self._maps = {name: m for name, m in maps.items() if name[0] == 'G'}
             self.show(*shown)

@@ -190,6 +190,20 @@ function toIntegers(values) {
   return [Int16Array.from(values, v => Math.round(v / factor)), factor]
 }
 
+// Of 16x16 points the one that looks farthest and most sharply, to begin with
+function propose({ q, k, depth, queries: [S], keys: [s] }, size) {
+  const step = Math.max(1, S / 16)
+  let start = null, most = -1
+  for (let r = 0; r < S; r += step) for (let c = 0; c < S; c += step) {
+    const j = r * S + c, z = Array.from({ length: s * s }, (_, i) => { let v = 0; for (let d = 0; d < depth; d++) v += q[j * depth + d] * k[i * depth + d]; return v })
+    const best = z.reduce((b, v, i) => v > z[b] ? i : b, 0), sum = z.reduce((t, v) => t + Math.exp(v - z[best]), 0)
+    const center = (i, n) => [Math.floor(i / n), i % n].map(v => (v + .5) * size / n), [[y, x], [ty, tx]] = [center(j, S), center(best, s)]
+    const reach = (s * s / sum - 1) * Math.hypot(ty - y, tx - x)
+    if (reach > most) { most = reach; start = [Math.floor(y), Math.floor(x)] }
+  }
+  return start
+}
+
 // Header and bytes of one image and its maps, as Python's `view` makes them
 function pack(former, magma, image, maps, names) {
   const parts = [], add = array => { parts.push(new Uint8Array(array.buffer, array.byteOffset, array.byteLength)); return (end += array.byteLength) - array.byteLength }
@@ -229,12 +243,14 @@ function drawer(model, network, bytes) {
     if (network.classes.length && !network.classes[y]) throw Error(`there is no class ${y} here; they go from 0 to ${network.classes.length - 1}`)
     return drawn = { z, y, ...generate(network, layers, z, y) }
   }
-  function draw() {
+  function draw(walking) {
     const { image, maps } = generated(), far = get('far'), header = get('header'), all = network.D ? [...maps, ...look(network, layers, image)] : maps
     const data = get('data'), magma = new Uint8Array(data.buffer, data.byteOffset + header.magma, 768)
     const seed = `${get('seed')}${far ? ` towards ${get('towards')} at ${far}` : ''}`
     const [newer, packed] = pack(header, magma, image, all, { class: network.classes[get('label')] ?? '', seed })
-    model.put({ data: packed, header: newer, image: 0 })
+    if (!walking) newer.start = propose(maps.at(-1) ?? all.at(-1), network.size)
+    const proposed = String(get('pins')) === String(header.start) && String(get('point')) === String(header.start)
+    model.put({ data: packed, header: newer, image: 0, ...proposed ? { point: newer.start, pins: [newer.start] } : {} })
   }
   const nothing = () => [{}, new DataView(new ArrayBuffer(0))]
   function change() {
@@ -260,7 +276,7 @@ function drawer(model, network, bytes) {
     const anew = names.some(k => ['label', 'seed', 'towards', 'far'].includes(k))
     if (!anew && !names.some(k => ['gamma', 'hide', 'cut', 'layer'].includes(k))) return
     let message = '', done = nothing()
-    try { if (anew) draw(); done = change() }
+    try { if (anew) draw(!names.includes('seed') && !names.includes('label')); done = change() }
     catch (e) { message = e.message }
     model.put({ effect: done[0], changed: done[1] })
     if (message !== get('message')) model.put({ message })

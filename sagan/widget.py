@@ -125,15 +125,17 @@ class AttentionExplorer(_Settings):
         header:dict, # From `view`
         data:bytes, # From `view`
     ):
-        """Show another view; layer, image and points stay if it has them
+        """Show another view; layer, image and the points that someone chose stay if it has them
 
         Otherwise it begins with the last layer of the first network, and at the view's own point."""
-        names, former = [l['name'] for l in header['layers']], self.header.get('size')
+        names, former = [l['name'] for l in header['layers']], self.header
+        chosen = [self.point, *self.pins] != [former.get('start')]*2
         with self.hold_sync():
             self.header, self.data, self.message = header, data, ''
             if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
             if self.image >= len(header['images']): self.image = 0
-            if former != header['size']: self.point, self.pins = header['start'], [header['start']]
+            if former.get('size') != header['size'] or not chosen:
+                self.point, self.pins = header['start'], [header['start']]
 
     def static(self) -> str: # HTML
         "The explorer as a complete page without kernel or network; also good for `<iframe srcdoc>`"

@@ -3,12 +3,17 @@
 The stand-alone page opened from disk without a network, and the module as anywidget calls it."""
 import base64, html, json, math, os, re, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
+from urllib.parse import unquote
 import pytest, torch, torch.nn.functional as F
 from PIL import Image
 from playwright.sync_api import TimeoutError, sync_playwright
 from sagan.attention import AttentionMap, intervene
+from sagan.config import Config
 from sagan.data import to_unit
-from sagan.explorer import generated_maps, latents, named_maps, view
+from sagan.explorer import explore, generated_maps, latents, named_maps, view
+from sagan.live import pack_networks
+from sagan.runs import load_run, shipped
+from sagan.training import SAGAN
 from sagan.widget import AttentionExplorer
 
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -456,7 +461,7 @@ def test_module_as_anywidget_calls_it(opened, explorer, maps, tmp_path):
     """With a model like anywidget's: bytes as a DataView at some offset
 
     What the browser changes is set and saved, what Python changes is shown."""
-    state = {k: v for k, v in explorer.get_state().items() if k not in ('data', 'layout')}
+    state = {k: v for k, v in explorer.get_state().items() if k not in ('data', 'changed', 'weights', 'layout')}
     state = json.dumps(state).replace('</', '<\\/')
     raw = base64.b64encode(bytes(12) + explorer.data).decode()
     (tmp_path/'widget.html').write_text(f'''<!doctype html><meta charset="utf-8"><div id="here"></div>
@@ -557,13 +562,16 @@ def choose(page, role, name, value):
     field.fill(value)
     field.press('Enter') if role == 'spinbutton' else field.dispatch_event('change')
 
-def explore_there(page, tmp_path):
-    """Uses all of the explorer with a kernel behind it, by its names
-
-    Compares what it shows with what is computed in this process."""
+@pytest.fixture(scope='module')
+def model():
     space = {}
     exec(SETUP, space)
-    model = space['model']
+    return space['model']
+
+def explore_there(page, tmp_path, model, kernel=True):
+    """Uses all of the explorer that draws, by its names
+
+    Compares what it shows with what is computed in this process."""
     G = model.ema
     def expected(layer, y, *seeds, t=0.):
         return generated_maps(model, latents(G, seeds[:1], seeds[1:], t), torch.tensor([y]))[1][layer]
@@ -616,6 +624,13 @@ def explore_there(page, tmp_path):
     other = "() => !document.querySelector('canvas[role=application]').ariaLabel.includes('seed 5,')"
     page.wait_for_function(other)
     save_there(page, tmp_path)
+    if kernel: look_at_own_images(page, tmp_path, model)
+    choose(page, 'spinbutton', 'Seed', '6')
+    labelled(page, 'Class owl, seed 6,')
+    for c in ('label span', 'button:enabled', 'p[role=status]'):
+        assert contrast(page.locator(f'.sagan {c} >> visible=true').first) >= 4.5, c
+
+def look_at_own_images(page, tmp_path, model):
     x = torch.randint(0, 256, (1, 3, S, S), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(x[0].permute(1, 2, 0).numpy()).save(tmp_path/'own.png')
     with page.expect_file_chooser() as chooser: press(page, 'Own images')
@@ -623,10 +638,6 @@ def explore_there(page, tmp_path):
     labelled(page, 'Class owl, image own.png,')
     move(page, 33, 3)
     same_map(seen(page), named_maps(model.D, to_unit(x), torch.tensor([2]))[1]['D 16x16'], 0, 33, 3)
-    choose(page, 'spinbutton', 'Seed', '6')
-    labelled(page, 'Class owl, seed 6,')
-    for c in ('label span', 'button:enabled', 'p[role=status]'):
-        assert contrast(page.locator(f'.sagan {c} >> visible=true').first) >= 4.5, c
 
 def drag(page, start, end):
     move(page, *start)
@@ -653,16 +664,110 @@ def save_there(page, tmp_path):
     assert again['point'] == r['point'] and again['max'] == r['max']
     assert torch.equal(again['weights'], r['weights'])
 
+# Without a kernel
+
+FORMS = [
+    dict(n_classes=3, form='released', g_attention=(8, 16), d_attention=(16, 8)),
+    dict(n_classes=0, form='preprint', g_attention=(32,), d_attention=(8, '8-2'), d_relu_skip=True),
+    dict(n_classes=2, form='published', g_attention=(), d_attention=(16,), z_dim=20, g_sn=False)]
+
+@pytest.mark.parametrize('values', FORMS, ids=[f['form'] for f in FORMS])
+def test_networks_in_the_browser(browser, values):
+    "Images and maps, computed in JavaScript, are what PyTorch computes"
+    torch.manual_seed(0)
+    cfg = Config(**dict(size=32, g_width=4, d_width=8, z_dim=16) | values)
+    model = SAGAN(cfg).eval()
+    with torch.no_grad():
+        for name, p in model.ema.named_parameters():
+            if 'bn' in name or 'gamma' in name: p.normal_(1., .3)
+        for name, b in model.ema.named_buffers():
+            if 'running_var' in name: b.uniform_(.2, 2)
+            elif 'running_mean' in name: b.normal_()
+        for layer in model.D.attention.values(): layer.gamma.fill_(.5)
+    network, weights = pack_networks(model, [f'{i}' for i in range(cfg.n_classes)])
+    page = browser.new_page()
+    page.add_script_tag(path=Path(__file__).parent.parent/'sagan'/'generator.js')
+    for seed, y in (0, 0), (123456, max(0, cfg.n_classes - 1)):
+        image, found = page.evaluate('''([network, text, seed, y]) => {
+            const bytes = new DataView(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer)
+            const layers = openNetwork(network, bytes), z = latent(network, seed, 7, .3)
+            const { image, maps } = generate(network, layers, z, y)
+            return [[...image], [...maps, ...look(network, layers, image)].map(({ name, q, k, depth }) =>
+                [name, depth, [...q], [...k]])] }''', [network, base64.b64encode(weights).decode(), seed, y])
+        labels = torch.tensor([y]) if cfg.n_classes else None
+        x, maps = generated_maps(model, latents(model.ema, [seed], [7], .3), labels)
+        assert x.std() > .1 and [name for name, *_ in found] == list(maps)
+        assert (torch.tensor(image).view_as(x) - x).abs().max() < 1e-3
+        for name, depth, *qk in found:
+            q, k = [torch.tensor(t).view(1, -1, depth) for t in qk]
+            assert ((q @ k.mT).softmax(-1) - maps[name].beta).abs().max() < 1e-3
+    page.close()
+
+def said(page): return page.locator('p[role=status]').text_content()
+
+def test_page_that_draws(opened, model, tmp_path):
+    "A file, opened without a network; saved, opened again, and by its link it shows the same"
+    e = explore(model, ['cat', 'dog', 'owl'])
+    e.save(tmp_path/'e.html')
+    page = opened(tmp_path/'e.html')
+    explore_there(page, tmp_path, model, kernel=False)
+    choose(page, 'slider', 'attention', '0.5')
+    press(page, 'Hide where it looks')
+    words = said(page)
+    press(page, 'Copy view')
+    link = page.get_by_role('dialog').get_by_label('View').input_value()
+    press(page, 'Close')
+    given = json.loads(unquote(link.split('#view=')[1]))
+    e.restore(given)
+    assert words == e.effect['words'] and 'looks at the hidden region' in words
+    with page.expect_download() as d: press(page, 'Save HTML')
+    d.value.save_as(tmp_path/'b.html')
+    for path in (tmp_path/'b.html').as_uri(), link:
+        page.goto('about:blank')
+        page.goto(path)
+        labelled(page, 'Class owl, seed 6,')
+        assert said(page) == words
+        press(page, 'Undo changes')
+        assert 'draws the image again' in said(page)
+    choose(page, 'slider', 'attention', '0')
+    press(page, 'Next')
+    labelled(page, 'Class owl, seed 7,')
+    e.hide, e.cut, e.gamma, e.seed = None, None, 0., 7
+    assert said(page) == e.effect['words']
+
+def test_page_of_a_large_model(opened, model, tmp_path, monkeypatch):
+    "It shows what is stored, the effect of a change included, and says why it cannot draw"
+    monkeypatch.setattr('sagan.live.MOST_NUMBERS', 1000)
+    e = explore(model, ['cat', 'dog', 'owl'])
+    e.gamma = 2.
+    e.save(tmp_path/'e.html')
+    page = opened(tmp_path/'e.html')
+    effect(page, 'Attention times 2: pixels change by')
+    assert 'stored in the page. It cannot draw others: the model has 0.1 million' in page.content()
+    assert not page.get_by_role('button', name='Next').is_visible()
+    same_map(seen(page), e._maps['G 16x16'], 0, *e.point)
+
+def test_explorer_of_the_docs():
+    "The page that the docs show is the explorer of today; if not, run the cell of 09_explorer that saves it"
+    e = explore(load_run(shipped('twins')))
+    page = (Path(__file__).parent.parent/'nbs/images/explorer.html').read_text(encoding='utf-8')
+    def parts(text): return dict(re.findall(r'<script type="[^"]*" id="sagan-(\w+)">(.*?)</script>', text, re.S))
+    ours, theirs = parts(e.static()), parts(page)
+    weights = [torch.frombuffer(bytearray(base64.b64decode(p['weights'])), dtype=torch.float32)
+               for p in (ours, theirs)]
+    assert ours['js'] == theirs['js'] and torch.allclose(*weights, rtol=1e-5, atol=1e-6)
+    assert json.loads(ours['state'])['network'] == json.loads(theirs['state'])['network']
+
 @pytest.mark.parametrize('width', [1200, 390])
-def test_voila(served, browser, tmp_path, width):
+def test_voila(served, browser, tmp_path, model, width):
     scheme = 'dark' if width == 390 else 'light'
     page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
     page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
-    explore_there(page, tmp_path)
+    explore_there(page, tmp_path, model)
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.close()
 
-def test_jupyterlab(served, browser, tmp_path):
+def test_jupyterlab(served, browser, tmp_path, model):
     at = served('jupyterlab', '--allow-root', '--IdentityProvider.token=', '--ServerApp.password=')
     page = browser.new_page(viewport=dict(width=1200, height=1000))
     page.goto(f'{at}/doc/tree/explorer.ipynb', timeout=90_000)
@@ -677,7 +782,7 @@ def test_jupyterlab(served, browser, tmp_path):
             break
         except TimeoutError: pass
     else: raise AssertionError('JupyterLab has not run the cell')
-    explore_there(page, tmp_path)
+    explore_there(page, tmp_path, model)
     click(page, 26, 10)
     frame(page)
     page.locator('.jp-CodeCell .cm-content').nth(1).click()
