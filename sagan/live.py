@@ -9,7 +9,7 @@ __all__ = ['MOST_NUMBERS', 'fold_batch_norm', 'pack_networks']
 
 # %% ../nbs/library/61_live.ipynb #377e6ff8
 import math, torch, torch.nn as nn
-from collections.abc import Iterator
+from typing import Any
 from torch import Tensor
 from .attention import SelfAttention
 from .conditioning import BatchNorm2d, ConditionalBatchNorm2d
@@ -23,8 +23,9 @@ def fold_batch_norm(
     m:BatchNorm2d|ConditionalBatchNorm2d, # Layer, of which the running averages are taken
 ) -> tuple[Tensor, Tensor]: # Factors and summands, (classes, C) float32 each; one row without classes
     "What batch norm does in eval mode, as `factor*x + summand`"
-    bn = getattr(m, 'bn', m)
-    if getattr(m, 'n_classes', 0): gain, bias = 1 + m.gain.weight.double(), m.bias.weight
+    bn:Any = getattr(m, 'bn', m)
+    tables:Any = m if getattr(m, 'n_classes', 0) else None
+    if tables: gain, bias = 1 + tables.gain.weight.double(), tables.bias.weight
     else: gain, bias = bn.weight.double()[None], bn.bias[None]                 # (classes or 1, C)
     factor = gain/(bn.running_var.double() + bn.eps).sqrt()                    # (classes or 1, C)
     return factor.float(), (bias - bn.running_mean*factor).float()
@@ -54,8 +55,8 @@ def _describe(net):
         size, dash, n = place.partition('-')
         return f'{kind} {size}x{size}{dash}{n}'
     maps = {i: dict(place=p, name=name(p)) for i, p in enumerate(net.places) if p in net.attention}
-    layers = [*net.attention.values()]
-    out = dict(maps=maps, pooled=bool(layers and layers[0].pooled == 2),
+    pooled = any(getattr(m, 'pooled', 1) == 2 for m in net.attention.values())
+    out = dict(maps=maps, pooled=pooled,
                blocks=len(net.blocks) if kind == 'G' else 1 + max(maps, default=-1))
     if kind == 'D':
         down = sum(b.down for b in net.blocks)
@@ -71,7 +72,8 @@ def _objection(nets, z_dim, count):
     if not all(isinstance(m, SelfAttention) for m in layers): return 'the model has no attention'
     if z_dim < 16: return f'a latent of the model has {z_dim} numbers, and a page takes at least 16'
     if count > MOST_NUMBERS:
-        return f'the model has {count/1e6:,.1f} million numbers, and a page takes {MOST_NUMBERS/1e6:g} million'
+        most = f'{MOST_NUMBERS/1e6:g} million'
+        return f'the model has {count/1e6:,.1f} million numbers, and a page takes {most}'
     return ''
 
 # %% ../nbs/library/61_live.ipynb #5bfe0688
@@ -82,8 +84,8 @@ def pack_networks(
 ) -> tuple: # (description, bytes); ({'note': why not}, b'') for a model that a page cannot draw
     "All that a page needs to draw with a model, and to look at where both networks look"
     G, D = getattr(model, 'ema', model), getattr(model, 'D', None)
-    if D is not None and not len(D.attention): D = None
-    nets = {k: net for k, net in dict(G=G, D=D).items() if net is not None}
+    if G is None: return dict(note='the model has no generator'), b''
+    nets = dict(G=G) | (dict(D=D) if len(getattr(D, 'attention', ())) else {})
     parts = {k: _describe(net) for k, net in nets.items()}
     count = sum(p.numel() for k, net in nets.items() for name, p in net.named_parameters()
                 if _is_shown(name, parts[k]['blocks']))

@@ -40,7 +40,7 @@ _PAGE = (
 
 # %% ../nbs/library/59_widget.ipynb #f57fbd8c
 class _ExplorerState(anywidget.AnyWidget):
-    "What an `AttentionExplorer` shows: its traits, and which values they take"
+    "What an `AttentionExplorer` shows, as traits"
     _esm = '\n'.join((files('sagan')/f'{name}.js').read_text(encoding='utf-8')
                      for name in ('generator', 'explorer'))
     header = T.Dict(help='from `view`').tag(sync=True)
@@ -63,6 +63,13 @@ class _ExplorerState(anywidget.AnyWidget):
     # a rendered page needs the module, too, which is a default
     def get_state(self, key=None, drop_defaults=False): return super().get_state(key)
 
+    @T.observe('point', 'pins', 'layer')
+    def _clear_message(self, _):
+        if self.header: self.message = ''                      # it was about the state before
+
+# %% ../nbs/library/59_widget.ipynb #63052c22
+class _CheckedState(_ExplorerState):
+    "Adds which values the traits take"
     @T.validate('layer', 'image')
     def _validate_choice(self, p):
         names = [l['name'] for l in self.header.get('layers', ())]
@@ -82,12 +89,8 @@ class _ExplorerState(anywidget.AnyWidget):
                                  f"columns from 0 to {w-1}")
         return p.value
 
-    @T.observe('point', 'pins', 'layer')
-    def _clear_message(self, _):
-        if self.header: self.message = ''                      # it was about the state before
-
 # %% ../nbs/library/59_widget.ipynb #ae0a8166
-class _Settings(_ExplorerState):
+class _Settings(_CheckedState):
     "Adds all that one looks at as one value"
     _settings = 'layer image point pins overlay smooth direction same'.split()
 

@@ -461,7 +461,8 @@ def test_module_as_anywidget_calls_it(opened, explorer, maps, tmp_path):
     """With a model like anywidget's: bytes as a DataView at some offset
 
     What the browser changes is set and saved, what Python changes is shown."""
-    state = {k: v for k, v in explorer.get_state().items() if k not in ('data', 'changed', 'weights', 'layout')}
+    apart = 'data', 'changed', 'weights', 'layout'
+    state = {k: v for k, v in explorer.get_state().items() if k not in apart}
     state = json.dumps(state).replace('</', '<\\/')
     raw = base64.b64encode(bytes(12) + explorer.data).decode()
     (tmp_path/'widget.html').write_text(f'''<!doctype html><meta charset="utf-8"><div id="here"></div>
@@ -751,7 +752,8 @@ def test_explorer_of_the_docs():
     "The page that the docs show is the explorer of today; if not, run the cell of 09_explorer that saves it"
     e = explore(load_run(shipped('twins')))
     page = (Path(__file__).parent.parent/'nbs/images/explorer.html').read_text(encoding='utf-8')
-    def parts(text): return dict(re.findall(r'<script type="[^"]*" id="sagan-(\w+)">(.*?)</script>', text, re.S))
+    script = re.compile(r'<script type="[^"]*" id="sagan-(\w+)">(.*?)</script>', re.S)
+    def parts(text): return dict(script.findall(text))
     ours, theirs = parts(e.static()), parts(page)
     weights = [torch.frombuffer(bytearray(base64.b64decode(p['weights'])), dtype=torch.float32)
                for p in (ours, theirs)]
