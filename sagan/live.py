@@ -83,7 +83,8 @@ def pack_networks(
     classes:tuple=(), # Class names, empty if unconditional
 ) -> tuple: # (description, bytes); ({'note': why not}, b'') for a model that a page cannot draw
     "All that a page needs to draw with a model, and to look at where both networks look"
-    G, D = getattr(model, 'ema', model), getattr(model, 'D', None)
+    G:Any = getattr(model, 'ema', model)
+    D = getattr(model, 'D', None)
     if G is None: return dict(note='the model has no generator'), b''
     nets = dict(G=G) | (dict(D=D) if len(getattr(D, 'attention', ())) else {})
     parts = {k: _describe(net) for k, net in nets.items()}
