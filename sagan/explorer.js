@@ -40,7 +40,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .notice.error { border-color: #d55e00; outline: 2px solid #d55e00 } .sagan .notice p { margin: 0 }
 .sagan.framed { --side: min(100%, 34rem) }
 .sagan .content { display: flex; flex-direction: column }
-.sagan .panels { display: grid; gap: .5rem 1.25rem; grid-template-columns: repeat(2, minmax(0, var(--side))) minmax(8rem, calc(var(--side) * .47)) }
+.sagan .panels { display: grid; gap: .5rem 1.25rem; max-width: calc(var(--side) * 2.47 + 2.5rem); grid-template-columns: repeat(2, minmax(0, 1fr)) minmax(8rem, .47fr) }
 .sagan .strips section + section { margin-top: .75rem }
 .sagan .causes .effect { grid-area: 1 / 3 / 3 } .sagan .causes .strips { grid-area: 2 / 1 / 3 / 3; display: flex; flex-wrap: wrap; gap: .75rem 2rem }
 .sagan .causes .strips section + section { margin-top: 0 } .sagan .panels.causes { grid-template-rows: auto 1fr }
@@ -562,7 +562,7 @@ function render({ model, el }) {
     press(direction, model.get('direction')); press(tools, tool)
     canvas.classList.toggle('drag', tool !== 'look')
     const to = model.get('direction') === 'to', what = chosen()
-    title.textContent = `${to ? 'Who looks here' : 'Where it looks'}: ${network(what.name)}`
+    title.textContent = `${to ? 'Who looks here' : 'Where this point looks'}: ${network(what.name)}`
     canvas.setAttribute('aria-label', `${image.class ? `Class ${image.class}, ` : ''}${header.numbered} ${image.seed}, ${header.size[1]} by ${header.size[0]} pixels, ` +
       `with attention of layer ${what.name}. Arrow keys move the point, Enter keeps it, Escape clears.`)
     map.setAttribute('aria-label', `Map of layer ${what.name}, from dark for no attention to bright for the most`)

@@ -17,6 +17,7 @@ from sagan.training import SAGAN
 from sagan.widget import AttentionExplorer
 
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+firefox = shutil.which('firefox-esr') or shutil.which('firefox')
 pytestmark = pytest.mark.skipif(
     chromium is None and not os.environ.get('CI'),
     reason='needs Chromium (apt-get install chromium) to open the explorer in')
@@ -747,6 +748,73 @@ def test_page_of_a_large_model(opened, model, tmp_path, monkeypatch):
     assert 'stored in the page. It cannot draw others: the model has 0.1 million' in page.content()
     assert not page.get_by_role('button', name='Next').is_visible()
     same_map(seen(page), e._maps['G 16x16'], 0, *e.point)
+
+class Firefox:
+    "Firefox without a window, by the protocol that it speaks itself (Marionette); call it with a command"
+    def __init__(self, profile):
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        (profile/'user.js').write_text(f'user_pref("marionette.port", {port});')
+        command = [firefox, '--headless', '--marionette', '--no-remote', '--profile', profile]
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, **quiet)
+        for _ in range(480):
+            try:
+                self.socket = socket.create_connection(('127.0.0.1', port), 1)
+                break
+            except OSError: time.sleep(.25)
+        self.socket.settimeout(120)
+        self.file = self.socket.makefile('rb')
+        self.read()                                               # it says hello
+        self('NewSession')
+
+    def read(self):
+        size = b''
+        while not size.endswith(b':'): size += self.file.read(1)
+        return json.loads(self.file.read(int(size[:-1])))
+
+    def __call__(self, command, **args):
+        message = json.dumps([0, 1, f'WebDriver:{command}', args])
+        self.socket.sendall(f'{len(message)}:{message}'.encode())
+        _, _, error, value = self.read()
+        assert not error, error
+        return value
+
+    def run(self, script): return self('ExecuteScript', script=script, args=[])['value']
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait()
+
+@pytest.mark.skipif(firefox is None, reason='needs Firefox (apt-get install firefox-esr)')
+def test_firefox(model, tmp_path):
+    "The page from disk draws, and shows the map and the effect of hiding, as Python does"
+    e = explore(model, ['cat', 'dog', 'owl'])
+    e.save(tmp_path/'e.html')
+    (tmp_path/'profile').mkdir()
+    browser = Firefox(tmp_path/'profile')
+    try:
+        browser('Navigate', url=(tmp_path/'e.html').as_uri())
+        def click(name): browser.run(
+            f"[...document.querySelectorAll('button')].find(b => b.textContent === '{name}').click()")
+        click('Next')
+        label = browser.run("return document.querySelector('canvas[role=application]').ariaLabel")
+        assert 'Class cat, seed 1,' in label
+        r = browser.run("""const a = document.querySelector('.sagan').attention()
+            return { ...a, weights: [...a.weights], values: [...a.values] }""")
+        r |= dict(weights=torch.tensor(r['weights']), values=torch.tensor(r['values']).reshape(S, S))
+        maps = generated_maps(model, latents(model.ema, [1]), torch.tensor([0]))[1]
+        same_map(r, maps['G 16x16'], 0, *r['point'])
+        click('Hide where it looks')
+        words = browser.run("return document.querySelector('p[role=status]').textContent")
+        click('Copy view')
+        link = browser.run("return document.querySelector('dialog textarea').value")
+        e.restore(unquote(link.split('#view=')[1]))
+        assert words == e.effect['words'] and 'hidden region' in words
+    finally: browser.close()
 
 def test_explorer_of_the_docs():
     "The page that the docs show is the explorer of today; if not, run the cell of 09_explorer that saves it"
