@@ -1,4 +1,4 @@
-"""`from sagan.all import *` gives every public name of the library
+"""`from sagan.all import *` imports every public name of the library
 
 Docs: https://sagan-gan.github.io/sagan/library/all.html.md"""
 

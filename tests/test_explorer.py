@@ -5,6 +5,7 @@ import base64, html, json, math, os, re, shutil, signal, socket, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote
 import pytest, torch, torch.nn.functional as F
+pytest.importorskip('playwright', reason="needs pip install -e '.[browser]'")
 from PIL import Image
 from playwright.sync_api import TimeoutError, sync_playwright
 from sagan.attention import AttentionMap, intervene
