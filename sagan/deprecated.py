@@ -18,28 +18,26 @@ from warnings import warn
 MOVED = dict(
     attention=dict(altered='attention.intervene'),
     checkpoints=dict(
-        BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState',
-        ROLLBACKS='recording.ROLLBACKS', RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED',
-        cut_back='recording.truncate_run', data_facts='recording.describe_data',
-        fit_run='recording.fit_run', kept_evaluator='measuring.load_or_train_evaluator',
-        load_run='runs.load_run', measure_generator='measuring.measure_generator',
-        real_spread='recording.real_spread', resume='recording.resume', shipped='runs.shipped',
-        signs_of_collapse='diagnostics.signs_of_collapse'),
+        BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState', ROLLBACKS='recording.ROLLBACKS',
+        RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED', cut_back='recording.truncate_run',
+        data_facts='recording.describe_data', fit_run='recording.fit_run',
+        kept_evaluator='measuring.load_or_train_evaluator', load_run='runs.load_run',
+        measure_generator='measuring.measure_generator', real_spread='recording.real_spread',
+        resume='recording.resume', shipped='runs.shipped', signs_of_collapse='diagnostics.signs_of_collapse'),
     cli=dict(
         NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', config_options='options.shell_command',
-        draw_attention='reports.draw_attention',
-        stop_on_interrupt='recording.stop_on_interrupt'),
+        draw_attention='reports.draw_attention', stop_on_interrupt='recording.stop_on_interrupt'),
     conditioning=dict(
         everyones='distributed.all_gather_object', gather='distributed.all_gather',
-        launched='distributed.process_group', processes='deprecated.processes',
-        share='distributed.shard', total='distributed.all_reduce'),
+        launched='distributed.process_group', processes='deprecated.processes', share='distributed.shard',
+        total='distributed.all_reduce'),
     data=dict(
         EXTENSIONS='images.EXTENSIONS', Mapped='storage.MappedImages', comes_along='data.is_builtin',
         exclusive='storage.file_lock', whole_file='storage.atomic_write'),
     evaluation=dict(
-        Agreement='agreement.Agreement', Classifier='references.Classifier',
-        agreement='agreement.agreement', agreement_auc='agreement.agreement_auc',
-        inception='references.inception', train_evaluator='references.train_evaluator'),
+        Agreement='agreement.Agreement', Classifier='references.Classifier', agreement='agreement.agreement',
+        agreement_auc='agreement.agreement_auc', inception='references.inception',
+        train_evaluator='references.train_evaluator'),
     experiments=dict(
         Line='experiments.Variant', Plan='runner.Plan', lines='experiments.variants',
         curves_figure='outcomes.curves_figure', format_score='outcomes.format_score',
@@ -47,7 +45,10 @@ MOVED = dict(
         strips_figure='outcomes.strips_figure', table='outcomes.table',
         table_columns='outcomes.table_columns', table_markdown='outcomes.table_markdown',
         train_line='runner.train_variant'),
-    explorer=dict(own_images='widget.own_images'),
+    explorer=dict(own_images='widget.own_images'))
+
+# %% ../nbs/library/41_deprecated.ipynb #5f3a4443
+MOVED |= dict(
     importing=dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
