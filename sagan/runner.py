@@ -32,10 +32,11 @@ from .data import image_dls, Images
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
-from .experiments import curves_figure, load_experiment, measures
-from .experiments import strips_figure, table, table_columns, table_markdown, variants
+from .experiments import load_experiment, variants
 from .names import quiet_missing_glyphs, say
 from .networks import generate
+from .outcomes import (
+    curves_figure, measures, strips_figure, table, table_columns, table_markdown)
 from .precision import fastest_dtype
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)

@@ -117,8 +117,8 @@ def ship_photographs(folder: Path, data: Path):
 
 
 def draw_photographs(run: Run) -> Figure:
-    "README's picture: where three points of four generated images look"
-    y = torch.tensor([run.classes.index(name) for name in ('automobile', 'horse', 'ship', 'truck')])
+    "README's picture: where three points of three generated images look"
+    y = torch.tensor([run.classes.index(name) for name in ('automobile', 'horse', 'ship')])
     z = torch.randn(len(y), run.cfg.z_dim, generator=torch.Generator().manual_seed(0))
     x, maps = attention_maps(run.model.ema, z, y)
     return attention_figure(x, maps[-1])
