@@ -34,9 +34,12 @@ from .images import *
 from .importing import *
 from .inputs import *
 from .kernels import *
+from .live import *
 from .losses import *
+from .machinery import *
 from .measuring import *
 from .names import *
+from .nearest import *
 from .networks import *
 from .outcomes import *
 from .pace import *
@@ -64,11 +67,12 @@ _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
     sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.diagnostics,
     sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images,
-    sagan.importing, sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring, sagan.names,
-    sagan.networks, sagan.outcomes, sagan.pace, sagan.pages, sagan.precision, sagan.progress,
-    sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs,
-    sagan.sampling, sagan.spectral, sagan.starting, sagan.statistics, sagan.storage, sagan.training,
-    sagan.visualization, sagan.walks, sagan.widget]
+    sagan.importing, sagan.inputs, sagan.kernels, sagan.live, sagan.losses, sagan.machinery,
+    sagan.measuring, sagan.names, sagan.nearest, sagan.networks, sagan.outcomes, sagan.pace,
+    sagan.pages, sagan.precision, sagan.progress, sagan.recording, sagan.records,
+    sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.sampling, sagan.spectral,
+    sagan.starting, sagan.statistics, sagan.storage, sagan.training, sagan.visualization,
+    sagan.walks, sagan.widget]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

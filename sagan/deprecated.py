@@ -60,7 +60,8 @@ MOVED |= dict(
     sharing=dict(folded='sharing.fold_spectral_norm'),
     spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
-        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', presets='config.presets',
+        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite',
+        fastest_dtype='precision.fastest_dtype', for_size='config.for_size', presets='config.presets',
         systems='config.systems'),
     visualization=dict(
         map_statistics='statistics.map_statistics', report_html='pages.report_html',

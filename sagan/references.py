@@ -6,7 +6,8 @@ Docs: https://sagan-gan.github.io/sagan/library/references.html.md"""
 
 # %% auto #0
 __all__ = ['MAX_FEATURES', 'as_images', 'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'check_features',
-           'feature_statistics', 'kept_indices', 'measure_all', 'Reference', 'reference']
+           'feature_statistics', 'kept_indices', 'measure_all', 'as_gaussian', 'clip_eigenvalues', 'check_classes',
+           'describe_few', 'Reference', 'reference']
 
 # %% ../nbs/library/38_references.ipynb #31a8a6b7
 import hashlib, re, torch, torch.nn as nn, torch.nn.functional as F
@@ -24,7 +25,7 @@ from typing import Any
 from warnings import warn
 from .data import ImageFiles, Images, to_bytes, to_unit
 from .distributed import all_gather, all_reduce, rank, shard, world_size
-from .inputs import check_count
+from .inputs import check_count, check_tensor
 from .storage import atomic_write
 
 # %% ../nbs/library/38_references.ipynb #93e61962
@@ -262,6 +263,60 @@ def measure_all(
     f = all_gather(torch.cat(kept), len(chosen), rows)                        # (m, D)
     mu, sigma = _pooled(part.stop - part.start, *statistics)
     return mu, sigma, f, chosen, all_gather(torch.cat(p), n) if p else None
+
+# %% ../nbs/library/38_references.ipynb #fc6e87b6
+def as_gaussian(
+    name:int, # 1 or 2, for messages
+    mu:Tensor, # Mean, (D,)
+    sigma:Tensor, # Covariance, (D, D)
+) -> tuple: # The same in float64
+    "Mean and covariance in float64; raises `ValueError` for what cannot be such"
+    check_tensor(f'mu{name}', mu, ('D',))
+    check_tensor(f'sigma{name}', sigma, (len(mu), len(mu)))
+    check_count(f'the number of features in mu{name}', len(mu))
+    mu, sigma = mu.double(), sigma.double()
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise ValueError(f"mu{name} or sigma{name} has NaN or infinite numbers; "
+                         "the features that they come from are broken")
+    if (sigma - sigma.T).abs().max() > 1e-4*sigma.abs().max():
+        raise ValueError(f"sigma{name} is not symmetric, so it is no covariance")
+    return mu, sigma
+
+def clip_eigenvalues(
+    name:str, # Of the matrix, for messages
+    eigenvalues:Tensor, # (D,)
+) -> Tensor: # (D,), all >= 0
+    "Eigenvalues, with those that rounding brought below 0 at 0; raises `ValueError` for a larger one"
+    if eigenvalues.min() < -1e-3*eigenvalues.abs().max():
+        raise ValueError(f"{name} is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
+    return eigenvalues.clamp(min=0)
+
+# %% ../nbs/library/38_references.ipynb #3342ba69
+def check_classes(
+    name:str, # Of the argument, for messages
+    y:Tensor, # Classes, (n,) int64
+    n:int, # Images that they are of
+) -> None:
+    "Raise `ValueError` unless y are the classes of n images"
+    fits = isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point()
+    if not fits or y.dtype == torch.bool or n and y.min() < 0:
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        low = f", the lowest {y.min()}" if fits and n else ''
+        raise ValueError(f"{name} must be int64 of shape ({n},), a class from 0 on for each image; "
+                         f"got {got}{low}")
+
+def describe_few(
+    y:Tensor, # Classes of generated images, (n,) int64
+    real_y:Tensor, # Classes of real images, (m,) int64
+    least:int, # Images that a class needs of each
+) -> str: # Such as 'class 1 has 2 generated and 0 real images', '' if no class has too few
+    "Name a class with fewer than `least` generated or real images, and their numbers"
+    K = 1 + max(int(y.max()), int(real_y.max()))
+    counts = zip(y.bincount(minlength=K).tolist(), real_y.bincount(minlength=K).tolist())
+    few = [f"class {c} has {n} generated and {m} real images" for c, (n, m) in enumerate(counts)
+           if n + m and min(n, m) < least]
+    more = f" (and {len(few) - 1} more classes have too few)" if few[1:] else ''
+    return few[0] + more if few else ''
 
 # %% ../nbs/library/38_references.ipynb #3633830b
 @dataclass

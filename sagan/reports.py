@@ -30,7 +30,7 @@ from .config import Config, for_size, presets
 from .curves import training_figure
 from .data import Images, to_unit
 from .evaluation import nearest_images, real_distances
-from .explorer import class_view, image_view
+from .explorer import class_view, explore, image_view
 from .inputs import check_count
 from .names import listed, quiet_missing_glyphs, say
 from .networks import generate, generate_batches, Generator
@@ -183,17 +183,23 @@ def explorer_page(
     images:tuple[Tensor, Tensor|None]|None=None,
     max_bytes:int=8_000_000, # Limit for the images, of which at least one is shown
 ) -> AttentionExplorer: # The explorer; write its page with `save`
-    """The explorer of a run: two seeds of each of the first ten classes, or given images
+    """The explorer of a run, whose page draws by itself, or of given images
+
+    If the model is too large for that: two seeds of each of the first ten classes.
 
     Raises `ValueError` for a run without attention, or images that do not fit."""
     if images:
         x, y = images
         n = max(1, max_bytes//len(image_view(run.model, x[:1], y if y is None else y[:1])[1]))
         return AttentionExplorer(*image_view(run.model, x[:n], y if y is None else y[:n], run.classes))
+    drawing = explore(run)
+    if not drawing.header: raise ValueError(drawing.message)
+    if drawing.weights: return drawing
     labels = list(range(min(len(run.classes), 10))) if run.classes else None
     n = max(1, max_bytes//len(class_view(run.model, run.classes, labels and labels[:1], [0])[1]))
     seeds = [0, 1][:max(1, n//len(labels or [0]))]
-    return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], seeds))
+    stored = class_view(run.model, run.classes, labels and labels[:n], seeds)
+    return AttentionExplorer(*stored, network=drawing.network)
 
 # %% ../nbs/library/36_reports.ipynb #dca93a2b
 _SERVER = """import atexit, os, runpy, shutil, signal, sys, tempfile, threading, time
