@@ -8,9 +8,6 @@ Docs: https://sagan-gan.github.io/sagan/library/all.html.md"""
 __all__ = []
 
 # %% ../nbs/library/37_all.ipynb #dee3b4dc
-import warnings
-# fastai's business, not the user's
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 from importlib.util import find_spec
 import sagan
 from .agreement import *
@@ -23,6 +20,7 @@ from .conditioning import *
 from .config import *
 from .curves import *
 from .data import *
+from .devices import *
 from .diagnostics import *
 from .distributed import *
 from .evaluation import *
@@ -60,7 +58,7 @@ from .widget import *
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
-    sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.diagnostics,
+    sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.devices, sagan.diagnostics,
     sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images,
     sagan.importing, sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring, sagan.names,
     sagan.networks, sagan.pace, sagan.pages, sagan.precision, sagan.progress, sagan.recording,

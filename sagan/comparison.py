@@ -15,9 +15,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import cat
 from .checkpoints import Run
-from .checks import explain_memory, find_device
+from .checks import explain_memory
 from .config import Config
 from .curves import finish_panel, line_style, plot_noisy
+from .devices import find_device
 from .names import figure_label, file_name, listed, readable
 from .pages import captioned_html, evenly, figure_html, html_text, page_html, player_html, table_html
 from .records import best_record
@@ -141,7 +142,7 @@ def report_runs(
     run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
     *others:Run|str|Path, # More runs, to compare with it; none to make its own report again
     data:str|Path|None=None, # For a single run: the images it was trained on, if they have moved
-    device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
     # File to write; None for report.html in the run folder (of a run of the package: digits-report.html
     # here), of several runs compare- and their names here
     out:str|Path|None=None,

@@ -20,11 +20,12 @@ MOVED = dict(
     checkpoints=dict(
         BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState',
         ROLLBACKS='recording.ROLLBACKS', RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED',
-        cut_back='recording.truncate_run', data_facts='recording.describe_data',
+        check_device='devices.check_device', cut_back='recording.truncate_run', data_facts='recording.describe_data',
         fit_run='recording.fit_run', kept_evaluator='measuring.load_or_train_evaluator',
         load_run='runs.load_run', measure_generator='measuring.measure_generator',
         real_spread='recording.real_spread', resume='recording.resume', shipped='runs.shipped',
         signs_of_collapse='diagnostics.signs_of_collapse'),
+    checks=dict(find_device='devices.find_device'),
     cli=dict(
         NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', config_options='options.shell_command',
         draw_attention='reports.draw_attention',
@@ -48,6 +49,7 @@ MOVED = dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
         layout='importing.infer_layout'),
+    precision=dict(fastest_dtype='devices.fastest_dtype'),
     reports=dict(
         describe_samples='sampling.describe_samples', draw_rows='sampling.draw_rows',
         sample_picture='sampling.sample_picture', sampled_classes='sampling.sampled_classes'),

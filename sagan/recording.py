@@ -12,9 +12,10 @@ __all__ = ['ROLLBACKS', 'real_spread', 'describe_data', 'RunWriter', 'TrainingPr
 import math, os, signal, sys, threading, torch
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
+import sagan.quiet
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -95,7 +96,8 @@ def _check_finite(model, opt):
 def _remove_old_states(folder, keep, best):
     "Remove all training states but the last ones and that of the best record"
     for f in states(folder)[:-keep]:
-        if best is None or file_step(f) != best['step']: f.unlink()
+        if best is None or file_step(f) != best['step']:
+            with suppress(PermissionError): f.unlink()  # Windows, while a program reads it; the next time then
 
 # %% ../nbs/library/34_recording.ipynb #0690007f
 class RunWriter(Callback):
@@ -433,7 +435,7 @@ def stop_on_interrupt(
     writer:RunWriter, # Is asked to stop by the first signal, whose name it keeps
     line:ProgressLine|None=None, # In a terminal; is taken away before a message
 ) -> Iterator[None]:
-    """Within this context SIGTERM or the first SIGINT asks `writer` to stop between two steps
+    """Within this context SIGTERM, Ctrl-Break or the first SIGINT asks `writer` to stop between two steps
 
     The second SIGINT raises `KeyboardInterrupt`. Only the main thread receives signals; in another one
     this context does nothing."""
@@ -450,7 +452,9 @@ def stop_on_interrupt(
             start = '' if line else '\n'  # below the ^C
             say(f'{start}stopping after this step{more}', sys.stderr)
         if writer.measuring and alone: raise CancelFitException
-    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    names = 'SIGINT', 'SIGTERM', 'SIGBREAK'  # the last is Ctrl-Break of Windows
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    old = {s: signal.signal(s, ask) for s in signals}
     try: yield
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
@@ -459,7 +463,7 @@ def stop_on_interrupt(
 class Interrupted(Exception):
     "A signal stopped a training, which left a training state of its last step"
     def __init__(self,
-        signal:str, # 'SIGINT' or 'SIGTERM'
+        signal:str, # 'SIGINT', 'SIGTERM', or 'SIGBREAK' of Windows
         step:int, # Steps that are done
         steps:int, # Steps that were asked for
         folder:Path, # Run folder to go on with

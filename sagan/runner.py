@@ -26,9 +26,10 @@ from PIL import Image
 from .checkpoints import file_step, load_state, meta_model, save_state, save_weights, step_files
 from .checks import (
     check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory,
-    find_device, removed_on_error, SMALLER)
+    removed_on_error, SMALLER)
 from .config import Config, preset as named_preset
 from .data import image_dls, Images
+from .devices import find_device, training_dtype
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
@@ -36,7 +37,6 @@ from .experiments import curves_figure, load_experiment, measures
 from .experiments import strips_figure, table, table_columns, table_markdown, variants
 from .names import quiet_missing_glyphs, say
 from .networks import generate
-from .precision import fastest_dtype
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
 from .pages import (
@@ -332,7 +332,7 @@ def _resolve(images, base, every, samples, evaluator, device):
     for name, value, kind in (('images', images, Images), ('base', base, Config),
                               ('evaluator', evaluator, Evaluator|None)):
         if not isinstance(value, kind): raise ValueError(f"{name} must be of type {kind}, got {value!r:.60}")
-    dtype = fastest_dtype(device) if base.dtype == 'auto' else base.dtype
+    dtype = training_dtype(base.dtype, device)
     base = base.change(size=images.size, n_classes=len(images.classes), dtype=dtype)
     if every is None: every = math.ceil(base.steps/6)
     if samples is None:
@@ -412,7 +412,7 @@ def experiment_run(
     evaluator:str='small', # Who measures: 'small' or 'inception'
     weights:str|Path|None=None, # File of Inception weights, None to fetch it at first use
     jobs:int=1, # Networks that train at once, each with its share of the cores
-    device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
     # Is given a line of text after each measurement (with several jobs, after each network)
     tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows

@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from torch import Tensor
+import sagan.quiet
 from fastai.callback.core import (
     Callback, CancelBatchException, CancelEpochException, CancelFitException)
 from fastai.callback.fp16 import AMPMode, MixedPrecision
@@ -30,7 +31,8 @@ from fastcore.foundation import L
 from .augmentation import diff_augment
 from .conditioning import frozen_statistics
 from .config import check_groups, Config, for_size, preset
-from .data import MemoryLoader, to_bytes
+from .data import choose_device, MemoryLoader, to_bytes
+from .devices import training_dtype
 from .diagnostics import check_finite
 from .distributed import (
     all_gather, all_reduce_mean, broadcast_parameters, rank, shard, world_size)
@@ -39,7 +41,7 @@ from .kernels import compile_networks, keep_freed_memory
 from .losses import d_acgan_loss, d_hinge_loss, g_acgan_loss, g_hinge_loss, ttur
 from .names import figure_label
 from .networks import Discriminator, generate, Generator
-from .precision import fastest_dtype, LossScaler
+from .precision import LossScaler
 from .spectral import cached_spectral_norm, spectral_step
 
 # %% ../nbs/06_training.ipynb #43600741
@@ -415,7 +417,7 @@ def draw_inputs(
 def _choose_precision(learn, cfg, device, scaler):
     "The dtype of the steps, its autocast, and in float16 the scale of the loss"
     requested, settings = _requested_dtype(learn)
-    dtype = requested or (fastest_dtype(device) if cfg.dtype == 'auto' else cfg.dtype)
+    dtype = training_dtype(requested or cfg.dtype, device)
     autocast = torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != 'float32')
     return dtype, autocast, (scaler or LossScaler(**settings)) if dtype == 'float16' else None
 
@@ -603,8 +605,9 @@ def sagan_learner(
 ) -> SAGANLearner: # `learn.fit(epochs)`, as with any fastai `Learner`; `learn.model` is a `SAGAN`
     """A fastai `Learner` that trains a SAGAN on `dls`
 
-    It takes over image size, classes (`dls.vocab`, or give `n_classes`) and batch size from the
-    data; raises `ValueError` for what does not fit."""
+    It takes over image size, classes (`dls.vocab`, or give `n_classes`), batch size and steps
+    (the batches of an epoch) from the data, trains on their device, or without one where commands would, and says so of a GPU;
+    raises `ValueError` for what does not fit."""
     base = preset(cfg) if isinstance(cfg, str) else cfg
     if not hasattr(dls, 'train') or not isinstance(base, Config):
         raise ValueError("sagan_learner takes DataLoaders, as from image_dls, and a Config or the "
@@ -612,6 +615,7 @@ def sagan_learner(
     if not all(net is None or isinstance(net, nn.Module) for net in (G, D)):
         raise ValueError("G and D are modules of your own, or None, "
                          f"got a {type(G).__name__} and a {type(D).__name__}")
+    choose_device(dls)
     x, *y = _first_batch(dls.train)
     c = _fit_config(base, dls, x, G, D, changes)
     if not y: check_labels(None, c.n_classes, len(x))  # images alone are for unconditional networks
