@@ -4,6 +4,7 @@ from pathlib import Path
 from unittest.mock import patch
 import pytest, sagan
 from fastcore.docments import docments
+from machines import posix
 from sagan import __main__ as main, cli, options
 from sagan.config import Config
 from sagan.runs import load_run
@@ -147,6 +148,7 @@ def test_weights_of_another_configuration(folder, tmp_path):
     (other/'config.json').write_text(json.dumps(c))
     refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there, 8 here')
 
+@posix
 def test_interrupt_at_once(tmp_path):
     "While the imports run, too: no traceback, nothing left"
     p = start('sagan-train', *TINY, cwd=tmp_path)
@@ -167,6 +169,7 @@ def test_an_interrupt_that_an_import_swallows(monkeypatch, capsys):
     assert left == [1] and capsys.readouterr().err == 'drawing images ...\ninterrupted\n'
     assert signal.getsignal(signal.SIGINT) is before and gc.isenabled()
 
+@posix
 def test_interrupt_keeps_a_checkpoint(tmp_path):
     p = start('sagan-train', *TINY, '--steps', '100000', cwd=tmp_path)
     log = tmp_path/'runs/digits/log.jsonl'

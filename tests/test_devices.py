@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest, torch
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map_only
 import sagan.measuring
 from pretended import NAME, Pretended, set_up, There
 from sagan import devices
@@ -18,7 +19,21 @@ from sagan.walks import walk_run
 from sagan.training import sagan_learner
 from sagan.visualization import attention_figure
 
-_Generator = torch.Generator
+_Generator, _tensor, _save, _load = torch.Generator, torch.tensor, torch.save, torch.load
+
+
+class Chance(_Generator):
+    "A generator of the CPU that says it is elsewhere"
+    def __new__(cls, device): return super().__new__(cls)
+    def __init__(self, device): self.where = device
+    device = property(lambda self: self.where)
+
+
+def save(value, file): _save(tree_map_only(There, lambda t: t.here, value), file)
+
+
+def load(file, map_location='cpu', **options):
+    return tree_map_only(torch.Tensor, lambda t: t.to(map_location), _load(file, **options))
 
 
 @pytest.fixture
@@ -31,7 +46,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(devices, 'check_device', str)
     monkeypatch.setattr(devices, 'synchronize', lambda device: None)
     monkeypatch.setattr(devices, 'free_device_memory', lambda device: 1e12)
-    monkeypatch.setattr(torch, 'Generator', lambda device='cpu': _Generator())
+    monkeypatch.setattr(torch, 'Generator', lambda device='cpu': Chance(torch.device(device)))
+    for f in (save, load): monkeypatch.setattr(torch, f.__name__, f)
+    monkeypatch.setattr(torch, 'tensor', lambda data, device=None, **kw: _tensor(data, **kw).to(device or 'cpu'))
     monkeypatch.setenv('SAGAN_DEVICE', NAME)
     # as on a GPU, a parameter stays the same object when it moves
     monkeypatch.setattr(torch.__future__, '_swap_module_params_on_conversion', True)
