@@ -139,7 +139,7 @@ def comparison_page(
 # %% ../nbs/library/57_comparison.ipynb #0741ebef
 @explain_memory('the number of runs')
 def report_runs(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     *others:Run|str|Path, # More runs, to compare with it; none to make its own report again
     data:str|Path|None=None, # For a single run: the images it was trained on, if they have moved
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there

@@ -53,7 +53,7 @@ from .widget import own_images
 SHIPPED = Path(sagan.__file__).parent/'runs'
 
 def shipped(
-    name:str, # 'digits' or 'twins'
+    name:str, # 'digits', 'photographs' or 'twins'
 ) -> Path: # Its run folder, without training states
     "A run that comes with the package; raises `ValueError` for a name that does not exist"
     if not (SHIPPED/name/'config.json').exists():
@@ -82,7 +82,7 @@ def output_path(
 
 # %% ../nbs/library/27_runs.ipynb #4d4a1a6f
 def load_run(
-    folder:str|Path, # A run folder; or 'digits' or 'twins', which come with the package
+    folder:str|Path, # A run folder, or the name of a run that comes with the package: 'digits'
     device:str='cpu', # Where the model should be
     best:bool=False, # The weights of the best measurement, not the last?
 ) -> Run: # The run
@@ -459,7 +459,7 @@ def _open_run(run, device):
 
 # %% ../nbs/library/27_runs.ipynb #1f3c5a71
 def open_generator(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
 ) -> Run: # The run, loaded, on this device
     "A run that can draw; raises `ValueError` for an imported one that cannot, and the errors of `load_run`"
@@ -481,7 +481,7 @@ def _pairs(points):
 # %% ../nbs/library/27_runs.ipynb #9e7f0565
 @explain_memory('--n')
 def attend_run(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     label:int|str|None=None, # Class to draw, by name or number, None for one image of each of the first
     n:int=4, # Images
     seed:int=0, # Of the latents
@@ -512,7 +512,7 @@ def attend_run(
 # %% ../nbs/library/27_runs.ipynb #3bb86db4
 @explain_memory('the number of images')
 def explore_run(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     # One's own images, at which the discriminator looks: a folder, with one subfolder per class if the
     # run has classes
     images:str|Path|None=None,
@@ -562,7 +562,7 @@ def _store_scores(scores, draw, place, asked):
 # %% ../nbs/library/27_runs.ipynb #7bbbfeff
 @explain_memory('--n or --standing')
 def evaluate_run(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     # Images to draw, of classes as frequent as in the data; None for 1,000, with Inception the paper's 50,000
     n:int|None=None,
     seed:int=0, # Of the latents and of the classifier
@@ -607,7 +607,7 @@ def evaluate_run(
 
 # %% ../nbs/library/27_runs.ipynb #6ef942b9
 def report_run(
-    # A run or its folder, with at least one checkpoint; or 'digits' or 'twins', which come with the package
+    # A run with at least one checkpoint, its folder, or the name of one that comes with the package
     folder:Run|str|Path,
     data:str|Path|None=None, # The images it was trained on, if they have moved
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there

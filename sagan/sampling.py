@@ -259,7 +259,7 @@ def _write_samples(path, kind, G, labels, n, seed, classes, stem):
 # %% ../nbs/library/50_sampling.ipynb #a0a68f82
 @explain_memory('--n')
 def sample_run(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     n:int=8, # Images per class (or in all, without classes)
     # Class to draw, by name or number, or several; None for all (a picture shows 20 of them, evenly spaced)
     classes:int|str|Sequence[int|str]|None=None,
@@ -305,7 +305,7 @@ def _draw_numbered(G, n_classes, label, n, seed):
 # %% ../nbs/library/50_sampling.ipynb #064a2131
 @explain_memory('--n')
 def nearest_run(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     label:int|str|None=None, # Class to draw, by name or number, None for one image of each of the first
     n:int=8, # Images to draw, at most 40
     seed:int=0, # Of the latents

@@ -275,7 +275,7 @@ def _write_walk(path, x, maps, point, names, frames):
 # %% ../nbs/library/51_walks.ipynb #01fb6ba6
 @explain_memory('--frames')
 def walk_run(
-    run:Run|str|Path, # A run or its folder; or 'digits' or 'twins', which come with the package
+    run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     # Seeds of the latents to pass, one or several; None for 0 to 3, or if several classes are given for 0
     seeds:int|Sequence[int]|None=None,
     # Classes to pass, by name or number, one or several; None for the first ones, one for each seed

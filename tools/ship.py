@@ -1,25 +1,37 @@
-"""Put the two runs that come with the package into sagan/runs.
+"""Put the runs that come with the package into sagan/runs.
 
     python tools/claim.py --only claim-long    # trains two runs on twins; ten minutes on two idle cores
     python tools/ship.py                       # trains digits, chooses among the twins, checks, and copies
+    python tools/ship.py RUN FOLDER            # the run of photographs, trained on the images of FOLDER
 
 Digits is the default run. Twins is one of the two longer runs of the page of the claim
 (nbs/library/40_claim.ipynb): the one with the higher kappa at its last step. It must have learned
-agreement, and its weights must give the scores that its log says."""
+agreement, and its weights must give the scores that its log says.
+
+The run of photographs is of CIFAR-10's 50,000 training images, in a folder named cifar10 with a subfolder
+per class (nbs/library/60_photographs.ipynb):
+
+    sagan-train --data cifar10 --out photographs --preset photos --steps 72000 --measure-every 2000 \\
+        --samples 5000"""
+import argparse
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from sagan.checkpoints import read_log
-from sagan.data import twins
-from sagan.measuring import measure_generator
+from sagan.checkpoints import Run, read_log, save_weights
+from sagan.data import load_images, twins
+from sagan.measuring import load_or_train_evaluator, measure_generator
 from sagan.references import reference, train_evaluator
+from sagan.reports import draw_nearest, save_figure
 from sagan.runs import load_run
 
 root = Path(__file__).resolve().parent.parent
 FILES = 'config.json', 'weights.safetensors', 'log.jsonl'
+GRIDS = 0, 1000, 2000, 4000, 8000, 16000, 24000, 32000, 48000, 72000
 # What a run that has learned agreement has at least; luck and chance are 0 and 0.5
 LEAST = dict(kappa=.1, d_auc=.55)
 
@@ -79,6 +91,45 @@ def ship_twins(folder: Path):
     print(f"twins: {run.name}, kappa {scores['kappa']:.3f}, D's AUC {scores['d_auc']:.3f}")
 
 
+def ship_photographs(folder: Path, data: Path):
+    "Ship a run of photographs with rounded weights and a thinned log, and its pictures for the docs"
+    run, shown = load_run(folder), root/'nbs'/'experiments'/'photographs'/'model'
+    target = root/'sagan'/'runs'/'photographs'
+    target.mkdir(parents=True, exist_ok=True)
+    shown.mkdir(parents=True, exist_ok=True)
+    def rename(text): return text.replace(run.cfg.data, 'cifar10')
+    run.model.cfg = run.cfg.change(data='cifar10')
+    save_weights(target/'weights.safetensors', run.model, run.step, bfloat16=True)
+    (target/'config.json').write_text(rename((folder/'config.json').read_text()), encoding='utf-8')
+    kept = [r for r in read_log(folder) if r['step'] <= run.step and ('fid' in r or r['step'] % 100 == 0)]
+    lines = (json.dumps(r) + '\n' for r in kept)
+    (target/'log.jsonl').write_text(rename(''.join(lines)), encoding='utf-8')
+    scores = check_photographs(load_run(target), folder, data, shown)
+    (shown/'scores.json').write_text(rename(json.dumps(scores, indent=1)) + '\n', encoding='utf-8')
+    for step in GRIDS:
+        grid = folder/'samples'/f'step-{step:07}.png'
+        if grid.exists(): shutil.copy(grid, shown)
+
+
+def check_photographs(run: Run, folder: Path, data: Path, shown: Path) -> dict:
+    "The scores of the rounded weights, which must be those of the log, and the nearest training images"
+    images = replace(load_images(str(data), run.cfg.size), name='cifar10')
+    evaluator = load_or_train_evaluator(folder/'evaluator.pt', images)
+    real = reference(images, evaluator)
+    scores = measure_generator(run.model.ema, images, evaluator, real, 5000)
+    logged = [r for r in run.records if 'fid' in r][-1]
+    if logged['step'] == run.step and abs(scores['fid'] - logged['fid']) > .02:
+        raise ValueError(f"FID is {scores['fid']:.3f}, but the log says {logged['fid']:.3f}")
+    save_figure(draw_nearest(run.model.ema, images, evaluator, real, 500), shown/'nearest.png')
+    return scores | dict(step=run.step)
+
+
 if __name__ == '__main__':
-    ship_twins(Path('runs')/'claim-long')
-    ship_digits()
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('run', type=Path, nargs='?', help='folder of the run of photographs')
+    p.add_argument('data', type=Path, nargs='?', help='its images')
+    args = p.parse_args()
+    if args.run: ship_photographs(args.run, args.data)
+    else:
+        ship_twins(Path('runs')/'claim-long')
+        ship_digits()
