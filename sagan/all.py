@@ -58,13 +58,13 @@ from .widget import *
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
-    sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.devices, sagan.diagnostics,
-    sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images,
-    sagan.importing, sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring, sagan.names,
-    sagan.networks, sagan.pace, sagan.pages, sagan.precision, sagan.progress, sagan.recording,
-    sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.sampling,
-    sagan.spectral, sagan.starting, sagan.storage, sagan.training, sagan.visualization, sagan.walks,
-    sagan.widget]
+    sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.devices,
+    sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
+    sagan.images, sagan.importing, sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring,
+    sagan.names, sagan.networks, sagan.pace, sagan.pages, sagan.precision, sagan.progress,
+    sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs,
+    sagan.sampling, sagan.spectral, sagan.starting, sagan.storage, sagan.training,
+    sagan.visualization, sagan.walks, sagan.widget]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

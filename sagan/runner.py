@@ -180,7 +180,8 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
             for p in active_children(): p.terminate()
             if not isinstance(e, BrokenProcessPool): raise
             raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
-                          "experiment again goes on where it was, with fewer jobs it needs less") from None
+                          "experiment again goes on where it was, with fewer jobs it needs less. A script "
+                          "of yours calls this under if __name__ == '__main__':") from None
 
 # %% ../nbs/library/39_runner.ipynb #23c291fd
 def _train_all(folder, todo, seeds, plan, jobs, tell):
