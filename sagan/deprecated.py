@@ -19,8 +19,9 @@ MOVED = dict(
     attention=dict(altered='attention.intervene'),
     checkpoints=dict(
         BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState',
+        check_device='devices.check_device',
         ROLLBACKS='recording.ROLLBACKS', RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED',
-        check_device='devices.check_device', cut_back='recording.truncate_run', data_facts='recording.describe_data',
+        cut_back='recording.truncate_run', data_facts='recording.describe_data',
         fit_run='recording.fit_run', kept_evaluator='measuring.load_or_train_evaluator',
         load_run='runs.load_run', measure_generator='measuring.measure_generator',
         real_spread='recording.real_spread', resume='recording.resume', shipped='runs.shipped',

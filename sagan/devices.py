@@ -35,14 +35,14 @@ def check_device(
 
 # %% ../nbs/library/64_devices.ipynb #608ab2b3
 def find_device(
-    name:str|None=None, # Name of a device, None for `SAGAN_DEVICE`, or else cuda, mps or cpu, as they are there
+    name:str|None=None, # Name of a device, None for `SAGAN_DEVICE`, or else the first kind that is there
 ) -> str: # Its name
     "The device to work on; raises `ValueError` if it is not there, or cannot train in several processes"
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     name = name or os.environ.get('SAGAN_DEVICE')
     if several and name == 'mps':
-        raise ValueError("several processes train together on cuda or cpu, not on mps; choose another device, "
-                         "or start one process")
+        raise ValueError("several processes train together on cuda or cpu, not on mps; choose another "
+                         "device, or start one process")
     if name: return check_device(name)
     return next(kind for kind in KINDS if _is_there(kind) and not (several and kind == 'mps'))
 
@@ -66,7 +66,8 @@ def training_dtype(
     "The dtype of convolutions and products; raises `ValueError` for one that the device does not have"
     if dtype == 'auto': return fastest_dtype(device)
     if dtype == 'bfloat16' and _kind(device) == 'mps' and not torch.backends.mps.is_macos_or_newer(14, 0):
-        raise ValueError("bfloat16 on mps takes macOS 14 or newer; choose float32 or float16 (dtype=, --dtype)")
+        raise ValueError("bfloat16 on mps takes macOS 14 or newer; choose float32 or float16 (dtype=, "
+                         "--dtype)")
     return dtype
 
 # %% ../nbs/library/64_devices.ipynb #1d4e07ae

@@ -89,8 +89,8 @@ class _Help(HelpFormatter):
 
 # %% ../nbs/library/53_options.ipynb #bbcbdee4
 _NUMBERS = {int: ('N', 'a whole number'), float: ('X', 'a number')}
-_WORDS = dict(device=('cuda', 'mps', 'cpu'), evaluator=('small', 'inception'), on_nan=('stop', 'rollback')) | {
-    name: words for name, words in CHOICES.items() if isinstance(words[0], str)}
+_WORDS = {name: words for name, words in CHOICES.items() if isinstance(words[0], str)} | dict(
+    device=('cuda', 'mps', 'cpu'), evaluator=('small', 'inception'), on_nan=('stop', 'rollback'))
 _FORMS = dict(
     g_attention='SIZE,...', d_attention='SIZE,...', diffaug='KIND,...', seeds='N,...', points='ROW,COL;...',
     point='ROW,COL', data='DATA', out='PATH', cache='FOLDER', images='FOLDER', weights='FILE',
@@ -138,7 +138,7 @@ def make_parser(
     given = {k: k.upper() + '...'*(p.kind == Parameter.VAR_POSITIONAL)
              for k, (p, _) in options.items() if p.default is Parameter.empty}
     prog = name.replace('_', '-')
-    examples = '\n'.join(['Examples:', *(f'  {line}' for line in EXAMPLES[name])]) if name in EXAMPLES else None
+    examples = '\n  '.join(['Examples:', *EXAMPLES[name]]) if name in EXAMPLES else None
     parser = _Parser(prog, ' '.join([prog, *given.values(), '[options]']), command.__doc__, examples,
                      formatter_class=_Help, add_help=False)
     titles = 'Needed', 'Used most', *GROUPS, 'Run', 'Options'

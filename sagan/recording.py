@@ -97,7 +97,7 @@ def _remove_old_states(folder, keep, best):
     "Remove all training states but the last ones and that of the best record"
     for f in states(folder)[:-keep]:
         if best is None or file_step(f) != best['step']:
-            with suppress(PermissionError): f.unlink()  # Windows, while a program reads it; the next time then
+            with suppress(PermissionError): f.unlink()  # on Windows another program may read it
 
 # %% ../nbs/library/34_recording.ipynb #0690007f
 class RunWriter(Callback):

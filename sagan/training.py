@@ -606,8 +606,8 @@ def sagan_learner(
     """A fastai `Learner` that trains a SAGAN on `dls`
 
     It takes over image size, classes (`dls.vocab`, or give `n_classes`), batch size and steps
-    (the batches of an epoch) from the data, trains on their device, or without one where commands would, and says so of a GPU;
-    raises `ValueError` for what does not fit."""
+    (the batches of an epoch) from the data. It trains on the device of the data, or without one
+    where commands would, and says so of a GPU. Raises `ValueError` for what does not fit."""
     base = preset(cfg) if isinstance(cfg, str) else cfg
     if not hasattr(dls, 'train') or not isinstance(base, Config):
         raise ValueError("sagan_learner takes DataLoaders, as from image_dls, and a Config or the "

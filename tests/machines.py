@@ -3,5 +3,5 @@ import os, sys
 
 import pytest
 
-posix = pytest.mark.skipif(os.name != 'posix', reason='takes pipes, forks, limits or signals of Linux and macOS')
+posix = pytest.mark.skipif(os.name != 'posix', reason='takes pipes, forks, limits or signals')
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='takes /proc')

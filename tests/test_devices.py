@@ -1,23 +1,20 @@
 "Everything that trains, draws and measures, on a GPU that `pretended` stands in for"
 import os
-from contextlib import nullcontext
-from unittest.mock import patch
 
 import pytest, torch
+from pretended import NAME, Pretended, set_up, There
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map_only
-import sagan.measuring
-from pretended import NAME, Pretended, set_up, There
-from sagan import devices
+from sagan import devices, measuring, runs
+from sagan.attention import attention_maps
 from sagan.data import digits, image_dls
 from sagan.networks import generate
-from sagan.attention import attention_maps
 from sagan.references import Classifier, Evaluator
-from sagan.runs import *
+from sagan.runs import attend_run, evaluate_run, explore_run, report_run, resume_run, train_run
 from sagan.sampling import nearest_run, sample_run
-from sagan.walks import walk_run
 from sagan.training import sagan_learner
 from sagan.visualization import attention_figure
+from sagan.walks import walk_run
 
 _Generator, _tensor, _save, _load = torch.Generator, torch.tensor, torch.save, torch.load
 
@@ -27,6 +24,12 @@ class Chance(_Generator):
     def __new__(cls, device): return super().__new__(cls)
     def __init__(self, device): self.where = device
     device = property(lambda self: self.where)
+
+
+def tensor(data, device='cpu', **options): return _tensor(data, **options).to(device)
+
+
+def untrained(images, **_): return Evaluator(Classifier(10), 'untrained', .9)
 
 
 def save(value, file): _save(tree_map_only(There, lambda t: t.here, value), file)
@@ -48,7 +51,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(devices, 'free_device_memory', lambda device: 1e12)
     monkeypatch.setattr(torch, 'Generator', lambda device='cpu': Chance(torch.device(device)))
     for f in (save, load): monkeypatch.setattr(torch, f.__name__, f)
-    monkeypatch.setattr(torch, 'tensor', lambda data, device=None, **kw: _tensor(data, **kw).to(device or 'cpu'))
+    monkeypatch.setattr(torch, 'tensor', tensor)
     monkeypatch.setenv('SAGAN_DEVICE', NAME)
     # as on a GPU, a parameter stays the same object when it moves
     monkeypatch.setattr(torch.__future__, '_swap_module_params_on_conversion', True)
@@ -68,7 +71,8 @@ def test_quick_start(gpu, capsys):
     assert learn.sagan_trainer.dtype == 'float32'
     for net, device in ((learn.model, gpu), (other.model, 'cpu')):
         assert {t.device.type for t in net.state_dict().values()} == {device}
-    for k in ('d_loss', 'g_loss'): assert_close(*[l.sagan_trainer.figures()[k] for l in (learn, other)], rtol=1e-4, atol=0)
+    figures = [trained.sagan_trainer.figures() for trained in (learn, other)]
+    for k in ('d_loss', 'g_loss'): assert_close(*[f[k] for f in figures], rtol=1e-4, atol=0)
     G = learn.model.ema
     x = generate(G, y=torch.arange(10))
     z, y = torch.randn(2, G.z_dim), torch.tensor([3, 8])
@@ -80,30 +84,20 @@ def test_quick_start(gpu, capsys):
 def test_a_run(gpu, tmp_path, monkeypatch, capsys):
     "All that commands do with a run"
     monkeypatch.chdir(tmp_path)
-    import time; t=time.time()
-    def lap(w):
-        nonlocal t; 
-        with capsys.disabled(): print(w, round(time.time()-t,2))
-        t=time.time()
-    def untrained(images, *args): return Evaluator(Classifier(10), 'untrained', .9)
-    monkeypatch.setattr(sagan.measuring, 'train_evaluator', untrained)
-    run = train_run('digits', preset='tiny', steps=2, z_dim=8, measure_every=2, samples=20, batch=8,
-                    diffaug='color,translation,cutout')
-    lap('train')
-    assert f'on {gpu} in float32' in capsys.readouterr().out
-    run = resume_run(run, steps=4)
-    lap('resume')
-    sample_run(run, 2, truncation=1.)
-    lap('sample')
-    attend_run(run, n=2)
-    lap('attend')
-    walk_run(run, frames=2)
-    lap('walk')
-    evaluate_run(run, 20, standing=8)
-    lap('eval')
+    monkeypatch.setattr(measuring, 'train_evaluator', untrained)
+    with monkeypatch.context() as m:
+        m.setattr(runs, '_write_report', lambda *_: None)  # comes last
+        run = train_run('digits', preset='tiny', steps=1, z_dim=8, measure_every=1, samples=10, batch=4,
+                        diffaug='color,translation,cutout')
+        assert f'on {gpu} in float32' in capsys.readouterr().out
+        run = resume_run(run, steps=2, measure_every=0)
+    sample_run(run, 1, classes=[3], truncation=1.)
+    attend_run(run, n=1)
+    walk_run(run, [0, 1], frames=1)
+    evaluate_run(run, 10, standing=8)
+    nearest_run(run, 1)
     explore_run(run, out='page.html')
-    lap('explore')
     report_run(run)
-    lap('report')
-    nearest_run(run)
-    lap('nearest')
+    assert {t.device.type for t in run.model.state_dict().values()} == {gpu}
+    made = {'samples-seed0-classes3-truncation1.0.png', 'attention-seed0-n1.png', 'eval-n10-standing8.json'}
+    print(sorted(os.listdir(run.folder)))

@@ -1,4 +1,4 @@
-"What Linux has and other machines lack, taken away: locks, renaming onto open files, letters, signals, mallopt"
+"What other machines lack is taken away: locks, renaming onto open files, letters, signals, mallopt"
 import ast, ctypes, errno, os, signal, sys, threading
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest, torch
 from sagan import __main__ as main, cli, kernels, names, options, recording, storage
 from sagan.checks import free_memory
 from sagan.config import Config
-from sagan.storage import atomic_write, cached_images, file_lock, MappedImages, new_folder, read_json, write_json
+from sagan.storage import (
+    atomic_write, cached_images, file_lock, MappedImages, new_folder, read_json, write_json)
 
 root = Path(__file__).resolve().parent.parent
 
@@ -70,7 +71,7 @@ def test_a_folder_cannot_be_opened_to_sync_it(windows, folders_cannot_be_opened,
 
 @pytest.mark.parametrize('refusals', [3, 99])
 def test_a_file_that_is_open_elsewhere_is_replaced_later(windows, tmp_path, monkeypatch, refusals):
-    "As soon as a virus scanner or a viewer has closed it; if that never happens, a sentence, and the old file"
+    "As soon as a viewer has closed it; if that never happens, a sentence, and the old file"
     write_json(tmp_path/'a.json', 'old')
     replace, calls = os.replace, []
     def refuse(new, path):
@@ -80,7 +81,7 @@ def test_a_file_that_is_open_elsewhere_is_replaced_later(windows, tmp_path, monk
     monkeypatch.setattr(os, 'replace', refuse)
     if refusals < 10: write_json(tmp_path/'a.json', 'new')
     else:
-        with pytest.raises(PermissionError, match='a.json cannot be written: Access is denied; is it open in'):
+        with pytest.raises(PermissionError, match='a.json cannot be written: Access is denied; is it open'):
             write_json(tmp_path/'a.json', 'new')
     assert read_json(tmp_path/'a.json') == ('new' if refusals < 10 else 'old')
     assert os.listdir(tmp_path) == ['a.json']
@@ -103,7 +104,8 @@ def open_files(monkeypatch):
     "Names of files that are open, and so cannot be removed"
     unlink, kept = Path.unlink, set()
     def refuse(self, missing_ok=False):
-        if self.name in kept and self.exists(): raise PermissionError(errno.EACCES, 'Access is denied', str(self))
+        if self.name in kept and self.exists():
+            raise PermissionError(errno.EACCES, 'Access is denied', str(self))
         unlink(self, missing_ok)
     monkeypatch.setattr(Path, 'unlink', refuse)
     return kept
@@ -143,7 +145,8 @@ def test_old_states_that_are_open_are_removed_later(open_files, tmp_path):
 
 
 def test_help_is_written_in_letters_that_every_console_has():
-    for name in main.COMMANDS: options.make_parser(getattr(cli, f'sagan_{name}')).format_help().encode('cp1252')
+    for name in main.COMMANDS:
+        options.make_parser(getattr(cli, f'sagan_{name}')).format_help().encode('cp1252')
     main.HELP.encode('ascii')
 
 
