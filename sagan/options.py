@@ -160,7 +160,8 @@ def parse_options(
     parser, own = make_parser(command), signature(command).parameters
     known, rest = parser.parse_known_args(args)
     for a in rest[:1]:
-        near = get_close_matches(a.partition('=')[0], parser._option_string_actions, cutoff=.5)
+        names = parser._option_string_actions.keys() - {'--version'}
+        near = get_close_matches(a.partition('=')[0], sorted(names), cutoff=.5)
         what = f"there is no option {a}" if a.startswith('-') else (
             f"{a} stands alone, but every value follows the name of its option, as in --data digits")
         hint = f"did you mean {' or '.join(near)}?" if near else '--help lists them all'

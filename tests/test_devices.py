@@ -99,5 +99,6 @@ def test_a_run(gpu, tmp_path, monkeypatch, capsys):
     explore_run(run, out='page.html')
     report_run(run)
     assert {t.device.type for t in run.model.state_dict().values()} == {gpu}
-    made = {'samples-seed0-classes3-truncation1.0.png', 'attention-seed0-n1.png', 'eval-n10-standing8.json'}
-    print(sorted(os.listdir(run.folder)))
+    made = {'samples-seed0-truncation1.0-n1-classes3.png', 'attention-seed0-n1.png', 'report.html',
+            'walk-seeds0,1-frames1.gif', 'eval-n10-standing8.json', 'nearest-seed0-label1.png'}
+    assert made <= set(os.listdir(run.folder)) and os.path.exists('page.html')
