@@ -50,7 +50,6 @@ MOVED = dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
         layout='importing.infer_layout'),
-    precision=dict(fastest_dtype='devices.fastest_dtype'),
     reports=dict(
         describe_samples='sampling.describe_samples', draw_rows='sampling.draw_rows',
         sample_picture='sampling.sample_picture', sampled_classes='sampling.sampled_classes'),

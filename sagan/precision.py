@@ -12,6 +12,7 @@ import torch
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from torch import Tensor
+from .devices import fastest_dtype  # older code imports it from here
 
 # %% ../nbs/library/25_precision.ipynb #1b1fbd81
 def no_autocast(
@@ -58,9 +59,3 @@ class LossScaler:
         self.good = self.good + 1 if fine else 0
         if not fine: self.scale /= 2
         elif self.good == self.growth_interval: self.scale, self.good = 2*self.scale, 0
-
-# %% ../nbs/library/25_precision.ipynb #d65b6105
-from sagan.deprecated import deprecated_names
-
-# %% ../nbs/library/25_precision.ipynb #4702afa7
-__getattr__ = deprecated_names(__name__)  # names of earlier versions
