@@ -50,13 +50,13 @@ def plain_errors(
     except KeyboardInterrupt: message = 'interrupted'
     except Exception as e:
         from sagan.recording import Interrupted
+        message = str(e)
         if type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
-            reason, *_ = str(e).splitlines() or [type(e).__name__]
-            message = f'PyTorch cannot compile here ({reason}); leave out --compile'
-        elif isinstance(e, Interrupted):
-            message = str(e)
-            if e.signal != 'SIGINT': return print_once(message)
-        else: raise
+            message = 'PyTorch cannot compile here (' + message.split('\n')[0] + '); leave out --compile'
+        elif not isinstance(e, Interrupted): raise
+        elif e.signal != 'SIGINT':
+            print_once(message)
+            return
     else: return
     if len(message) > 1200: message = f'{message[:600]} ... {message[-600:]}'
     say(f'{command}: {message}', sys.stderr)

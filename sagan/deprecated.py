@@ -19,7 +19,6 @@ MOVED = dict(
     attention=dict(altered='attention.intervene'),
     checkpoints=dict(
         BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState',
-        check_device='devices.check_device',
         ROLLBACKS='recording.ROLLBACKS', RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED',
         cut_back='recording.truncate_run', data_facts='recording.describe_data',
         fit_run='recording.fit_run', kept_evaluator='measuring.load_or_train_evaluator',
@@ -58,7 +57,7 @@ MOVED = dict(
     spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
         LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', presets='config.presets',
-        systems='config.systems'),
+        fastest_dtype='devices.fastest_dtype', systems='config.systems'),
     visualization=dict(
         report_html='pages.report_html', training_figure='curves.training_figure'))
 

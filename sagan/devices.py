@@ -25,12 +25,10 @@ def check_device(
     device:str, # Name of a device, such as 'cuda'
 ) -> str: # The same
     "Raise `ValueError` for a device that is not there, or that cannot give back a number, such as 'meta'"
-    try:
-        if device in KINDS and not _is_there(device): raise RuntimeError('PyTorch finds none')
-        torch.zeros(1, device=device).add(1).item()
-    except Exception as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise ValueError(f"there is no device {device!r} here ({reason}); cpu always works") from None
+    reason = 'PyTorch finds none' if device in KINDS and not _is_there(device) else ''
+    try: reason or torch.zeros(1, device=device).add(1).item()
+    except Exception as e: reason = str(e).split('\n')[0] or type(e).__name__
+    if reason: raise ValueError(f"there is no device {device!r} here ({reason}); cpu always works")
     return str(device)
 
 # %% ../nbs/library/64_devices.ipynb #608ab2b3
