@@ -11,7 +11,7 @@ def lines(key): return cfg[key].strip().splitlines()
 def text(name): return Path(name).read_text(encoding='utf-8')
 
 scripts = lines('console_scripts')
-extras = {name: lines(f'{name}_requirements') for name in ('hub', 'onnx')}
+extras = {name: lines(f'{name}_requirements') for name in ('hub', 'onnx', 'docs', 'browser')}
 # nbdev 3 calls its command nbdev-test; contributors, who install with -e, may still type its old name
 if 'editable_wheel' in sys.argv: scripts.append('nbdev_test=nbdev.test:nbdev_test')
 
@@ -35,6 +35,6 @@ setup(
     long_description=re.sub(r'(!?)(\[[^][]*\])\((?![a-z]+:|#)([^)\s]+)\)', absolute, text('README.md')),
     long_description_content_type='text/markdown',
     install_requires=lines('requirements'),
-    extras_require=extras | {'dev': lines('dev_requirements') + sum(extras.values(), [])},
+    extras_require=extras | {'dev': lines('dev_requirements') + extras['hub'] + extras['onnx']},
     entry_points={'console_scripts': scripts, 'nbdev': ['sagan=sagan._modidx:d']},
 )

@@ -8,17 +8,20 @@ when the browser hands the event over; the second from the event's own time stam
 The last three columns are processor time of the page's main thread for one movement, all that is painted
 included, which does not depend on how busy the machine is.
 
-Then from a click on "Next" to the painted picture, in Voila, with the model that the package ships: to the
-kernel and back.
+Then the page without a kernel of the model that the package ships, in processor time, too: from opening the
+file to the first picture; from the first click on "Next" to its picture, when the browser has not compiled
+anything yet; the same for later clicks; and for a click on "Hide where it looks".
+
+At last from a click on "Next" to the painted picture, in Voila: to the kernel and back.
 
     python benchmarks/explorer.py"""
 import json, os, shutil, socket, subprocess, sys, tempfile, time, torch
 from pathlib import Path
 from playwright.sync_api import sync_playwright
 from sagan.attention import AttentionMap
-from sagan.runs import shipped
+from sagan.runs import load_run, shipped
 from sagan.reports import NOTEBOOK
-from sagan.explorer import view
+from sagan.explorer import explore, view
 from sagan.widget import AttentionExplorer
 
 S, N = 128, 400
@@ -61,19 +64,43 @@ CLICK = """() => new Promise(done => {
     const buttons = [...document.querySelectorAll('button')]
     buttons.find(b => b.textContent === 'Next').click() })"""
 
-def computing(page, box, n=140):
-    "Milliseconds of the main thread for each of n movements: of the script, and of all tasks"
+def clock(page):
+    "A function that gives the milliseconds of the main thread so far: of the script, and of all tasks"
     client = page.context.new_cdp_session(page)
     client.send('Performance.enable', dict(timeDomain='threadTicks'))
     def used():
         known = {m['name']: 1000*m['value'] for m in client.send('Performance.getMetrics')['metrics']}
         return known['ScriptDuration'], known['TaskDuration']
+    return used
+
+PAINTED = 'new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))'
+
+def computing(page, box, n=140):
+    "Milliseconds of the main thread for each of n movements: of the script, and of all tasks"
+    used = clock(page)
     for i in range(n):
         before = used()
         right, down = (i*37 % 101 + .5)/102, (i*53 % 103 + .5)/104
         page.mouse.move(box['x'] + box['width']*right, box['y'] + box['height']*down)
-        page.evaluate('new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))')
+        page.evaluate(PAINTED)
         yield [b - a for a, b in zip(before, used())]
+
+def drawing(browser, folder, n=30):
+    "Milliseconds of the main thread until the first picture, and for each click on a button"
+    explore(load_run(shipped('twins'))).save(f'{folder}/live.html')
+    page = browser.new_page(viewport=dict(width=1200, height=900))
+    used = clock(page)
+    def taken(do, *args):
+        before = used()[1]
+        do(*args)
+        page.evaluate(PAINTED)
+        return used()[1] - before
+    yield 'opening the page', [taken(page.goto, Path(f'{folder}/live.html').as_uri())]
+    for words, name, times in (('first picture', 'Next', 1), ('later pictures', 'Next', n),
+                               ('hiding', 'Hide where it looks', 1)):
+        button = page.get_by_role('button', name=name)
+        yield words, sorted(taken(button.evaluate, 'b => b.click()') for _ in range(times))
+    page.close()
 
 def generating(browser, folder):
     "Milliseconds from each of 30 clicks to the picture"
@@ -126,6 +153,9 @@ if __name__ == '__main__':
                 f'{t[len(t)//2]:.1f} | {t[int(.95*len(t))]:.1f}' for t in columns),
                 f'| {script[70]:.1f} | {tasks[70]:.1f} | {tasks[133]:.1f} |')
             page.close()
+        print('\nwithout a kernel, 1200 px, 1x:')
+        for words, times in drawing(browser, d):
+            print(f'{words}: p50 {times[len(times)//2]:.0f} ms, worst of {len(times)} {times[-1]:.0f} ms')
         times = generating(browser, d)
         print(f'\nfrom a click on Next to the picture, {os.cpu_count()} cores: p50 {times[15]:.0f} ms, worst '
               f'of 30 {times[-1]:.0f} ms')

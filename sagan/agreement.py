@@ -1,4 +1,4 @@
-"""Do the twins of an image agree more often than by luck, and does the discriminator see it?
+"""Do the twins of an image agree more often than by luck, and does the discriminator notice?
 
 Docs: https://sagan-gan.github.io/sagan/library/agreement.html.md"""
 
@@ -31,23 +31,23 @@ def _kappa(pairs):
 # %% ../nbs/library/35_agreement.ipynb #134ce616
 @dataclass(frozen=True)
 class Agreement:
-    "How often the twins of images agree; means over the classes, by their images with two twins"
-    # Share of images in which both twins can be made out, in [0, 1]; the rest is of these
+    "How often the twins of images agree; class means are weighted by their images with two twins"
+    # Share of images with two recognizable twins, in [0, 1]; all other fields count only these
     two_twins:float
     observed:float  # Share whose twins have the same colors, in [0, 1]
-    luck:float      # Share that agrees when twins of different images are re-paired, in [0, 1]
+    luck:float      # Share that agrees after re-pairing twins of different images, in [0, 1]
     kappa:float     # Mean of the classes' (observed - luck)/(1 - luck): 0 for luck alone, 1 when all agree
-    kappa_error:float # Its standard error over images, by 100 bootstrap samples
+    kappa_error:float # Its standard error over images, from 100 bootstrap samples
     kappa_classes:list[float] # Kappa of each class that occurs, in order
 
 # %% ../nbs/library/35_agreement.ipynb #a372ad01
 def agreement(
     colours:Tensor, # From `twin_colours`, (n, 2, 2) int64
     y:Tensor, # Classes of the images, (n,) int64
-) -> Agreement: # Over all classes, and kappa of each
+) -> Agreement: # Agreement over all classes, and the kappa of each
     """Agreement of twins beyond the images' own luck
 
-    Raises `ValueError` if no class has two images, or for what are no colors or classes."""
+    Raises `ValueError` if no class has two images, or for invalid colors or classes."""
     if colours.ndim != 3 or colours.shape[1:] != (2, 2) or colours.is_floating_point():
         raise ValueError("colours must be those that twin_colours gives, (n, 2, 2) of int64, "
                          f"got {colours.dtype} of shape {tuple(colours.shape)}")
@@ -84,14 +84,14 @@ def _d_scores(D, images, labeled, batch=250):
 
 # %% ../nbs/library/35_agreement.ipynb #a5c43022
 def agreement_auc(
-    D:nn.Module, # Discriminator, called as D(x, y) in evaluation mode, and left in its own
-    data:str='twins', # Which twins: their name, as in `named_twins`
-    size:int=32, # Pixels of a side: 32 or 64
-    n:int=1000, # Images, each in four versions, at least 2
-    seed:int=1, # Of the images; the training images have 0
-    labeled:bool|None=None, # Give D the classes? None to follow its `n_classes`, or the data if it has none
+    D:nn.Module, # Discriminator, called as D(x, y) in evaluation mode; its own mode is restored
+    data:str='twins', # Name of the twins, as in `named_twins`
+    size:int=32, # Image size in pixels: 32 or 64
+    n:int=1000, # Number of images, each in four versions, at least 2
+    seed:int=1, # Seed of the images; the training images have 0
+    labeled:bool|None=None, # Pass the classes to D? None follows `D.n_classes`, or the data without it
 ) -> tuple[float, float]: # (AUC in [0, 1], its standard error), .5 is chance
-    """How often D prefers twins that agree to the same image with other colors in the right twin
+    """How often D prefers twins that agree over the same image with other colors in the right twin
 
     Raises `ValueError` for fewer than 2 images, or scores that are not finite."""
     check_count('n, the number of images,', n, 2)
@@ -114,9 +114,9 @@ def agreement_auc(
 # %% ../nbs/library/35_agreement.ipynb #6de2dcc7
 @contextmanager
 def gammas_at_zero(
-    net:nn.Module, # Network whose attention layers and residual blocks are changed, and put back at the end
-) -> Iterator[int]: # Yields how many of them there are
-    "Within this context attention layers and residual blocks are the identity"
+    net:nn.Module, # Network whose attention layers and residual blocks are changed and then restored
+) -> Iterator[int]: # Yields the number of these layers and blocks
+    "Within this context, attention layers and residual blocks are the identity"
     gammas = [m.gamma for m in net.modules() if isinstance(m, (SelfAttention, ResidualBlock))]
     values = [g.detach().clone() for g in gammas]
     for g in gammas: g.data.zero_()
@@ -128,10 +128,10 @@ def gammas_at_zero(
 def twin_scores(
     colours:Tensor, # Colors of the images' twins, from `twin_colours`, (n, 2, 2) int64
     y:Tensor, # Classes of the images, (n,) int64
-    D:nn.Module|None, # Discriminator to ask, too, or None
-    data:str, # Name of the twins that it is asked about, as in `named_twins`
-    size:int, # Their pixels of a side
-) -> dict: # Those fields of `Scores` that only twins have
+    D:nn.Module|None, # Discriminator to test as well, or None
+    data:str, # Name of the twins to test it on, as in `named_twins`
+    size:int, # Their size in pixels
+) -> dict: # The fields of `Scores` that only twins have
     "Agreement, the number of color pairs, and the discriminator's AUC with and without its attention"
     scores = asdict(agreement(colours, y)) | dict(colour_pairs=twin_pairs(colours))
     if D is None: return scores

@@ -1,4 +1,4 @@
-"""`from sagan.all import *` gives every public name of the library
+"""`from sagan.all import *` imports every public name of the library
 
 Docs: https://sagan-gan.github.io/sagan/library/all.html.md"""
 
@@ -32,10 +32,14 @@ from .images import *
 from .importing import *
 from .inputs import *
 from .kernels import *
+from .live import *
 from .losses import *
+from .machinery import *
 from .measuring import *
 from .names import *
+from .nearest import *
 from .networks import *
+from .outcomes import *
 from .pace import *
 from .pages import *
 from .precision import *
@@ -49,6 +53,7 @@ from .runs import *
 from .sampling import *
 from .spectral import *
 from .starting import *
+from .statistics import *
 from .storage import *
 from .training import *
 from .visualization import *
@@ -60,11 +65,12 @@ _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
     sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.devices,
     sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
-    sagan.images, sagan.importing, sagan.inputs, sagan.kernels, sagan.losses, sagan.measuring,
-    sagan.names, sagan.networks, sagan.pace, sagan.pages, sagan.precision, sagan.progress,
-    sagan.recording, sagan.records, sagan.references, sagan.reports, sagan.runner, sagan.runs,
-    sagan.sampling, sagan.spectral, sagan.starting, sagan.storage, sagan.training,
-    sagan.visualization, sagan.walks, sagan.widget]
+    sagan.images, sagan.importing, sagan.inputs, sagan.kernels, sagan.live, sagan.losses,
+    sagan.machinery, sagan.measuring, sagan.names, sagan.nearest, sagan.networks, sagan.outcomes,
+    sagan.pace, sagan.pages, sagan.precision, sagan.progress, sagan.recording, sagan.records,
+    sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.sampling, sagan.spectral,
+    sagan.starting, sagan.statistics, sagan.storage, sagan.training, sagan.visualization,
+    sagan.walks, sagan.widget]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -16,6 +16,7 @@ from types import MethodType
 from typing import Any
 from warnings import warn
 from torch import Tensor
+from .deprecated import deprecated_names
 from .inputs import check_count, check_tensor
 from .kernels import fused_attention
 from .spectral import spectral_norm
@@ -45,7 +46,7 @@ def attend(
 
 # %% ../nbs/02_attention.ipynb #517f3323
 def _projection(c_in, c_out, sn):
-    "A 1x1 convolution, spectrally normalised or not"
+    "A 1x1 convolution, spectrally normalized or not"
     conv = nn.Conv2d(c_in, c_out, 1, bias=False)
     nn.init.xavier_uniform_(conv.weight)
     return spectral_norm(conv) if sn else conv
@@ -77,7 +78,7 @@ class SelfAttention(nn.Module):
     def __init__(self,
         channels:int, # C, divisible by 8; for 'released' any from 8 on
         form:str='preprint', # 'preprint' (arXiv v1), 'published' (ICML), 'released' (Google's code)
-        sn:bool=True, # Spectrally normalise the convolutions?
+        sn:bool=True, # Spectrally normalize the convolutions?
     ):
         super().__init__()
         self.form = _checked_form(form)
@@ -239,7 +240,7 @@ def _visible_keys(m, hide):
         (height, width), (h, w) = m.image, m.keys
         raise ValueError(f"the box {hide} hides {'all keys' if hidden.any() else 'no key'}; "
                          f"a key is {height//h}x{width//w} of {height}x{width} pixels, "
-                         "and its centre counts")
+                         "and its center counts")
     return ~hidden
 
 # %% ../nbs/02_attention.ipynb #dad0cb01
@@ -251,7 +252,7 @@ def _cut_queries(m, cut):
                          f"got {cut!r}")
     if len(cut) == 2: return torch.tensor([_cell_at(m.queries, m.image, *cut)])
     queries = _inside(cut, m.queries, m.image).nonzero()[:, 0]  # (n,)
-    if not len(queries): raise ValueError(f"the box {cut} cuts no query, as no centre is in it")
+    if not len(queries): raise ValueError(f"the box {cut} cuts no query, as no center is in it")
     return queries
 
 # %% ../nbs/02_attention.ipynb #1114e801
@@ -260,10 +261,10 @@ def intervene(
     net:nn.Module, # The network
     m:AttentionMap, # A map of the layer to alter, from `attention_maps` of this network
     gamma:float=1., # Factor on the layer's gamma
-    # The query that covers a pixel (row, column), or those with their centre in a box of pixels
+    # The query that covers a pixel (row, column), or those with their center in a box of pixels
     # (top, left, bottom, right), get nothing from attention
     cut:tuple|None=None,
-    # (top, left, bottom, right) in pixels: keys with their centre in this box are seen by no query
+    # (top, left, bottom, right) in pixels: keys with their center in this box are seen by no query
     hide:tuple|None=None,
     uniform:bool=False, # Give all keys the same weight?
 ) -> Iterator[None]:
@@ -287,9 +288,6 @@ def intervene(
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
     try: yield
     finally: del layer.forward
-
-# %% ../nbs/02_attention.ipynb #baa48e82
-from sagan.deprecated import deprecated_names
 
 # %% ../nbs/02_attention.ipynb #2ce817cc
 __getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -30,7 +30,7 @@ def _change_color(x, rng):
 
 # %% ../nbs/library/46_augmentation.ipynb #90fa9feb
 def _source(x, rng, size):
-    "Rows or columns, with a border at 0 and size+1, that shifted images read from: (B, size) int64"
+    "Rows or columns that shifted images read from, with the border at 0 and size+1: (B, size) int64"
     most = round(size/8)
     shift = (_draw(x, rng, 1)*(2*most + 1)).long() - most                     # (B, 1)
     return (torch.arange(size, device=x.device) - shift).clamp(-1, size) + 1
@@ -45,7 +45,7 @@ def _translate(x, rng):
 
 # %% ../nbs/library/46_augmentation.ipynb #50f5225b
 def _inside(x, rng, size):
-    "Which rows or columns a rectangle of half the side covers: (B, size) bool"
+    "The rows or columns that a rectangle of half the side covers: (B, size) bool"
     center = (_draw(x, rng, 1)*(size + 1)).long()                             # (B, 1)
     low = center - size//4
     at = torch.arange(size, device=x.device)
@@ -62,8 +62,8 @@ AUGMENTATIONS = dict(color=_change_color, translation=_translate, cutout=_cut_ou
 
 def check_diffaug(
     names:str, # Kinds of change, comma-separated, such as 'color,translation'; '' for none
-) -> list[str]: # Each of them
-    "The kinds that a text names; raises `ValueError` for one that does not exist or is named twice"
+) -> list[str]: # The kinds
+    "Split and check kinds of change; raises `ValueError` for one that does not exist or is named twice"
     kinds = names.split(',') if isinstance(names, str) and names else []
     if not isinstance(names, str) or not set(kinds) <= AUGMENTATIONS.keys() or len(set(kinds)) < len(kinds):
         raise ValueError(f"diffaug must name some of {', '.join(AUGMENTATIONS)}, with commas between them, "
@@ -74,7 +74,7 @@ def check_diffaug(
 def diff_augment(
     x:Tensor, # Images, (B, 3, H, W) in [-1, 1], real or generated
     names:str, # Kinds of change, comma-separated and in this order; '' for none
-    rng:torch.Generator, # Source of chance, on the device of `x`; advances
+    rng:torch.Generator, # Random generator on the device of `x`; advances
 ) -> Tensor: # Changed images, (B, 3, H, W); colors may lie outside [-1, 1]
     """Change each image at random, differentiably (Zhao et al. 2020)
 

@@ -1,4 +1,4 @@
-"""What training leaves on disk, and how everything else finds it again
+"""What training writes to disk, and how to load it again
 
 Docs: https://sagan-gan.github.io/sagan/library/checkpoints.html.md"""
 
@@ -37,9 +37,9 @@ def _tensors(tree):
     for child in children: yield from _tensors(child)
 
 def tensor_bytes(
-    tree:Any, # Tensors in nested dictionaries and lists, which may hold other things, too
+    tree:Any, # Tensors in nested dictionaries and lists, which may hold other values as well
 ) -> int: # Size of all tensors in bytes
-    "How much room the tensors of a checkpoint need"
+    "How much space the tensors of a checkpoint need"
     return sum(t.nbytes for t in _tensors(tree))
 
 # %% ../nbs/library/33_checkpoints.ipynb #babf8422
@@ -52,7 +52,7 @@ def explain_write_errors(
     path:str|Path, # File that is written within this context
     needed_bytes:int=0, # Size of the file, 0 if it is small
 ):
-    "Turn a failed write into an `OSError` that says where, how much room it needs, and what to do"
+    "Turn a failed write into an `OSError` that says where it failed, how much space it needs, and what to do"
     try: yield
     except (OSError, RuntimeError, SafetensorError) as e:
         folder = Path(path).parent
@@ -70,11 +70,11 @@ def save_weights(
     path:str|Path, # File to write, usually `weights.safetensors`
     model:SAGAN, # Both networks and the average
     step:int, # Discriminator steps done
-    bfloat16:bool=False, # Round the numbers, for half the room? To draw from, not to train on
+    bfloat16:bool=False, # Round to bfloat16, which halves the file? For drawing only, not for training
 ) -> None:
-    """Write a model's weights, spectral-norm vectors and batch norm averages in one piece
+    """Write a model's weights, spectral-norm vectors and batch norm averages as one file, whole or not at all
 
-    Raises `OSError` that says how much room it needs."""
+    Raises `OSError` that says how much space it needs."""
     header = dict(step=str(step), config=json_text(asdict(model.cfg)))
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if bfloat16: tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
@@ -83,7 +83,7 @@ def save_weights(
 
 # %% ../nbs/library/33_checkpoints.ipynb #d35e6008
 def _saved_config(saved):
-    "The `Config` that a file holds as a dictionary, which may lack newer fields; raises `ValueError`"
+    "The `Config` from a saved dictionary, which may lack newer fields; raises `ValueError`"
     if not isinstance(saved, dict) or not all(isinstance(k, str) for k in saved):
         raise ValueError('the configuration is no dictionary')
     return Config().change(**saved)
@@ -101,7 +101,7 @@ def _read_header(f, path):
 
 # %% ../nbs/library/33_checkpoints.ipynb #1fdb8be1
 def _read_weights(path):
-    "(step, `Config`, tensors) of a file that `save_weights` wrote; raises `ValueError` for another"
+    "(step, `Config`, tensors) of a file that `save_weights` wrote; raises `ValueError` for any other file"
     try:
         with safe_open(path, 'pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
@@ -112,7 +112,7 @@ def _read_weights(path):
 
 # %% ../nbs/library/33_checkpoints.ipynb #6d5e698b
 def _check_tensors(expected, tensors, path):
-    "Raise `ValueError` for the first tensor that has not the name, shape and dtype of the one expected"
+    "Raise `ValueError` for the first tensor without the expected name, shape and dtype"
     for name in [*expected, *(k for k in tensors if k not in expected)]:
         if name not in tensors: raise ValueError(f"{path} lacks the tensor {name}")
         if name not in expected:
@@ -130,19 +130,19 @@ def _check_tensors(expected, tensors, path):
 def fill_model(
     model:SAGAN, # Model to load the tensors into
     tensors:dict, # Tensors by the names of the model's `state_dict`
-    path:str|Path, # File that they come from, for messages
+    path:str|Path, # File that the tensors come from, for messages
 ) -> None:
-    "Load tensors into a model; raises `ValueError` naming the first one that does not fit"
+    "Load tensors into a model; raises `ValueError` that names the first misfit"
     _check_tensors(model.state_dict(), tensors, path)
     model.load_state_dict(tensors)
 
 # %% ../nbs/library/33_checkpoints.ipynb #181ba0a3
-RATES = ('lr_g', 'lr_d', 'bias_lr')  # may change while a run goes on
+RATES = ('lr_g', 'lr_d', 'bias_lr')  # may change when a run resumes
 
 def _check_config(path, cfg, saved):
     """Raise `ValueError` for the first field in which a configuration, a dictionary, differs from `cfg`
 
-    Steps and rates do not count, nor does the place of the images: their digest tells what they are."""
+    Steps and rates do not count. Neither does the place of the images, because a digest identifies them."""
     for k, v in asdict(cfg).items():
         if k not in ('steps', 'data', *RATES) and saved[k] != v:
             raise ValueError(f"{path} belongs to another configuration: "
@@ -150,27 +150,27 @@ def _check_config(path, cfg, saved):
 
 # %% ../nbs/library/33_checkpoints.ipynb #1b0c56fd
 def meta_model(
-    cfg:Config, # What to build
-) -> SAGAN: # With tensors that have shapes, but no numbers
-    "A model that takes no memory, to look at its tensors before they are there"
+    cfg:Config, # Configuration of the model
+) -> SAGAN: # Model whose tensors have shapes but no numbers
+    "A model that takes no memory, for checking tensors before the real model exists"
     with torch.device('meta'): return SAGAN(cfg)
 
 # %% ../nbs/library/33_checkpoints.ipynb #bde9ec9b
 def is_small(
-    cfg:Config, # What to build
-) -> bool: # Are the networks surely smaller than 200 MB?
-    "Tells networks for which looking first would take longer than building them"
+    cfg:Config, # Configuration of the model
+) -> bool: # Are the networks certainly smaller than 200 MB?
+    "Are the networks so small that building them is faster than checking first?"
     widest = max(16*w if isinstance(w, int) else max(w, default=0) for w in (cfg.g_width, cfg.d_width))
     return widest <= 256 and cfg.n_classes <= 1000 and cfg.z_dim <= 1000
 
 # %% ../nbs/library/33_checkpoints.ipynb #98f88884
 def build_model(
-    cfg:Config, # What to build
+    cfg:Config, # Configuration of the model
     tensors:dict, # Its tensors by the names of the model's `state_dict`
-    path:str|Path, # File that they come from, for messages
-    device:str|torch.device='cpu', # Where the model should be
-) -> SAGAN: # With these tensors, in eval mode
-    "A model filled with tensors; raises `ValueError` naming the first that does not fit, before it is built"
+    path:str|Path, # File that the tensors come from, for messages
+    device:str|torch.device='cpu', # Device for the model
+) -> SAGAN: # Model with these tensors, in eval mode
+    "Build a model from tensors; raises `ValueError` that names the first misfit before building a large one"
     if not is_small(cfg): _check_tensors(meta_model(cfg).state_dict(), tensors, path)
     model = SAGAN(cfg)
     fill_model(model, tensors, path)
@@ -179,10 +179,10 @@ def build_model(
 # %% ../nbs/library/33_checkpoints.ipynb #b34b0f46
 def load_weights(
     path:str|Path, # File that `save_weights` wrote
-    cfg:Config|None=None, # Expected configuration, None to take the file's own
-    device:str='cpu', # Where the model should be
+    cfg:Config|None=None, # Expected configuration, None to accept the file's own
+    device:str='cpu', # Device for the model
 ) -> tuple: # (`SAGAN` in eval mode, step)
-    "Rebuild a model; raises `FileNotFoundError`, or `ValueError` naming the first thing that does not fit"
+    "Load a model; raises `FileNotFoundError`, or `ValueError` that names the first misfit"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there are no weights at {path}")
     check_device(device)
@@ -198,7 +198,7 @@ from . import __version__
 
 # %% ../nbs/library/33_checkpoints.ipynb #b57b4308
 def _circumstances(cfg, device):
-    "What the last digits of a training depend on besides its configuration: versions, threads, kernels"
+    "What the last digits of a training depend on besides the configuration: versions, threads, kernels"
     here:dict = dict(sagan=__version__, torch=str(torch.__version__), processes=world_size())
     if cfg.dtype == 'auto': here['dtype'] = fastest_dtype(device)
     return here | device_facts(device)
@@ -206,12 +206,12 @@ def _circumstances(cfg, device):
 # %% ../nbs/library/33_checkpoints.ipynb #41526de0
 def save_state(
     path:str|Path, # File to write, such as `state.pt`
-    learn:Learner, # From `sagan_learner` on `image_dls`, in a fit or after one
-    notes:Any, # Plain lists, dictionaries, numbers and strings to keep with it
+    learn:Learner, # From `sagan_learner` on `image_dls`, during or after a fit
+    notes:Any, # Plain lists, dictionaries, numbers and strings to store with the state
 ) -> None:
-    """Write everything that training needs to go on, in one piece
+    """Write everything that training needs to resume, as one file
 
-    Raises `ValueError` before the first fit, `OSError` that says how much room it needs."""
+    Raises `ValueError` before the first fit, and `OSError` that says how much space it needs."""
     t, loader = learn.sagan_trainer, learn.dls.train
     if t.rng is None: raise ValueError('there is no training state before the first fit; fit first')
     state = dict(
@@ -225,7 +225,7 @@ def save_state(
 
 # %% ../nbs/library/33_checkpoints.ipynb #3c311b6d
 class DamagedState(ValueError):
-    "A training state that is not whole"
+    "A training state that is damaged or incomplete"
     def __init__(self,
         path:str|Path, # Its file
         reason:str, # What is wrong with it
@@ -238,7 +238,7 @@ class DamagedState(ValueError):
 
 # %% ../nbs/library/33_checkpoints.ipynb #804a123b
 def _damage(path, e):
-    "What an error of reading a state says of it; raises the error again if it says nothing about the file"
+    "The damage that a reading error reveals; raises the error again if it says nothing about the file"
     if isinstance(e, (FileNotFoundError, PermissionError, MemoryError, torch.cuda.OutOfMemoryError)): raise e
     if "can't allocate memory" in str(e): raise e
     reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
@@ -250,7 +250,7 @@ _PARTS = dict(versions=dict, config=dict, model=dict, optimisers=dict, device=st
 
 # %% ../nbs/library/33_checkpoints.ipynb #4985bb70
 def _check_parts(path, state):
-    "Raise `ValueError` for the first part of a training state that is missing or something else"
+    "Raise `ValueError` for the first part of a training state that is missing or of the wrong kind"
     if not isinstance(state, dict): raise ValueError(f"it holds a {type(state).__name__}")
     for name, kind in _PARTS.items():
         if not isinstance(state.get(name), kind): raise ValueError(f"it has no {name} as a state has them")
@@ -272,14 +272,14 @@ def _check_parts(path, state):
 # %% ../nbs/library/33_checkpoints.ipynb #7a8ab5b1
 def read_state(
     path:str|Path, # File that `save_state` wrote
-    device:str|torch.device='cpu', # Where its tensors should be
+    device:str|torch.device='cpu', # Device for its tensors
 ) -> dict: # The state, with its tensors and its `Config`
-    "Read a training state, its checksums and parts checked; raises `DamagedState` if it is not whole"
+    "Read a training state and check its checksums and parts; raises `DamagedState` if they are wrong"
     path = Path(path)
     if path.exists() and not path.is_file(): raise DamagedState(path, 'it is not a file')
     try:
         with zipfile.ZipFile(path) as z:
-            # torch.load looks at neither
+            # torch.load checks neither
             if name := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {name}')
             if any(i.compress_type for i in z.infolist()): raise zipfile.BadZipFile('it is compressed')
         state = torch.load(path, map_location=device, weights_only=True)
@@ -290,7 +290,7 @@ def read_state(
 
 # %% ../nbs/library/33_checkpoints.ipynb #3eb8323b
 def _check_state(path, state, cfg, device, tell):
-    "Raise `ValueError` for a state of another configuration or kind of device, tell other circumstances"
+    "Raise `ValueError` for another configuration or kind of device; report other changes by `tell`"
     _check_config(path, cfg, asdict(state['config']))
     if state['device'] != device.type:
         raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
@@ -304,7 +304,7 @@ def _check_state(path, state, cfg, device, tell):
 
 # %% ../nbs/library/33_checkpoints.ipynb #db0803f2
 def _check_moments(opt, saved):
-    "Raise `ValueError` unless what an optimizer of Adam has saved fits its parameters and is finite"
+    "Raise `ValueError` unless Adam's saved state fits the parameters and is finite"
     params = [p for g in opt.param_groups for p in g['params']]
     own, groups = opt.state_dict()['param_groups'], saved['param_groups']
     if [g['params'] for g in groups] != [g['params'] for g in own]:
@@ -319,7 +319,7 @@ def _check_moments(opt, saved):
 
 # %% ../nbs/library/33_checkpoints.ipynb #7200669e
 def _put(learn, state, draws):
-    "Put a learner into a state; raises an error of some kind for a state that does not fit"
+    "Put a learner into a state; raises some error if the state does not fit"
     t, loader, opts = learn.sagan_trainer, learn.dls.train, state['optimisers']
     fill_model(learn.model, state['model'], 'it')
     learn.create_opt()
@@ -343,14 +343,14 @@ def restore_state(
     path:str|Path, # File that the state comes from, for messages
     state:dict, # From `read_state`
     learn:Learner, # A new learner of the same configuration and data
-    draws:bool=True, # Also the order of the data and the noise? False goes on with those of `learn`
-    tell:Callable=warn, # Is given a sentence if versions, threads or kernels are not those of the state
+    draws:bool=True, # Also restore the order of the data and the noise? False keeps those of `learn`
+    tell:Callable=warn, # Called with a sentence if versions, threads or kernels differ from the state's
 ) -> None:
     """Put a new learner into a training state
 
-    Raises `ValueError` for another configuration (steps and rates are no difference) or device,
-    `DamagedState` for a state whose parts do not fit or are not finite."""
-    learn.model.to(learn.dls.device)  # where fastai would move it in a fit
+    Raises `ValueError` for a different configuration (except steps and rates) or device, and `DamagedState`
+    for a state whose parts do not fit or are not finite."""
+    learn.model.to(learn.dls.device)  # as fastai would do in a fit
     _check_state(path, state, learn.model.cfg, next(learn.model.parameters()).device, tell)
     try: _put(learn, state, draws)
     except Exception as e: raise DamagedState(path, _damage(path, e)) from None
@@ -359,9 +359,9 @@ def restore_state(
 def load_state(
     path:str|Path, # File that `save_state` wrote
     learn:Learner, # A new learner of the same configuration and data
-    draws:bool=True, # Also the order of the data and the noise? False goes on with those of `learn`
-    tell:Callable=warn, # Is given a sentence if versions, threads or kernels are not those of the state
-) -> Any: # The notes kept with it
+    draws:bool=True, # Also restore the order of the data and the noise? False keeps those of `learn`
+    tell:Callable=warn, # Called with a sentence if versions, threads or kernels differ from the state's
+) -> Any: # The notes stored with the state
     "Read a training state and put a new learner into it; raises the errors of `read_state`, `restore_state`"
     state = read_state(path)
     restore_state(path, state, learn, draws, tell)
@@ -372,7 +372,7 @@ def step_files(
     folder:str|Path, # A folder, such as `samples` in a run folder
     suffix:str, # Ending of the files, such as '.png'
 ) -> list[Path]: # Oldest first; empty if there is no such folder
-    "The files of a folder that are named by their step; others are none of ours"
+    "The files of a folder that are named by their step; all other files are ignored"
     found = (f for f in Path(folder).glob(f'step-*{suffix}') if re.fullmatch('step-[0-9]{7,18}', f.stem))
     return sorted((f for f in found if f.is_file()), key=file_step)
 
@@ -388,7 +388,7 @@ def state_file(
     folder:str|Path, # A run folder
     step:int, # Discriminator steps done
 ) -> Path: # `states/step-0000100.pt` for step 100
-    "Where a run folder keeps the training state of a step"
+    "The file for the training state of a step in a run folder"
     return Path(folder)/'states'/f'step-{step:07d}.pt'
 
 # %% ../nbs/library/33_checkpoints.ipynb #8c3e7c0d
@@ -403,7 +403,7 @@ def write_config(
     folder:Path, # Run folder
     cfg:Config, # Configuration of the run
     classes:Sequence[str], # Class names, empty if unconditional
-    options:dict, # What else it was asked for: how many states to keep, how to measure
+    options:dict, # Other options of the run: how many states to keep, how to measure
 ) -> None:
     "Write `config.json`; raises `OSError` if it cannot"
     content = dict(config=asdict(cfg), classes=list(classes), options=options)
@@ -411,7 +411,7 @@ def write_config(
 
 # %% ../nbs/library/33_checkpoints.ipynb #ccb6e750
 def _check_classes(classes, cfg):
-    "Raise `ValueError` if the class names are not those of the classes"
+    "Raise `ValueError` if the class names do not match the number of classes"
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"the class names must be a list of strings, got {classes!r}")
     if len(classes) != cfg.n_classes:
@@ -422,7 +422,7 @@ _OPTIONS = dict(keep=int, measure_every=int, evaluator=str, weights=str, samples
                 project=str, imported_from=list, init_from=dict, changes=list)
 
 def _check_saved_options(options):
-    "Raise `ValueError` unless options are a dictionary, and those that we know have their types or are None"
+    "Raise `ValueError` unless options are a dictionary whose known entries have the right types or are None"
     if not isinstance(options, dict): raise ValueError(f"the options must be a dictionary, got {options!r}")
     for name, kind in _OPTIONS.items():
         value = options.get(name)
@@ -438,8 +438,8 @@ def read_config(
 ) -> tuple: # (`Config`, class names, options)
     """Read `config.json`
 
-    Raises `FileNotFoundError` if there is none, `ValueError` for a damaged one, also if the class names are
-    not those of its classes."""
+    Raises `FileNotFoundError` if there is none, and `ValueError` if it is damaged or its class names do not
+    match the number of classes."""
     file = Path(folder)/'config.json'
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
@@ -455,12 +455,12 @@ def read_config(
     return cfg, [encodable(c) for c in classes or ()], options
 
 # %% ../nbs/library/33_checkpoints.ipynb #164f3eb8
-# what a run has before its first checkpoint
+# files of a run before its first checkpoint
 _FIRST = {'config.json', 'evaluator.pt', 'reference-inception.safetensors', 'samples', 'states'}
 
 # %% ../nbs/library/33_checkpoints.ipynb #6236bd40
 def _never_began(folder):
-    "Is it the folder of a run that was killed before its first checkpoint?"
+    "Does the folder hold a run that was killed before its first checkpoint?"
     names = {f.name for f in folder.iterdir() if not f.name.startswith('.')}
     if 'config.json' not in names or not names <= _FIRST or states(folder): return False
     try: return bool(read_config(folder))
@@ -468,7 +468,7 @@ def _never_began(folder):
 
 # %% ../nbs/library/33_checkpoints.ipynb #f7287f63
 def _check_empty(folder):
-    "Raise `FileExistsError` for a folder with something in it, unless its run never began"
+    "Raise `FileExistsError` for a folder that is not empty, unless its run never began"
     if not folder.exists(): return
     if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
     if folder.is_dir() and _never_began(folder): return
@@ -478,14 +478,14 @@ def _check_empty(folder):
 
 # %% ../nbs/library/33_checkpoints.ipynb #e8dbaf3e
 def create_run(
-    folder:str|Path, # Folder to make; must not exist, or hold nothing but a run without a checkpoint
+    folder:str|Path, # Folder to create; if it exists, it may hold only a run without a checkpoint
     cfg:Config, # Configuration of the run
     classes:Sequence[str], # Class names, empty if unconditional
-    options:dict|None=None, # What else it was asked for
+    options:dict|None=None, # Other options of the run
 ) -> Path: # The folder
     """Start a run folder with its `config.json`
 
-    Raises `FileExistsError` if there is something in it, `BlockingIOError` if another process is at it."""
+    Raises `FileExistsError` if the folder is not empty, `BlockingIOError` if another process uses it."""
     folder = Path(folder)
     _check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -499,7 +499,7 @@ def create_run(
 
 # %% ../nbs/library/33_checkpoints.ipynb #7361ab62
 def _load_model(path, cfg, device):
-    "(`SAGAN` in eval mode, step) from a training state; raises `ValueError` for one that does not fit"
+    "(`SAGAN` in eval mode, step) from a training state; raises `ValueError` if it does not fit"
     state = read_state(path)
     _check_config(path, cfg, asdict(state['config']))
     try: return build_model(cfg, state['model'], 'it', device), state['step']
@@ -508,8 +508,8 @@ def _load_model(path, cfg, device):
 # %% ../nbs/library/33_checkpoints.ipynb #8bf0f174
 def weights_step(
     folder:str|Path, # A run folder
-) -> int: # Discriminator steps, -1 if there are no whole weights
-    "The step that `weights.safetensors` belongs to, from its header"
+) -> int: # Discriminator steps, -1 if there are no intact weights
+    "The step of `weights.safetensors`, from its header"
     file = Path(folder)/'weights.safetensors'
     try:
         if not file.is_file(): return -1
@@ -520,12 +520,12 @@ def weights_step(
 def load_newest(
     folder:str|Path, # A run folder
     cfg:Config, # Its configuration
-    device:str='cpu', # Where the model should be
+    device:str='cpu', # Device for the model
 ) -> tuple: # (`SAGAN` in eval mode, step)
-    """The model of a run folder: its weights, or that of a training state which is newer
+    """Load the model of a run folder from its weights, or from a newer training state
 
-    Warns of a newer state that is damaged and takes the one before it. Raises `FileNotFoundError` if there is
-    no checkpoint yet, and the errors of `load_weights`."""
+    Warns of a damaged newer state and uses the previous one. Raises `FileNotFoundError` if there is no
+    checkpoint yet, and the errors of `load_weights`."""
     weights, written = Path(folder)/'weights.safetensors', weights_step(folder)
     for file in reversed(states(folder)):
         if file_step(file) <= written: break
@@ -541,12 +541,12 @@ def load_best(
     folder:str|Path, # A run folder
     cfg:Config, # Its configuration
     records:list[dict], # Its log, from `read_log`
-    device:str='cpu', # Where the model should be
+    device:str='cpu', # Device for the model
 ) -> tuple: # (`SAGAN` in eval mode, step)
-    """The model that measured best, among those whose checkpoint was finished
+    """Load the model with the best measurement among those whose checkpoint was finished
 
-    Raises `FileNotFoundError` if the run was not measured or the state is not there, `DamagedState` if it is
-    not whole."""
+    Raises `FileNotFoundError` if the run was not measured or the state is missing, and `DamagedState` if the
+    state is damaged."""
     newest = max(map(file_step, states(folder)), default=-1)
     if (best := best_record([r for r in records if r['step'] <= newest])) is None:
         raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
@@ -558,12 +558,12 @@ def load_best(
 # %% ../nbs/library/33_checkpoints.ipynb #effef7fb
 @dataclass
 class Run:
-    "What a run folder holds, loaded"
-    folder:Path # Where it is
-    model:SAGAN = field(repr=False) # In eval mode; sample from `model.ema`
+    "The contents of a run folder, loaded"
+    folder:Path # The run folder
+    model:SAGAN = field(repr=False) # The model in eval mode; sample from `model.ema`
     cfg:Config # Its configuration
     classes:list[str] # Class names, empty if unconditional
-    step:int # Discriminator steps that the weights have seen
+    step:int # Discriminator steps behind the weights
     records:list[dict] = field(repr=False) # The log, one dictionary per record
 
 # %% ../nbs/library/33_checkpoints.ipynb #fb5f8574

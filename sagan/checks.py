@@ -1,4 +1,4 @@
-"""What is looked at before the first byte is written, so that a refusal changes nothing
+"""Checks that run before the first byte is written, so that a rejected call changes nothing
 
 Docs: https://sagan-gan.github.io/sagan/library/checks.html.md"""
 
@@ -23,17 +23,17 @@ from .training import SAGAN
 
 # %% ../nbs/library/45_checks.ipynb #3e8cfd5b
 def check_seed(
-    seed:int, # Of a generator of random numbers
+    seed:int, # Seed of a random number generator
 ) -> None:
-    "Raise `ValueError` unless PyTorch takes it: a whole number of 64 bits, with a sign or without"
+    "Raise `ValueError` unless PyTorch accepts the seed: a whole number of 64 bits, signed or unsigned"
     check_count('seed', seed, -2**63)
     if seed >= 2**64: raise ValueError(f"seed must be below 2**64, got {seed}")
 
 # %% ../nbs/library/45_checks.ipynb #b3aa7c5e
 def check_folder(
-    path:str|Path, # Folder that is to be made, with those around it
+    path:str|Path, # Folder to be created, along with its parents
 ) -> None:
-    "Raise `OSError` if a folder cannot be made there"
+    "Raise `OSError` if the folder cannot be created"
     path = Path(path)
     long = [name for name in path.parts if len(os.fsencode(name)) > 255 or '\0' in name]
     if long: raise OSError(f"a folder cannot be called {long[0][:40]!r}...; choose a shorter name")
@@ -44,10 +44,10 @@ def check_folder(
 
 # %% ../nbs/library/45_checks.ipynb #fb61c271
 def check_space(
-    path:str|Path, # Folder that is to hold checkpoints; need not exist
-    model:SAGAN, # What is to be trained
+    path:str|Path, # Folder for the checkpoints; need not exist
+    model:SAGAN, # The model to be trained
 ) -> None:
-    "Raise `OSError` if the disk has no room for a training state, with two moments of Adam, and weights"
+    "Raise `OSError` if the disk lacks space for weights and a training state with Adam's two moments"
     tensors = model.state_dict()
     moments = [{k: t for k, t in tensors.items() if not k.startswith('ema')}]*2
     needed = tensor_bytes([tensors, tensors, moments])
@@ -59,8 +59,8 @@ def check_space(
 # %% ../nbs/library/45_checks.ipynb #b5750ff7
 def existing_paths(
     folder:str|Path, # A folder; need not exist
-) -> set: # All in it, itself, and those around it, as far as they exist
-    "What a refusal must leave"
+) -> set: # The folder, its contents and its parents, as far as they exist
+    "The paths that a rejected call must not remove"
     folder = Path(folder).resolve()
     return {p for p in (folder, *folder.parents) if p.exists()} | set(folder.rglob('*'))
 
@@ -68,21 +68,21 @@ def existing_paths(
 @contextmanager
 def removed_on_error(
     folder:str|Path, # A folder that belongs to this process
-    before:set, # Its `existing_paths` of an earlier time
-    keep:Callable=lambda error: False, # Is given the error: should everything stay?
+    before:set, # Its `existing_paths` at an earlier time
+    keep:Callable=lambda error: False, # Called with the error; should everything stay?
 ) -> Iterator[None]:
-    "Within this context an error removes all that has come into a folder, and the folders that were made"
+    "Within this context, an error removes everything that has been added to a folder, and new folders"
     try: yield
     except BaseException as error:
         if keep(error): raise
         for f in sorted(existing_paths(folder) - before, reverse=True):
             try: f.rmdir() if f.is_dir() and not f.is_symlink() else f.unlink()
-            except OSError: pass  # the error that we came for says more
+            except OSError: pass  # the original error matters more
         raise
 
 # %% ../nbs/library/45_checks.ipynb #bafe94d1
 def _process_limit():
-    "Bytes that the limit of this process leaves it"
+    "Bytes left under this process's limit"
     try: import resource
     except ImportError: return float('inf')  # Windows
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -92,7 +92,7 @@ def _process_limit():
 
 # %% ../nbs/library/45_checks.ipynb #cbc2ee7c
 def _container_limit():
-    "Bytes that the container of this process may take in all"
+    "Bytes that this process's container may use in total"
     try: return int(Path('/sys/fs/cgroup/memory.max').read_text(encoding='utf-8'))
     except (OSError, ValueError): return float('inf')
 
@@ -100,7 +100,7 @@ def _container_limit():
 def free_memory(
     device:str='cpu', # 'cpu', 'cuda' or 'mps'
 ) -> float: # Bytes, infinity if unknown
-    "How much memory can be taken"
+    "How much memory is free"
     if not str(device).startswith('cpu'): return free_device_memory(device)
     try:
         kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text(encoding='utf-8')))
@@ -110,7 +110,7 @@ def free_memory(
 
 # %% ../nbs/library/45_checks.ipynb #c6a4cd8a
 def _saved_bytes(model, part):
-    "Bytes that autograd keeps of G and D for `part` images, in float32"
+    "Bytes that autograd saves in G and D for `part` images, in float32"
     saved = {}
     def keep(t):
         saved[t.untyped_storage()._cdata] = t
@@ -126,12 +126,12 @@ def _saved_bytes(model, part):
 
 # %% ../nbs/library/45_checks.ipynb #e667dbe1
 def training_bytes(
-    cfg:Config, # What is to be trained
-    part:int, # Images that go through the networks at once
-    device:str='cpu', # Where
+    cfg:Config, # Configuration of the training
+    part:int, # Images that pass through the networks at once
+    device:str='cpu', # Device to train on
 ) -> int: # Bytes
-    "The memory that training needs at least; raises `ValueError` for networks that no machine could hold"
-    model = meta_model(cfg.change(bn_group=0))  # any number of images goes through
+    "The least memory that training needs; raises `ValueError` for networks that no machine could hold"
+    model = meta_model(cfg.change(bn_group=0))  # accepts any number of images
     trained = sum(p.nbytes for net in (model.G, model.D) if net for p in net.parameters())
     half = training_dtype(cfg.dtype, device) != 'float32'
     activations = _saved_bytes(model, part) if model.G and model.D and not cfg.compile else 0
@@ -145,22 +145,22 @@ class TooLarge(MemoryError): "What was asked for does not fit into memory"
 
 # %% ../nbs/library/45_checks.ipynb #8adf5e62
 def check_memory(
-    needed:int, # Bytes that are needed at least
-    what:str, # For what, the subject of a sentence
-    lower:str, # What to ask for less of
-    device:str='cpu', # Where
+    needed:int, # Least number of bytes needed
+    what:str, # What needs them, as the subject of a sentence
+    lower:str, # The options to lower, for the message
+    device:str='cpu', # Device whose memory is needed
 ) -> None:
-    "Raise `TooLarge` if there is less memory than that"
+    "Raise `TooLarge` if less memory is free"
     if (free := free_memory(device)) < needed:
         raise TooLarge(f"{what} needs at least {needed/1e9:.1f} GB of memory, and {free/1e9:.1f} GB are free "
                        f"on {device}; lower {lower}")
 
 # %% ../nbs/library/45_checks.ipynb #c0abac53
 def check_training_memory(
-    cfg:Config, # What is to be trained
-    part:int, # Images that go through the networks at once
-    device:str='cpu', # Where
-    lower:str=SMALLER, # What to ask for less of
+    cfg:Config, # Configuration of the training
+    part:int, # Images that pass through the networks at once
+    device:str='cpu', # Device to train on
+    lower:str=SMALLER, # The options to lower, for the message
 ) -> None:
     "Raise `TooLarge`, or `ValueError`, if a training cannot fit into memory"
     if is_small(cfg) and part*cfg.size**2 <= 2**17: return  # half a GB at most; saves a fraction of a second
@@ -174,13 +174,12 @@ _FULL = re.compile("can't allocate memory|not enough memory|out of memory|unable
 
 @contextmanager
 def explain_memory(
-    lower:str, # What to ask for less of
-    needed:Callable|None=None, # Estimates the bytes that are needed, None if nothing can be said
+    lower:str, # The options to lower, for the message
+    needed:Callable|None=None, # Estimates the bytes needed, None if they are unknown
 ) -> Iterator[None]:
-    """Within this context, or a function decorated with it, running out of memory is a sentence that says
-    what to lower
+    """Within this context, or in a decorated function, turn running out of memory into a plain message
 
-    Raises `TooLarge`."""
+    Raises `TooLarge`, which says what to lower."""
     try:
         yield
         return
@@ -195,8 +194,8 @@ def explain_memory(
     if (free := free_memory(device)) < float('inf'): about.append(f'{free/1e9:.1f} GB are free')
     raise TooLarge(f"there is not enough memory on {device} ({', '.join(about)}); lower {lower}") from None
 
-# %% ../nbs/library/45_checks.ipynb #641259fd
+# %% ../nbs/library/45_checks.ipynb #227a8cb3
 from sagan.deprecated import deprecated_names
 
-# %% ../nbs/library/45_checks.ipynb #0e728e52
+# %% ../nbs/library/45_checks.ipynb #931484af
 __getattr__ = deprecated_names(__name__)  # names of earlier versions

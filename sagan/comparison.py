@@ -1,4 +1,4 @@
-"""Several runs side by side: scores, curves, samples at equal steps, and what was set differently
+"""Several runs side by side: scores, curves, samples at equal steps, and different settings
 
 Docs: https://sagan-gan.github.io/sagan/library/comparison.html.md"""
 
@@ -32,7 +32,7 @@ from .visualization import grid_image
 def run_names(
     folders:Sequence[Path], # Folders of runs
 ) -> list[str]: # A different name for each
-    "As short names of runs as tell them apart; raises `ValueError` for a run that is named twice"
+    "The shortest names that distinguish runs; raises `ValueError` for a run that is given twice"
     whole = [f.resolve() for f in folders]
     if twice := [f for i, f in enumerate(whole) if f in whole[:i]]:
         raise ValueError(f"{twice[0]} is named twice; name different runs to compare")
@@ -46,7 +46,7 @@ def _parameters(net): return f'{sum(p.numel() for p in net.parameters()):,}' if 
 
 # %% ../nbs/library/57_comparison.ipynb #00176994
 def _figures_block(runs):
-    "Figures of runs side by side"
+    "The figures of runs, side by side"
     def row(name, value): return [name, *(value(r) for r in runs.values())]
     def time(r): return 'unknown' if (s := run_seconds(r)) is None else format_seconds(s)
     best = [best_record(r.records) or {} for r in runs.values()]
@@ -68,10 +68,10 @@ def _figures_block(runs):
 # %% ../nbs/library/57_comparison.ipynb #c951e6a0
 def comparison_figure(
     runs:dict[str, Run], # {name: run}
-    key:str, # Of the log, such as 'fid', 'd_loss' or 'gamma G16'
-    title:str, # What it is, in words
-) -> Figure: # One line per run, over the images seen if batches differ, otherwise over the steps
-    "An entry of the logs of several runs"
+    key:str, # Entry of the log, such as 'fid', 'd_loss' or 'gamma G16'
+    title:str, # Description of the entry
+) -> Figure: # One line per run, over the images seen if batch sizes differ, otherwise over the steps
+    "Plot one entry of several runs' logs"
     by_images = len({r.cfg.batch for r in runs.values()}) > 1
     fig, ax = plt.subplots(figsize=(4, 2.5), layout='constrained')
     for i, (name, r) in enumerate(runs.items()):
@@ -88,7 +88,7 @@ _CURVES = dict(fid='FID, lower is better', d_loss='Loss of D', g_loss='Loss of G
 
 # %% ../nbs/library/57_comparison.ipynb #0f64ada4
 def _curves_block(runs):
-    "Curves of what the logs of runs have"
+    "Curves of the entries that the logs have"
     gammas = dict.fromkeys(k for r in runs.values() for k in (r.records[-1] if r.records else ())
                            if k.startswith('gamma '))
     titles = _CURVES | {k: 'γ of attention, ' + k.removeprefix('gamma ') for k in gammas}
@@ -100,7 +100,7 @@ def _curves_block(runs):
 def common_frames(
     runs:dict[str, Run], # {name: run}
 ) -> list[tuple]: # (step, caption, {name: picture}), for `player_html`
-    "Grids of samples of several runs, at steps that all of them have, and at their ends"
+    "Sample grids of several runs, at the steps that they have in common and at their ends"
     grids = {name: dict(run_frames(r, 10**9)) for name, r in runs.items()}
     common = sorted(set.intersection(*(set(g) for g in grids.values())))
     frames = [(s, f'Step {s:,}', {name: g[s] for name, g in grids.items()}) for s in evenly(common)]
@@ -113,7 +113,7 @@ def common_frames(
 
 # %% ../nbs/library/57_comparison.ipynb #8e97a177
 def _settings_block(runs):
-    "What was set differently"
+    "The settings that differ"
     cfgs = [r.cfg for r in runs.values()]
     rows = [[f.name, *(getattr(c, f.name) for c in cfgs)] for f in fields(Config)]
     rows = [r for r in rows if any(v != r[1] for v in r[2:])]
@@ -125,7 +125,7 @@ def _settings_block(runs):
 def comparison_page(
     runs:dict[str, Run], # {name: run}, at least two
 ) -> str: # A complete page
-    "Runs side by side"
+    "Make a page of runs side by side"
     same = len({tuple(r.classes[:10]) for r in runs.values()}) == 1
     first = next(iter(runs.values()))
     player = player_html(common_frames(runs), max(r.cfg.size for r in runs.values()),
@@ -140,16 +140,16 @@ def comparison_page(
 @explain_memory('the number of runs')
 def report_runs(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    *others:Run|str|Path, # More runs, to compare with it; none to make its own report again
-    data:str|Path|None=None, # For a single run: the images it was trained on, if they have moved
+    *others:Run|str|Path, # More runs to compare it with; none to rebuild its own report
+    data:str|Path|None=None, # For a single run: the images that it was trained on, if they have moved
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
-    # File to write; None for report.html in the run folder (of a run of the package: digits-report.html
-    # here), of several runs compare- and their names here
+    # File to write; None for report.html in the run folder. For a run of the package, None means
+    # digits-report.html in the current folder, and for several runs compare- and their names there
     out:str|Path|None=None,
 ) -> Path: # The page
-    """Make the report of a run again, or a page that compares several
+    """Rebuild the report of a run, or make a page that compares several runs
 
-    Raises `ValueError` for a run that is named twice or cannot draw, and the errors of `report_run`."""
+    Raises `ValueError` for a run that is given twice or cannot draw, and the errors of `report_run`."""
     if not others: return report_run(run, data, device, out)
     if data is not None: raise ValueError("data are for the report of one run; leave them out to compare")
     if out is not None:

@@ -1,4 +1,4 @@
-"""Lines over the steps of a training, which everyone can tell apart
+"""Training curves that every reader can tell apart
 
 Docs: https://sagan-gan.github.io/sagan/library/curves.html.md"""
 
@@ -24,12 +24,12 @@ _DASHES = '-', (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2))
 def line_style(
     i:int, # Number of a line, from 0
 ) -> dict: # Color and style for `Axes.plot`; the first 28 differ
-    "Looks of lines that everyone can tell apart"
+    "Color and style of a line that everyone can distinguish"
     return dict(color=_COLORS[i % len(_COLORS)], ls=_DASHES[i % len(_DASHES)])
 
 # %% ../nbs/library/58_curves.ipynb #d5d1e924
 def _move_apart(heights, gap):
-    "Sorted heights in [0, 1], moved up and down alike until they are at least a gap apart"
+    "Move sorted heights in [0, 1] up and down equally until they are at least a gap apart"
     up, down, n = list(heights), list(heights), len(heights)
     for i in range(1, n): up[i] = max(up[i], up[i-1] + gap)
     for i in reversed(range(n - 1)): down[i] = min(down[i], down[i+1] - gap)
@@ -38,8 +38,8 @@ def _move_apart(heights, gap):
     return [v - over + under*(not over) for v in apart]
 
 def label_line_ends(
-    ax:Axes, # With all its lines; those without a label stay without
-    size:float=8, # Of the letters, in points
+    ax:Axes, # Axes with all lines; lines without a label stay unlabeled
+    size:float=8, # Font size in points
 ) -> None:
     "Write the label of each line at its right end"
     ax.autoscale_view()
@@ -60,10 +60,10 @@ def label_line_ends(
 
 # %% ../nbs/library/58_curves.ipynb #43ad1d6d
 def running_mean(
-    values:Sequence, # Numbers, None or NaN where there is none
-    width:int, # Neighbors that count, half of them on either side
-) -> list: # As many means; NaN where no neighbor has a number
-    "The mean of the neighbors of each value, of fewer at both ends"
+    values:Sequence, # Numbers, with None or NaN where one is missing
+    width:int, # Number of neighbors to average, half of them on either side
+) -> list: # One mean per value; NaN where no neighbor has a number
+    "The mean of each value's neighbors, which are fewer at both ends"
     v = torch.tensor([math.nan if x is None else x for x in values], dtype=torch.float64)      # (n,)
     known = v.isfinite()
     sums, counts = [F.pad(t.cumsum(0), (1, 0)) for t in (v.where(known, 0), known)]            # (n+1,)
@@ -73,7 +73,7 @@ def running_mean(
 
 # %% ../nbs/library/58_curves.ipynb #995d82df
 def _thinned(steps, values, most=800):
-    "Steps and values of at most so many points: the lowest and the highest of each stretch"
+    "Steps and values of at most `most` points: the lowest and the highest of each stretch"
     v = torch.tensor([math.nan if x is None else x for x in values], dtype=torch.float64)      # (n,)
     i = v.isfinite().nonzero().flatten()
     if len(i) > most:
@@ -83,17 +83,17 @@ def _thinned(steps, values, most=800):
     return [steps[j] for j in i], v[i].tolist()
 
 def plot_noisy(
-    ax:Axes, # Where to plot
+    ax:Axes, # Axes to plot into
     steps:Sequence, # Steps of the records
-    values:Sequence, # Their values, None where there is none
-    label:str, # Of the line
+    values:Sequence, # Their values, None where one is missing
+    label:str, # Label of the line
     look:dict, # From `line_style`
 ) -> None:
-    "A running mean over a fifteenth of all records, with the records themselves behind it"
+    "Plot a running mean over a fifteenth of all records, with the records themselves behind it"
     mean = running_mean(values, len(values)//15)
     along, records = _thinned(steps, values)
     behind = Line2D(along, records, color=look['color'], lw=.6, alpha=.35, label='_records')
-    ax.add_artist(behind)  # without it in the limits, of which one high peak would take all
+    ax.add_artist(behind)  # does not count for the limits, which one high peak would dominate
     ends = torch.tensor(records or [0.]).quantile(torch.tensor([.01, .99]))
     ax.update_datalim([(along[0], v) for v in ends.tolist()] if along else [])
     ax.plot(*_thinned(steps, mean), label=label, lw=1.8, **look)
@@ -107,11 +107,11 @@ _PANELS = dict(
     fid=('FID, lower is better', 'fid'))
 
 def finish_panel(
-    ax:Axes, # With all its lines
-    title:str, # What the lines are
-    along:str='step', # What they go over
+    ax:Axes, # Axes with all lines
+    title:str, # Title of the panel
+    along:str='step', # Label of the horizontal axis
 ) -> None:
-    "Title, axes without clutter, and the labels at the ends of the lines"
+    "Add a title and the labels at the ends of the lines, and clear the axes of clutter"
     ax.set_title(title, fontsize=10, loc='left')
     ax.set_xlabel(along, fontsize=8)
     ax.tick_params(labelsize=8)
@@ -142,7 +142,7 @@ def training_figure(
     # 'losses', 'scores', 'gamma', 'sigma' or 'fid' alone, None for losses, gamma and sigma
     panel:str|None=None,
 ) -> Figure: # Curves over the steps
-    "Curves of a training log; raises `ValueError` if it is empty, or for a panel that does not exist"
+    "Draw the curves of a training log; raises `ValueError` if it is empty, or for an unknown panel"
     if not records: raise ValueError("the log has no records yet, so there are no curves")
     if panel is not None and panel not in _PANELS:
         raise ValueError(f"there is no panel {panel!r}; there are {', '.join(_PANELS)}")

@@ -18,33 +18,38 @@ from warnings import warn
 MOVED = dict(
     attention=dict(altered='attention.intervene'),
     checkpoints=dict(
-        BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState',
-        ROLLBACKS='recording.ROLLBACKS', RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED',
-        cut_back='recording.truncate_run', data_facts='recording.describe_data',
-        fit_run='recording.fit_run', kept_evaluator='measuring.load_or_train_evaluator',
-        load_run='runs.load_run', measure_generator='measuring.measure_generator',
-        real_spread='recording.real_spread', resume='recording.resume', shipped='runs.shipped',
-        signs_of_collapse='diagnostics.signs_of_collapse'),
+        BOUNDS='diagnostics.BOUNDS', Damaged='checkpoints.DamagedState', ROLLBACKS='recording.ROLLBACKS',
+        RunWriter='recording.RunWriter', SHIPPED='runs.SHIPPED', cut_back='recording.truncate_run',
+        data_facts='recording.describe_data', fit_run='recording.fit_run',
+        kept_evaluator='measuring.load_or_train_evaluator', load_run='runs.load_run',
+        measure_generator='measuring.measure_generator', real_spread='recording.real_spread',
+        resume='recording.resume', shipped='runs.shipped', signs_of_collapse='diagnostics.signs_of_collapse'),
     checks=dict(find_device='devices.find_device'),
     cli=dict(
         NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', config_options='options.shell_command',
-        draw_attention='reports.draw_attention',
-        stop_on_interrupt='recording.stop_on_interrupt'),
+        draw_attention='reports.draw_attention', stop_on_interrupt='recording.stop_on_interrupt'),
     conditioning=dict(
         everyones='distributed.all_gather_object', gather='distributed.all_gather',
-        launched='distributed.process_group', processes='deprecated.processes',
-        share='distributed.shard', total='distributed.all_reduce'),
+        launched='distributed.process_group', processes='deprecated.processes', share='distributed.shard',
+        total='distributed.all_reduce'),
     data=dict(
         EXTENSIONS='images.EXTENSIONS', Mapped='storage.MappedImages', comes_along='data.is_builtin',
         exclusive='storage.file_lock', whole_file='storage.atomic_write'),
     evaluation=dict(
-        Agreement='agreement.Agreement', Classifier='references.Classifier',
-        agreement='agreement.agreement', agreement_auc='agreement.agreement_auc',
-        inception='references.inception', train_evaluator='references.train_evaluator'),
+        Agreement='agreement.Agreement', Classifier='references.Classifier', agreement='agreement.agreement',
+        agreement_auc='agreement.agreement_auc', inception='references.inception',
+        train_evaluator='references.train_evaluator'),
     experiments=dict(
         Line='experiments.Variant', Plan='runner.Plan', lines='experiments.variants',
-        run_experiment='runner.run_experiment', train_line='runner.train_variant'),
-    explorer=dict(own_images='widget.own_images'),
+        curves_figure='outcomes.curves_figure', format_score='outcomes.format_score',
+        measures='outcomes.measures', run_experiment='runner.run_experiment',
+        strips_figure='outcomes.strips_figure', table='outcomes.table',
+        table_columns='outcomes.table_columns', table_markdown='outcomes.table_markdown',
+        train_line='runner.train_variant'),
+    explorer=dict(own_images='widget.own_images'))
+
+# %% ../nbs/library/41_deprecated.ipynb #5f3a4443
+MOVED |= dict(
     importing=dict(
         Foreign='importing.ForeignNetwork', averages='importing.running_statistics',
         convert='importing.convert_state_dict', factors='importing.spectral_factors',
@@ -56,10 +61,12 @@ MOVED = dict(
     sharing=dict(folded='sharing.fold_spectral_norm'),
     spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
-        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', presets='config.presets',
-        fastest_dtype='devices.fastest_dtype', systems='config.systems'),
+        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite',
+        fastest_dtype='devices.fastest_dtype', for_size='config.for_size', presets='config.presets',
+        systems='config.systems'),
     visualization=dict(
-        report_html='pages.report_html', training_figure='curves.training_figure'))
+        map_statistics='statistics.map_statistics', report_html='pages.report_html',
+        statistics_figure='statistics.statistics_figure', training_figure='curves.training_figure'))
 
 # %% ../nbs/library/41_deprecated.ipynb #b334ed0f
 def processes() -> tuple[int, int]: # (rank of this process from 0, number of processes)

@@ -1,4 +1,4 @@
-"""A number that is not finite, traced to its layer; signs that a training goes wrong
+"""A non-finite number traced to its layer, and signs that a training is going wrong
 
 Docs: https://sagan-gan.github.io/sagan/library/diagnostics.html.md"""
 
@@ -17,7 +17,7 @@ from .distributed import all_gather_object
 
 # %% ../nbs/library/26_diagnostics.ipynb #db73a25d
 class NonFinite(FloatingPointError):
-    "A loss, gradient or weight that is not a finite number"
+    "A loss, gradient or weight that is not finite"
     def __init__(self,
         message:str, # One sentence that names the network and the layer
         # Its details: network, where, layer, loss, gradient_norms, largest_weights, learning_rates
@@ -28,13 +28,13 @@ class NonFinite(FloatingPointError):
 
 # %% ../nbs/library/26_diagnostics.ipynb #a7c22de0
 def _is_finite(out):
-    "Whether all tensors in the output of a module are finite"
+    "Are all tensors in a module's output finite?"
     outs = out if isinstance(out, tuple) else (out,)
     return all(o.isfinite().all() for o in outs if isinstance(o, Tensor))
 
 @torch.no_grad()
 def _trace(forward, networks):
-    "Names of modules in the order in which they finish `forward`, and the first whose output is not finite"
+    "Module names in the order in which they finish `forward`, and the first with a non-finite output"
     order, bad, hooks = [], [], []
     def note(name, out):
         order.append(name)
@@ -53,7 +53,7 @@ def _trace(forward, networks):
 
 # %% ../nbs/library/26_diagnostics.ipynb #b4ad7321
 def _find_stage(images, bad, loss, gradients, order):
-    "Stage and layer at which the numbers of a step went wrong"
+    "The stage and layer where a step first became non-finite"
     if images is not None and not images.isfinite().all(): return 'data', 'the batch of real images'
     if bad: return 'forward', bad
     if not math.isfinite(loss): return 'loss', 'the loss'
@@ -68,7 +68,7 @@ def _named_parameters(prefix, net):
             for n, p in net.named_parameters()}
 
 def _largest_weights(networks):
-    "{name: largest absolute value} of every parameter, from the largest on, NaN first"
+    "{name: largest absolute value} of every parameter, largest first, NaN before all"
     largest = {n: p.detach().abs().max().item()
                for k, net in networks.items() for n, p in _named_parameters(k, net).items()}
     rank = {n: math.inf if math.isnan(w) else w for n, w in largest.items()}
@@ -79,7 +79,7 @@ _CAUSES = dict(data='of the real images', forward='first in the output of {}',
                loss='of the loss alone', backward='in the backward pass, from {} on')
 
 def _diagnose(player, loss, opt, forward, images, networks):
-    "The `NonFinite` that says where the numbers of a step went wrong"
+    "The `NonFinite` that says where a step became non-finite"
     order, bad = _trace(forward, networks)
     own = _named_parameters(player, networks[player])
     gradients = {n: p.grad for n, p in own.items() if p.grad is not None}
@@ -97,16 +97,17 @@ def _diagnose(player, loss, opt, forward, images, networks):
 def check_finite(
     player:str, # Whose step it is: a key of `networks`
     loss:Tensor, # Its loss, ()
-    opt:torch.optim.Optimizer, # Its optimiser, whose learning rates are reported
-    # Runs the forward passes of the step once more; called on failure, to find the layer
+    opt:torch.optim.Optimizer, # Its optimizer, whose learning rates are reported
+    # Repeats the forward passes of the step; called on failure, to find the layer
     forward:Callable[[], object],
-    scale:float=1., # What the loss was multiplied by; above 1, an overflow is no error
+    scale:float=1., # Factor by which the loss was multiplied; above 1, an overflow is no error
     images:Tensor|None=None, # Real images of the step, (B, 3, S, S)
     **networks, # All networks of the step by name, with the gradients of `player`
-) -> bool: # Whether loss and gradients are finite and the optimiser may step
-    """Raise `NonFinite`, with its cause, when loss or gradients are not finite and no smaller scale can help
+) -> bool: # Are loss and gradients finite, so that the optimizer may step?
+    """Check a step's loss and gradients before the optimizer uses them
 
-    Raises `ValueError` when there are no gradients."""
+    Raises `NonFinite`, with the cause, if they are not finite and a smaller scale cannot help, and
+    `ValueError` if there are no gradients."""
     gradients = [p.grad for p in networks[player].parameters() if p.grad is not None]
     if not gradients:
         raise ValueError(f"no parameter of {player} has a gradient; are all of them frozen (requires_grad)?")
@@ -120,11 +121,11 @@ def check_finite(
 # %% ../nbs/library/26_diagnostics.ipynb #7bd7daf6
 BOUNDS = dict(
     diversity=.1, d_loss=.1, scores=10., difference=.01, lead=.05, gamma=.01, gamma_travel=2., passes=5)
-SIGNS_WINDOW = 30  # records over which D's lead is taken
+SIGNS_WINDOW = 30  # records over which D's lead is averaged
 
 # %% ../nbs/library/26_diagnostics.ipynb #ff9fe547
 def _signs_of_d(window):
-    "{kind: sentence} of what the last records say about the discriminator"
+    "{kind: sentence} of the signs that the last records show in the discriminator"
     loss, real, fake = (mean(r[k] for r in window) for k in ('d_loss', 'd_real', 'd_fake'))
     difference, signs = max(abs(r['d_real'] - r['d_fake']) for r in window), {}
     message = (f"over the last {len(window)} records D's loss is {loss:.3f} and its scores are "
@@ -143,7 +144,7 @@ def _signs_of_d(window):
 
 # %% ../nbs/library/26_diagnostics.ipynb #15290220
 def _sign_of_no_lead(window):
-    "{'lead': sentence} if D's scores of real images have not been above those of generated ones"
+    "{'lead': sentence} if D has not scored real images higher than generated ones"
     if len(window) < SIGNS_WINDOW: return {}
     real, fake = (mean(r[k] for r in list(window)[-SIGNS_WINDOW:]) for k in ('d_real', 'd_fake'))
     if real - fake >= BOUNDS['lead']: return {}
@@ -155,8 +156,8 @@ def _sign_of_no_lead(window):
 
 # %% ../nbs/library/26_diagnostics.ipynb #4a54357e
 def signs_of_collapse(
-    diversity:float|None, # Of the samples relative to real images, None if not measured
-    window:Sequence[dict], # The last records: ten count, for D's lead `SIGNS_WINDOW`, if there are so many
+    diversity:float|None, # Diversity of the samples relative to real images, None if not measured
+    window:Sequence[dict], # The last records; ten are used, or `SIGNS_WINDOW` for D's lead
 ) -> dict[str, str]: # {kind: sentence with the figures and what to do}, empty if there are none
     "Signs that a training has collapsed"
     signs = {}
@@ -170,10 +171,10 @@ def signs_of_collapse(
 
 # %% ../nbs/library/26_diagnostics.ipynb #9713683b
 def idle_attention(
-    window:Sequence[dict], # The last records, with `step` and the learning rates; ten count
+    window:Sequence[dict], # The last records, with `step` and the learning rates; ten are used
     n_d:int=1, # Discriminator steps per generator step
 ) -> dict[str, str]: # {kind: sentence with the figures and what to do}, empty if there are none
-    "Attention layers that still do nothing, after steps enough to use them"
+    "Attention layers that still do nothing after enough steps to learn"
     if len(window) < 10: return {}
     signs, last = {}, list(window)[-10:]
     now = last[-1]
@@ -194,7 +195,7 @@ def few_passes(
     steps:int, # Discriminator steps
     batch:int, # Images per step
 ) -> dict[str, str]: # {'passes': sentence with the figures and what to do}, empty if there are enough
-    "A training that sees each image less than five times"
+    "Warn of a training that sees each image fewer than five times"
     seen, enough = steps*batch, math.ceil(BOUNDS['passes']*images/batch)
     if steps >= enough: return {}
     passes = f'{seen/images:.2f} of one pass' if seen < images else f'{seen/images:.1f} passes'

@@ -1,4 +1,4 @@
-"""Inception score and Fréchet distance from first principles, with the network that measures named in every result
+"""How good, how varied, and compared with what: the scores from first principles, and what each of them does not see
 
 Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['inception_score', 'frechet_distance', 'intra_frechet_distance', 'kernel_distance', 'precision_recall', 'Scores',
-           'class_spread', 'score', 'nearest_images', 'real_distances']
+           'class_spread', 'score']
 
 # %% ../nbs/07_evaluation.ipynb #0cab066c
 import math, numpy as np, torch, torch.nn as nn
@@ -18,11 +18,12 @@ from .agreement import twin_scores
 from .data import ImageFiles, Images, is_builtin, twin_colours
 from .distributed import all_gather
 from .inputs import check_count, check_tensor
-from sagan.references import (
-    as_images, check_features, Evaluator, feature_statistics, kept_indices, measure_all, Reference,
-    reference)
+from .nearest import nearest_images, real_distances
+from .references import (
+    as_gaussian, as_images, check_classes, check_features, clip_eigenvalues, describe_few,
+    Evaluator, feature_statistics, measure_all, Reference, reference)
 
-# %% ../nbs/07_evaluation.ipynb #288fce12
+# %% ../nbs/07_evaluation.ipynb #4f87ae75
 def _exp_kl(p):
     "The exponential of the mean KL divergence of probabilities (n, classes)"
     p = p.double()
@@ -49,26 +50,6 @@ def inception_score(
     scores = torch.stack([_exp_kl(p[a:b]) for a, b in zip(ends, ends[1:])])   # (splits,)
     return scores.mean().item(), scores.std(unbiased=False).item()
 
-# %% ../nbs/07_evaluation.ipynb #eb7ebcef
-def _gaussian(name, mu, sigma):
-    "Mean (D,) and covariance (D, D) in float64; raises `ValueError` for what cannot be such"
-    check_tensor(f'mu{name}', mu, ('D',))
-    check_tensor(f'sigma{name}', sigma, (len(mu), len(mu)))
-    check_count(f'the number of features in mu{name}', len(mu))
-    mu, sigma = mu.double(), sigma.double()
-    if not (mu.isfinite().all() and sigma.isfinite().all()):
-        raise ValueError(f"mu{name} or sigma{name} has NaN or infinite numbers; "
-                         "the features that they come from are broken")
-    if (sigma - sigma.T).abs().max() > 1e-4*sigma.abs().max():
-        raise ValueError(f"sigma{name} is not symmetric, so it is no covariance")
-    return mu, sigma
-
-def _no_less_than_0(name, eigenvalues):
-    "Eigenvalues without those below 0 by rounding; raises `ValueError` if they are not"
-    if eigenvalues.min() < -1e-3*eigenvalues.abs().max():
-        raise ValueError(f"{name} is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
-    return eigenvalues.clamp(min=0)
-
 # %% ../nbs/07_evaluation.ipynb #39c94db6
 def frechet_distance(
     mu1:Tensor, # Mean features of the first set, (D,)
@@ -79,14 +60,14 @@ def frechet_distance(
     """Frechet distance of two Gaussians (section 5, ref. [8])
 
     Raises `ValueError` if sizes differ, or for NaN and matrices that are no covariances."""
-    (mu1, sigma1), (mu2, sigma2) = _gaussian(1, mu1, sigma1), _gaussian(2, mu2, sigma2)
+    (mu1, sigma1), (mu2, sigma2) = as_gaussian(1, mu1, sigma1), as_gaussian(2, mu2, sigma2)
     if mu1.shape != mu2.shape:
         raise ValueError(f"statistics differ in dimension: {tuple(mu1.shape)} and "
                          f"{tuple(mu2.shape)}")
     e, V = torch.linalg.eigh(sigma1)                                          # (D,), (D, D)
-    root = V * _no_less_than_0('sigma1', e).sqrt() @ V.T                      # sigma1^(1/2), (D, D)
+    root = V * clip_eigenvalues('sigma1', e).sqrt() @ V.T             # sigma1^(1/2), (D, D)
     squared = torch.linalg.eigvalsh(root @ sigma2 @ root)                     # (D,)
-    trace = _no_less_than_0('sigma2', squared).sqrt().sum()          # tr (sigma1 sigma2)^(1/2)
+    trace = clip_eigenvalues('sigma2', squared).sqrt().sum()          # tr (sigma1 sigma2)^(1/2)
     return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2*trace).item()
 
 # %% ../nbs/07_evaluation.ipynb #f0970de3
@@ -101,24 +82,6 @@ def _distance_of_samples(f, g):
     return ((f.mean(0) - g.mean(0)).square().sum() + traces - 2*root).item()
 
 # %% ../nbs/07_evaluation.ipynb #1f951653
-def _check_classes(name, y, n):
-    "Raise `ValueError` unless y are the classes of n images"
-    fits = isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point()
-    if not fits or y.dtype == torch.bool or n and y.min() < 0:
-        got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        low = f", the lowest {y.min()}" if fits and n else ''
-        raise ValueError(f"{name} must be int64 of shape ({n},), a class from 0 on for each image; "
-                         f"got {got}{low}")
-
-def _describe_few(y, real_y, least):
-    "Name a class with fewer than `least` generated or real images, and their numbers; '' if none"
-    K = 1 + max(int(y.max()), int(real_y.max()))
-    counts = zip(y.bincount(minlength=K).tolist(), real_y.bincount(minlength=K).tolist())
-    few = [f"class {c} has {n} generated and {m} real images" for c, (n, m) in enumerate(counts)
-           if n + m and min(n, m) < least]
-    more = f" (and {len(few) - 1} more classes have too few)" if few[1:] else ''
-    return few[0] + more if few else ''
-
 def intra_frechet_distance(
     f:Tensor, # Features of generated images, (n, D)
     y:Tensor, # The classes asked for, (n,) int64
@@ -133,11 +96,11 @@ def intra_frechet_distance(
     if f.shape[1] != real_f.shape[1]:
         raise ValueError(f"features differ in dimension: {f.shape[1]} and {real_f.shape[1]}")
     check_count('the number of images', min(len(f), len(real_f)))
-    _check_classes('y', y, len(f))
-    _check_classes('real_y', real_y, len(real_f))
-    if few := _describe_few(y, real_y, 2):
+    check_classes('y', y, len(f))
+    check_classes('real_y', real_y, len(real_f))
+    if few := describe_few(y, real_y, 2):
         raise ValueError(f"{few}; the distance within a class needs at least 2 of each")
-    if few := _describe_few(y, real_y, f.shape[1] + 1):
+    if few := describe_few(y, real_y, f.shape[1] + 1):
         warn(f"{few}, but {f.shape[1]} features: the intra-FID comes out too large; "
              f"take more than {f.shape[1]} of each class, better ten times as many")
     each = [_distance_of_samples(f[y == c], real_f[real_y == c]) for c in real_y.unique()]
@@ -145,14 +108,14 @@ def intra_frechet_distance(
 
 # %% ../nbs/07_evaluation.ipynb #d15d7df0
 def _squared_mmd(a, b):
-    "KID of m features each, (m, D) in NumPy"
+    "KID of m features each, (m, D) in NumPy; in float32 its last digits are torch-fidelity's"
     m = len(a)
     def k(a, b): return (a @ b.T / a.shape[1] + 1)**3                         # (m, m)
     def off_diagonal(K): return (K.sum(1, dtype=float) - K.diagonal()).sum()  # ()
     within = (off_diagonal(k(a, a)) + off_diagonal(k(b, b)))/(m*(m - 1))
     return within - 2*k(a, b).sum(0, dtype=float).sum()/m**2
 
-# %% ../nbs/07_evaluation.ipynb #be876856
+# %% ../nbs/07_evaluation.ipynb #4d53bc75
 def _plain_features(f, g):
     "Two sets of features (n, D) on the CPU, checked, in float32 unless they are float64"
     for features in (f, g): check_features(features)
@@ -183,7 +146,7 @@ def kernel_distance(
     values = [_squared_mmd(draw(f), draw(g)) for _ in range(subsets)]
     return float(np.mean(values)), float(np.std(values))
 
-# %% ../nbs/07_evaluation.ipynb #f492e6f4
+# %% ../nbs/07_evaluation.ipynb #5e4b355b
 def _covered(points, centers, k):
     "Share of `points` (n, D) in balls around `centers` (m, D) that reach to their k-th neighbors"
     # (m,): of the distances to all centers, the first is that to itself
@@ -251,7 +214,7 @@ def class_spread(
 
     Raises `ValueError` for NaN in features, or what are no classes."""
     check_features(f)
-    _check_classes('y', y, len(f))
+    check_classes('y', y, len(f))
     per_class = [torch.pdist(f[y == c][:500]).mean() for c in y.unique() if (y == c).sum() > 1]
     return torch.stack(per_class).mean() if per_class else torch.tensor(torch.nan)
 
@@ -268,7 +231,7 @@ def _diversity(f, y, real):
 def _intra_fid(f, y, real):
     "Of features (n, D) and classes (n,) against a reference; None, with a warning, for too few"
     if len(real.labels.unique()) < 2: return None
-    if few := _describe_few(y, real.labels, 2):
+    if few := describe_few(y, real.labels, 2):
         warn(f"intra_fid is None: {few} among the images compared, "
              "and it needs 2 of each; draw more images")
         return None
@@ -290,7 +253,7 @@ def _check_scorable(y, evaluator, real):
     if real.evaluator != evaluator.name:
         raise ValueError(f"the reference was measured by another evaluator: {real.evaluator!r}, "
                          f"not {evaluator.name!r}")
-    _check_classes('y', y, len(y))
+    check_classes('y', y, len(y))
     if len(real.features) < 4:
         raise ValueError("scores need at least 4 real images, "
                          f"got {len(real.features)} of {real.data}")
@@ -337,63 +300,6 @@ def score(
             raise FloatingPointError(f"{name} is {v}; the features are too large to compute with")
     return scores
 
-# %% ../nbs/07_evaluation.ipynb #17c2d104
-def _nearest(f, batches, k):
-    "Of rows in batches (B, D), the k nearest to each row of f (n, D): numbers and distances (n, k)"
-    found, done = torch.empty(len(f), 0, dtype=torch.int64), 0                # (n, 0)
-    best = torch.empty(len(f), 0).double()                                    # (n, 0)
-    for g in batches:
-        numbers = torch.arange(done, done + len(g)).expand(len(f), -1)        # (n, B)
-        distance = torch.cat([best, torch.cdist(f.double(), g.double())], 1)  # (n, k + B)
-        best, i = distance.topk(min(k, distance.shape[1]), largest=False)     # (n, k)
-        found = torch.cat([found, numbers], 1).gather(1, i)
-        done += len(g)
-    return found, best
-
-# %% ../nbs/07_evaluation.ipynb #0e99ed58
-def _compared(x, evaluator):
-    "What images are compared by: features, or without an evaluator pixels; (B, D)"
-    return as_images(x).cpu().flatten(1) if evaluator is None else evaluator.measure(x)[0]
-
-def nearest_images(
-    x:Tensor, # Generated images, (n, 3, S, S), uint8 or float in [-1, 1]
-    # Real images of that size; of a reference, those whose features it keeps
-    images:Images|ImageFiles|Reference,
-    evaluator:Evaluator|None=None, # Whose features are compared; None for pixels in [-1, 1]
-    k:int=3, # Real images to find for each generated one
-) -> tuple: # (numbers (n, k) int64, Euclidean distances (n, k) float64), nearest first
-    "Real images nearest to generated ones; raises `ValueError` for another size or evaluator"
-    check_count('k', k)
-    if not isinstance(images, (Images, ImageFiles, Reference)):
-        raise ValueError(f"images is a set of images or a Reference, got a {type(images).__name__}")
-    if not len(as_images(x[:1])): raise ValueError("give at least one generated image, got none")
-    if x.shape[-1] != images.size:
-        raise ValueError(f"images of {x.shape[-1]} px cannot be compared "
-                         f"with images of {images.size} px")
-    f = torch.cat([_compared(b, evaluator) for b in x.split(100)])            # (n, D)
-    if not isinstance(images, Reference):
-        return _nearest(f, (_compared(b, evaluator) for b in images.batches()), k)
-    if evaluator is None or evaluator.name != images.evaluator:
-        raise ValueError(f"the reference holds features of {images.evaluator!r}; give that "
-                         f"evaluator, not {evaluator.name if evaluator else None!r}")
-    found, distance = _nearest(f, images.features.split(1000), k)
-    return kept_indices(images.count)[found], distance
-
-# %% ../nbs/07_evaluation.ipynb #e991508f
-def real_distances(
-    real:Reference, # Statistics of real images
-    n:int=1000, # Images to try at most, drawn at random from those whose features are kept
-) -> Tensor: # Euclidean distance of each to its nearest other one, (n,) float64
-    "Distance of real images to their nearest other one; raises `ValueError` for fewer than 2"
-    check_count('n', n)
-    if len(real.features) < 2:
-        raise ValueError(f"the nearest other image takes 2 real images, got {len(real.features)}")
-    order = torch.randperm(len(real.features), generator=torch.Generator().manual_seed(0))
-    _, distance = _nearest(real.features[order[:n]], real.features.split(1000), 2)
-    return distance[:, 1]                                     # the first is the image itself, at 0
-
 # %% ../nbs/07_evaluation.ipynb #1411bdda
 from sagan.deprecated import deprecated_names
-
-# %% ../nbs/07_evaluation.ipynb #fe386a3b
 __getattr__ = deprecated_names(__name__)  # names of earlier versions

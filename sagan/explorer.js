@@ -3,7 +3,8 @@
 // anywidget calls `render`; a stand-alone page starts itself at the end of this file. `model` holds the state, with
 // get, set, save_changes and on. All that can be asked of a generator goes through it, too: label, seed, towards,
 // far, gamma, hide, cut and uploads are set here, and header, data, effect and changed come back. Who draws, a
-// kernel or something in the browser, makes no difference; a model without `drawing` is one that nobody draws for.
+// kernel or, on a stand-alone page, the `drawer` of generator.js, makes no difference; a model without `drawing` is one
+// that nobody draws for.
 
 const CSS = `
 .sagan { --ink: var(--jp-ui-font-color0, var(--vscode-editor-foreground, #1a1a1a));
@@ -39,8 +40,10 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .notice.error { border-color: #d55e00; outline: 2px solid #d55e00 } .sagan .notice p { margin: 0 }
 .sagan.framed { --side: min(100%, 34rem) }
 .sagan .content { display: flex; flex-direction: column }
-.sagan .panels { display: grid; gap: .5rem 1.25rem; grid-template-columns: repeat(2, minmax(0, var(--side))) minmax(8rem, calc(var(--side) * .47)) }
-.sagan .panels .strips { display: block } .sagan .panels .strips section + section { margin-top: .75rem }
+.sagan .panels { display: grid; gap: .5rem 1.25rem; max-width: calc(var(--side) * 2.47 + 2.5rem); grid-template-columns: repeat(2, minmax(0, 1fr)) minmax(8rem, .47fr) }
+.sagan .strips section + section { margin-top: .75rem }
+.sagan .causes .effect { grid-area: 1 / 3 / 3 } .sagan .causes .strips { grid-area: 2 / 1 / 3 / 3; display: flex; flex-wrap: wrap; gap: .75rem 2rem }
+.sagan .causes .strips section + section { margin-top: 0 } .sagan .panels.causes { grid-template-rows: auto 1fr }
 .sagan figure { margin: 0; min-width: 0 } .sagan figcaption { font-size: 14px; line-height: 1.35; margin: .2rem 0 }
 .sagan h3 { font: 600 14px/1.4 system-ui, sans-serif; margin: 0 0 .2rem; color: inherit }
 .sagan canvas { display: block; width: 100%; border-radius: 3px; background: #000 }
@@ -55,9 +58,9 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .scale span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale span:last-of-type { right: 0 }
 .sagan .scale span.even { top: .75rem; padding-top: .15rem; border-left: 2px solid var(--ink); padding-left: .3rem }
 .sagan .scale span.even.left { border: 0; transform: translateX(-100%); border-right: 2px solid var(--ink); padding-right: .3rem }
-.sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
+.sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect .bar { margin: 0 } .sagan .stored { margin: 0; font-size: 14px; max-width: 60ch } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
 .sagan .status { margin: .4rem 0; min-height: 4.35em; font-variant-numeric: tabular-nums }
-.sagan .strips { display: flex; flex-wrap: wrap; gap: .75rem 2rem } .sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
+.sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
 .sagan .card { position: relative } .sagan .card > button:first-child { display: block; width: 7.2rem; padding: .3rem; text-align: left; line-height: 1.25; font-size: 13px; height: 100% }
 .sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; top: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
 .sagan dialog { color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 6px; max-width: 34rem; padding: 1rem 1.25rem }
@@ -68,9 +71,9 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
   .sagan input[type=range] { height: 44px } .sagan label:has([type=checkbox]) { min-height: 44px }
   .sagan .card .away { min-height: 44px } }
 @media (max-width: 40rem) {
-  .sagan, .sagan.framed { --side: 100% } .sagan .panels { grid-template-columns: minmax(0, 1fr) }
-  .sagan .bars { display: contents } .sagan :is(.options, .more) { order: 1 } .sagan .content > .strips { order: 2 }
-  .sagan .effect { display: grid; grid-template-columns: 1fr 1fr } .sagan .effect > :is(p, button, h3) { grid-column: 1 / -1 }
+  .sagan, .sagan.framed { --side: 100% } .sagan :is(.panels, .bars) { display: contents }
+  .sagan .content { gap: .5rem } .sagan :is(.options, .more) { order: 1 } .sagan .strips { order: 2 }
+  .sagan .effect { display: grid; grid-template-columns: 1fr 1fr } .sagan .effect > :is(p, .bar, h3) { grid-column: 1 / -1 }
   .sagan .end { margin-left: 0 } }`
 
 // ---- Numbers
@@ -79,7 +82,7 @@ const STRONG = 1.5   // times an even spread: from here on there is an outline, 
 
 // What Python packed: images as RGB, and queries and keys as 16-bit integers with one factor for each image
 function unpack(header, view) {
-  const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength).slice()   // its own, so that it is aligned
+  const bytes = bytesOf(view).slice()   // its own, so that it is aligned
   const vectors = (start, n, depth) => image => new Int16Array(bytes.buffer, start + 2 * image * n * depth, n * depth)
   const layers = header.layers.map(l => {
     const [nq, nk] = [l.queries, l.keys].map(([a, b]) => a * b)
@@ -221,20 +224,29 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(a.href), 60000)
 }
 
+const bytesOf = view => new Uint8Array(view.buffer, view.byteOffset, view.byteLength)
 function base64(bytes) {
   let text = ''
   for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768))
   return btoa(text)
 }
 
+function fromBase64(text) {
+  const raw = atob(text), bytes = new Uint8Array(raw.length)
+  for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i)
+  return bytes
+}
+
 const SHOWN = ['point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same']
+const BYTES = ['data', 'changed', 'weights']
 const DRAWN = ['label', 'seed', 'towards', 'far', 'gamma', 'hide', 'cut']
 
 // The stand-alone page of a model: its state is put into the page's gaps, as `AttentionExplorer.static` does in Python
-function page(model, bytes) {
+function page(model) {
   const state = { message: '' }
-  for (const k of ['header', ...SHOWN, 'page']) state[k] = model.get(k)
-  const parts = { state: JSON.stringify(state).replaceAll('<', '\\u003c'), data: base64(bytes), js: model.get('_esm') }
+  for (const k of ['header', ...SHOWN, ...DRAWN, 'effect', 'network', 'page']) if (model.get(k) !== undefined) state[k] = model.get(k)
+  const parts = { state: JSON.stringify(state).replaceAll('<', '\\u003c'), js: model.get('_esm') }
+  for (const k of BYTES) parts[k] = base64(bytesOf(model.get(k)))
   return model.get('page').replace(/@@(\w+)@@/g, (_, k) => parts[k])
 }
 
@@ -279,9 +291,10 @@ function render({ model, el }) {
   const own = button('Own images', () => files.click(), 'Where the discriminator looks in images of your own')
   const classField = field('Class', klass), seedField = field('Seed', seeds)
   const walking = [field('Towards seed', towards), field('How far', far), play]
-  const gammaField = field('Attention', gamma, strength)
+  const gammaField = field('Strength of attention', gamma, strength)
   const which = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random)
-  const more = make('div', { className: 'bar more' }, ...walking, gammaField, own, files), bar = make('div', { className: 'bars' }, which, more)
+  const stored = make('p', { className: 'stored' })
+  const more = make('div', { className: 'bar more' }, ...walking, gammaField, own, files, stored), bar = make('div', { className: 'bars' }, which, more)
 
   const overlay = slider('overlay', 1, 'oninput'), smooth = check('smooth'), sameScale = check('same')
   const direction = group('Direction', { from: 'From here', to: 'To here' }, v => set({ direction: v }))
@@ -289,7 +302,7 @@ function render({ model, el }) {
   const clear = button('Clear points', () => letGo([])), help = button('?', () => ask())
   help.setAttribute('aria-label', 'Keys and help')
   const saves = make('div', { className: 'end' }, clear, button('Copy view', copy, 'A link or JSON that restores this view'),
-    button('Save PNG', savePNG), button('Save HTML', () => download(name('html'), new Blob([page(model, view.bytes)], { type: 'text/html' }))), help)
+    button('Save PNG', savePNG), button('Save HTML', () => download(name('html'), new Blob([page(model)], { type: 'text/html' }))), help)
   const options = make('div', { className: 'bar options' }, direction, tools, field('Same scale for all points', sameScale), field('Smooth', smooth), saves)
 
   const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert)
@@ -299,18 +312,20 @@ function render({ model, el }) {
   const changed = attributes(make('canvas', { className: 'pixels' }), { role: 'img', 'aria-label': 'The changed image' })
   const apart = attributes(make('canvas', { className: 'pixels' }), { role: 'img' })
   const apartScale = make('div', { className: 'scale' }), effect = attributes(make('p'), { role: 'status' })
-  const changedTitle = make('figcaption', { textContent: 'Drawn without it' })
+  const changedTitle = make('figcaption')
   const undo = button('Undo changes', () => set({ hide: null, cut: null, gamma: 1 }))
-  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What attention causes' }), make('figure', {}, changed, changedTitle), make('figure', {}, apart, apartScale), effect, undo)
+  const without = button('Hide where it looks', () => set({ hide: strongest() }), 'No point may look at the place that the arrow goes to')
+  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What if it may not look there?' }), make('div', { className: 'bar' }, without, undo), make('figure', {}, changed, changedTitle), make('figure', {}, apart, apartScale), effect)
   const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' })
   const panels = make('div', { className: 'panels' },
     make('figure', {}, make('h3', { textContent: 'The image' }), canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' }))), status),
-    make('figure', {}, make('h3'), map, make('div', { className: 'under' }, scale), value), effects)
+    make('figure', {}, make('h3'), map, make('div', { className: 'under' }, scale), value))
   const title = map.previousSibling
   const layers = make('div', { className: 'strip' }), kept = make('div', { className: 'strip pins' })
   const strips = make('div', { className: 'strips' }, make('section', {}, make('h3', { textContent: 'All layers at this point' }), layers),
     make('section', {}, make('h3', { textContent: 'Kept points' }), kept))
-  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels, strips)
+  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels)
+  panels.append(effects, strips)
   const root = make('div', { className: model.framed ? 'sagan framed' : 'sagan' }, notice, content, dialog)
   root.dataset.lmSuppressShortcuts = 'true'
   attributes(direction, { title: 'Where this point looks, or which points look at it' })
@@ -424,6 +439,7 @@ function render({ model, el }) {
     if (current) { mark(ctx, current, mine); mark(over, current, mine) }
     say(); ruler(); thumbnails()
     clear.disabled = !pins.length && !point
+    without.disabled = !point
   }
   // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
   function paint() {
@@ -531,10 +547,13 @@ function render({ model, el }) {
       if (!seedField.hidden) { fill(seeds, header.images.map(i => [i.seed, i.seed]), image.seed); seedField.firstChild.textContent = 'Image' }
     }
     for (const e of [seed.parentNode, next, random, ...walking]) e.hidden = !generates
-    gammaField.hidden = tools.hidden = effects.hidden = !drawing.attention
-    const beside = drawing.attention ? content : panels
-    beside.append(strips)   // beside the map, unless that is the place of the effects
+    gammaField.hidden = tools.hidden = !drawing.attention
+    effects.hidden = !drawing.attention && !model.get('effect')?.words
+    panels.classList.toggle('causes', !effects.hidden)
     own.hidden = !drawing.own
+    const note = model.get('network')?.note
+    stored.hidden = generates || !note
+    stored.textContent = `These images are stored in the page. It cannot draw others: ${note}.`
     for (const part of [which, more]) part.hidden = [...part.children].every(e => e.hidden)
     seed.value = model.get('seed'); towards.value = model.get('towards'); far.value = model.get('far'); gamma.value = model.get('gamma')
     strength.textContent = `×${model.get('gamma')}`
@@ -543,7 +562,7 @@ function render({ model, el }) {
     press(direction, model.get('direction')); press(tools, tool)
     canvas.classList.toggle('drag', tool !== 'look')
     const to = model.get('direction') === 'to', what = chosen()
-    title.textContent = `${to ? 'Who looks here' : 'Where it looks'}: ${network(what.name)}`
+    title.textContent = `${to ? 'Who looks here' : 'Where this point looks'}: ${network(what.name)}`
     canvas.setAttribute('aria-label', `${image.class ? `Class ${image.class}, ` : ''}${header.numbered} ${image.seed}, ${header.size[1]} by ${header.size[0]} pixels, ` +
       `with attention of layer ${what.name}. Arrow keys move the point, Enter keeps it, Escape clears.`)
     map.setAttribute('aria-label', `Map of layer ${what.name}, from dark for no attention to bright for the most`)
@@ -566,10 +585,12 @@ function render({ model, el }) {
   function showEffect() {
     const e = model.get('effect') ?? {}, data = model.get('changed'), [H, W] = header?.size ?? []
     const none = !e.words || data?.byteLength !== 4 * H * W
-    for (const part of [changed, changedTitle, apart, apartScale, undo]) part.hidden = none
-    effect.textContent = none ? 'Choose Hide and drag over the image, or move Attention: the image drawn without that attention appears here, beside the one as trained.' : e.words
+    for (const part of [changed, changedTitle, apart, apartScale]) part.hidden = none
+    undo.hidden = none || !live(); without.hidden = !live()
+    effect.textContent = none ? 'The generator draws the image again, without that attention. For a region of your own choose Hide, and drag over the image.' : e.words
     if (none) return
-    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+    changedTitle.textContent = `Drawn again: ${parseFloat(e.top) < 5 ? 'hardly any change' : 'the image changes'}`
+    const bytes = bytesOf(data)
     for (const [target, at] of [[changed, i => [3 * i, 3 * i + 1, 3 * i + 2]], [apart, i => Array(3).fill(3 * H * W + i)]]) {
       target.width = W; target.height = H
       const c = target.getContext('2d'), out = c.createImageData(W, H)
@@ -609,9 +630,9 @@ function render({ model, el }) {
     dialog.replaceChildren(...parts.length ? parts : [make('h3', { textContent: 'Keys on the image' }), keys, words], close)
     dialog.showModal()
   }
-  const stored = () => Object.fromEntries([...SHOWN, ...live() ? DRAWN : []].map(k => [k, model.get(k)]))
+  const restored = () => Object.fromEntries([...SHOWN, ...live() ? DRAWN : []].map(k => [k, model.get(k)]))
   function copy() {
-    const json = JSON.stringify(stored()), linked = !live() && model.link
+    const json = JSON.stringify(restored()), linked = model.link
     const text = linked ? `${location.href.split('#')[0]}#view=${encodeURIComponent(json)}` : json
     const area = attributes(make('textarea', { value: text, readOnly: true, rows: 6 }), { 'aria-label': 'View' })
     navigator.clipboard?.writeText(text).catch(() => {})
@@ -652,6 +673,17 @@ function render({ model, el }) {
       return [edge(cell(Math.min(a, b))), edge(cell(Math.max(a, b)) + 1)]
     })
     return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]]
+  }
+  // Around the cell that the point looks at most: all strong cells that hang together with it, as a region
+  function strongest() {
+    const l = regionLayer(), [h, w] = l.keys, weights = weigh(l, model.get('image'), model.get('point'), 'from', header.size)
+    const best = largest(weights), found = new Set([best]), [H, W] = header.size
+    for (const i of found) for (const dr of [-1, 0, 1]) for (const dc of [-1, 0, 1]) {
+      const j = i + dr * w + dc
+      if (i % w + dc >= 0 && i % w + dc < w && weights[j] >= STRONG) found.add(j)
+    }
+    const rows = [...found].map(i => Math.floor(i / w)), columns = [...found].map(i => i % w)
+    return [Math.min(...rows) * H / h, Math.min(...columns) * W / w, (Math.max(...rows) + 1) * H / h, (Math.max(...columns) + 1) * W / w].map(Math.round)
   }
   const regionLayer = () => chosen().name[0] === 'G' ? chosen() : view.layers.findLast(l => l.name[0] === 'G') ?? chosen()
   function finish() { const done = snapped(box); box = null; set({ [tool]: done }) }
@@ -752,14 +784,22 @@ export default { render }
 // On a stand-alone page the state is in the page, or in its address, and a few lines do for a model
 const state = document.getElementById('sagan-state')
 if (state) {
-  const values = JSON.parse(state.textContent), heard = {}
-  values.data = new DataView(Uint8Array.from(atob(document.getElementById('sagan-data').textContent), c => c.charCodeAt(0)).buffer)
-  values._esm = document.getElementById('sagan-js').textContent
-  const linked = /^#view=(.*)/.exec(location.hash)
-  if (linked) try { Object.assign(values, Object.fromEntries(Object.entries(JSON.parse(decodeURIComponent(linked[1]))).filter(([k]) => SHOWN.includes(k)))) } catch { /* as saved */ }
+  const values = JSON.parse(state.textContent), heard = {}, changed = new Set(), inPage = k => document.getElementById(`sagan-${k}`).textContent
+  for (const k of BYTES) values[k] = new DataView(fromBase64(inPage(k)).buffer)
+  values._esm = inPage('js')
+  if (values.weights.byteLength) values.drawing = values.network
   const frame = window.frameElement   // of a page that shows this one, and is as high as this is
   if (frame) new ResizeObserver(() => { frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height) + 40}px` }).observe(document.body)
-  const model = { link: !frame, framed: Boolean(frame), get: k => values[k], save_changes() {}, on: (event, f) => (heard[event] ??= []).push(f),
-    set(k, v) { values[k] = v; for (const f of heard[`change:${k}`] ?? []) f() } }
+  const model = { link: !frame, framed: Boolean(frame), get: k => values[k], on: (event, f) => (heard[event] ??= []).push(f),
+    set(k, v) { changed.add(k); model.put({ [k]: v }) },
+    put(some) { Object.assign(values, some); for (const k in some) for (const f of heard[`change:${k}`] ?? []) f() },
+    save_changes() { follow([...changed]); changed.clear() } }
+  const follow = values.drawing ? drawer(model, values.network, values.weights) : () => {}
+  const linked = /^#view=(.*)/.exec(location.hash)
+  if (linked) try {
+    const given = Object.entries(JSON.parse(decodeURIComponent(linked[1]))).filter(([k]) => [...SHOWN, ...values.drawing ? DRAWN : []].includes(k))
+    Object.assign(values, Object.fromEntries(given))
+    follow(given.map(([k]) => k))
+  } catch { /* as saved */ }
   render({ model, el: document.getElementById('sagan-view') })
 }

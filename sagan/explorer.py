@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from .attention import attention_maps, intervene, SelfAttention
 from .data import to_bytes
+from .live import pack_networks
 from .names import readable
 from .networks import Discriminator, Generator
 from .training import SAGAN
@@ -205,8 +206,6 @@ class _DrawingState(AttentionExplorer):
     hide = T.List(T.Int(), None, allow_none=True, help='(top, left, bottom, right)').tag(sync=True)
     cut = T.List(T.Int(), None, allow_none=True, help='(top, left, bottom, right)').tag(sync=True)
     uploads = T.List(T.Dict(), help='name and content of files').tag(sync=True)
-    effect = T.Dict(help='From `pack_change`').tag(sync=True)
-    changed = T.Bytes(help='From `pack_change`').tag(sync=True)
     _settings = ['label', 'seed', 'towards', 'far', 'gamma', *AttentionExplorer._settings, 'hide',
                  'cut']
 
@@ -273,7 +272,7 @@ class _Drawing(_Effects):
         if not self._classes: return None
         return torch.full((n,), self.label, device=_device(self._G))
 
-    def _draw(self, _=None):
+    def _draw(self, change=None):
         "Show the image of the traits, as trained, and what attention causes in it"
         self._own = None
         with _show_errors(self):
@@ -281,6 +280,8 @@ class _Drawing(_Effects):
             x, maps = generated_maps(self._model, *inputs)
             name = f'{self.seed}' + (f' towards {self.towards} at {self.far:g}' if self.far else '')
             shown = view(x, maps, [(self._classes[self.label] if self._classes else '', name)])
+            # on a walk the point stays
+            if change and change.name == 'far': shown[0]['start'] = self.header['start']
             self._inputs, self._image = inputs, x[0]
             self._maps = {name: m for name, m in maps.items() if name[0] == 'G'}
             self.show(*shown)
@@ -324,6 +325,7 @@ class Explorer(_Drawing):
         self.drawing = dict(classes=[readable(str(c)) for c in classes],
                             attention=_has_attention(G),
                             own=D is not None and _has_attention(D))
+        self.network, self.weights = pack_networks(model, self._classes)       # for its page
         self._draw()
         self.observe(self._draw, ['seed', 'towards', 'far'])
         self.observe(lambda _: self._look() if self._own else self._draw(), 'label')

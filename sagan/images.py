@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and what the pixels of a picture file become
+"""Which files of a folder are images, and what their pixels become
 
 Docs: https://sagan-gan.github.io/sagan/library/images.html.md"""
 
@@ -24,9 +24,9 @@ from .progress import ProgressLine
 
 # %% ../nbs/library/44_images.ipynb #684688b5
 def _white(im):
-    "The value of white in an image of 16-bit integers or floats; raises `ValueError` if nothing says so"
+    "The value of white in an image of 16-bit integers or floats; raises `ValueError` if it is unknown"
     if im.mode == 'F': return 1.
-    if im.mode == 'I' and im.format not in ('PNG', 'PPM'):  # Pillow's mode for their 16 bits
+    if im.mode == 'I' and im.format not in ('PNG', 'PPM'):  # Pillow's mode for 16 bits in PNG and PPM
         raise ValueError("signed or 32-bit integers do not say which value is white; save the image with 8 "
                          "or 16 bits")
     bits = getattr(im, 'tag_v2', {}).get(ExifTags.Base.BitsPerSample, (16,))  # of TIFF files
@@ -34,7 +34,7 @@ def _white(im):
 
 # %% ../nbs/library/44_images.ipynb #da6b7241
 def _to_gray(im):
-    "An image of 16-bit integers or floats with 8 bits; raises `ValueError` for values that it cannot have"
+    "Convert 16-bit integers or floats to 8 bits; raises `ValueError` for values out of range"
     white, a = _white(im), np.asarray(im)                                     # (height, width)
     if not 0 <= a.min() <= a.max() <= white:
         raise ValueError(f"values from {a.min():.4g} to {a.max():.4g} do not say which one is white; "
@@ -56,10 +56,10 @@ def _has_transparency(im):
 # %% ../nbs/library/44_images.ipynb #c51e2daf
 def to_rgb(
     im:Image.Image, # Any picture that Pillow can open
-) -> Image.Image: # Mode RGB, 8 bits a channel, upright
-    """A picture as a viewer shows it on a white page
+) -> Image.Image: # Mode RGB, 8 bits per channel, upright
+    """Convert a picture to what a viewer shows on a white page
 
-    Raises `ValueError` for integers and floats that do not say which value is white."""
+    Raises `ValueError` for integers and floats if it is unknown which value is white."""
     im.load()
     if im.mode[0] in 'IF': im = _to_gray(im)
     if im.getexif().get(ExifTags.Base.Orientation, 1) != 1: im = ImageOps.exif_transpose(im)
@@ -72,20 +72,20 @@ def to_rgb(
 
 # %% ../nbs/library/44_images.ipynb #da518fbb
 FITTED = 'central square, Pillow bicubic'  # what `ImageOps.fit` does
-DECODED = f'{FITTED}, 16 bits to 8, transparent parts white'  # what a cache holds
+DECODED = f'{FITTED}, 16 bits to 8, transparent parts white'  # the treatment of images in a cache
 
 # %% ../nbs/library/44_images.ipynb #3630da26
 def fit_image(
     im:Image.Image, # Any picture that Pillow can open
-    size:int, # Pixels of a side after cropping and resizing
+    size:int, # Side in pixels after cropping and resizing
 ) -> Tensor: # (3, S, S) uint8
-    "The central square of a picture in its new size; raises the errors of `to_rgb`"
+    "Crop a picture to its central square and resize it; raises the errors of `to_rgb`"
     square = ImageOps.fit(to_rgb(im), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 # %% ../nbs/library/44_images.ipynb #85899d20
 def _allow_large_images():
-    "Let Pillow read images as large as the environment says; raises `ValueError` if it says no number"
+    "Raise Pillow's size limit to that in the environment; raises `ValueError` if it is not a number"
     limit = os.environ.get('SAGAN_MAX_IMAGE_PIXELS')
     if not limit: return
     if not limit.isdecimal():
@@ -106,15 +106,15 @@ def _find_reason(file, e):
     return f'{type(e).__name__}: {e}'.replace(str(file), file.name)
 
 # %% ../nbs/library/44_images.ipynb #99e8635d
-_LARGE = 50_000_000  # pixels of an image that is read alone
+_LARGE = 50_000_000  # pixels from which an image is read alone
 _one_large = Lock()
 
 # %% ../nbs/library/44_images.ipynb #e0829a50
 def read_image(
     file:Path, # Image file
-    size:int, # Pixels of a side after cropping and resizing
+    size:int, # Side in pixels after cropping and resizing
 ) -> Tensor: # (3, S, S) uint8
-    "Read an image, upright, central square, resized; raises `ValueError` with the reason if it cannot"
+    "Read an image upright, cropped to a square and resized; raises `ValueError` with the reason if it fails"
     _allow_large_images()
     try:
         if not S_ISREG(file.stat().st_mode): raise ValueError('no regular file')  # a pipe, a terminal
@@ -126,9 +126,9 @@ def read_image(
 def decode_images(
     path:Path, # Folder
     names:list[str], # Image files in it, relative to it
-    size:int, # Pixels of a side after cropping and resizing
-    put:Callable[[Tensor], Any], # Called with each image that can be read, (3, S, S) uint8, in order
-) -> dict[str, str]: # Files that cannot be read: name -> reason
+    size:int, # Side in pixels after cropping and resizing
+    put:Callable[[Tensor], Any], # Called with each readable image, (3, S, S) uint8, in order
+) -> dict[str, str]: # Unreadable files: name -> reason
     "Read images in several threads"
     bad = {}
     with ThreadPoolExecutor() as pool, ProgressLine(len(names), 'reading images') as line:
@@ -145,7 +145,7 @@ EXTENSIONS = '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff'
 
 # %% ../nbs/library/44_images.ipynb #7523547a
 class _Unread:
-    "Counts files that are not read, by the reason, with the first name as an example"
+    "Count the files that are not read, by reason, with the first name as an example"
     def __init__(self, path): self.path, self.kinds = path, {}
     def add(self, kind, name, n=1):
         count, example = self.kinds.get(kind, (0, name))
@@ -175,7 +175,7 @@ def _scan(path, inside, unread):
 
 # %% ../nbs/library/44_images.ipynb #2060abb2
 def _count_nested(path, inside, unread):
-    "Count the files in a folder within a class; a link, which may lead in a circle, counts as one"
+    "Count the files in a folder within a class; a link counts as one, because it may lead in a circle"
     kind = 'in folders within a class'
     if (path/inside).is_symlink(): return unread.add(kind, inside)
     for at, _, names in os.walk(path/inside):
@@ -184,7 +184,7 @@ def _count_nested(path, inside, unread):
 
 # %% ../nbs/library/44_images.ipynb #565a60dd
 def _list_classes(path, subfolders, unread):
-    "The images of each subfolder, class -> names; raises `ValueError` naming those without"
+    "The images of each subfolder, class -> names; raises `ValueError` that names classes without images"
     per_class, empty, hint = {}, [], ''
     for c in subfolders:
         per_class[c], nested = _scan(path, c, unread)
@@ -201,11 +201,11 @@ def _list_classes(path, subfolders, unread):
 # %% ../nbs/library/44_images.ipynb #abae8d8f
 def list_images(
     path:Path, # Folder of images, or of one subfolder per class
-) -> tuple[list[str], Tensor, list[str]]: # Names relative to it, labels (n,) int64, class names
-    """The image files of a folder, sorted; warns of what else is there
+) -> tuple[list[str], Tensor, list[str]]: # Names relative to the folder, labels (n,) int64, class names
+    """List the image files of a folder, sorted, and warn of all other files
 
     Raises `FileNotFoundError` if there is no folder, `OSError` if it cannot be listed, `ValueError` if it has
-    no images or mixes them with subfolders."""
+    no images or mixes images with subfolders."""
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one "
                                 "subfolder of images per class")

@@ -1,4 +1,4 @@
-"""SAGANs that other projects have trained, read into our networks: the same images, the same scores, the same maps
+"""SAGANs trained by other projects, loaded into our networks: the same images, scores and maps
 
 Docs: https://sagan-gan.github.io/sagan/library/importing.html.md"""
 
@@ -50,31 +50,31 @@ NAMES = {  # ours, and what these three call it
     'gamma': ('gamma', 'sigma', 'gamma')}
 
 # %% ../nbs/library/28_importing.ipynb #a9b585d5
-_scalar:Any = np.float64(0).__reduce__()[0]  # what numpy unpickles a number by
+_scalar:Any = np.float64(0).__reduce__()[0]  # the function by which numpy unpickles a number
 _HARMLESS:list[Callable|tuple[Callable, str]] = [
     *[(_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')],
     np.dtype, nn.ReLU, *[type(np.dtype(t)) for t in ('float32', 'float64', 'int64')]]
 
 def _load(path):
-    "What `torch.save` wrote, without executing code; raises what zipfile, torch and pickle raise"
+    "Load a `torch.save` file without executing code; raises the errors of zipfile, torch and pickle"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as z:
-            # torch.save does not compress, so what is larger than its file would fill the memory
+            # torch.save does not compress, so contents larger than the file would fill the memory
             if sum(i.file_size for i in z.infolist()) > Path(path).stat().st_size:
                 raise zipfile.BadZipFile('more in it than its size')
-            # torch.load does not look
+            # torch.load does not check
             if bad := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {bad}')
     with catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
-        simplefilter('ignore')  # what is amiss is an error below
+        simplefilter('ignore')  # problems become errors below
         return torch.load(path, map_location='cpu', weights_only=True)
 
 # %% ../nbs/library/28_importing.ipynb #a55043ad
 def read_file(
     path:str|Path, # File that `torch.save` wrote
-) -> dict: # What is in it
+) -> dict: # Its contents
     """Read a file of tensors and plain values without executing code
 
-    Raises `FileNotFoundError`, or `ValueError` for a file that is not whole or holds anything else."""
+    Raises `FileNotFoundError`, or `ValueError` for a file that is incomplete or holds anything else."""
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}")
     try: saved = _load(path)
     except Exception as e:
@@ -91,7 +91,7 @@ def read_file(
 
 # %% ../nbs/library/28_importing.ipynb #be73bc3f
 def _problem(t, shape):
-    "What is wrong with a tensor of a file, '' if nothing is; `shape` is the expected one, None for any"
+    "What is wrong with a tensor of a file, '' if nothing; `shape` is the expected shape, None for any"
     if not isinstance(t, Tensor): return f"is a {type(t).__name__}, expected a tensor"
     if shape is not None and t.shape != shape: return f"has shape {tuple(t.shape)}, expected {tuple(shape)}"
     plain = t.layout == torch.strided and t.device.type == 'cpu' and not (t.is_quantized or t.is_complex())
@@ -101,20 +101,20 @@ def _problem(t, shape):
     return '' if t.float().isfinite().all() else "has numbers that are not finite in float32"
 
 def _printable(name):
-    "A name in a file, as a message can show it"
+    "A name from a file in a form that a message can show"
     name = str(name)
     if not name.isprintable(): name = repr(name)
     return name if len(name) <= 100 else f'{name[:100]}...'
 
 # %% ../nbs/library/28_importing.ipynb #528bcff2
 class ForeignNetwork:
-    "The tensors of one network in a file of another project; remembers which of them have been used"
+    "The tensors of one network in another project's file; records which of them have been used"
     def __init__(self,
         path:str|Path, # The file, for messages
         kind:str, # 'G', 'ema' or 'D'
         project:int, # Number in `PROJECTS`
         tensors:dict, # {name without the prefix: tensor}
-        prefix:str='', # Of the names in the file, for messages
+        prefix:str='', # Prefix of the names in the file, for messages
     ):
         if kind not in ('G', 'ema', 'D') or project not in range(len(PROJECTS)):
             raise ValueError(f"kind is 'G', 'ema' or 'D' and project 0, 1 or 2, got {kind!r} and {project!r}")
@@ -123,29 +123,29 @@ class ForeignNetwork:
 
     def name(self,
         ours:str, # Key of `NAMES`
-    ) -> str: # What the project calls it
-        "Their name of a part"
+    ) -> str: # The project's name for it
+        "The project's name for a part"
         return NAMES[ours][self.project]
 
     def holds(self,
-        start:str, # Of a name
-    ) -> bool: # Is there a tensor whose name begins so?
-        "Is it in the file?"
+        start:str, # Beginning of a name
+    ) -> bool: # Does the name of any tensor begin with it?
+        "Is this part in the file?"
         return any(k.startswith(start) for k in self.tensors)
 
     def error(self,
-        name:str, # Of a tensor
+        name:str, # Name of a tensor
         what:str='', # What is wrong with it; '' if it has no place in a SAGAN
-    ) -> ValueError: # To be raised
-        "What does not fit"
+    ) -> ValueError: # The error, for the caller to raise
+        "The error for a tensor that does not fit"
         what = what or f'does not belong to a SAGAN of {PROJECTS[self.project]}'
         return ValueError(f"{self.path}: {_printable(self.prefix + name)} {what}")
 
     def take(self,
-        name:str, # Of the tensor in the file
+        name:str, # Name of the tensor in the file
         shape:tuple|None=None, # Expected shape, None for any
-    ) -> Tensor: # As float32, of any shape or (*shape)
-        "A tensor; raises `ValueError` if it is not there, not of that shape, not finite or not plain"
+    ) -> Tensor: # The tensor in float32, of any shape or (*shape)
+        "Read a tensor; raises `ValueError` if it is missing, misshapen, not finite or not plain"
         t = self.tensors.get(name)
         if t is None: raise self.error(name, 'is missing')
         if problem := _problem(t, shape): raise self.error(name, problem)
@@ -156,7 +156,7 @@ class ForeignNetwork:
 def _any_starts_with(tensors, *starts): return any(k.startswith(starts) for k in tensors)
 
 def _split_by_prefix(path, tensors):
-    "The networks of mmgeneration's file"
+    "The networks in mmgeneration's file"
     found, kinds = {}, dict(generator='G', generator_ema='ema', discriminator='D')
     for k, t in tensors.items():
         m = re.match(r'(generator|generator_ema|discriminator)\.(module\.)?(.+)', k)
@@ -168,7 +168,7 @@ def _split_by_prefix(path, tensors):
 
 # %% ../nbs/library/28_importing.ipynb #02ece49d
 def _single_network(path, tensors):
-    "The network of a file that holds one"
+    "The network in a file that holds one network"
     studio = _any_starts_with(tensors, 'blocks.0.0.conv2d')
     if not studio and not _any_starts_with(tensors, 'blocks.0.0.conv1.'):
         reason = f"the first thing in it is '{_printable(next(iter(tensors)))}'" if tensors else 'it is empty'
@@ -180,7 +180,7 @@ def _single_network(path, tensors):
 
 # %% ../nbs/library/28_importing.ipynb #6f842e5b
 def _training_step(saved):
-    "The step of the training in a file, or 0"
+    "The training step in a file, or 0"
     meta = saved.get('meta')
     steps = saved.get('itr'), saved.get('step'), meta.get('iter') if isinstance(meta, dict) else None
     return next((s for s in steps if type(s) is int and 0 <= s < 2**63), 0)
@@ -188,8 +188,8 @@ def _training_step(saved):
 # %% ../nbs/library/28_importing.ipynb #afc3cc87
 def find_networks(
     path:str|Path, # File of one of the projects
-) -> tuple: # (list of `ForeignNetwork`, step of the training or 0)
-    "The networks in a file, none in BigGAN-PyTorch's bookkeeping; raises `ValueError` for something else"
+) -> tuple: # (list of `ForeignNetwork`, training step or 0)
+    "Find the networks in a file, none in BigGAN-PyTorch's `state_dict.pth`; raises `ValueError` otherwise"
     saved = read_file(path)
     tensors, step = saved.get('state_dict', saved.get('model', saved)), _training_step(saved)
     if 'itr' in saved and not any(isinstance(v, Tensor) for v in saved.values()): return [], step
@@ -203,7 +203,7 @@ def find_networks(
 
 # %% ../nbs/library/28_importing.ipynb #2daef95d
 def _norm_form(f, p):
-    "How the weight of a layer is normalised in the file: 'T' by u and v, 'A' by u0, None"
+    "How a layer's weight is normalized in the file: 'T' by u and v, 'A' by u0, or None"
     return 'T' if f.holds(f'{p}.weight_') else 'A' if f.holds(f'{p}.u0') or f.holds(f'{p}.sv0') else None
 
 def _raw_weight(f, p, ndim):
@@ -215,7 +215,7 @@ def _raw_weight(f, p, ndim):
 
 # %% ../nbs/library/28_importing.ipynb #21056712
 def _singular_vectors(f, p, name, W):
-    "u (rows,) and v (columns,) of a layer whose weight has that name, None if it is not normalized"
+    "u (rows,) and v (columns,) of a layer whose weight has this name, None if it is not normalized"
     M, form = W.flatten(1), _norm_form(f, p)                                   # (rows, columns)
     def fitting(part, shape):
         if (t := f.take(p + part)).shape != shape:
@@ -234,9 +234,9 @@ def spectral_factors(
     p:str, # Name of the layer in the file
     shape:tuple, # Expected shape of its weight
 ) -> tuple: # (weight W before division, u (rows,), v (columns,)); u and v are None if it is not divided
-    """What that project divides a layer's weight by, as u.(M v) with the rows and columns M of W
+    """The factors of a layer's divisor u.(M v), where M is the weight W as a matrix
 
-    Raises `ValueError` for shapes that do not fit, or a divisor without a finite result."""
+    Raises `ValueError` for shapes that do not fit, or a divisor that gives non-finite weights."""
     name, W = _raw_weight(f, p, len(shape))
     if W.shape != shape: raise f.error(name, f"has shape {tuple(W.shape)}, expected {tuple(shape)}")
     u, v = _singular_vectors(f, p, name, W)
@@ -256,7 +256,7 @@ def _normalized_weight(f, p, shape):
 _TABLES = ('gain', 'bias'), ('embed0', 'embed1'), ('weight_embedding', 'bias_embedding')
 
 def _table_names(f, p):
-    "Names of a batch norm's class tables, and whether the classes are their columns; None if there are none"
+    "Names of a batch norm's class tables, and are the classes their columns? None if there are none"
     names = next((t for t in _TABLES if any(f.holds(f'{p}.{k}.') for k in t)), None)
     return names and (names, f.project == 1 and names == _TABLES[0])
 
@@ -273,7 +273,7 @@ def _count_classes(f, p):
 
 # %% ../nbs/library/28_importing.ipynb #a3f2d1e1
 def _table_from_shared(f, p, channels):
-    "The table of a linear layer on what the classes share, (classes, C)"
+    "The table of a linear layer on the classes' shared vectors, (classes, C)"
     shared, (name, W) = f.take('shared.weight'), _raw_weight(f, p, 2)              # (classes, s), (C, s)
     if W.shape[1] > shared.shape[1]:
         raise f.error(name, f"has shape {tuple(W.shape)}, expected {(channels, shared.shape[1])}: it reads a "
@@ -286,8 +286,8 @@ def class_tables(
     p:str, # Name of the batch norm in the file
     classes:int, # Number of classes
     channels:int, # C
-) -> list: # Gain less 1 and bias of each class, (classes, C) each
-    "A conditional batch norm's tables, whatever they are made of; raises `ValueError` if they read latents"
+) -> list: # Gain minus 1 and bias of each class, (classes, C) each
+    "A conditional batch norm's tables from any of the forms; raises `ValueError` if they read latents"
     names, columns = _table_names(f, p) or (_TABLES[0], False)
     def table(p):
         if f.holds('shared.'): return _table_from_shared(f, p, channels)
@@ -297,7 +297,7 @@ def class_tables(
 
 # %% ../nbs/library/28_importing.ipynb #a22855a8
 def _read_statistics(f, at, channels, eps):
-    "Running mean and variance (C,) of the batch norm of that name, and how many batches they have seen, ()"
+    "Running mean and variance (C,) of the named batch norm, and how many batches they have seen, ()"
     kind = 'stored' if f.holds(f'{at}.stored_') else 'running'
     mean, var = [f.take(f'{at}.{kind}_{k}', (channels,)) for k in ('mean', 'var')]
     counted = kind == 'running' and any(k.endswith('num_batches_tracked') for k in f.tensors)
@@ -314,7 +314,7 @@ def running_statistics(
     channels:int, # C
     eps:float, # Its epsilon
 ) -> tuple: # (name of the layer that holds the statistics, our statistics)
-    """Running averages of a batch norm, the variance with what `eps` has beyond our 1e-5
+    """Running averages of a batch norm; the variance includes the excess of `eps` over our 1e-5
 
     Raises `ValueError` for variances below 0."""
     at = next((q for q in (f'{p}.bn', f'{p}.norm') if f.holds(q + '.')), p)
@@ -337,7 +337,7 @@ def _entry_prefixes(f):
 
 # %% ../nbs/library/28_importing.ipynb #1177bb2c
 def _blocks_and_attention(f):
-    "Prefixes of the blocks in a file, and {number of the block before it: prefix} of the attention layers"
+    "Prefixes of the blocks in a file, and {number of the preceding block: prefix} of the attention layers"
     def first_words(*names): return {f.name(n).split('.')[0] for n in names}
     block = first_words('conv1', 'conv2', 'skip', 'bn1', 'bn2')
     attention = first_words('query', 'key', 'value', 'out', 'gamma')
@@ -352,7 +352,7 @@ def _blocks_and_attention(f):
 
 # %% ../nbs/library/28_importing.ipynb #dd1f00a2
 def _image_size(f, blocks):
-    "Pixels of the images of a network, and how many blocks of a discriminator halve the size"
+    "Image size of a network in pixels, and how many blocks of a discriminator halve it"
     if not blocks: raise f.error(next(iter(f.tensors)))
     size = (2 if f.kind == 'D' else 4) << len(blocks)
     if size not in D_DOWN:
@@ -364,13 +364,13 @@ def _image_size(f, blocks):
 
 # %% ../nbs/library/28_importing.ipynb #f5c82030
 def _d_fields(f, down, size):
-    "Fields of `Config` that only a discriminator tells"
+    "Fields of `Config` that only a discriminator determines"
     embed = f.name('head.embed')
     n_classes = len(_raw_weight(f, embed, 2)[1]) if f.holds(embed + '.') else 0
     return dict(n_classes=n_classes, d_down=down if down != D_DOWN[size] else 0)
 
 def _g_fields(f, blocks, width):
-    "Fields of `Config` that only a generator tells"
+    "Fields of `Config` that only a generator determines"
     first = _raw_weight(f, f.name('linear'), 2)[1]                             # (16 C, z_dim)
     n_classes = _count_classes(f, f'{blocks[0]}.{f.name("bn1")}')
     layers = [f.name('linear'), f.name('conv'), *(f'{b}.{f.name("conv1")}' for b in blocks)]
@@ -381,7 +381,7 @@ def _g_fields(f, blocks, width):
 def infer_layout(
     f:ForeignNetwork, # The network
 ) -> tuple: # ({our name of a block or attention layer: theirs}, {field of `Config`: value})
-    "What names and shapes say about a network; raises `ValueError` for one that is no SAGAN"
+    "Infer a network's layout from names and shapes; raises `ValueError` if it is not a SAGAN"
     (blocks, at), D = _blocks_and_attention(f), f.kind == 'D'
     size, down = _image_size(f, blocks)
     places = name_places([size >> min(i + 1, down) if D else 8 << i for i in range(len(blocks))])
@@ -394,7 +394,7 @@ def infer_layout(
 
 # %% ../nbs/library/28_importing.ipynb #6f81bbef
 def _unit_vectors(W):
-    "u, v with u.(M v) = 1, for a weight that is used as it is"
+    "u, v with u.(M v) = 1, for a weight that is used unchanged"
     M = W.flatten(1)
     i, j = divmod(M.abs().argmax().item(), M.shape[1])
     u, v = torch.zeros(len(M)), torch.zeros(M.shape[1])
@@ -403,7 +403,7 @@ def _unit_vectors(W):
 
 # %% ../nbs/library/28_importing.ipynb #0c2b4159
 def _convert_layer(f, p, m, reverse):
-    "Our tensors of a layer; `reverse` is the dimension of the colours if they are in the other order"
+    "Our tensors of a layer; `reverse` is the dimension of the colors if they must be reversed"
     W, u, v = spectral_factors(f, p, m.weight.shape)
     bias = f.take(p + '.bias', m.bias.shape) if getattr(m, 'bias', None) is not None else None
     if u is None:
@@ -442,7 +442,7 @@ def _read_gamma(f, name):
     return t.reshape(())
 
 def _epsilons(f, block, eps):
-    "Epsilon of a generator's conditional batch norms and of its last one; `eps` is the user's or None"
+    "Epsilon of a generator's conditional batch norms and of its last norm; `eps` is the user's or None"
     if eps is None:
         plain_tables = f'{block}.norm_1.weight_embedding.weight' in f.tensors
         eps = 1e-5 if f.project == 0 or plain_tables else 1e-4
@@ -453,12 +453,12 @@ def convert_state_dict(
     f:ForeignNetwork, # The network in the file
     names:dict, # From `infer_layout`
     net:nn.Module, # Our network
-    eps:float|None, # Of the conditional batch norms, None for the project's own
-    bgr:bool, # Are the colours in the order blue, green, red?
+    eps:float|None, # Epsilon of the conditional batch norms, None for the project's default
+    bgr:bool, # Are the colors in the order blue, green, red?
 ) -> dict: # State dict for `net`
-    """All tensors of our network from those of another
+    """Convert all tensors of another project's network to ours
 
-    Raises `ValueError` for the first that is missing, has another shape, or is left over."""
+    Raises `ValueError` for the first tensor that is missing, has the wrong shape, or is left over."""
     if 'blocks.0' not in names: raise ValueError(f"names come from infer_layout, got {names!r}")
     def theirs(name):
         at, _, part = name.rpartition('.')
@@ -485,7 +485,7 @@ def convert_state_dict(
 _KINDS = dict(G='a generator', D='a discriminator', ema='an averaged generator')
 
 def _find_all_networks(files):
-    "{kind: (network, names, fields)} of all files, and the step; `ValueError` for two of a kind, or none"
+    "{kind: (network, names, fields)} of all files, and the step; `ValueError` for two of a kind or none"
     found, steps = {}, [0]
     for path in files:
         nets, step = find_networks(path)
@@ -503,14 +503,14 @@ def _find_all_networks(files):
 
 # %% ../nbs/library/28_importing.ipynb #1664b8e0
 def _check_shared(f, fields):
-    "Raise `ValueError` if a generator alone may have lost what its classes share"
+    "Raise `ValueError` if a generator alone may have lost its classes' shared vectors"
     one_hot = f.project == 1 and f.holds('blocks.0.0.bn1.gain.') and not f.holds('shared.')
     if one_hot and fields['n_classes'] == fields['z_dim']:
         raise f.error('shared.weight', "is missing, or there are as many classes as numbers in a latent, "
                                        f"{fields['z_dim']}; give the discriminator's file, too, which tells")
 
 def _merge_fields(found):
-    "What the layouts of all networks say, which must be the same"
+    "The fields that the networks' layouts give; raises `ValueError` if they disagree"
     (first, *_), fields = next(iter(found.values())), {}
     for f, _, own_fields in found.values():
         if f.project != first.project:
@@ -526,14 +526,14 @@ def _merge_fields(found):
 
 # %% ../nbs/library/28_importing.ipynb #67dec041
 def _defaults(project, files, bgr, relu_skip):
-    "`bgr` and `relu_skip` as they are given, or as the project and the names of its files say"
+    "`bgr` and `relu_skip` as given, or as the project and its file names imply"
     names = ' '.join(Path(f).name for f in files)
     if bgr is None: bgr = project == 2 and 'convert-studio-rgb' not in names
     if relu_skip is None: relu_skip = project == 1 or '_wReLUinplace' in names or 'convert-studio' in names
     return bgr, relu_skip
 
 def _check_arguments(eps, **switches):
-    "Raise `ValueError` for an epsilon that is no number from 0 on, or a switch that is not on, off or open"
+    "Raise `ValueError` for an epsilon that is not a number >= 0, or a switch that is not True, False or None"
     if eps is not None and not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
         raise ValueError(f"eps must be finite and not negative, got {eps!r}")
     for name, value in switches.items():
@@ -541,15 +541,15 @@ def _check_arguments(eps, **switches):
 
 # %% ../nbs/library/28_importing.ipynb #c0dabb5a
 def import_checkpoint(
-    # Files of one training: G, D, the averaged G (told by 'ema' in its name), or one that holds them all
+    # Files of one training: G, D, the averaged G (with 'ema' in its name), or one file that holds them all
     *files:str|Path,
     eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's default
-    bgr:bool|None=None, # Are the colours in the order blue, green, red? None for the project's default
+    bgr:bool|None=None, # Are the colors in the order blue, green, red? None for the project's default
     relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for the project's default
 ) -> tuple: # (`SAGAN` in eval mode; dictionary of step, project, files, and the three arguments as used)
     """Read another project's SAGAN; a network that no file holds is None
 
-    Raises `FileNotFoundError`, and `ValueError` naming the first misfit."""
+    Raises `FileNotFoundError`, and `ValueError` that names the first misfit."""
     _check_arguments(eps, bgr=bgr, relu_skip=relu_skip)
     found, step = _find_all_networks(files)
     project = next(iter(found.values()))[0].project
@@ -557,11 +557,11 @@ def import_checkpoint(
     fields = dict(g_width=(), g_attention=(), d_width=(), d_attention=()) | _merge_fields(found)
     if 'D' in found: fields |= dict(d_relu_skip=relu_skip)
     cfg = presets['official'].change(data='imported', bn_group=0, **fields)
-    with torch.device('meta'): form = SAGAN(cfg).eval()  # without memory, until all shapes are known to fit
+    with torch.device('meta'): form = SAGAN(cfg).eval()  # takes no memory until all shapes are known to fit
     converted = {kind: convert_state_dict(f, names, getattr(form, kind), eps, bgr)
                  for kind, (f, names, _) in found.items()}
     model = SAGAN(cfg).eval()
-    # without an averaged generator the other stands for it, and the other way round
+    # a missing generator, averaged or not, is replaced by the other one
     for k, other in (('G', 'ema'), ('ema', 'G'), ('D', 'D')):
         if state := converted.get(k) or converted.get(other): getattr(model, k).load_state_dict(state)
     about = dict(step=step, project=PROJECTS[project], files=[Path(p).name for p in files])
@@ -592,7 +592,7 @@ def _class_names(classes, n):
 
 # %% ../nbs/library/28_importing.ipynb #2bd0c808
 def _check_out(folder):
-    "Raise `FileExistsError` if a folder holds something else than what a killed import has left"
+    "Raise `FileExistsError` if a folder holds anything but the remains of a killed import"
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
             raise FileExistsError(f"{folder} is there, and is not a folder; name another one with --out")
@@ -603,7 +603,7 @@ def _check_out(folder):
     raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, or remove it")
 
 def _describe_import(c, about, folder):
-    "What has been read, and as what"
+    "Describe what was read, and with which settings"
     def with_attention(at):
         return f"with attention at {','.join(map(str, at))}" if at else 'without attention'
     networks = ('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)
@@ -617,21 +617,21 @@ def _describe_import(c, about, folder):
 
 # %% ../nbs/library/28_importing.ipynb #6458ca16
 def import_run(
-    # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one
+    # Files of one training: generator, averaged generator (with 'ema' in its name), discriminator, or one
     # file that holds them all
     *files:str|Path,
-    out:str|Path, # Run folder to make
-    # Names of the classes, or a file with one in each line; None for their numbers
+    out:str|Path, # Run folder to create
+    # Names of the classes, or a file with one name per line; None for their numbers
     classes:str|Path|Sequence[str]|None=None,
     eps:float|None=None, # Epsilon of the generator's conditional batch norms, None for the project's
     bgr:bool|None=None, # Are the colors in the order blue, green, red? None for the project's order
-    relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for as in the project
-    tell:Callable=print, # Is given two lines that say what was read, and as what
+    relu_skip:bool|None=None, # Do D's shortcuts start from rectified inputs? None for the project's default
+    tell:Callable=print, # Called with two lines that say what was read and how
 ) -> Path: # The run folder
-    """Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder
+    """Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration into a run folder
 
-    Raises `ValueError` naming the first thing that does not fit, `OSError` for a missing file or a folder
-    that is not empty."""
+    Raises `ValueError` that names the first misfit, and `OSError` for a missing file or a folder that is
+    not empty."""
     folder = Path(out)
     _check_out(folder)
     model, about = import_checkpoint(*files, eps=eps, bgr=bgr, relu_skip=relu_skip)

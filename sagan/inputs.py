@@ -1,4 +1,4 @@
-"""What was given, what was expected, what to do: inputs are checked where they enter
+"""Inputs are checked where they enter: what was given, what was expected, what to do
 
 Docs: https://sagan-gan.github.io/sagan/library/inputs.html.md"""
 
@@ -16,13 +16,13 @@ from .precision import autocast_dtype
 
 # %% ../nbs/library/47_inputs.ipynb #1043ee57
 def _fits_dtype(t, like):
-    "Can a layer with the weight `like` take t as it is, or as autocast will convert it?"
+    "Can a layer with the weight `like` take t, unchanged or converted by autocast?"
     if like is None: return t.is_floating_point()
     convertible = t.is_floating_point() and torch.float64 not in (t.dtype, like.dtype)
     return t.dtype == like.dtype or convertible and autocast_dtype(t) == autocast_dtype(like)
 
 def _on_same_device(t, like):
-    "Is t where the weight is? A weight on the meta device is elsewhere until it is used"
+    "Is t on the weight's device? A weight on the meta device fits any"
     return t.device == like.device or like.is_meta
 
 # %% ../nbs/library/47_inputs.ipynb #61cc6042
@@ -35,12 +35,12 @@ def _dtype_message(name, t, like):
 
 # %% ../nbs/library/47_inputs.ipynb #30cb37e2
 def check_tensor(
-    name:str, # What the caller calls it
-    t:Tensor, # What was given; anything but a tensor of this shape raises `ValueError`
+    name:str, # Name of the argument, for the message
+    t:Tensor, # The argument; anything but a tensor of this shape raises `ValueError`
     shape:tuple, # Sizes of its dimensions; a string such as 'B' for any size
     like:Tensor|None=None, # Weight whose dtype and device it must have, any shape; None for any float dtype
 ) -> None:
-    "Raise `ValueError` unless a tensor has a shape, and a dtype and a device that a layer takes"
+    "Raise `ValueError` unless a tensor has the given shape, and a dtype and a device that a layer takes"
     given = t.shape if isinstance(t, Tensor) else ()
     other = [n for n, size in zip(shape, given) if not isinstance(n, str) and n != size]
     if len(given) != len(shape) or other:
@@ -55,10 +55,10 @@ def check_tensor(
 # %% ../nbs/library/47_inputs.ipynb #8c854028
 def check_labels(
     y:Tensor|None, # Labels, (B,) of int64, or None
-    n_classes:int, # Classes of the network, 0 when unconditional
+    n_classes:int, # Number of classes of the network, 0 if unconditional
     batch:int, # Expected B
 ) -> None:
-    "Raise `ValueError` when labels do not fit a network, naming what was given and what fits"
+    "Raise `ValueError` if labels do not fit a network; the message says what was given and what fits"
     if not n_classes:
         if y is not None:
             raise ValueError("this network is unconditional (n_classes=0) "
@@ -78,11 +78,11 @@ def check_labels(
 
 # %% ../nbs/library/47_inputs.ipynb #f344bdb3
 def check_count(
-    name:str, # What the caller calls it
-    n:int, # What was given; NumPy's integers count, too
-    least:int|None=1, # The smallest that makes sense, None for any
+    name:str, # Name of the argument, for the message
+    n:int, # The argument; NumPy integers are allowed
+    least:int|None=1, # Smallest allowed value, None for any
 ) -> None:
-    "Raise `ValueError` unless n is a whole number, and large enough"
+    "Raise `ValueError` unless n is a whole number of at least `least`"
     whole = isinstance(n, Integral) and not isinstance(n, bool)
     if not whole or least is not None and n < least:
         bound = '' if least is None else f', at least {least}'
@@ -90,10 +90,10 @@ def check_count(
 
 # %% ../nbs/library/47_inputs.ipynb #67bcee71
 def check_number(
-    name:str, # What the caller calls it
-    value:float, # What was given; NumPy's numbers count, too
-    least:float=0., # The smallest that makes sense
-    below:float=math.inf, # A bound that it must not reach
+    name:str, # Name of the argument, for the message
+    value:float, # The argument; NumPy numbers are allowed
+    least:float=0., # Smallest allowed value
+    below:float=math.inf, # Upper bound, not allowed itself
 ) -> None:
     "Raise `ValueError` unless a number is finite, at least `least` and below `below`"
     number = isinstance(value, Real) and not isinstance(value, bool)

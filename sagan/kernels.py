@@ -1,4 +1,4 @@
-r"""The same numbers, faster: a fused $W/\sigma$, smaller convolutions, attention without its map, kept memory, compilation
+r"""The same results, faster: a fused $W/\sigma$, cheaper convolutions, attention without a stored map, reused memory, compilation
 
 Docs: https://sagan-gan.github.io/sagan/library/kernels.html.md"""
 
@@ -22,8 +22,8 @@ def _is_channels_last(weight):
 # %% ../nbs/library/24_kernels.ipynb #7a1e171a
 def flatten_weight(
     weight:Tensor, # Weight of a layer, or a tensor of its shape, (out, ...)
-    like:Tensor|None=None, # The weight whose memory order the columns take, (out, ...); None for `weight`
-) -> Tensor: # Matrix, (out, in'), a view where `weight` has the memory order of `like`
+    like:Tensor|None=None, # The weight whose memory order the columns follow, (out, ...); None for `weight`
+) -> Tensor: # Matrix, (out, in'), a view if `weight` has the memory order of `like`
     "A weight as a matrix whose columns are in memory order"
     if _is_channels_last(weight if like is None else like): weight = weight.permute(0, 2, 3, 1)
     return weight.flatten(1)
@@ -33,7 +33,7 @@ def to_memory_order(
     v:Tensor, # Right vector in the order of `weight.flatten(1)`, (in,)
     weight:Tensor, # Weight of a layer, (out, ...)
 ) -> Tensor: # The same numbers in the order of the columns of `flatten_weight(weight)`, (in',)
-    "Permute a right vector into the order in which the weight is in memory"
+    "Permute a right vector into the memory order of the weight"
     if not _is_channels_last(weight): return v
     return v.view(weight.shape[1:]).permute(1, 2, 0).flatten()
 
@@ -84,7 +84,7 @@ def fused_quotient(
     u:Tensor, # Left vector, (out,)
     v:Tensor, # Right vector in the order of `weight.flatten(1)`, (in,)
     dtype:torch.dtype, # Dtype of the result
-    # An earlier result (out, ...), overwritten if its dtype, device and memory order fit; None for new memory
+    # An earlier result (out, ...), overwritten if dtype, device and memory order match; None for new memory
     memory:Tensor|None=None,
 ) -> Tensor: # W/(u . W v), (out, ...), in the memory order of `weight`
     "Divide a weight by the spectral norm that `u` and `v` estimate; both are constants for the gradient"
@@ -95,7 +95,7 @@ def fused_quotient(
 
 # %% ../nbs/library/24_kernels.ipynb #f2e453a4
 def is_4x4_faster(
-    x:Tensor, # Small map: the input of `up_conv`, or of the size of the output of `conv_pool`, (B, C, H, W)
+    x:Tensor, # Small map: the input of `up_conv`, or a map of `conv_pool`'s output size, (B, C, H, W)
     dtype:torch.dtype, # Dtype of the convolution
 ) -> bool: # True on a CPU from 1,024 positions on, in bfloat16 from 8,192 on
     "Is the 4x4 form faster than the plain one?"
@@ -126,7 +126,7 @@ def up_conv(
     x, w, b = _cast_operands(conv, x, dtype)
     # (C, C', 4, 4), sums over 2x2
     kernel = F.avg_pool2d(w.flip(2, 3).transpose(0, 1), 2, 1, 1, divisor_override=1)
-    # the bias is added apart, which is faster in the backward pass
+    # adding the bias separately makes the backward pass faster
     return F.conv_transpose2d(x, kernel, stride=2, padding=1) + b[:, None, None]
 
 # %% ../nbs/library/24_kernels.ipynb #69276193
@@ -149,27 +149,27 @@ def fused_attention(
 ) -> Tensor: # (B, Nq, Dv)
     "`(q @ k.mT).softmax(-1) @ v` (equations 1 and 2) by PyTorch's fused kernel, without storing the map"
     width, qkv = v.shape[2], (q, k, v)
-    # on a CPU one width for all three, at least 2; elsewhere each its own, rounded up to a multiple of 8
+    # on a CPU one width for all three, at least 2; elsewhere each width rounded up to a multiple of 8
     on_cpu, common = q.device.type == 'cpu', max(q.shape[2], width, 2)
     extra = [common - t.shape[2] if on_cpu else -t.shape[2] % 8 for t in qkv]
-    # (B, 1 head, N, D or Dv and extra zeros); of rows that are apart in memory, the map would be stored
+    # (B, 1 head, N, D or Dv and extra zeros); PyTorch would store the map if the rows were not contiguous
     q, k, v = [F.pad(t, (0, n))[:, None].contiguous() for t, n in zip(qkv, extra)]
     return F.scaled_dot_product_attention(q, k, v, scale=1.)[:, 0, :, :width]
 
 # %% ../nbs/library/24_kernels.ipynb #4c031e85
 def keep_freed_memory() -> None:
-    "Ask glibc, where there is one, to keep freed memory for the next step"
+    "Ask glibc, if present, to keep freed memory for the next step"
     try: mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError): return
-    mallopt(-4, 0)   # M_MMAP_MAX: large blocks come from the heap, too
-    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap gives nothing back
+    mallopt(-4, 0)   # M_MMAP_MAX: large blocks come from the heap as well
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap returns nothing to the system
 
 # %% ../nbs/library/24_kernels.ipynb #9eea0caa
 def compile_networks(
-    model:nn.Module, # A module with networks `G` and `D`, either may be None; both are changed in place
+    model:nn.Module, # A module with networks `G` and `D`, changed in place; either may be None
     cuda_graphs:bool=False, # On a GPU, record each pass as a CUDA graph?
 ) -> None:
-    "Compile both networks of a `SAGAN` for the shapes that come in; the averaged generator stays as it is"
+    "Compile both networks of a `SAGAN` for the shapes of their inputs, but not the averaged generator"
     mode = 'reduce-overhead' if cuda_graphs and next(model.parameters()).is_cuda else None
     for net in (model.G, model.D):
         if isinstance(net, nn.Module): net.compile(dynamic=False, mode=mode)

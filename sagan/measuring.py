@@ -1,4 +1,4 @@
-"""Who measures a run, against which images, and what is kept of it
+"""Which evaluator measures a run, against which images, and what an experiment stores
 
 Docs: https://sagan-gan.github.io/sagan/library/measuring.html.md"""
 
@@ -28,13 +28,13 @@ from .storage import atomic_write, is_number, is_whole, read_json
 def measure_generator(
     G:Generator, # Generator, on any device
     images:Images, # Real images, for their classes
-    evaluator:Evaluator, # Who measures
+    evaluator:Evaluator, # The evaluator that measures
     real:Reference, # Statistics of the real images by the same evaluator
     n:int, # Images to draw
-    seed:int=0, # Of classes and latents
-    D:Discriminator|None=None, # On twins: the discriminator that is asked which images agree
-) -> dict: # The `Scores`, and `digest`, that of the real images
-    "Scores of a generator on classes as frequent as in the data; raises `ValueError` for too few images"
+    seed:int=0, # Seed of classes and latents
+    D:Discriminator|None=None, # On twins: the discriminator to test for preferring images that agree
+) -> dict: # The `Scores`, and the `digest` of the real images
+    "Score a generator on classes as frequent as in the data; raises `ValueError` for too few images"
     check_count('the number of images', n, 10)
     # (n,), y ~ p_data
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]
@@ -45,10 +45,10 @@ def measure_generator(
 def standing_generator(
     run:Run, # A run with a generator
     images:Images, # Real images, for their classes
-    n:int, # Images to measure the averages on, 0 for the averages of the training
-    seed:int=0, # Of their classes and latents
-) -> tuple: # (`Generator`, what to tell of its averages)
-    "The averaged generator of a run with the batch norm averages that are wanted"
+    n:int, # Images to recompute the averages from, 0 for the averages of training
+    seed:int=0, # Seed of their classes and latents
+) -> tuple: # (`Generator`, description of its averages)
+    "A run's averaged generator, with batch norm averages of training or recomputed ones"
     if not n: return run.model.ema, 'averages of the training'
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # (n,)
     assert run.model.ema is not None
@@ -58,12 +58,12 @@ def standing_generator(
 # %% ../nbs/library/42_measuring.ipynb #e121e740
 def make_evaluator(
     name:str, # 'small' or 'inception'
-    images:Images, # Real images, on which the small classifier is trained
-    weights:str|Path|None=None, # File of Inception weights (then the name does not matter)
-    seed:int=0, # Of the small classifier
-    device:str='cpu', # Of Inception
-) -> Evaluator: # It
-    "The evaluator of that name; raises `ValueError` for another name, or a file that holds no such weights"
+    images:Images, # Real images for training the small classifier
+    weights:str|Path|None=None, # File of Inception weights, which selects Inception whatever the name
+    seed:int=0, # Seed of the small classifier
+    device:str='cpu', # Device for Inception
+) -> Evaluator: # The evaluator
+    "Make an evaluator by name; raises `ValueError` for an unknown name, or a file without such weights"
     if name not in ('small', 'inception'):
         raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
     if name == 'inception' or weights: return inception(weights, device)
@@ -71,7 +71,7 @@ def make_evaluator(
 
 # %% ../nbs/library/42_measuring.ipynb #814c7acc
 def _read_evaluator(file, images):
-    "The small classifier of some images from its file; raises `ValueError` if it is another or damaged"
+    "The small classifier from its file; raises `ValueError` if it is damaged or of different images"
     again = 'remove it together with what was measured by it'
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     try:
@@ -86,12 +86,12 @@ def _read_evaluator(file, images):
                      f"or {again}")
 
 def load_or_train_evaluator(
-    file:str|Path, # Where the classifier is kept; made if it is not there
+    file:str|Path, # File of the classifier; created if it does not exist
     images:Images, # Real images
 ) -> Evaluator: # The small classifier
-    """The small classifier from its file, or trained and kept there
+    """Load the small classifier from its file, or train it and store it there
 
-    Raises `ValueError` for a damaged file, or a classifier of other images."""
+    Raises `ValueError` for a damaged file, or a classifier of different images."""
     file = Path(file)
     if rank() == 0 and not file.exists():
         e = train_evaluator(images)
@@ -108,7 +108,7 @@ def evaluation_images(
 ) -> Images: # Real images with the run's classes
     """The images that a run is measured against
 
-    Raises `ValueError` if they have other classes or are not known, `OSError` for a missing folder."""
+    Raises `ValueError` if they have different classes or are not known, `OSError` for a missing folder."""
     cfg = run.cfg
     if data == 'imported':
         raise ValueError(f"{run.folder} was imported and does not know its images; "
@@ -116,7 +116,7 @@ def evaluation_images(
     images:Any
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))
-    # labels that the run knows nothing of say nothing about it
+    # a run without classes ignores labels
     if not run.classes: images.classes, images.y = [], torch.zeros_like(images.y)
     if images.classes != run.classes:
         hint = '; sagan-import --classes names them' if cfg.data == 'imported' else ''
@@ -130,9 +130,9 @@ _KINDS:dict = dict(experiment=str, base=dict, seeds=int, every=int, samples=int)
 def read_settings(
     folder:str|Path, # Folder of an experiment
 ) -> dict: # Its settings: experiment, base, seeds, every, samples, evaluator and digest of the data
-    """Read `experiment.json`; `evaluator` and `digest` are None where they are not known
+    """Read `experiment.json`; `evaluator` and `digest` are None if unknown
 
-    Raises `FileNotFoundError` if there is none, `ValueError` for one that holds something else."""
+    Raises `FileNotFoundError` if the file is missing, `ValueError` if it holds anything else."""
     file = Path(folder)/'experiment.json'
     if not file.exists():
         raise FileNotFoundError(f"{folder} holds no experiment; make one with sagan-experiment")
@@ -154,10 +154,10 @@ def read_settings(
 _AGAIN = 'remove it, and the same sagan-experiment trains this network again'
 
 def check_records(
-    records:list, # What a file holds
+    records:list, # The contents of a file
     file:str|Path, # The file, for the message
-) -> list[dict]: # The same: a dictionary for each measurement
-    "Check the measurements of one training; raises `ValueError` naming a file that holds something else"
+) -> list[dict]: # The same records, a dictionary per measurement
+    "Check the measurements of one training; raises `ValueError` that names the file if they are invalid"
     try:
         if not isinstance(records, list) or not records: raise ValueError('it holds no records')
         for r in records:
@@ -172,8 +172,8 @@ def check_records(
 
 def read_records(
     file:str|Path, # A `records.json`
-) -> list[dict]: # A dictionary for each measurement
-    "The measurements of one training; raises `ValueError` naming a file that holds something else"
+) -> list[dict]: # A dictionary per measurement
+    "Read the measurements of one training; raises `ValueError` that names the file if they are invalid"
     try: records = read_json(file)
     except ValueError as e: raise ValueError(f"{e}; {_AGAIN}") from None
     return check_records(records, file)

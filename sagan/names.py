@@ -1,4 +1,4 @@
-"""A class may be called anything, and output may lead anywhere
+"""Class names may be any text, and output may go anywhere
 
 Docs: https://sagan-gan.github.io/sagan/library/names.html.md"""
 
@@ -18,29 +18,29 @@ from typing import Any, TextIO
 # %% ../nbs/library/48_names.ipynb #bbd3abe5
 def encodable(
     text:str, # Any text, such as a file name
-) -> str: # The same, with an escape such as \xe9 in place of each byte that is no UTF-8
-    "Text that UTF-8 can hold"
+) -> str: # The same text, with an escape such as \xe9 in place of each byte that is not UTF-8
+    "Make text encodable in UTF-8"
     try: return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
-    except UnicodeEncodeError: return text.encode('utf-8', 'backslashreplace').decode()  # made elsewhere
+    except UnicodeEncodeError: return text.encode('utf-8', 'backslashreplace').decode()  # other surrogates
 
 # %% ../nbs/library/48_names.ipynb #5d91f91d
 def _is_hidden(c):
-    "Is a character invisible, and able to change what is around it? Joiners, as in emoji, are not"
+    "Is a character invisible and able to change the text around it? Joiners, as in emoji, are not"
     kind = unicodedata.category(c)
     return kind in ('Cc', 'Cs', 'Zl', 'Zp') or kind == 'Cf' and c not in '\u200c\u200d'
 
 # %% ../nbs/library/48_names.ipynb #80a37c67
 def _escape_hidden(text, kept=''):
-    "Text with escapes in place of hidden characters other than those kept"
+    "Replace hidden characters by escapes, except those in `kept`"
     def shown(c): return c.encode('unicode_escape').decode() if _is_hidden(c) and c not in kept else c
     return ''.join(map(shown, text))
 
 # %% ../nbs/library/48_names.ipynb #e5f82c36
 def readable(
     text:str, # A name
-    most:int=60, # Characters to show, at least 5
+    most:int=60, # Largest number of characters to show, at least 5
 ) -> str: # One line without control characters, of at most `most` characters
-    "A name as a message, a page or a table shows it"
+    "A name in a form for messages, pages and tables"
     text = encodable(text)
     shown = _escape_hidden(text) if text.strip() else repr(text)
     cut = max(len(shown) - most, 0) and most - 3
@@ -49,15 +49,15 @@ def readable(
 # %% ../nbs/library/48_names.ipynb #6af495ae
 def figure_label(
     text:str, # A name
-    most:int=24, # Characters to show, at least 5
-) -> str: # For Matplotlib's titles, labels and legends
-    "A name as a figure shows it"
+    most:int=24, # Largest number of characters to show, at least 5
+) -> str: # Text for Matplotlib's titles, labels and legends
+    "A name in a form for figures"
     return readable(text, most).replace('$', r'\$')
 
 # %% ../nbs/library/48_names.ipynb #846ca806
 @contextmanager
 def quiet_missing_glyphs() -> Iterator[None]:
-    "Within this context Matplotlib draws boxes for letters that no font has, without warnings"
+    "Within this context, Matplotlib draws boxes for letters that no font has, without warnings"
     with warnings.catch_warnings():
         for text in (r'Glyph \d+ .* missing from', 'Matplotlib currently does not support'):
             warnings.filterwarnings('ignore', text, UserWarning)
@@ -66,19 +66,19 @@ def quiet_missing_glyphs() -> Iterator[None]:
 # %% ../nbs/library/48_names.ipynb #c29486fb
 def listed(
     names:Sequence[str], # Any number of names
-    most:int=10, # How many to list
-) -> str: # Such as 'cat, dog and 998 more'; 'none' without any
-    "Several names in a message"
+    most:int=10, # Largest number of names to list
+) -> str: # Text such as 'cat, dog and 998 more'; 'none' for an empty list
+    "List names in a message"
     more = f' and {len(names) - most:,} more' if len(names) > most else ''
     return (', '.join(readable(n) for n in names[:most]) or 'none') + more
 
 # %% ../nbs/library/48_names.ipynb #9817bb09
 def file_name(
-    stem:str, # How it begins
-    ending:str, # Such as '.png'
-    **asked:Any, # What was asked for beyond the default; None, 0 and False are left out
-) -> str: # At most 200 bytes, without slashes, control characters, or what Windows does not allow
-    "A file name with everything that was asked for"
+    stem:str, # Beginning of the name
+    ending:str, # End of the name, such as '.png'
+    **asked:Any, # Options that differ from the default; None, 0 and False are left out
+) -> str: # At most 200 bytes, without slashes, control characters, or characters that Windows forbids
+    "Make a file name that holds all options"
     parts = [f'{k}{v}' for k, v in asked.items() if v not in (None, 0, False)]
     name = re.sub(r'[<>:"/\\|?*]', '_', _escape_hidden(encodable('-'.join([stem, *parts]))))
     whole, room = name.encode(), 200 - len(ending)
@@ -87,15 +87,15 @@ def file_name(
 
 # %% ../nbs/library/48_names.ipynb #5547f6f6
 def _listed(wanted):
-    "What is wanted as a list, be it one thing or several"
+    "One or several wanted classes as a list"
     return list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
 
 # %% ../nbs/library/48_names.ipynb #84daac1e
 def class_numbers(
     classes:Sequence[str], # Names of all classes, empty if unconditional
-    wanted:int|str|Sequence[int|str]|None=None, # A name or number, or several, None for all
+    wanted:int|str|Sequence[int|str]|None=None, # One or several names or numbers, None for all
 ) -> list[int]: # Their numbers
-    "The numbers of some classes; raises `ValueError` for one that does not exist, or an empty list"
+    "Find the numbers of classes; raises `ValueError` for a class that does not exist, or an empty list"
     if wanted is None: return list(range(len(classes)))
     if not classes: raise ValueError("this run is unconditional and has no classes to choose from")
     numbers = {str(i): i for i in range(len(classes))} | {n: i for i, n in enumerate(classes)}
@@ -115,16 +115,16 @@ def split_classes(
     text:str, # Such as 'cat,dog' or '0,3'
     classes:Sequence[str], # Names of all classes
 ) -> list[str]: # Names or numbers, for `class_numbers`
-    "The classes that text from the command line names"
+    "Split text from the command line into classes"
     if encodable(text) in classes: return [text]
     return [part if encodable(part) in classes else part.strip() for part in text.split(',')]
 
 # %% ../nbs/library/48_names.ipynb #8944f0fc
 def say(
     text:str, # One or more lines
-    file:TextIO|None=None, # Where to, None for standard output
+    file:TextIO|None=None, # Output stream, None for standard output
 ) -> None:
-    "Print text at once: an escape for each letter that the output lacks; output that fails is given up"
+    "Print text at once, with escapes for letters that the output lacks; gives up an output that fails"
     stream = file or sys.stdout
     if stream is None: return  # it was closed before the program began
     encoding = getattr(stream, 'encoding', None) or 'utf-8'
@@ -133,12 +133,12 @@ def say(
     except (OSError, ValueError):
         with suppress(OSError, ValueError):
             number = stream.fileno()
-            # what is left in the buffer goes nowhere, or Python would try again at its end
+            # discard the rest of the buffer, which Python would otherwise write again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 # %% ../nbs/library/48_names.ipynb #dc621dbd
 def prepare_output() -> None:
-    "Make sure that a program has standard streams, and that no letter is an error in them"
+    "Make sure that the standard streams exist, and that no letter causes an error in them"
     for number in range(3):
         try: os.fstat(number)
         except OSError: os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
@@ -150,7 +150,7 @@ def prepare_output() -> None:
 # %% ../nbs/library/48_names.ipynb #f21035c4
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    "Within this context a warning is printed as a sentence, without file and line"
+    "Within this context, warnings are printed as sentences, without file and line"
     formatted = warnings.formatwarning
     warnings.formatwarning = lambda message, *where, **line: f'warning: {message}\n'
     try: yield

@@ -29,7 +29,7 @@ def _initialize(layer, sn=True):
     return spectral_norm(layer) if sn else layer
 
 def _make_conv(c_in, c_out, size, sn=True, bias=True):
-    "A convolution that keeps the size of the map"
+    "A convolution of odd size that keeps the size of the map"
     for channels in (c_in, c_out): check_count('channels', channels)
     return _initialize(nn.Conv2d(c_in, c_out, size, padding=size//2, bias=bias), sn)
 
@@ -41,7 +41,7 @@ class GBlock(nn.Module):
         c_out:int, # Channels of the output
         n_classes:int=0, # Classes of the conditional batch norms, 0 for unconditional
         sn:bool=True, # Spectrally normalize the convolutions?
-        group:int=0, # Images in a row that share batch norm's statistics; 0: the whole batch
+        group:int=0, # Consecutive images that share batch norm statistics; 0: the whole batch
         tables:str='zeros', # How the class tables start: 'zeros' or 'xavier'
     ):
         super().__init__()
@@ -65,7 +65,7 @@ class DBlock(nn.Module):
         c_out:int, # Channels of the output
         down:bool=True, # Halve the size by 2x2 average pooling?
         first:bool=False, # Is the input an image? Then no ReLU comes before the first convolution
-        relu_skip:bool=False, # Does the shortcut, too, start from the rectified input?
+        relu_skip:bool=False, # Does the shortcut start from the rectified input too?
     ):
         super().__init__()
         self.down, self.first, self.relu_skip = down, first, relu_skip
@@ -86,7 +86,8 @@ class DBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Table 1's control: two convolutions with as many parameters as `SelfAttention`.
 
-    On features (B, C, H, W); the identity until `gamma` has moved from 0."""
+    Takes features (B, C, H, W). The identity until `gamma` has moved from 0. Raises `ValueError`
+    for other channels."""
     def __init__(self,
         channels:int, # C, divisible by 8; otherwise `ValueError`
         sn:bool=True, # Spectrally normalize the convolutions?
@@ -105,14 +106,16 @@ class ResidualBlock(nn.Module):
         check_tensor('x', x, ('B', self.conv1.in_channels, 'H', 'W'), self.gamma)
         return self.gamma * self.conv2(F.relu(self.conv1(F.relu(x)))) + x  # (B, C, H, W)
 
-# %% ../nbs/04_networks.ipynb #898fbd35
-# Channels in multiples of the width, by size: those of G's 4x4 map and of each G block's output ...
+# %% ../nbs/04_networks.ipynb #90ac32d9
+# Channels in multiples of the width, by size: those of G's 4x4 map and of each G block's output
 G_CHANNELS = {
     32: (4, 4, 4, 4),
     64: (16, 8, 4, 2, 1),
     128: (16, 16, 8, 4, 2, 1),
     256: (16, 16, 8, 8, 4, 2, 1)}
-# ... and those of each D block's output
+
+# %% ../nbs/04_networks.ipynb #898fbd35
+# Channels of each D block's output, in multiples of the width
 D_CHANNELS = {
     32: (2, 2, 2, 2),
     64: (1, 2, 4, 8, 16),
@@ -145,19 +148,24 @@ def name_places(
     counts = [list(sizes[:i]).count(s) for i, s in enumerate(sizes, 1)]
     return [f'{s}-{n}' if n > 1 else f'{s}' for s, n in zip(sizes, counts)]
 
-# %% ../nbs/04_networks.ipynb #0955c1e6
-def _make_attention(net, placement, places, channels, form, sn=True):
-    "{place: layer} for each place, or an error that says where attention can be"
+# %% ../nbs/04_networks.ipynb #429718ab
+def _check_places(net, placement, places):
+    "Raise `ValueError`, with all places, unless each requested one is a feature map of the network"
     if not isinstance(placement, (tuple, list)):
         raise ValueError(f"attention is a tuple of map sizes such as (16, 32), got {placement!r}")
-    if resolve_form(form) not in (*FORMS, 'residual'):
-        raise ValueError(f"form is {', '.join(map(repr, FORMS))} or 'residual', got {form!r}")
-    channels_at = dict(zip(places, channels))
     for p in map(str, placement):
-        if p in channels_at: continue
+        if p in places: continue
         order = sorted(places, key=lambda p: ('-' in p, *map(int, p.split('-'))))
         raise ValueError(f"the {net} has no {p if '-' in p else f'{p}x{p}'} feature map for "
                          f"attention; it has {', '.join(order)}")
+
+# %% ../nbs/04_networks.ipynb #0955c1e6
+def _make_attention(net, placement, places, channels, form, sn=True):
+    "{place: layer} for each place, or an error that says where attention can be"
+    _check_places(net, placement, places)
+    if resolve_form(form) not in (*FORMS, 'residual'):
+        raise ValueError(f"form is {', '.join(map(repr, FORMS))} or 'residual', got {form!r}")
+    channels_at = dict(zip(places, channels))
     def layer(c): return ResidualBlock(c, sn) if form == 'residual' else SelfAttention(c, form, sn)
     return nn.ModuleDict({p: layer(channels_at[p]) for p in map(str, placement)})
 
@@ -169,14 +177,14 @@ class Generator(nn.Module):
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        # Channels are multiples of this; or those of the 4x4 map and of each block's output
+        # Channels are multiples of it; or those of the 4x4 map and of each block's output
         width:int|tuple=64,
         attention:tuple=(32,), # Feature map sizes with attention, any of 8, 16, ..., size
         # Attention layers: 'preprint', 'published', 'released'; or 'residual', table 1's control
         form:str='preprint',
         z_dim:int=128, # Numbers in a latent vector
         sn:bool=True, # Spectrally normalize the weights (section 4.1)?
-        bn_group:int=0, # Images in a row that share batch norm's statistics; 0: the whole batch
+        bn_group:int=0, # Consecutive images that share batch norm statistics; 0: the whole batch
         class_tables:str='zeros', # How the class tables of batch norm start: 'zeros' or 'xavier'
     ):
         super().__init__()
@@ -204,6 +212,15 @@ class Generator(nn.Module):
             if place in self.attention: x = self.attention[place](x)
         return self.conv(F.relu(self.bn(x))).float().tanh()     # (B, 3, S, S)
 
+# %% ../nbs/04_networks.ipynb #31540a99
+def _count_halvings(size, down, n_blocks):
+    "How many of D's blocks halve the size: `down`, or by the table if 0; raises `ValueError`"
+    check_count('down', down, 0)
+    if down > n_blocks:
+        raise ValueError(f"down is at most {n_blocks}, "
+                         f"the number of blocks at {size} pixels, got {down}")
+    return down or D_DOWN[size]
+
 # %% ../nbs/04_networks.ipynb #6d063e35
 class Discriminator(nn.Module):
     """D(x, y) -> one unbounded score per image, high for real (sections 3 and 5).
@@ -212,23 +229,20 @@ class Discriminator(nn.Module):
     def __init__(self,
         size:int=128, # Pixels of a side: 32, 64, 128 or 256
         n_classes:int=0, # Classes, 0 for unconditional
-        width:int|tuple=64, # Channels are multiples of this; or those of each block, or of fewer
+        width:int|tuple=64, # Channels are multiples of it; or those of each block, or of fewer
         # Sizes with attention: size/2, ..., 4 (8 at 32 px); '8-2' is the second 8x8 map
         attention:tuple=(32,),
         # Attention layers: 'preprint', 'published', 'released'; or 'residual', table 1's control
         form:str='preprint',
         head:str='projection', # 'projection' (section 5), or AC-GAN's 'auxiliary' (table 2)
         down:int=0, # How many blocks, from the first, halve the size; 0 for `D_DOWN[size]`
-        relu_skip:bool=False, # Do the shortcuts, too, start from rectified inputs?
+        relu_skip:bool=False, # Do the shortcuts start from rectified inputs too?
     ):
         super().__init__()
         if head not in ('projection', 'auxiliary'):
             raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
-        check_count('down', down, 0)
-        ch, down = _resolve_channels(D_CHANNELS, size, width), down or D_DOWN[size]
-        if down > len(ch):
-            raise ValueError(f"down is at most {len(ch)}, "
-                             f"the number of blocks at {size} pixels, got {down}")
+        ch = _resolve_channels(D_CHANNELS, size, width)
+        down = _count_halvings(size, down, len(ch))
         self.size, self.n_classes = size, n_classes
         self.sizes = [size >> min(i, down) for i, _ in enumerate(ch, 1)]
         self.places = name_places(self.sizes)
@@ -250,9 +264,9 @@ class Discriminator(nn.Module):
         h = F.relu(x).to(self.blocks[0].conv1.bias.dtype).sum((2, 3))
         with no_autocast(x): return self.head(h, y)      # (B,), auxiliary: (B,), (B,)
 
-# %% ../nbs/04_networks.ipynb #cc8a51f4
+# %% ../nbs/04_networks.ipynb #8a371798
 def _count_images(G, y, n, seed, batch, least=1):
-    "How many images labels or a number ask for; raises `ValueError` if the generator cannot draw"
+    "The number of images that `y` or `n` ask for; raises `ValueError` if G cannot draw them"
     if not hasattr(G, 'z_dim'):
         raise ValueError(f"G must be a generator, such as model.ema, got a {type(G).__name__}")
     if y is None and n is None:
@@ -265,9 +279,10 @@ def _count_images(G, y, n, seed, batch, least=1):
     check_labels(y.cpu() if isinstance(y, Tensor) else y, G.n_classes, n)
     return n
 
+# %% ../nbs/04_networks.ipynb #cc8a51f4
 @torch.no_grad()
 def _sample_batches(G, y, n, seed, batch, part=slice(None)):
-    "Batches of images (B, 3, S, S) in the mode in which G is"
+    "Batches of images (B, 3, S, S), in the present mode of G"
     device = next(G.parameters()).device
     z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed))[part]  # (n, z_dim)
     y = None if y is None else y[part]                                                # (n,)
@@ -310,13 +325,13 @@ def standing_statistics(
     y:Tensor|None=None,
     n:int|None=None, # Number of images, None for one per label
     seed:int=0, # Seed of the latents
-    batch:int=100, # Images in a batch at most, at least 2
+    batch:int=100, # Images in a batch, at least 2; a few fewer where that makes batches equal
 ) -> Generator: # A copy in eval mode whose batch norm averages are means over these batches
     """Measure the batch norm averages again, with the weights as they are.
 
     Raises `ValueError` for labels or a batch that do not fit."""
     n, G = _count_images(G, y, n, seed, batch, least=2), deepcopy(G).train()
-    batch = -(-n//-(-n//batch))  # batches as equal as can be, because all count the same
+    batch = -(-n//-(-n//batch))  # nearly equal batches, because all count the same
     for m in G.modules():
         if isinstance(m, BatchNorm2d):
             m.reset_running_stats()

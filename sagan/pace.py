@@ -1,4 +1,4 @@
-"""How long it will take, from a few steps that are thrown away
+"""How long a training will take, from a few trial steps
 
 Docs: https://sagan-gan.github.io/sagan/library/pace.html.md"""
 
@@ -20,7 +20,7 @@ from .training import SAGANLearner
 
 # %% ../nbs/library/56_pace.ipynb #19233a8d
 class _Clock(Callback):
-    "Notes the time at the end of each cycle of `n_d` steps"
+    "Record the time at the end of each cycle of `n_d` steps"
     def __init__(self, n_d): self.n_d, self.times = n_d, []
     def after_batch(self):
         if self.learn.sagan_trainer.step % self.n_d: return
@@ -29,9 +29,9 @@ class _Clock(Callback):
 
 # %% ../nbs/library/56_pace.ipynb #3985a700
 def seconds_per_step(
-    learn:SAGANLearner, # A learner to throw away, with batches for at least two cycles of `n_d` steps
-) -> float: # Seconds per step of the discriminator; of several processes, those of the slowest
-    "Train to the end of the data, and time it; raises `ValueError` for too few batches"
+    learn:SAGANLearner, # A learner for this purpose only, with batches for two or more cycles of `n_d` steps
+) -> float: # Seconds per discriminator step; with several processes, those of the slowest
+    "Train to the end of the data and time it; raises `ValueError` for too few batches"
     n_d = learn.sagan_trainer.cfg.n_d
     clock = _Clock(n_d)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=clock)
@@ -42,10 +42,10 @@ def seconds_per_step(
 
 # %% ../nbs/library/56_pace.ipynb #e7ef1fec
 def check_minutes(
-    minutes, # How long to train, None if nobody says
-    config:dict, # What else was asked for
+    minutes, # How long to train, None if not given
+    config:dict, # The other settings
 ) -> None:
-    "Raise `ValueError` for minutes that are no time, and for steps beside them"
+    "Raise `ValueError` for minutes that are not a positive time, or for minutes along with steps"
     if minutes is None: return
     check_number('minutes', minutes, least=.001)
     if 'steps' in config:
@@ -55,8 +55,8 @@ def check_minutes(
 # %% ../nbs/library/56_pace.ipynb #1b7f0553
 def describe_duration(
     seconds:float, # At least 0
-) -> str: # Such as 'about 40 s', 'about 58 min', 'about 3 h 10 min', 'about 12 days'
-    "A duration in words, rounded"
+) -> str: # Text such as 'about 40 s', 'about 58 min', 'about 3 h 10 min', 'about 12 days'
+    "Describe a duration in words, rounded"
     if seconds < 90: return f'about {max(1, round(seconds))} s'
     minutes = round(seconds/60)
     if minutes < 100: return f'about {minutes} min'

@@ -26,15 +26,15 @@ from .visualization import png_data_uri
 
 # %% ../nbs/library/55_pages.ipynb #cec0f947
 def html_text(
-    text, # Anything; `str` makes it text
-    most:int=2000, # Characters to show
-) -> str: # With nothing that a browser takes for a tag
-    "Text for a page"
+    text, # Any object; `str` turns it into text
+    most:int=2000, # Largest number of characters to show
+) -> str: # Text without anything that a browser would read as a tag
+    "Escape text for a page"
     return html.escape(readable(str(text), most)) if str(text) else ''
 
 # %% ../nbs/library/55_pages.ipynb #4cca8777
 def _axis(fig):
-    "Where the axis of a figure's first panel lies, as report.js reads it"
+    "Position of the axis in a figure's first panel, for report.js"
     box, scale = fig.axes[0].get_window_extent(), 72/fig.dpi
     height = fig.get_figheight()*72
     return json.dumps(dict(x=[box.x0*scale, box.x1*scale], y=[height - box.y1*scale, height - box.y0*scale],
@@ -44,7 +44,7 @@ def _axis(fig):
 _ID = re.compile(r'(id="|url\(#|href="#)([^")]+)')
 
 def _number_ids(svg, name):
-    "An SVG whose ids, at random before, are numbers behind a mark of its own: the same each time"
+    "Replace an SVG's random ids by a prefix and numbers, which are the same each time"
     ids:dict = {}
     svg = _ID.sub(lambda m: f'{m[1]}{ids.setdefault(m[2], len(ids))}', svg)
     mark = sha256((svg + name).encode()).hexdigest()[:8]
@@ -52,11 +52,11 @@ def _number_ids(svg, name):
 
 # %% ../nbs/library/55_pages.ipynb #7440d3f4
 def figure_html(
-    fig:Figure, # Any figure of Matplotlib; closed afterwards
-    alt:str, # What can be seen, in words
-    cursor:bool=False, # Does its horizontal axis count steps, to show those of a player?
+    fig:Figure, # Any Matplotlib figure; closed afterwards
+    alt:str, # Description of the figure
+    cursor:bool=False, # Mark a player's step on the horizontal axis, which then must count steps?
 ) -> str: # An <svg>
-    "A figure as part of a page"
+    "Turn a figure into part of a page"
     for image in fig.findobj(AxesImage): image.set_interpolation('none')
     out = io.StringIO()
     with rc_context({'svg.fonttype': 'none'}), quiet_missing_glyphs():
@@ -73,17 +73,17 @@ def figure_html(
 # %% ../nbs/library/55_pages.ipynb #c3c7da9b
 def image_html(
     image:Image.Image, # Any picture
-    alt:str='', # What can be seen, in words; empty if the words are beside it
+    alt:str='', # Description of the picture; empty if there is one beside it
     lossless:bool=True, # Keep every pixel?
-    name:str='', # Class of the element, for its style
-) -> str: # An <img> that holds its picture
-    "A picture as part of a page"
+    name:str='', # CSS class of the element
+) -> str: # An <img> that contains its picture
+    "Turn a picture into part of a page"
     out = io.BytesIO()
     image.save(out, format='webp', lossless=lossless, quality=40 if lossless else 82, method=2)
     data, named = base64.b64encode(out.getvalue()).decode(), f' class="{name}"' if name else ''
     return f'<img{named} alt="{html_text(alt)}" src="data:image/webp;base64,{data}">'
 
-def _small(size): return size <= 64  # pixels that are seen one by one
+def _small(size): return size <= 64  # single pixels are visible
 
 # %% ../nbs/library/55_pages.ipynb #b9ed345a
 def _names_width(names): return f'--names:{min(7.5, .6*max(map(len, names), default=0) + 1):.1f}rem'
@@ -91,9 +91,9 @@ def _names_width(names): return f'--names:{min(7.5, .6*max(map(len, names), defa
 # %% ../nbs/library/55_pages.ipynb #ec27dba7
 def strips_html(
     rows:Sequence[tuple[str, Tensor]], # (name, images (n, 3, S, S) in [-1, 1]) of each row
-    kind:str='', # Class of the block, for its style
+    kind:str='', # CSS class of the block
 ) -> str: # A block
-    "Images in rows, with a name before each row unless it is empty"
+    "Show images in rows, each with a name before it unless the name is empty"
     size, names = rows[0][1].shape[-1], [readable(name) if name else '' for name, _ in rows]
     def strip(name, x):
         images = to_bytes(x).permute(0, 2, 3, 1).cpu().numpy()                 # (n, S, S, 3)
@@ -108,16 +108,16 @@ def strips_html(
 
 # %% ../nbs/library/55_pages.ipynb #ed1629cd
 def evenly(
-    things:Sequence, # Anything
-    most:int=24, # How many to take, at least 2
-) -> list: # The first, the last, and others evenly spaced between them
-    "Some of many"
+    things:Sequence, # Any sequence
+    most:int=24, # Largest number of items to take, at least 2
+) -> list: # The first, the last, and evenly spaced items between them
+    "Take evenly spaced items"
     if len(things) <= most: return list(things)
     return [things[round(i*(len(things) - 1)/(most - 1))] for i in range(most)]
 
 # %% ../nbs/library/55_pages.ipynb #0e2f4fc8
 def _screen(title, pictures, names, alt, small):
-    "One place of a player, with all its pictures one over the other"
+    "One screen of a player, with all its pictures stacked"
     rows = ''.join(f'<span class="name" title="{n}">{n}</span>' for n in map(html_text, names))
     def frame(i, picture):
         picture = picture.convert('RGB')
@@ -134,10 +134,10 @@ def _screen(title, pictures, names, alt, small):
 def player_html(
     # (step, caption, {title: picture}) in the order of steps; the same titles in each, '' for none
     frames:Sequence[tuple[int, str, dict[str, Image.Image]]],
-    size:int, # Pixels of a side of one image in a picture
-    names:Sequence[str]=(), # Of the rows of each picture, from top to bottom; empty for none
+    size:int, # Side in pixels of one image in a picture
+    names:Sequence[str]=(), # Names of each picture's rows, from top to bottom; empty for none
 ) -> str: # A block
-    "Pictures of several steps as one player; those of one step side by side"
+    "Show pictures of several steps in one player, with the pictures of a step side by side"
     names = [readable(n) for n in names]
     screens = ''.join(_screen(title, [pictures[title] for _, _, pictures in frames], names,
                               f'Samples {title}', _small(size)) for title in frames[0][2])
@@ -154,7 +154,7 @@ def player_html(
 def tiles_html(
     tiles:Iterable[tuple], # (name, figure, note) of each
 ) -> str: # A block
-    "Headline figures"
+    "Show headline figures"
     def tile(name, figure, note):
         more = f'<dd>{html_text(note)}</dd>' if note else ''
         return f'<div><dt>{html_text(name)}</dt><dd>{html_text(figure)}</dd>{more}</div>'
@@ -163,9 +163,9 @@ def tiles_html(
 # %% ../nbs/library/55_pages.ipynb #ec592ae0
 def table_html(
     head:Sequence, # Headings
-    rows:Iterable[Sequence], # Each as long as the headings; its first entry names the row
-) -> str: # A block, which scrolls where it is wider than the page
-    "A table"
+    rows:Iterable[Sequence], # Rows as long as the headings; the first entry names the row
+) -> str: # A block, which scrolls if it is wider than the page
+    "Show a table"
     headings = ''.join(f'<th scope="col">{html_text(h)}</th>' for h in head)
     def row(first, *cells):
         return (f'<tr><th scope="row">{html_text(first)}</th>'
@@ -177,25 +177,25 @@ def table_html(
 # %% ../nbs/library/55_pages.ipynb #1e2ee6e0
 def captioned_html(
     content:str, # A block
-    caption:str, # Words under it
+    caption:str, # Text below it
 ) -> str: # A <figure>
-    "A block with its caption"
+    "Add a caption to a block"
     return f'<figure>{content}<figcaption>{html_text(caption)}</figcaption></figure>'
 
 # %% ../nbs/library/55_pages.ipynb #5dd7b2a9
 def folded_html(
-    summary:str, # What can always be seen
-    content:str, # A block that opens
+    summary:str, # Text that is always visible
+    content:str, # Block that opens on a click
 ) -> str: # A block
-    "Something that a reader may open"
+    "Fold a block that a reader may open"
     return f'<details><summary>{html_text(summary)}</summary>{content}</details>'
 
 # %% ../nbs/library/55_pages.ipynb #32213d28
 def frame_html(
     page:str, # A complete page, such as the attention explorer's
-    title:str='Attention explorer', # What it is
+    title:str='Attention explorer', # Title for screen readers
 ) -> str: # A block
-    "A page in the page, as high as it is"
+    "Show a page within a page, at its full height"
     return f'<iframe title="{html_text(title)}" srcdoc="{html.escape(encodable(page))}"></iframe>'
 
 # %% ../nbs/library/55_pages.ipynb #af2d96a3
@@ -204,7 +204,7 @@ def page_html(
     summary:str, # A paragraph of plain text under it
     *blocks:str, # HTML in order
 ) -> str: # A complete page
-    "One self-contained page"
+    "Make one self-contained page"
     style, script = [(files('sagan')/f'report.{kind}').read_text(encoding='utf-8') for kind in ('css', 'js')]
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -218,11 +218,11 @@ def page_html(
 def report_html(
     title:str, # Heading
     summary:str, # A paragraph of plain text under it
-    pictures:list, # (caption, figure of Matplotlib, PIL image or bytes of a PNG) in order
+    pictures:list, # (caption, Matplotlib figure, PIL image or bytes of a PNG) in order
     table:dict, # Names and values, for the table at the end
-    explorer:str='', # A page such as the attention explorer's, to show after the pictures
+    explorer:str='', # A page to show after the pictures, such as the attention explorer's
 ) -> str: # A complete page
-    "One self-contained page: heading, pictures with captions, a table"
+    "Make one self-contained page: heading, pictures with captions, a table"
     def picture(caption, p):
         if isinstance(p, Figure): return captioned_html(figure_html(p, caption), caption)
         return captioned_html(f'<img alt="{html_text(caption)}" src="{png_data_uri(p)}">', caption)

@@ -1,4 +1,4 @@
-"""One line in a terminal, a line a minute in a file
+"""One moving line in a terminal, one line per minute in a file
 
 Docs: https://sagan-gan.github.io/sagan/library/progress.html.md"""
 
@@ -18,21 +18,21 @@ from .names import say
 # %% ../nbs/library/54_progress.ipynb #05d43b7e
 def format_time(
     seconds:float, # At least 0
-) -> str: # Such as '0:20' or '1:02:03', hours may be more than 24
-    "A time as a clock shows it"
+) -> str: # Text such as '0:20' or '1:02:03'; hours may exceed 24
+    "Format a time as on a clock"
     minutes, s = divmod(round(seconds), 60)
     h, m = divmod(minutes, 60)
     return f'{h}:{m:02}:{s:02}' if h else f'{m}:{s:02}'
 
 def progress_line(
-    done:int, # What is done, from 0 to `total`
-    total:int, # Of how many, at least 1
-    left:float|None, # Seconds to the end, None if nothing is known yet
+    done:int, # Steps done, from 0 to `total`
+    total:int, # Number of steps, at least 1
+    left:float|None, # Seconds to the end, None if unknown
     width:int, # Columns of the terminal
-    fields:Sequence[str]=(), # More to show, the most important first
+    fields:Sequence[str]=(), # Further fields, the most important first
     bar:str='█░', # The bar's two characters
-) -> str: # At most width - 3 characters, so that the ^C of an interrupt fits behind
-    "One line that says how far something has come: in a narrow terminal without fields, then without bar"
+) -> str: # At most width - 3 characters, so that the ^C of an interrupt fits after it
+    "Format a progress line; a narrow terminal drops fields, then the bar"
     room, share = max(0, width - 3), f'{done/total:4.0%}'
     known = [f'{done:{len(f"{total:,}")},}/{total:,}']
     if left is not None: known.append(f'{format_time(left):>5} left')
@@ -47,28 +47,28 @@ def progress_line(
 
 # %% ../nbs/library/54_progress.ipynb #877b9aae
 def _columns(stream):
-    "How wide a terminal is"
+    "Width of a terminal"
     with suppress(OSError, ValueError): return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
 
 # %% ../nbs/library/54_progress.ipynb #4093a0e0
 def is_terminal(
-    stream:TextIO|None, # Such as `sys.stdout`; None where a program has none
-) -> bool: # Can a line be drawn over itself there?
-    "Tells a terminal from a file, a pipe and a notebook"
+    stream:TextIO|None, # A stream such as `sys.stdout`; None if a program has none
+) -> bool: # Can a line be overwritten there?
+    "Is a stream a terminal, and not a file, a pipe or a notebook?"
     try: return stream is not None and stream.isatty()
     except ValueError: return False  # it is closed
 
 # %% ../nbs/library/54_progress.ipynb #a9b4ed45
 def _takes(stream, text):
-    "Can a stream show these letters?"
+    "Can a stream encode this text?"
     try: text.encode(getattr(stream, 'encoding', None) or 'utf-8')
     except UnicodeEncodeError: return False
     return True
 
 # %% ../nbs/library/54_progress.ipynb #1da082cb
 class _TerminalLine:
-    "A line on standard error that is drawn again and again, and taken away; a context"
+    "A line on standard error that is redrawn and finally cleared; a context manager"
     def __init__(self):
         self.stream, self.line = sys.stderr, ''
         self.terminal = is_terminal(self.stream)
@@ -82,7 +82,7 @@ class _TerminalLine:
             self.stream.flush()
 
     def _draw(self, done, total, left, fields):
-        "Draw the line over the one before; over none that a narrower window has wrapped"
+        "Overwrite the previous line, unless a narrower window has wrapped it"
         width, plain = _columns(self.stream), not _takes(self.stream, '█░γ')
         fields = [f.replace('γ', 'gamma ') for f in fields] if plain else fields
         line = progress_line(done, total, left, width, fields, '#-' if plain else '█░')
@@ -91,7 +91,7 @@ class _TerminalLine:
         self.line = line
 
     def clear(self) -> None:
-        "Take the line away, so that other text may begin in its place"
+        "Clear the line, so that other text can take its place"
         wiped = len(self.line) + len('^C')
         if self.line: self._write('\r' + ' '*wiped + '\r' if wiped < _columns(self.stream) else '\n')
         self.line = ''
@@ -105,35 +105,35 @@ class _TerminalLine:
 
 # %% ../nbs/library/54_progress.ipynb #3aae1021
 class ProgressLine(_TerminalLine):
-    """How far something has come, on standard error; a context that leaves no trace in a terminal
+    """Show progress on standard error; a context manager that leaves no trace in a terminal
 
-    In a terminal it is one line that fits, elsewhere a plain line a minute."""
+    In a terminal it is one line that fits, elsewhere a plain line per minute."""
     def __init__(self,
-        total:int, # How many steps there are, at least 1
-        what:str='', # What is done, for plain lines
-        done:int=0, # Steps that are done already
+        total:int, # Number of steps, at least 1
+        what:str='', # Name of the task, for plain lines
+        done:int=0, # Steps already done
     ):
         super().__init__()
         self.total, self.what = total, what
         self.begin(done)
 
     def begin(self,
-        done:int=0, # Steps that are done already
+        done:int=0, # Steps already done
     ):
         "Start the clock"
         self.first, self.began = done, perf_counter()
         self.shown = self.began
 
-    def due(self) -> bool: # Is it time to show something?
+    def due(self) -> bool: # Is it time for an update?
         "Ten times a second in a terminal, elsewhere once a minute"
         if os.environ.get('RANK', '0') != '0': return False
         return perf_counter() - self.shown >= (.1 if self.terminal else 60)
 
     def update(self,
-        done:int, # Steps that are done
-        fields:Sequence[str]=(), # What else to show, the most important first
+        done:int, # Steps done
+        fields:Sequence[str]=(), # Further fields, the most important first
     ) -> None:
-        "Show how far it has come, if it is time"
+        "Show the progress if an update is due"
         if not self.due(): return
         self.shown, steps = perf_counter(), done - self.first
         left = (self.shown - self.began)/steps*(self.total - done) if steps else None
@@ -146,11 +146,11 @@ class ProgressLine(_TerminalLine):
 _T = TypeVar('_T')
 
 def progress(
-    steps:Iterable[_T], # What to go through
-    what:str, # What is done, for plain lines
-    total:int|None=None, # How many steps there are, None for the length of `steps`
-) -> Iterator[_T]: # The same, one after the other
-    "Go through something, and show how far it has come"
+    steps:Iterable[_T], # Items to iterate over
+    what:str, # Name of the task, for plain lines
+    total:int|None=None, # Number of items, None for the length of `steps`
+) -> Iterator[_T]: # The items
+    "Iterate and show the progress"
     with ProgressLine(len(steps) if total is None else total, what) as line:  # type: ignore[arg-type]
         for i, step in enumerate(steps, 1):
             yield step

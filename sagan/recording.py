@@ -1,4 +1,4 @@
-"""What a training writes into its run folder, and how it goes on from there
+"""What training writes into its run folder, and how a run resumes from it
 
 Docs: https://sagan-gan.github.io/sagan/library/recording.html.md"""
 
@@ -37,16 +37,16 @@ from .visualization import grid_image
 
 # %% ../nbs/library/34_recording.ipynb #18609226
 def _evenly_spaced(i, n):
-    "At most n entries of a tensor, from the first to the last"
+    "At most n entries of a tensor, evenly spaced from the first to the last"
     return i[torch.linspace(0, len(i) - 1, min(n, len(i)), dtype=torch.float64).long()]
 
 # %% ../nbs/library/34_recording.ipynb #1ce7b4b1
 def real_spread(
     images:Images, # Real images
-) -> float: # Euclidean, of pixels in [-1, 1]; NaN if no class has two images
+) -> float: # Euclidean distance of pixels in [-1, 1]; NaN if no class has two images
     """Mean pixel distance between two real images of a class
 
-    Of each of the first ten classes at most 32 images count, evenly spaced from its first to its last."""
+    Uses at most 32 images, evenly spaced, of each of the first ten classes."""
     classes = range(max(1, min(10, len(images.classes))))
     i = torch.cat([_evenly_spaced((images.y == c).nonzero().flatten(), 32) for c in classes])  # (n,)
     return class_spread(to_unit(images.x[i]).flatten(1), images.y[i]).item()                   # (n, 3*S*S)
@@ -63,12 +63,12 @@ def _draw_grid(model):
 def describe_data(
     images:Images, # Training images
 ) -> dict: # Number of images and classes, and a digest
-    "What tells data sets apart, cheaply for large ones"
+    "Identify a data set, cheaply even for a large one"
     return dict(images=len(images), classes=len(images.classes), digest=images.digest)
 
 # %% ../nbs/library/34_recording.ipynb #d28e8b60
 def _spectral_norms(model):
-    "First and last spectral norm of each network, none of a G without them"
+    "First and last spectral norm of each network, if it has any"
     found = {}
     for k in 'GD':
         norms = list(sigmas(getattr(model, k)).items())
@@ -82,7 +82,7 @@ def _rates(opt):
 
 # %% ../nbs/library/34_recording.ipynb #69598429
 def _check_finite(model, opt):
-    "Raise `NonFinite` if a weight, an average or a moment of Adam is not a finite number"
+    "Raise `NonFinite` if a weight, an average or an Adam moment is not finite"
     named = dict(model.state_dict())
     for net, optimizer in (('G', opt.opt_g), ('D', opt.opt_d)):
         for name, p in getattr(model, net).named_parameters():
@@ -94,30 +94,30 @@ def _check_finite(model, opt):
 
 # %% ../nbs/library/34_recording.ipynb #ea5a6b6c
 def _remove_old_states(folder, keep, best):
-    "Remove all training states but the last ones and that of the best record"
+    "Remove all training states except the last ones and that of the best record"
     for f in states(folder)[:-keep]:
         if best is None or file_step(f) != best['step']:
             with suppress(PermissionError): f.unlink()  # on Windows another program may read it
 
 # %% ../nbs/library/34_recording.ipynb #0690007f
 class RunWriter(Callback):
-    """Writes log, sample grids and checkpoints of a fit into a run folder
+    """Write the log, sample grids and checkpoints of a fit into a run folder
 
-    A fit that ends, or is stopped, leaves a checkpoint."""
+    A fit that ends or is stopped leaves a checkpoint."""
     order, run_valid = SAGANTrainer.order + 1, False
     def __init__(self,
         folder:Path, # From `create_run`
         log_every:int=10, # Steps between two records
         save_every:int=100, # Steps between two checkpoints
-        echo:bool=False, # Tell a line at each checkpoint? For where no progress bar can be drawn
+        echo:bool=False, # Report a line at each checkpoint, for output without a progress bar?
         keep:int=2, # Training states to keep, at least 1
         measure_every:int=0, # Steps between two measurements, 0 for none
         # Function of a generator and its discriminator D: returns a dictionary like `measure_generator`'s
         measure=None,
-        tell=say, # Is given each line of text
-        init_from:dict|None=None, # Run whose weights this one began with, for the first record
-        changes:Sequence[dict]=(), # What changed, and at which `step`, for the record that follows
-        signs:dict[str, str]|None=None, # Warnings that are known before the first step, by their kind
+        tell=say, # Called with each line of text
+        init_from:dict|None=None, # Run whose weights this one started from, for the first record
+        changes:Sequence[dict]=(), # Changes with their `step`, for the record that follows
+        signs:dict[str, str]|None=None, # Warnings known before the first step, by kind
     ):
         self.folder, self.keep, self.echo, self.tell = Path(folder), keep, echo, tell
         self.log_every, self.save_every = log_every, save_every
@@ -128,7 +128,7 @@ class RunWriter(Callback):
         self.warnings, self.signs, self.window = list[str](), list[str](), deque[dict](maxlen=SIGNS_WINDOW)
 
     def after_batch(self):
-        "Record, or checkpoint, where it is time; raises `CancelFitException` if it is asked to stop"
+        "Write a record or checkpoint when due; raises `CancelFitException` when asked to stop"
         t = self.sagan_trainer
         log = t.step % self.log_every == 0
         measure = bool(self.measure_every) and t.step % self.measure_every == 0
@@ -138,17 +138,17 @@ class RunWriter(Callback):
         if _stop_requested(self): raise CancelFitException
 
     def after_fit(self):
-        "Leave a checkpoint of the last step"
+        "Write a checkpoint of the last step"
         if self.saved_step == self.sagan_trainer.step: return
         stopped = _stop_requested(self)
         try:
             if not stopped: self.checkpoint(bool(self.measure_every))
-        except CancelFitException: pass  # stopped while it measured
+        except CancelFitException: pass  # stopped during the measurement
         if self.saved_step != self.sagan_trainer.step: self.quick_checkpoint()
 
 # %% ../nbs/library/34_recording.ipynb #836c39d5
 def _stop_requested(writer):
-    "Was any process asked to stop? Then `stop` says by what; 'SIGTERM' if only another one was"
+    "Was any process asked to stop? If so, set `stop` to the signal, or to 'SIGTERM' if another got it"
     stop = bool(all_reduce(torch.tensor(int(bool(writer.stop)))) > 0)
     if stop: writer.stop = writer.stop or 'SIGTERM'
     return stop
@@ -156,7 +156,7 @@ def _stop_requested(writer):
 # %% ../nbs/library/34_recording.ipynb #7e5b999c
 @patch
 def before_fit(self:RunWriter):
-    "Take up what the folder has; a new run begins with a grid and a state"
+    "Read the folder's history; a new run begins with a grid and a state"
     model, images, records = self.model, self.dls.train.dataset, read_log(self.folder)
     self.data_description, self.real_spread = describe_data(images), real_spread(images)
     moments = 2*[model.G.state_dict(), model.D.state_dict()]  # Adam keeps two of each number
@@ -173,7 +173,7 @@ def before_fit(self:RunWriter):
 def take_up(self:RunWriter,
     records:list[dict], # The log so far
 ) -> None:
-    "Go on with the signs and the window of a log; note what its next record has to say"
+    "Restore the signs and the window from a log, and note the events for its next record"
     self.reported_signs = {k for r in records for k in r.get('signs', [])}
     def is_whole(r): return all(r.get(k) is not None for k in ('d_loss', 'd_real', 'd_fake', 'lr_g', 'lr_d'))
     self.window.clear()
@@ -186,8 +186,8 @@ def take_up(self:RunWriter,
 # %% ../nbs/library/34_recording.ipynb #edbef25d
 @patch
 def save_samples(self:RunWriter
-) -> float|None: # Diversity of the grid relative to real images, None if those have none
-    "Draw the grid of samples, and write it"
+) -> float|None: # Diversity of the grid relative to real images, None if real images have none
+    "Draw and write the grid of samples"
     x, y = _draw_grid(self.model)
     if rank() == 0:
         file = self.folder/'samples'/f'step-{self.sagan_trainer.step:07d}.png'
@@ -199,13 +199,13 @@ def save_samples(self:RunWriter
 # %% ../nbs/library/34_recording.ipynb #63bdb752
 @patch
 def save(self:RunWriter) -> None:
-    "Write the state, then the weights for the other commands; then remove older states"
+    "Write the state, then the weights for the other commands, then remove older states"
     self.saved_step = step = self.sagan_trainer.step
     if rank(): return
     file = state_file(self.folder, step)
     file.parent.mkdir(exist_ok=True)
     if (log := self.folder/'log.jsonl').exists():
-        with open_append(log) as f: os.fsync(f.fileno())  # not older than the state
+        with open_append(log) as f: os.fsync(f.fileno())  # the log on disk is never older than the state
     save_state(file, self.learn, dict(data=self.data_description))
     save_weights(self.folder/'weights.safetensors', self.model, step)
     _remove_old_states(self.folder, self.keep, self.best)
@@ -213,9 +213,9 @@ def save(self:RunWriter) -> None:
 # %% ../nbs/library/34_recording.ipynb #35402904
 @patch
 def record(self:RunWriter,
-    more:dict, # What else the record holds: diversity, signs of collapse, scores
+    more:dict, # Further entries: diversity, signs of collapse, scores
 ) -> None:
-    "Add a line to the log: what the trainer watches, dtype, learning rates, spectral norms, seconds, `more`"
+    "Append a record to the log: trainer figures, dtype, learning rates, spectral norms, seconds, `more`"
     t = self.sagan_trainer
     r = t.figures() | dict(dtype=t.dtype) | _rates(self.opt)
     r |= _spectral_norms(self.model) | dict(seconds=round(perf_counter() - self.start, 2)) | more
@@ -231,7 +231,7 @@ def record(self:RunWriter,
 def warn(self:RunWriter,
     text:str, # One sentence
 ) -> None:
-    "Tell a warning, and put it into the next record"
+    "Report a warning, and put it into the next record"
     self.warnings.append(text)
     if rank() == 0: self.tell(f'step {self.sagan_trainer.step}: {text}')
 
@@ -240,7 +240,7 @@ def warn(self:RunWriter,
 def report_signs(self:RunWriter,
     signs:dict[str, str], # {kind: sentence}, from `sagan.diagnostics`
 ) -> None:
-    "Warn of signs that were not reported before, and put their kinds into the next record"
+    "Warn of signs not reported before, and put their kinds into the next record"
     new = [k for k in signs if k not in self.reported_signs]
     for k in new: self.warn(signs[k])
     self.signs += new
@@ -249,8 +249,8 @@ def report_signs(self:RunWriter,
 # %% ../nbs/library/34_recording.ipynb #688e7b0c
 @patch
 def run_measurement(self:RunWriter
-) -> dict: # What `measure` returns
-    "Scores of the averaged generator; `measuring` is True meanwhile, as a signal may end it"
+) -> dict: # The result of `measure`
+    "Measure the averaged generator; `measuring` is True meanwhile, because a signal may end it"
     self.measuring = True
     try: return self.measure(self.model.ema, D=self.model.D)
     finally: self.measuring = False
@@ -258,9 +258,9 @@ def run_measurement(self:RunWriter
 # %% ../nbs/library/34_recording.ipynb #99398825
 @patch
 def checkpoint(self:RunWriter,
-    measure:bool, # Measure, too?
+    measure:bool, # Measure as well?
 ) -> None:
-    "Sample, measure if asked to, record, save; raises `NonFinite` before anything is written"
+    "Sample, measure on request, record and save; raises `NonFinite` before anything is written"
     _check_finite(self.model, self.opt.opt)
     more = dict(diversity=self.save_samples())
     self.report_signs(signs_of_collapse(more['diversity'], self.window))
@@ -283,16 +283,16 @@ def quick_checkpoint(self:RunWriter) -> None:
 
 # %% ../nbs/library/34_recording.ipynb #00f15706
 class TrainingProgress(Callback):
-    "Shows step, time left, losses, gammas and speed on a line of a terminal"
+    "Show step, time left, losses, gammas and speed on a line of a terminal"
     order, run_valid = RunWriter.order + 1, False
     def __init__(self,
-        line:ProgressLine, # Of as many steps as the training
+        line:ProgressLine, # A line with the training's number of steps
     ): self.line = line
     def before_fit(self):
         "Start the clock"
         self.line.begin(self.sagan_trainer.step)
     def after_batch(self):
-        "Draw the line where it is time; fields of one width keep the bar still"
+        "Draw the line when due; fields of fixed width keep the bar from moving"
         t = self.sagan_trainer
         if not self.line.due(): return
         gammas = [f'{k.replace("gamma ", "γ")} {v:+.3f}' for k, v in t.gammas().items()]
@@ -302,8 +302,8 @@ class TrainingProgress(Callback):
 # %% ../nbs/library/34_recording.ipynb #3ebdec8a
 def truncate_run(
     folder:str|Path, # A run folder
-    step:int, # The last step that stays
-    tell=print, # Is given a sentence if the log has spoiled lines, which are removed, too
+    step:int, # The last step to keep
+    tell=print, # Called with a sentence if the log has damaged lines, which are removed as well
 ) -> None:
     "Remove records, sample grids and training states of later steps"
     barrier()  # until all processes have read the state
@@ -318,7 +318,7 @@ def truncate_run(
 
 # %% ../nbs/library/34_recording.ipynb #1846cc4c
 def _check_data(folder, notes, images):
-    "Raise `ValueError` if a state was trained on other images"
+    "Raise `ValueError` if a state was trained on different images"
     here = describe_data(images)
     for k, v in notes['data'].items():
         if here.get(k) != v:
@@ -327,7 +327,7 @@ def _check_data(folder, notes, images):
 
 # %% ../nbs/library/34_recording.ipynb #72e5e20c
 def _read_run_state(path):
-    "A training state of a run, whose notes say what data it was trained on; raises `DamagedState`"
+    "Read a run's training state, whose notes identify its data; raises `DamagedState`"
     notes = (state := read_state(path))['notes']
     if not isinstance(notes, dict) or not isinstance(notes.get('data'), dict):
         raise DamagedState(path, 'its notes do not say on what data it was trained')
@@ -335,13 +335,13 @@ def _read_run_state(path):
 
 # %% ../nbs/library/34_recording.ipynb #9484a42e
 def restore_newest(
-    folder:str|Path, # A run folder, which stays as it is
+    folder:str|Path, # A run folder, not changed
     learn:Learner, # A new learner of its configuration and data
-    tell=say, # Is given a line of text for everything that is not as it should be
+    tell=say, # Called with a line of text for each problem
 ) -> None:
-    """Put a learner into the newest whole state of a run folder
+    """Put a learner into the newest intact state of a run folder
 
-    Raises `ValueError` for other data, another configuration, or if no state is whole."""
+    Raises `ValueError` for different data, a different configuration, or if no state is intact."""
     files = states(folder)
     for f in reversed(files):
         try:
@@ -358,12 +358,12 @@ def restore_newest(
 def settle_run(
     folder:str|Path, # A run folder
     learn:Learner, # A learner in one of its states
-    tell=print, # Is given a sentence if the log has spoiled lines
+    tell=print, # Called with a sentence if the log has damaged lines
     keep:int|None=None, # Training states to keep besides the best, None for all
 ) -> None:
-    "Make a run folder end with the step of a learner: with its weights, and with nothing of later steps"
+    "Make a run folder end at a learner's step: write its weights, and remove everything from later steps"
     step = learn.sagan_trainer.step
-    # also where they are of this step, as they may be damaged
+    # even if the weights are from this step, as they may be damaged
     if rank() == 0: save_weights(Path(folder)/'weights.safetensors', learn.model, step)
     truncate_run(folder, step, tell)
     if rank() == 0 and keep: _remove_old_states(folder, keep, best_record(read_log(folder)))
@@ -372,15 +372,15 @@ def settle_run(
 def resume(
     folder:str|Path, # A run folder
     learn:Learner, # A new learner of its configuration and data
-    tell=print, # Is given a line of text for everything that is not as it should be
+    tell=print, # Called with a line of text for each problem
 ) -> None:
-    "Put a learner into the newest whole state of a run folder, and settle it there; the errors of both"
+    "Restore a learner from a run folder's newest intact state and settle the folder there; errors of both"
     restore_newest(folder, learn, tell)
     settle_run(folder, learn, tell)
 
 # %% ../nbs/library/34_recording.ipynb #5be1768e
 def _as_json(v):
-    "The same with numbers that JSON does not have as text"
+    "A copy with numbers that JSON lacks turned into text"
     if isinstance(v, dict): return {k: _as_json(w) for k, w in v.items()}
     if isinstance(v, list): return [_as_json(w) for w in v]
     return str(v) if isinstance(v, float) and not math.isfinite(v) else v
@@ -389,7 +389,7 @@ def _as_json(v):
 def _write_nan_report(learn, error):
     "Write `nan-report.json`; returns a sentence that says which step failed, and where"
     t, report, file = learn.sagan_trainer, error.report, learn.run_writer.folder/'nan-report.json'
-    # D's step was not counted yet, G's was
+    # D's failing step has not been counted yet, G's has
     step = t.step + (report['network'] == 'D' and report['where'] != 'weights')
     more = dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss)) | _rates(learn.opt)
     if rank() == 0:
@@ -401,7 +401,7 @@ ROLLBACKS = 3  # without a checkpoint in between
 
 # %% ../nbs/library/34_recording.ipynb #f634ef7f
 def _roll_back(learn, error, on_nan):
-    "Go back to the last checkpoint; raises `NonFinite` if the run is to stop, or has gone back too often"
+    "Return to the last checkpoint; raises `NonFinite` if the run should stop or has rolled back too often"
     writer, message = learn.run_writer, _write_nan_report(learn, error)
     last = states(writer.folder)[-1]
     if on_nan == 'stop':
@@ -419,10 +419,10 @@ def _roll_back(learn, error, on_nan):
 
 # %% ../nbs/library/34_recording.ipynb #03829bbd
 def fit_run(
-    learn:Learner, # With a `RunWriter`, at any step before the last one
-    on_nan:str='stop', # 'stop', or 'rollback' to go back to the last checkpoint and on with other data
+    learn:Learner, # A learner with a `RunWriter`, at any step before the last one
+    on_nan:str='stop', # 'stop', or 'rollback' to return to the last checkpoint and continue with other data
 ) -> None:
-    "Fit up to the steps of the configuration; raises `NonFinite` that names the report and what to do"
+    "Fit up to the configured number of steps; raises `NonFinite` that names the report and what to do"
     while True:
         learn.dls.train.steps = learn.model.cfg.steps - learn.sagan_trainer.step
         try: learn.fit(1)
@@ -432,19 +432,19 @@ def fit_run(
 # %% ../nbs/library/34_recording.ipynb #c49fb99f
 @contextmanager
 def stop_on_interrupt(
-    writer:RunWriter, # Is asked to stop by the first signal, whose name it keeps
-    line:ProgressLine|None=None, # In a terminal; is taken away before a message
+    writer:RunWriter, # The writer to stop; stores the name of the first signal
+    line:ProgressLine|None=None, # The terminal's progress line, cleared before a message
 ) -> Iterator[None]:
-    """Within this context SIGTERM, Ctrl-Break or the first SIGINT asks `writer` to stop between two steps
+    """Within this context, SIGTERM, Ctrl-Break or the first SIGINT asks `writer` to stop between two steps
 
-    The second SIGINT raises `KeyboardInterrupt`. Only the main thread receives signals; in another one
+    The second SIGINT raises `KeyboardInterrupt`. Only the main thread receives signals; in any other thread
     this context does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     def ask(number, _):
         again, writer.stop = writer.stop, writer.stop or signal.Signals(number).name
-        alone = world_size() == 1  # several stop together, and torchrun may say it twice
+        alone = world_size() == 1  # several processes stop together, and torchrun may send a signal twice
         if number == signal.SIGINT and again and alone: raise KeyboardInterrupt
         if not again:
             more = ' (press Ctrl-C again to stop at once)' if number == signal.SIGINT and alone else ''
@@ -461,12 +461,12 @@ def stop_on_interrupt(
 
 # %% ../nbs/library/34_recording.ipynb #417707fe
 class Interrupted(Exception):
-    "A signal stopped a training, which left a training state of its last step"
+    "A signal stopped a training; its last step is saved as a training state"
     def __init__(self,
         signal:str, # 'SIGINT', 'SIGTERM', or 'SIGBREAK' of Windows
-        step:int, # Steps that are done
-        steps:int, # Steps that were asked for
-        folder:Path, # Run folder to go on with
+        step:int, # Steps done
+        steps:int, # Steps requested
+        folder:Path, # Run folder to resume
     ):
         super().__init__(signal, step, steps, folder)
         self.signal, self.step, self.steps, self.folder = signal, step, steps, folder

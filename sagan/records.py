@@ -1,4 +1,4 @@
-"""One line for each record: what was watched, what was measured, and which was the best
+"""One line per record: the figures, the measurements, and which record is best
 
 Docs: https://sagan-gan.github.io/sagan/library/records.html.md"""
 
@@ -21,9 +21,9 @@ _SCORES = ('inception_score', 'inception_spread', 'kid', 'precision', 'recall', 
 
 # %% ../nbs/library/49_records.ipynb #28d827c5
 def check_scores(
-    s:dict, # Scores, from a log or by `sagan-eval`
+    s:dict, # Scores, from a log or from `sagan-eval`
 ) -> None:
-    "Raises `ValueError` if they lack a number, or a name that says what they are, or have text for a number"
+    "Check scores; raises `ValueError` if a number or a name is missing or of the wrong type"
     if not isinstance(s, dict): raise ValueError(f"scores are a dictionary, got {s!r}")
     def is_text(v): return isinstance(v, str)
     def is_score(v): return v is None or is_number(v)
@@ -38,7 +38,7 @@ _NUMBERS = ('d_loss', 'g_loss', 'd_real', 'd_fake', 'images_per_s', 'loss_scale'
 
 # %% ../nbs/library/49_records.ipynb #d176141c
 def _check_record(r):
-    "Raise `ValueError` for something that is no record of a step"
+    "Raise `ValueError` for anything but a record of a step"
     if not isinstance(r, dict) or not is_whole(r.get('step')): raise ValueError('it is no record of a step')
     for k, v in r.items():
         number = k in _NUMBERS or k.startswith(('gamma ', 'sigma '))
@@ -52,7 +52,7 @@ def _check_record(r):
 
 # %% ../nbs/library/49_records.ipynb #49fc3f89
 def _parse_log(lines):
-    "{step: record} of the lines of a log, and a sentence on each line that is spoiled"
+    "{step: record} of the lines of a log, and a sentence on each damaged line"
     records, faults = {}, []
     for i, line in enumerate(lines, 1):
         try:
@@ -67,9 +67,9 @@ def _parse_log(lines):
 # %% ../nbs/library/49_records.ipynb #63540580
 def read_log(
     folder:str|Path, # A run folder
-    tell:Callable=warn, # Is given a sentence if lines are spoiled
+    tell:Callable=warn, # Called with a sentence if lines are damaged
 ) -> list[dict]: # One dictionary per record, in the order of steps
-    "Read `log.jsonl`, which may not be there yet; raises `ValueError` if it is no file"
+    "Read `log.jsonl`, which may not exist yet; raises `ValueError` if it is not a file"
     log = Path(folder)/'log.jsonl'
     if not log.exists(): return []
     records, faults = _parse_log(read_bytes(log).split(b'\n'))
@@ -89,9 +89,9 @@ def _measured_alike(a, b):
 def best_record(
     records:list[dict], # From `read_log`
 ) -> dict|None: # The record with the lowest FID, None if nothing was measured
-    """The best measurement, among those that were made like the last one
+    """The best measurement among those made like the last one
 
-    Where the images lay does not matter; their digest does, if both records have one."""
+    The place of the images does not matter, but their digest does if both records have one."""
     measured = [r for r in records if r.get('fid') is not None]
     alike = (r for r in measured if _measured_alike(r, measured[-1]))
     return min(alike, key=lambda r: r['fid'], default=None)

@@ -1,4 +1,4 @@
-"""A score depends on the network that measures and on the real images compared with, so both carry their names
+"""A score depends on the network that measures and on the real images it compares with, so both are named
 
 Docs: https://sagan-gan.github.io/sagan/library/references.html.md"""
 
@@ -6,7 +6,8 @@ Docs: https://sagan-gan.github.io/sagan/library/references.html.md"""
 
 # %% auto #0
 __all__ = ['MAX_FEATURES', 'as_images', 'Evaluator', 'Classifier', 'train_evaluator', 'inception', 'check_features',
-           'feature_statistics', 'kept_indices', 'measure_all', 'Reference', 'reference']
+           'feature_statistics', 'kept_indices', 'measure_all', 'as_gaussian', 'clip_eigenvalues', 'check_classes',
+           'describe_few', 'Reference', 'reference']
 
 # %% ../nbs/library/38_references.ipynb #31a8a6b7
 import hashlib, re, torch, torch.nn as nn, torch.nn.functional as F
@@ -24,14 +25,14 @@ from typing import Any
 from warnings import warn
 from .data import ImageFiles, Images, to_bytes, to_unit
 from .distributed import all_gather, all_reduce, rank, shard, world_size
-from .inputs import check_count
+from .inputs import check_count, check_tensor
 from .storage import atomic_write
 
 # %% ../nbs/library/38_references.ipynb #93e61962
 def as_images(
     x:Tensor, # Images, (B, 3, S, S), uint8 or float in [-1, 1]
-) -> Tensor: # The same as float in [-1, 1], (B, 3, S, S)
-    "Images as networks take them; raises `ValueError` for anything else"
+) -> Tensor: # The same images as float in [-1, 1], (B, 3, S, S)
+    "Convert images to the form that networks take; raises `ValueError` for anything else"
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3]:
         got = tuple(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}, not a tensor"
         raise ValueError(f"images must have shape (B, 3, S, S), got {got}")
@@ -46,11 +47,11 @@ def as_images(
 # %% ../nbs/library/38_references.ipynb #e91681f5
 @dataclass
 class Evaluator:
-    "A network that measures, and the name that goes with every number it gives"
+    "A network that measures, with the name that accompanies all of its numbers"
     # Put into eval mode: images (B, 3, S, S) in [-1, 1] -> features (B, D), or (features, logits (B, K))
     net:nn.Module
-    name:str             # What it is and what it was trained on
-    # Share of held-out real images that it classifies rightly; None if it does not know the data's classes
+    name:str             # The kind of network and its training data
+    # Share of held-out real images that it classifies correctly; None if it does not know the data's classes
     held_out:float|None = None
 
     def __post_init__(self): self.net.eval()
@@ -63,7 +64,7 @@ class Evaluator:
     def measure(self,
         x:Tensor, # Images, (B, 3, S, S), uint8 or float in [-1, 1]
     ) -> tuple: # (features (B, D), class probabilities (B, K) or None), on the CPU
-        "Features and class probabilities of one batch; raises `ValueError` for anything else than images"
+        "Features and class probabilities of one batch; raises `ValueError` for anything but images"
         device = next((p.device for p in self.net.parameters()), 'cpu')
         out = self.net(as_images(x).to(device))
         f, logits = out if isinstance(out, tuple) else (out, None)
@@ -78,13 +79,13 @@ def _half(c_in, c_out):
 class Classifier(nn.Module):
     "A small convolutional network: 64 pooled features of images averaged down to 32x32, and class logits"
     def __init__(self,
-        n_classes:int, # Classes to tell apart, 0 for features alone
+        n_classes:int, # Number of classes, 0 for features alone
     ):
         super().__init__()
         self.body = nn.Sequential(_half(3, 16), _half(16, 32), _half(32, 64))
         self.head = nn.Linear(64, n_classes) if n_classes else None
     def forward(self, x):
-        "Images `x` (B, 3, S, S) in [-1, 1] to features (B, 64), with classes also to logits (B, n_classes)"
+        "Map images `x` (B, 3, S, S) in [-1, 1] to features (B, 64) and, with classes, logits (B, n_classes)"
         f = self.body(F.adaptive_avg_pool2d(x, 32)).mean((2, 3))              # (B, 64)
         return f if self.head is None else (f, self.head(f))                  # (B, 64), (B, n_classes)
 
@@ -103,7 +104,7 @@ def _fit(net, train, steps):
 
 # %% ../nbs/library/38_references.ipynb #bc4f0c0d
 def _digest(tensors):
-    "Eight characters that differ for other numbers"
+    "Eight characters that identify the numbers"
     h = hashlib.sha256()
     for t in tensors: h.update(t.cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:8]
@@ -112,11 +113,11 @@ def _digest(tensors):
 def train_evaluator(
     images:Images, # Real images; a fifth is held out
     steps:int=500, # Training steps of 64 images
-    seed:int=0, # Of weights, split and batches
-) -> Evaluator: # In eval mode, on the CPU
+    seed:int=0, # Seed of weights, split and batches
+) -> Evaluator: # The classifier in eval mode, on the CPU
     """Train the small classifier on real images
 
-    With fewer than two classes it stays untrained; its random features serve the distances only.
+    With fewer than two classes it stays untrained, and its random features serve only the distances.
     Raises `ValueError` for fewer than 4 images, which cannot be scored."""
     check_count('steps', steps)
     if len(images) < 4:
@@ -157,12 +158,12 @@ def _fetch(path):
 
 # %% ../nbs/library/38_references.ipynb #57a5c095
 def inception(
-    weights:str|Path|None=None, # File of weights in torch-fidelity's layout, None to fetch them at first use
-    device:str='cpu', # Where to measure
+    weights:str|Path|None=None, # File of weights in torch-fidelity's layout, None to download at first use
+    device:str='cpu', # Device to measure on
 ) -> Evaluator: # Inception-v3 in eval mode
-    """The field's evaluator, Inception-v3; raises `OSError` if the weights cannot be fetched
+    """Load the field's evaluator, Inception-v3; raises `OSError` if the weights cannot be downloaded
 
-    Raises `FileNotFoundError` if there is no such file, `ValueError` for a file that is something else."""
+    Raises `FileNotFoundError` if the file does not exist, `ValueError` if it holds anything else."""
     path = Path(weights or Path(get_dir())/'checkpoints'/Path(URL_INCEPTION_V3).name)
     if weights is None and not path.exists(): _fetch(path)
     if not path.is_file():
@@ -180,8 +181,8 @@ def inception(
 # %% ../nbs/library/38_references.ipynb #2d8433d8
 def check_features(
     f:Tensor, # Features, (n, D)
-) -> Tensor: # The same as float64 on the CPU, (n, D)
-    "Features to compute with; raises `ValueError` for another shape, NaN or infinity"
+) -> Tensor: # The same features as float64 on the CPU, (n, D)
+    "Check features and convert them; raises `ValueError` for a wrong shape, NaN or infinity"
     if not isinstance(f, Tensor) or f.ndim != 2:
         got = tuple(f.shape) if isinstance(f, Tensor) else f"a {type(f).__name__}, not a tensor"
         raise ValueError(f"features must have shape (n, D) with n >= 2, got {got}")
@@ -204,13 +205,13 @@ def feature_statistics(
             raise ValueError(f"features of a batch have {b.shape[1]} numbers, those before it {len(mu)}")
         n, old = n + len(b), mu
         mu = old + (b - old).sum(0)/n                                         # (D,)
-        S = S + (b - old).T @ (b - mu)                      # (D, D), squares around the mean so far
+        S = S + (b - old).T @ (b - mu)                      # (D, D), squares around the current mean
     if n < 2: raise ValueError(f"features must have shape (n, D) with n >= 2, got {n} of them")
     return mu, S/(n - 1)
 
 # %% ../nbs/library/38_references.ipynb #67dc13f0
 def _pooled(n, mu, sigma):
-    "Mean and covariance of the images of all processes, from those of the n of this one"
+    "Mean and covariance over the images of all processes, from those of this process's n images"
     total = all_reduce(torch.tensor(n))                                       # ()
     mean = all_reduce(n*mu)/total                                             # (D,)
     squares = (n - 1)*sigma + n*torch.outer(mu - mean, mu - mean)             # (D, D)
@@ -221,9 +222,9 @@ MAX_FEATURES = 10_000  # images whose features are kept for KID, precision, reca
 
 def kept_indices(
     n:int, # Number of images
-    seed:int=0, # Of the draw
+    seed:int=0, # Seed of the draw
 ) -> Tensor: # Indices of the images whose features are kept, sorted, (m,) int64
-    "Which of n images have their features kept: all, or `MAX_FEATURES` drawn at random"
+    "Choose the images whose features are kept: all n, or `MAX_FEATURES` at random"
     check_count('n', n, 0)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))  # (n,)
     return order[:MAX_FEATURES].sort().values
@@ -239,11 +240,11 @@ def _check_count(n, D):
 def measure_all(
     evaluator:Evaluator, # The network that measures
     batches:Iterable, # This process's shard of the images, in batches (B, 3, S, S)
-    n:int, # Number of images of all processes
-    probabilities:bool=True, # Collect class probabilities, too?
-    seed:int=0, # Of the choice of features to keep
+    n:int, # Number of images over all processes
+    probabilities:bool=True, # Also collect class probabilities?
+    seed:int=0, # Seed for the choice of features to keep
 ) -> tuple: # (mean (D,), covariance (D, D), features (m, D), indices (m,), probabilities (n, K) or None)
-    "Statistics of all processes' images in one pass; raises `ValueError` if their number is not n"
+    "Measure the images of all processes in one pass; raises `ValueError` if their number is not n"
     chosen, part = kept_indices(n, seed), shard(n)                            # (m,)
     kept, p, done = [], [], part.start
     def features():
@@ -263,21 +264,75 @@ def measure_all(
     mu, sigma = _pooled(part.stop - part.start, *statistics)
     return mu, sigma, f, chosen, all_gather(torch.cat(p), n) if p else None
 
+# %% ../nbs/library/38_references.ipynb #fc6e87b6
+def as_gaussian(
+    name:int, # 1 or 2, for messages
+    mu:Tensor, # Mean, (D,)
+    sigma:Tensor, # Covariance, (D, D)
+) -> tuple: # The same in float64
+    "Mean and covariance in float64; raises `ValueError` for what cannot be such"
+    check_tensor(f'mu{name}', mu, ('D',))
+    check_tensor(f'sigma{name}', sigma, (len(mu), len(mu)))
+    check_count(f'the number of features in mu{name}', len(mu))
+    mu, sigma = mu.double(), sigma.double()
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise ValueError(f"mu{name} or sigma{name} has NaN or infinite numbers; "
+                         "the features that they come from are broken")
+    if (sigma - sigma.T).abs().max() > 1e-4*sigma.abs().max():
+        raise ValueError(f"sigma{name} is not symmetric, so it is no covariance")
+    return mu, sigma
+
+def clip_eigenvalues(
+    name:str, # Of the matrix, for messages
+    eigenvalues:Tensor, # (D,)
+) -> Tensor: # (D,), all >= 0
+    "Eigenvalues, with those that rounding brought below 0 at 0; raises `ValueError` for a larger one"
+    if eigenvalues.min() < -1e-3*eigenvalues.abs().max():
+        raise ValueError(f"{name} is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
+    return eigenvalues.clamp(min=0)
+
+# %% ../nbs/library/38_references.ipynb #3342ba69
+def check_classes(
+    name:str, # Of the argument, for messages
+    y:Tensor, # Classes, (n,) int64
+    n:int, # Images that they are of
+) -> None:
+    "Raise `ValueError` unless y are the classes of n images"
+    fits = isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point()
+    if not fits or y.dtype == torch.bool or n and y.min() < 0:
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        low = f", the lowest {y.min()}" if fits and n else ''
+        raise ValueError(f"{name} must be int64 of shape ({n},), a class from 0 on for each image; "
+                         f"got {got}{low}")
+
+def describe_few(
+    y:Tensor, # Classes of generated images, (n,) int64
+    real_y:Tensor, # Classes of real images, (m,) int64
+    least:int, # Images that a class needs of each
+) -> str: # Such as 'class 1 has 2 generated and 0 real images', '' if no class has too few
+    "Name a class with fewer than `least` generated or real images, and their numbers"
+    K = 1 + max(int(y.max()), int(real_y.max()))
+    counts = zip(y.bincount(minlength=K).tolist(), real_y.bincount(minlength=K).tolist())
+    few = [f"class {c} has {n} generated and {m} real images" for c, (n, m) in enumerate(counts)
+           if n + m and min(n, m) < least]
+    more = f" (and {len(few) - 1} more classes have too few)" if few[1:] else ''
+    return few[0] + more if few else ''
+
 # %% ../nbs/library/38_references.ipynb #3633830b
 @dataclass
 class Reference:
-    "What an evaluator sees in real images, and what they are"
+    "An evaluator's statistics of real images, and the images' origin"
     mu:Tensor           # Mean features, (D,) float64
     sigma:Tensor        # Their covariance, (D, D) float64
-    features:Tensor     # Of at most 10,000 images drawn at random, (m, D) float32
-    labels:Tensor       # Of those images, (m,) int64
+    features:Tensor     # Features of at most 10,000 images drawn at random, (m, D) float32
+    labels:Tensor       # Labels of those images, (m,) int64
     data:str            # Name of the data set, for people
-    split:str           # Which part of it
+    split:str           # Part of the data set
     count:int           # Number of images
-    size:int            # Pixels of a side
-    interpolation:str   # How they were brought to that size
-    evaluator:str       # Who measured
-    digest:str = ''     # Of the images: what tells them from others, wherever they are; '' if unknown
+    size:int            # Image size in pixels
+    interpolation:str   # How the images were resized
+    evaluator:str       # Name of the evaluator
+    digest:str = ''     # Digest that identifies the images, wherever they are; '' if unknown
 
     def __str__(self):
         how = f'{self.split}, {self.size} px, interpolation: {self.interpolation}'
@@ -285,7 +340,7 @@ class Reference:
 
 # %% ../nbs/library/38_references.ipynb #e233a2f6
 def _of_these(features, images, evaluator):
-    "Are kept features (m, D) those of these images? Measures eight of them again"
+    "Do the kept features (m, D) belong to these images? Measures eight of them again"
     chosen = kept_indices(len(images))                                        # (m,)
     if len(features) != len(chosen): return False
     rows = torch.linspace(0, len(chosen) - 1, 8).long()                       # (8,)
@@ -294,7 +349,7 @@ def _of_these(features, images, evaluator):
     return found.shape == kept.shape and bool((found - kept).norm() < .01*kept.norm())
 
 def _check_facts(file, header, facts):
-    "Raise `ValueError` for the first fact that a header says otherwise; names of data do not count"
+    "Raise `ValueError` for the first fact that differs in the header; names of data do not count"
     def plain(fact): return re.sub(' of .* at seed ', ' at seed ', str(fact))
     for k, v in facts.items():
         if k == 'data' or plain(header.get(k)) == plain(v): continue
@@ -303,7 +358,7 @@ def _check_facts(file, header, facts):
                          f"here it is {str(v)!r}; name another file, or remove it, and it is computed again")
 
 def _load_reference(file, facts, images, evaluator):
-    "A `Reference` from a file whose header must say the same facts"
+    "A `Reference` from a file whose header must state the same facts"
     if not file.is_file(): raise ValueError(f"{file} is no file of reference statistics; name another one")
     try:
         with safe_open(file, 'pt') as f:
@@ -329,13 +384,13 @@ def _save_reference(file, r, facts):
 def reference(
     images:Images|ImageFiles, # Real images, in memory or in a folder
     evaluator:Evaluator, # The network that measures
-    split:str='all', # Which part of the data set they are
-    file:str|Path|None=None, # File to keep the statistics in: read and checked if it is there, written if not
+    split:str='all', # Name of this part of the data set
+    file:str|Path|None=None, # File for the statistics: read and checked if it exists, otherwise written
     batch:int=100, # Images at a time
 ) -> Reference: # The statistics
-    """Statistics of real images, from the file if there is one
+    """Statistics of real images, read from the file if it exists
 
-    Raises `ValueError` if it does not fit, warns if it cannot be written."""
+    Raises `ValueError` if the file does not fit, warns if it cannot be written."""
     n = len(images)
     facts:dict[str, Any] = dict(
         data=images.name, split=split, count=n, size=images.size, interpolation=images.interpolation,

@@ -1,4 +1,4 @@
-"""What a finished run shows of itself: samples, attention, curves, one page of all
+"""What a finished run shows: samples, attention, curves, and a page of all of them
 
 Docs: https://sagan-gan.github.io/sagan/library/reports.html.md"""
 
@@ -30,7 +30,7 @@ from .config import Config, for_size, presets
 from .curves import training_figure
 from .data import Images, to_unit
 from .evaluation import nearest_images, real_distances
-from .explorer import class_view, image_view
+from .explorer import class_view, explore, image_view
 from .inputs import check_count
 from .names import listed, quiet_missing_glyphs, say
 from .networks import generate, generate_batches, Generator
@@ -46,8 +46,8 @@ from .widget import AttentionExplorer
 # %% ../nbs/library/36_reports.ipynb #75162354
 def seeded_latents(
     n:int, # Number of latents
-    z_dim:int, # Numbers in each
-    seed:int=0, # Any integer that a `torch.Generator` takes
+    z_dim:int, # Numbers per latent
+    seed:int=0, # Any integer that `torch.Generator` accepts
 ) -> Tensor: # (n, z_dim), standard normal; the first ones do not depend on n
     "The latents of a seed, drawn one after the other"
     rng = torch.Generator().manual_seed(seed)
@@ -58,7 +58,7 @@ def save_figure(
     fig:Figure, # Any figure; closed afterwards
     path:str|Path, # PNG file to write
 ) -> None:
-    "Write a figure in one piece, and close it; raises `OSError` if it cannot be written"
+    "Write a figure, whole or not at all, and close it; raises `OSError` if it cannot be written"
     with atomic_write(path) as f, quiet_missing_glyphs(): fig.savefig(f, format='png', dpi=130)
     plt.close(fig)
 
@@ -75,10 +75,10 @@ def sample_rows(
 
 # %% ../nbs/library/36_reports.ipynb #5214db13
 def map_of_size(
-    maps:Sequence[AttentionMap], # The maps of a network, from `attention_maps`
+    maps:Sequence[AttentionMap], # A network's maps, from `attention_maps`
     layer:int|None=None, # Size of the feature map, None for the last
 ) -> AttentionMap: # The map of this layer
-    "The attention map of a layer; raises `ValueError` if there is none of this size"
+    "The attention map of a layer; raises `ValueError` if no map has this size"
     sizes = [m.queries[0] for m in maps]
     if layer is None: return maps[-1]
     if layer in sizes: return maps[sizes.index(layer)]
@@ -89,12 +89,12 @@ def map_of_size(
 def draw_attention(
     run:Run, # A run with a generator
     label:int|None=None, # Class of all images, None for one of each of the first classes
-    seed:int=0, # Of the latents
-    n:int=4, # Images
+    seed:int=0, # Seed of the latents
+    n:int=4, # Number of images
     layer:int|None=None, # Size of the feature map, None for the last with attention
     points:list|None=None, # Query points (row, column) in pixels, None to pick them for each image
 ) -> Figure: # One row per image
-    """The attention figure of images that a run draws (figure 1)
+    """Draw the attention figure of a run's images (figure 1)
 
     Raises `ValueError` for a layer without attention, or a point outside the image."""
     G, cfg = run.model.ema, run.cfg
@@ -104,16 +104,16 @@ def draw_attention(
     z = seeded_latents(n, cfg.z_dim, seed)                                     # (n, z_dim)
     device = next(G.parameters()).device
     x, maps = attention_maps(G, *[t.to(device) for t in (z, y) if t is not None])  # x: (n, 3, S, S)
-    # an IndexError is about a point outside the image
+    # an IndexError means a point outside the image
     try: return attention_figure(x, map_of_size(maps, layer), points)
     except IndexError as e: raise ValueError(str(e))
 
 # %% ../nbs/library/36_reports.ipynb #475b3bbd
 def image_rows(
     images:Images, # Real images
-    numbers:Tensor, # Which of them, (n, k) int64, from `nearest_images`
+    numbers:Tensor, # Indices of the images to read, (n, k) int64, from `nearest_images`
 ) -> Tensor: # (n, k, 3, S, S) in [-1, 1]
-    "Real images by their numbers, read one by one"
+    "Read real images by their indices, one by one"
     x = [b for i in numbers.flatten().tolist() for b in images[i:i+1].batches()]   # (1, 3, S, S) each
     return to_unit(torch.cat(x)).unflatten(0, numbers.shape)
 
@@ -121,12 +121,12 @@ def image_rows(
 def draw_nearest(
     G:Generator, # Generator, on any device
     images:Images, # Real images
-    evaluator:Evaluator, # Who measured
+    evaluator:Evaluator, # The evaluator that measured
     real:Reference, # Statistics of the real images by the same evaluator
-    n:int, # Images that were measured
-    seed:int=0, # Of their classes and latents
-) -> Figure: # Eight columns: an image, and below it the real images nearest to it
-    "The first 8 of the images that `measure_generator` measures, with their nearest real ones"
+    n:int, # Number of images measured
+    seed:int=0, # Seed of their classes and latents
+) -> Figure: # Eight columns: an image above the real images nearest to it
+    "Draw the first 8 images that `measure_generator` measures, with the nearest real images"
     y = images.y[torch.randint(len(images), (n,), generator=torch.Generator().manual_seed(seed))]  # (n,)
     batches = generate_batches(G, y if images.classes else None, n, seed, part=slice(0, 8))
     x = torch.cat(list(batches))                                              # (8, 3, S, S)
@@ -135,10 +135,10 @@ def draw_nearest(
 
 # %% ../nbs/library/36_reports.ipynb #9cac28f8
 class UnstoredScores(OSError):
-    "Scores that were measured, and a file with them or with their picture that could not be written"
+    "Measured scores whose file or picture could not be written"
     def __init__(self,
-        message:str, # What could not be written
-        scores:dict, # What was measured
+        message:str, # Names the file that could not be written
+        scores:dict, # The scores
     ):
         super().__init__(message)
         self.scores = scores
@@ -157,8 +157,8 @@ _WORDS = dict(
 # %% ../nbs/library/36_reports.ipynb #3491dd7d
 def format_scores(
     scores:dict, # From `evaluate_run`
-) -> str: # One line for each that there is
-    "Scores in words, as a terminal shows them"
+) -> str: # One line per score
+    "Format scores for a terminal"
     shown = {k: scores[k] for k in _WORDS if scores.get(k) is not None}
     if shown.get('compared') == shown.get('samples'): shown.pop('compared', None)
     return '\n'.join(f'{_WORDS[k][0]:18}{format(v, _WORDS[k][1])}' for k, v in shown.items())
@@ -167,9 +167,9 @@ def format_scores(
 @contextmanager
 def suggest_out(
     path:str|Path, # File that is written within this context
-    scores:dict|None=None, # What would be lost with it
+    scores:dict|None=None, # Scores that would be lost with the file
 ) -> Iterator[None]:
-    "Turn a failed write into an `OSError` that says where else to write; with scores, `UnstoredScores`"
+    "Turn a failed write into an `OSError` that suggests another place; with scores, `UnstoredScores`"
     try: yield
     except OSError as e:
         what = f'{path} cannot be written ({e.strerror})' if e.strerror else e
@@ -179,21 +179,27 @@ def suggest_out(
 # %% ../nbs/library/36_reports.ipynb #107cda34
 def explorer_page(
     run:Run, # The run
-    # Images (n, 3, S, S) in [-1, 1] and labels (n,) or None, at which D looks; None for G's own
+    # Images (n, 3, S, S) in [-1, 1] and labels (n,) or None for D to look at; None for G's own images
     images:tuple[Tensor, Tensor|None]|None=None,
-    max_bytes:int=8_000_000, # As many images as fit into this, but at least one
-) -> AttentionExplorer: # Write its page with `save`
-    """The explorer of a run: two seeds of each of the first ten classes, or given images
+    max_bytes:int=8_000_000, # Limit for the images, of which at least one is shown
+) -> AttentionExplorer: # The explorer; write its page with `save`
+    """The explorer of a run, whose page draws by itself, or of given images
+
+    If the model is too large for that: two seeds of each of the first ten classes.
 
     Raises `ValueError` for a run without attention, or images that do not fit."""
     if images:
         x, y = images
         n = max(1, max_bytes//len(image_view(run.model, x[:1], y if y is None else y[:1])[1]))
         return AttentionExplorer(*image_view(run.model, x[:n], y if y is None else y[:n], run.classes))
+    drawing = explore(run)
+    if not drawing.header: raise ValueError(drawing.message)
+    if drawing.weights: return drawing
     labels = list(range(min(len(run.classes), 10))) if run.classes else None
     n = max(1, max_bytes//len(class_view(run.model, run.classes, labels and labels[:1], [0])[1]))
     seeds = [0, 1][:max(1, n//len(labels or [0]))]
-    return AttentionExplorer(*class_view(run.model, run.classes, labels and labels[:n], seeds))
+    stored = class_view(run.model, run.classes, labels and labels[:n], seeds)
+    return AttentionExplorer(*stored, network=drawing.network)
 
 # %% ../nbs/library/36_reports.ipynb #dca93a2b
 _SERVER = """import atexit, os, runpy, shutil, signal, sys, tempfile, threading, time
@@ -212,7 +218,7 @@ runpy.run_module(module, run_name='__main__', alter_sys=True)"""
 # %% ../nbs/library/36_reports.ipynb #a2024acd
 @contextmanager
 def _exit_on_signals():
-    "Within this context SIGTERM and SIGHUP raise `SystemExit`, if nobody else handles them"
+    "Within this context, SIGTERM and SIGHUP raise `SystemExit`, unless they have other handlers"
     def leave(number, _): raise SystemExit(128 + number)
     here = [getattr(signal, name) for name in ('SIGTERM', 'SIGHUP') if hasattr(signal, name)]
     if current_thread() is not main_thread(): here = []
@@ -228,7 +234,7 @@ _VOILA = ('--Voila.tornado_settings=disable_check_xsrf=1', '--Voila.log_level=ER
           '--KernelManager.shutdown_wait_time=1')
 
 def _serve(module, file, port, browser):
-    "Show a notebook with a program until it ends; returns its status"
+    "Show a notebook with a program until the program ends; returns its status"
     command = [sys.executable, '-c', _SERVER, module, str(file), f'--port={port}']
     command += _VOILA*(module == 'voila') + ('--no-browser',)*(not browser)
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as server:
@@ -241,11 +247,11 @@ def _serve(module, file, port, browser):
 
 # %% ../nbs/library/36_reports.ipynb #12e54712
 def _find_port(port):
-    "The port, or if it is None a free one; raises `ValueError` if it cannot be used"
+    "The given port, or a free one for None; raises `ValueError` if it cannot be used"
     if port is not None: check_count('port', port, 1)
     for wanted in [port] if port else [8866, 0]:
         with socket.socket() as s:
-            # also right after another server has used it; Windows would take that for sharing
+            # allows reuse right after another server; on Windows this option would share the port
             if os.name == 'posix': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try: s.bind(('127.0.0.1', wanted))
             except (OSError, OverflowError): continue
@@ -265,16 +271,16 @@ _INTRODUCTION = (
 
 def open_notebook(
     folder:str|Path, # A run folder
-    device:str='cpu', # Where the model should be
-    images:str|Path|None=None, # Folder of one's own images, at which D looks; None for G's own
-    tell:Callable=say, # Is given the address, in a line of text
-    port:int|None=None, # Port of the server on this machine, 1 to 65535; None for a free one
+    device:str='cpu', # Device for the model
+    images:str|Path|None=None, # Folder of your own images for D to look at; None for G's images
+    tell:Callable=say, # Called with a line of text that holds the address
+    port:int|None=None, # Port of the server on this machine, 1 to 65535; None for a free port
     browser:bool=True, # Open a browser?
 ) -> None:
-    """Open the explorer of a run folder in a notebook, until it is closed or Ctrl-C is pressed
+    """Open the explorer of a run folder in a notebook until it is closed or Ctrl-C is pressed
 
-    Raises `ValueError` if there is no program here that opens one, or for a port that cannot be used,
-    `OSError` if the program ends with an error."""
+    Raises `ValueError` if no program for notebooks is installed, or for an unusable port; `OSError` if the
+    program ends with an error."""
     module = next((m for m in ('voila', 'jupyterlab') if find_spec(m)), None)
     if not module:
         raise ValueError("neither voila nor jupyterlab is installed here; install one of them (pip install "
@@ -303,7 +309,7 @@ __getattr__ = deprecated_names(__name__)  # names of earlier versions
 def format_seconds(
     seconds:float, # Any number, not negative
 ) -> str: # Such as '45 s', '1 min 23 s' or '2 h 5 min'
-    "A duration as a person says it"
+    "A duration in hours, minutes and seconds"
     minutes, s = divmod(round(seconds), 60)
     h, m = divmod(minutes, 60)
     if h: return f'{h} h {m} min'
@@ -312,16 +318,16 @@ def format_seconds(
 # %% ../nbs/library/36_reports.ipynb #0c12f698
 def run_seconds(
     run:Run, # Any run
-) -> float|None: # None if its log does not say
-    "How long a run has trained"
+) -> float|None: # None if its log does not record the time
+    "Seconds that a run has trained"
     return max((r['seconds'] for r in run.records if r.get('seconds') is not None), default=None)
 
 # %% ../nbs/library/36_reports.ipynb #524b0aca
 def summarize_run(
     run:Run, # A run
-    images:Images, # What it was trained on
+    images:Images, # The images that it was trained on
 ) -> str: # One or two sentences
-    "A run in words"
+    "Summarize a run in words"
     classes, size, seconds = len(images.classes), run.cfg.size, run_seconds(run)
     text = (f'A SAGAN trained for {run.step:,} steps of {run.cfg.batch} images on {len(images):,} images of '
             f'{images.name}' + (f' in {classes:,} classes' if classes else '') + f', at {size}x{size} pixels')
@@ -332,8 +338,8 @@ def summarize_run(
 # %% ../nbs/library/36_reports.ipynb #60fad45a
 def run_notes(
     run:Run, # A run
-) -> list[str]: # A sentence for each
-    "What a reader of a run should know: its warnings, where it began, and what was changed"
+) -> list[str]: # A sentence per note
+    "Notes on a run: its warnings, the weights it started from, and changed learning rates"
     said:dict[str, list[int]] = {}
     for r in run.records:
         for w in r.get('warnings', []): said.setdefault(w, []).append(r['step'])
@@ -350,8 +356,8 @@ def run_notes(
 # %% ../nbs/library/36_reports.ipynb #14272cf7
 def run_tiles(
     run:Run, # A run
-    images:Images, # What it was trained on
-) -> list[tuple]: # (name, figure, note) of each
+    images:Images, # The images that it was trained on
+) -> list[tuple]: # (name, figure, note) of each tile
     "The headline figures of a run"
     last, best, n = run.records[-1] if run.records else {}, best_record(run.records), len(images)
     seen, seconds, speed = run.step*run.cfg.batch, run_seconds(run), last.get('images_per_s')
@@ -373,9 +379,9 @@ def run_tiles(
 # %% ../nbs/library/36_reports.ipynb #429b61c1
 def run_frames(
     run:Run, # A run
-    most:int=24, # Grids to take, evenly spaced
+    most:int=24, # Largest number of grids, evenly spaced
 ) -> list[tuple]: # (step, picture) in the order of steps
-    "The grids of samples that a training has left"
+    "The sample grids of a training"
     frames = []
     for f in evenly(step_files(run.folder/'samples', '.png'), most):
         try:
@@ -396,7 +402,7 @@ _READ = dict(
 
 # %% ../nbs/library/36_reports.ipynb #f588d3e7
 def _curves(run, panels):
-    "Blocks of the curves of a run that its log has"
+    "Blocks of those curves that a run's log has"
     def known(panel): return any(k.startswith(panel) for r in run.records for k in r)
     prefix = dict(losses='d_loss', scores='d_real', gamma='gamma ', sigma='sigma ')
     def drawn(panel): return figure_html(training_figure(run.records, panel), f'Curves: {panel}', cursor=True)
@@ -404,7 +410,7 @@ def _curves(run, panels):
 
 # %% ../nbs/library/36_reports.ipynb #1bf18dbb
 def _training_block(run, images):
-    "Player and curves"
+    "The player and the curves"
     fids = {r['step']: f', FID {r["fid"]:.2f}' for r in run.records if r.get('fid') is not None}
     def caption(step): return (f'Step {step:,}, {step*run.cfg.batch/len(images):.3g} passes over the data'
                                + fids.get(step, ''))
@@ -421,13 +427,13 @@ def _training_block(run, images):
 # %% ../nbs/library/36_reports.ipynb #5dc2e20e
 def has_maps(
     run:Run, # A run
-) -> bool: # Table 1's residual control has none, either
-    "Has a run attention maps to look at?"
+) -> bool: # Also False for table 1's residual control
+    "Does a run have attention maps to look at?"
     return bool(run.cfg.g_attention or run.cfg.d_attention) and run.cfg.form != 'residual'
 
 # %% ../nbs/library/36_reports.ipynb #31d1a36f
 def _attention_block(run, folder):
-    "The attention figure, which is also left in the folder unless it is None, and the explorer"
+    "The attention figure, which is also written to the folder if there is one, and the explorer"
     if not has_maps(run): return ''
     figure = ''
     if run.cfg.g_attention:
@@ -443,11 +449,11 @@ def _attention_block(run, folder):
 @torch.no_grad()
 def nearest_pixels(
     x:Tensor, # Generated images, (n, 3, S, S) in [-1, 1]
-    images:Images, # Real ones
-    k:int=3, # How many for each
-    most:int=10_000, # Real images to search, evenly spaced
-) -> Tensor: # The nearest ones, (n, k, 3, S, S) in [-1, 1], nearest first
-    "The real images nearest in pixels of 16x16"
+    images:Images, # Real images
+    k:int=3, # Number of nearest images for each
+    most:int=10_000, # Largest number of real images to search, evenly spaced
+) -> Tensor: # The nearest images, (n, k, 3, S, S) in [-1, 1], nearest first
+    "The nearest real images, by pixels at 16x16"
     def small(x): return F.adaptive_avg_pool2d(x, 16).flatten(1)               # (n, 768)
     numbers = torch.linspace(0, len(images) - 1, min(most, len(images)), dtype=torch.float64).long()
     parts = (small(to_unit(take_images(images.x, i))) for i in numbers.split(500))
@@ -457,7 +463,7 @@ def nearest_pixels(
 
 # %% ../nbs/library/36_reports.ipynb #26850452
 def _evaluation(run):
-    "The scores of the newest `sagan-eval` of a run, and its figure; None for what is not there"
+    "The scores and the figure of a run's newest `sagan-eval`; None for what is missing"
     for file in sorted(run.folder.glob('eval*.json'), key=lambda f: -f.stat().st_mtime):
         try:
             scores = read_json(file)
@@ -497,8 +503,8 @@ _SCORES = dict(
     d_auc=("D's agreement AUC", '.3f', 'real twins preferred by D, 0.5 is chance'))
 
 def score_rows(
-    measured:Sequence[dict], # Scores, from a log or by `sagan-eval`
-) -> list[list[str]]: # [name, text of each, meaning] of each score that one of them has
+    measured:Sequence[dict], # Scores, from a log or from `sagan-eval`
+) -> list[list[str]]: # [name, one text per measurement, meaning] of each score that any of them has
     "Scores as rows of a table"
     def text(scores, key, spec): return '' if scores.get(key) is None else format(scores[key], spec)
     known = {key: s for key, s in _SCORES.items() if any(m.get(key) is not None for m in measured)}
@@ -507,7 +513,7 @@ def score_rows(
 
 # %% ../nbs/library/36_reports.ipynb #87420523
 def _scores_block(run, evaluated):
-    "The scores of a run, and who measured them"
+    "The scores of a run, and which evaluator measured them"
     best = best_record(run.records)
     last = next((r for r in reversed(run.records) if r.get('fid') is not None), None)
     measured = {f'Best, step {best["step"]:,}': best} if best else {}
@@ -529,7 +535,7 @@ def _scores_block(run, evaluated):
 def closest_preset(
     cfg:Config, # Any configuration
 ) -> tuple[str, dict]: # Its name, and {field: the preset's value} of all fields that differ
-    "The preset with the fewest differences; data, number of classes and seed do not count"
+    "The preset with the fewest differences, ignoring data, number of classes and seed"
     def differing(base):
         base = for_size(base, cfg.size)
         return {k: getattr(base, k) for k in names if getattr(base, k) != getattr(cfg, k)}
@@ -541,7 +547,7 @@ def closest_preset(
 def configuration_block(
     cfg:Config, # Any configuration
 ) -> str: # HTML
-    "All settings, folded"
+    "All settings in a folded block"
     name, differing = closest_preset(cfg)
     words, values = docments(Config), {f.name: getattr(cfg, f.name) for f in fields(Config)}
     def row(k): return k, values[k], differing.get(k, ''), words[k] or ''
@@ -553,11 +559,11 @@ def configuration_block(
 # %% ../nbs/library/36_reports.ipynb #e91f7ee1
 def report_page(
     run:Run, # A run with a generator
-    images:Images, # What it was trained on
-    best:Run|None=None, # The same with the weights that measured best, None if they are the last
-    folder:Path|None=None, # Where to leave the attention figure as attention.png, None for nowhere
+    images:Images, # The images that it was trained on
+    best:Run|None=None, # The run with its best measured weights, None if they are the last
+    folder:Path|None=None, # Folder for the attention figure, attention.png; None to write no file
 ) -> str: # A complete page
-    "The report of a run; raises `OSError` for a figure that cannot be written"
+    "Make the report of a run; raises `OSError` for a figure that cannot be written"
     samples, (evaluated, picture) = sample_rows(run), _evaluation(run)
     notes = ''.join(f'<li>{html_text(note)}</li>' for note in run_notes(run))
     def shown(rows, caption): return captioned_html(strips_html(rows), caption)
@@ -573,9 +579,9 @@ def report_page(
 # %% ../nbs/library/36_reports.ipynb #712ed0a9
 def write_report(
     run:Run, # A run with a generator
-    images:Images, # What it was trained on
-    best:Run|None=None, # The same with the weights that measured best, None if they are the last
-    out:str|Path|None=None, # File to write, None for report.html in the run folder, with attention.png
+    images:Images, # The images that it was trained on
+    best:Run|None=None, # The run with its best measured weights, None if they are the last
+    out:str|Path|None=None, # File to write, None for report.html and attention.png in the run folder
 ) -> Path: # The file
     "Write the report of a run; raises `OSError` if it cannot be written"
     page = report_page(run, images, best, None if out else run.folder)

@@ -1,4 +1,4 @@
-"""How every network of an experiment is trained alike, measured, stopped, and gone on with
+"""How the networks of an experiment are trained alike, measured, stopped and resumed
 
 Docs: https://sagan-gan.github.io/sagan/library/runner.html.md"""
 
@@ -33,10 +33,11 @@ from .devices import find_device, training_dtype
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
-from .experiments import curves_figure, load_experiment, measures
-from .experiments import strips_figure, table, table_columns, table_markdown, variants
+from .experiments import load_experiment, variants
 from .names import quiet_missing_glyphs, say
 from .networks import generate
+from .outcomes import (
+    curves_figure, measures, strips_figure, table, table_columns, table_markdown)
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
 from .pages import (
@@ -50,13 +51,13 @@ from .visualization import grid_image
 # %% ../nbs/library/39_runner.ipynb #fe53b6bd
 @dataclass(frozen=True)
 class Plan:
-    "How the variants of an experiment are trained and measured, all alike"
+    "How all variants of an experiment are trained and measured"
     every:int # Steps between measurements
-    samples:int # Images to draw for each
-    evaluator:Evaluator # Who measures
+    samples:int # Images to draw for each measurement
+    evaluator:Evaluator # The evaluator that measures
     real:Reference # Statistics of the real images
     images:Images # Training images
-    device:str # Where to train
+    device:str # Device to train on
 
 # %% ../nbs/library/39_runner.ipynb #7ef4d220
 def _learner(cfg, plan):
@@ -69,7 +70,7 @@ def _learner(cfg, plan):
 
 # %% ../nbs/library/39_runner.ipynb #a8da16d0
 def _train(learn, steps):
-    "Train for some steps; returns the trainer's figures, with the seconds, and whether all is finite"
+    "Train for some steps; returns the trainer's figures with the seconds, and whether all numbers are finite"
     start, trainer, finite = perf_counter(), learn.sagan_trainer, True
     learn.dls.train.steps = steps
     try:
@@ -84,13 +85,13 @@ def _train(learn, steps):
 
 # %% ../nbs/library/39_runner.ipynb #c87db15e
 def _measure(learn, plan, folder, figures, finite):
-    "The record of an interval: figures, and scores unless it has diverged; draws samples into the folder"
+    "The record of an interval: figures, and scores unless diverged; writes samples to the folder"
     n = len(plan.images.classes)
     x = generate(learn.model.ema, torch.arange(8) % n if n else None, 8)      # (8, 3, S, S)
     finite = bool(finite and x.isfinite().all())
     record = figures | dict(diverged=not finite)
     if finite:
-        m = learn.model  # in figure 3 its average is the generator itself
+        m = learn.model  # in figure 3, the average is the generator itself
         record |= measure_generator(m.ema, plan.images, plan.evaluator, plan.real, plan.samples, D=m.D)
         with atomic_write(folder/'samples'/f'step-{figures["step"]:07d}.png') as new:
             grid_image(x).save(new, format='png')
@@ -99,7 +100,7 @@ def _measure(learn, plan, folder, figures, finite):
 
 # %% ../nbs/library/39_runner.ipynb #97f193dd
 def _close(folder, learn, classes, records):
-    "Leave what a finished training leaves, and remove its training state"
+    "Write the files of a finished training, and remove its training state"
     save_weights(folder/'weights.safetensors', learn.model, learn.sagan_trainer.step)
     config = dict(config=asdict(learn.model.cfg), classes=classes)
     write_json(folder/'config.json', config)
@@ -108,11 +109,11 @@ def _close(folder, learn, classes, records):
 
 # %% ../nbs/library/39_runner.ipynb #2f09bb97
 def train_variant(
-    folder:str|Path, # Run folder of this variant and seed; goes on from what is there
-    cfg:Config, # What to train
-    plan:Plan, # How
+    folder:str|Path, # Run folder of this variant and seed; continued if it has begun
+    cfg:Config, # Configuration of the network and its training
+    plan:Plan, # How to train and measure
 ) -> Iterator[dict]: # Records: step, scores, losses, seconds; those already on disk first
-    "Train one network, and yield a record after each interval; raises `ValueError` for damaged files"
+    "Train one network and yield a record after each interval; raises `ValueError` for damaged files"
     folder = Path(folder)
     state, finished = folder/'state.pt', folder/'records.json'
     if finished.exists():
@@ -133,7 +134,7 @@ def train_variant(
 
 # %% ../nbs/library/39_runner.ipynb #98f261b1
 def _start(threads, file, digest):
-    "A worker leaves Ctrl-C to its parent, and ends when its parent does"
+    "Start a worker, which ignores Ctrl-C and ends with its parent"
     global _plan
     torch.set_num_threads(threads)
     data = Path(file).read_bytes()
@@ -153,7 +154,7 @@ _SCORES = {'FID': ('fid', '.2f'), 'IS': ('inception_score', '.2f'), 'kappa': ('k
            "D's AUC": ('d_auc', '.3f')}
 
 def _progress(variant, seed, record):
-    "One record in a line"
+    "One record as a line of text"
     where = f'{variant.label}, seed {seed}'
     if record['diverged']: return f'{where}: diverged after step {record["step"]}'
     scores = '  '.join(f'{name} {record[key]:{spec}}' for name, (key, spec) in _SCORES.items()
@@ -185,7 +186,7 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
 
 # %% ../nbs/library/39_runner.ipynb #23c291fd
 def _train_all(folder, todo, seeds, plan, jobs, tell):
-    "Every variant with every seed, one after the other or `jobs` at a time"
+    "Train every variant with every seed, one after the other or `jobs` at a time"
     pairs = [(v, seed) for seed in seeds for v in todo]
     if jobs > 1: return _train_at_once(folder, pairs, plan, jobs, tell)
     for v, seed in pairs:
@@ -194,7 +195,7 @@ def _train_all(folder, todo, seeds, plan, jobs, tell):
 
 # %% ../nbs/library/39_runner.ipynb #1966b6f1
 def _check_settings(folder, experiment, todo, images, base, device, **counts):
-    "Raise `ValueError` for what cannot be trained or measured, `TooLarge` for what does not fit into memory"
+    "Raise `ValueError` for impossible settings, `TooLarge` for networks that do not fit into memory"
     for name, n in counts.items():
         check_count(name, n, 10 if name == 'samples' else 1)
         most = 1000 if name in ('seeds', 'jobs') else 2**40
@@ -213,7 +214,7 @@ def _check_settings(folder, experiment, todo, images, base, device, **counts):
 
 # %% ../nbs/library/39_runner.ipynb #5993752d
 def _difference(there, here):
-    "The first setting in which two experiments differ, None if they agree; more seeds do not count"
+    "The first setting in which two experiments differ, ignoring the number of seeds; None if they agree"
     def flat(settings):
         base = asdict(Config().change(**settings['base']))  # older files lack newer fields
         names = 'experiment', 'every', 'samples'
@@ -237,7 +238,7 @@ def _refuse_other(folder, difference):
 
 # %% ../nbs/library/39_runner.ipynb #33786667
 def _check_folder(folder, settings):
-    "The settings in a folder, None if it is new; raises `ValueError` if it holds something else"
+    "The settings in a folder, None if it is new; raises `ValueError` if it holds anything else"
     check_folder(folder)
     if not folder.is_dir(): return None
     if not (folder/'experiment.json').exists():
@@ -254,7 +255,7 @@ _PAPER = (" The paper's numbers are its own (ImageNet at 128 px, Inception-v3, 5
           "best of 1M iterations), not measured here.")
 
 def _describe(experiment, base, plan, rows, results, how):
-    "What a reader of the table must know, in a paragraph"
+    "The origin of the table, in a paragraph"
     seeds = rows[0]['seeds']
     over = f'mean ± standard deviation over {seeds} seeds' if seeds > 1 else 'one seed'
     text = (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} images, '
@@ -268,7 +269,7 @@ def _describe(experiment, base, plan, rows, results, how):
 
 # %% ../nbs/library/39_runner.ipynb #178cdaff
 def _write_table(folder, rows, description):
-    "table.csv and table.md"
+    "Write table.csv and table.md"
     with atomic_write(folder/'table.csv') as new:
         with open(new, 'w', newline='', encoding='utf-8') as f:
             w = csv.DictWriter(f, rows[0])
@@ -279,7 +280,7 @@ def _write_table(folder, rows, description):
 
 # %% ../nbs/library/39_runner.ipynb #1716b954
 def _sample_frames(folder, results, seed):
-    "Samples of all variants at the steps at which each of them has some, for `player_html`"
+    "Samples of all variants at the steps that they have in common, for `player_html`"
     def found(variant):
         files = step_files(folder/variant.name/f'seed{seed}'/'samples', '.png')
         return {file_step(f): f for f in files if f.is_file()}
@@ -305,7 +306,7 @@ def _tiles(plan, rows, results):
 
 # %% ../nbs/library/39_runner.ipynb #60dc20f1
 def _write_report(folder, experiment, base, plan, results, how):
-    "table.md, table.csv, curves.png, samples.png, report.html"
+    "Write table.md, table.csv, curves.png, samples.png and report.html"
     rows = table(results)
     description = _describe(experiment, base, plan, rows, results, how)
     _write_table(folder, rows, description)
@@ -329,7 +330,7 @@ def _write_report(folder, experiment, base, plan, results, how):
 
 # %% ../nbs/library/39_runner.ipynb #c206a111
 def _resolve(images, base, every, samples, evaluator, device):
-    "The base at the size of the images, the interval, and the number of samples"
+    "The base configuration at the size of the images, the interval, and the number of samples"
     for name, value, kind in (('images', images, Images), ('base', base, Config),
                               ('evaluator', evaluator, Evaluator|None)):
         if not isinstance(value, kind): raise ValueError(f"{name} must be of type {kind}, got {value!r:.60}")
@@ -343,9 +344,9 @@ def _resolve(images, base, every, samples, evaluator, device):
 
 # %% ../nbs/library/39_runner.ipynb #07b55985
 def _make_plan(folder, there, settings, images, evaluator, device):
-    "The plan, with the evaluator and statistics that the folder keeps; writes the settings"
+    "The plan, with the evaluator and statistics that the folder stores; writes the settings"
     if not there:
-        (folder/'evaluator.pt').unlink(missing_ok=True)  # nobody knows of which data
+        (folder/'evaluator.pt').unlink(missing_ok=True)  # its data are unknown
         write_json(folder/'experiment.json', settings)
     evaluator = evaluator or load_or_train_evaluator(folder/'evaluator.pt', images)
     settings |= dict(evaluator=evaluator.name)
@@ -358,23 +359,23 @@ def _make_plan(folder, there, settings, images, evaluator, device):
 def run_experiment(
     experiment:str, # 'table1', 'table2', 'figure3', 'claim' or 'local'
     images:Images, # Training images
-    base:Config, # What all rows have in common: widths, steps, rates, first seed
-    folder:str|Path, # Where everything goes; continued if it holds the same experiment
+    base:Config, # Settings that all rows share: widths, steps, rates, first seed
+    folder:str|Path, # Folder for all results; continued if it holds the same experiment
     seeds:int=3, # Seeds per variant
     every:int|None=None, # Steps between measurements, None for a sixth of the steps
-    # Images drawn for each measurement, None for 1,000 by the small classifier and the paper's 50,000
-    # by another evaluator
+    # Images per measurement, None for 1,000 with the small classifier and the paper's 50,000 with any other
+    # evaluator
     samples:int|None=None,
-    evaluator:Evaluator|None=None, # Who measures, None for the small classifier
-    jobs:int=1, # Networks that train at once
-    device:str='cpu', # Where to train
-    # Is given a line of text after each measurement (with several jobs, after each network)
+    evaluator:Evaluator|None=None, # Evaluator that measures, None for the small classifier
+    jobs:int=1, # Number of networks that train at once
+    device:str='cpu', # Device to train on
+    # Called with a line of text after each measurement (with several jobs, after each network)
     tell:Callable=say,
 ) -> list: # (`Variant`, [records of each seed]) of each variant
-    """Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html.
+    """Train and measure every row, and write table.md, table.csv, curves.png, samples.png and report.html
 
-    Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, if the folder holds something
-    else or what is asked for cannot be trained; `BlockingIOError` if the folder is in use."""
+    Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, if the folder holds anything
+    else or the settings are impossible; `BlockingIOError` if the folder is in use."""
     device = find_device(device)
     base, every, samples = _resolve(images, base, every, samples, evaluator, device)
     todo, folder = variants(experiment, base), Path(folder)
@@ -386,7 +387,7 @@ def run_experiment(
     old = existing_paths(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder), explain_memory(f'--jobs, {SMALLER}'):
-        there = _check_folder(folder, settings)  # another process may have been at it
+        there = _check_folder(folder, settings)  # another process may have changed it
         before = existing_paths(folder) - ({folder, *folder.parents, folder/'.lock'} - old)
         with removed_on_error(folder, before, lambda e: not isinstance(e, (ValueError, MemoryError))):
             plan = _make_plan(folder, there, settings, images, evaluator, device)
@@ -403,29 +404,29 @@ def run_experiment(
 def experiment_run(
     experiment:str, # 'table1', 'table2', 'figure3', 'claim' or 'local'
     data:str|Path='twins', # 'digits', 'twins', or a folder of images
-    # Folder for everything, None for runs/ and the names of experiment and data; continued if it holds
-    # the same
+    # Folder for all results, None for runs/ and the names of experiment and data; continued if it holds the
+    # same experiment
     out:str|Path|None=None,
-    preset:str='small', # What all rows have in common
+    preset:str='small', # Preset with the settings that all rows share
     seeds:int=3, # Seeds per row, from `seed` on
     every:int|None=None, # Steps between measurements, None for a sixth of the steps
-    samples:int|None=None, # Images to draw for a measurement, None for 1,000, with Inception 50,000
-    evaluator:str='small', # Who measures: 'small' or 'inception'
-    weights:str|Path|None=None, # File of Inception weights, None to fetch it at first use
-    jobs:int=1, # Networks that train at once, each with its share of the cores
+    samples:int|None=None, # Images per measurement, None for 1,000, with Inception 50,000
+    evaluator:str='small', # Network that measures: 'small' or 'inception'
+    weights:str|Path|None=None, # File of Inception weights, None to download it at first use
+    jobs:int=1, # Number of networks that train at once, each with its share of the cores
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
-    # Is given a line of text after each measurement (with several jobs, after each network)
+    # Called with a line of text after each measurement (with several jobs, after each network)
     tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows
 ) -> Path: # The folder, with table.md, table.csv, curves.png, samples.png and report.html
-    """Train and measure every row of an experiment, on data and by an evaluator of some name
+    """Train and measure every row of an experiment, with data and evaluator given by name
 
-    Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, for what cannot be trained or
-    measured; `BlockingIOError` if the folder is in use."""
+    Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, for impossible settings;
+    `BlockingIOError` if the folder is in use."""
     if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
     if '' in (data, out, weights):
         raise ValueError("data, out and weights cannot be empty; leave them out for defaults")
-    variants(experiment, named_preset('tiny'))  # an unknown name is refused before data are read
+    variants(experiment, named_preset('tiny'))  # rejects an unknown name before data are read
     if config.keys() & {'g_attention', 'd_attention'}:
         raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out "
                          "--g-attention and --d-attention")

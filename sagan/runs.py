@@ -1,4 +1,4 @@
-"""Train, resume, load, sample, measure and report: each is one call
+"""Train, resume, load, sample, measure and report, with one call each
 
 Docs: https://sagan-gan.github.io/sagan/library/runs.html.md"""
 
@@ -75,21 +75,21 @@ def _run_folder(run) -> Path:
 # %% ../nbs/library/27_runs.ipynb #364a378e
 def output_path(
     run:Run, # A loaded run
-    name:str, # Of a file
-) -> Path: # In the run folder; for a run of the package here, with the name of the run in front
+    name:str, # Name of the file
+) -> Path: # In the run folder; for a run of the package, in the current folder with the run's name in front
     "Where to write a file about a run"
     return Path(f'{run.folder.name}-{name}') if _is_shipped(run.folder) else run.folder/name
 
 # %% ../nbs/library/27_runs.ipynb #4d4a1a6f
 def load_run(
     folder:str|Path, # A run folder, or the name of a run that comes with the package: 'digits'
-    device:str='cpu', # Where the model should be
-    best:bool=False, # The weights of the best measurement, not the last?
+    device:str='cpu', # Device for the model
+    best:bool=False, # Load the weights of the best measurement instead of the newest?
 ) -> Run: # The run
     """Load a run folder
 
-    Raises `FileNotFoundError` if it is none or lacks what is asked for, `ValueError` for damaged or
-    foreign files."""
+    Raises `FileNotFoundError` if the folder is not a run or lacks the requested weights, `ValueError` for
+    damaged or foreign files."""
     at = _run_folder(folder)
     cfg, classes, _ = read_config(at)
     records = read_log(at)
@@ -98,13 +98,13 @@ def load_run(
 
 # %% ../nbs/library/27_runs.ipynb #b66bc971
 def _join_group(device):
-    "The process group of a launcher, unless this process is in one; yields the device of this process"
+    "Join the launcher's process group, unless this process is in one; yields the device of this process"
     device = find_device(device)
     return nullcontext(device) if world_size() > 1 else process_group(device)
 
 # %% ../nbs/library/27_runs.ipynb #b3656350
 def _on_device(images, device):
-    "The images on a GPU, where no copy is needed later, if they fit into a quarter of its free memory"
+    "Images moved to the GPU, which saves later copies, if they fit into a quarter of its free memory"
     if device == 'cpu' or not isinstance(images.x, Tensor): return images
     return images.to(device) if images.x.nbytes < free_memory(device)/4 else images
 
@@ -124,12 +124,12 @@ def _make_learner(images, cfg, device, lower=SMALLER):
     return learn
 
 # %% ../nbs/library/27_runs.ipynb #4f66d33a
-# options of `train_run` that a run folder remembers, with their defaults
+# options of `train_run` that a run folder stores, with their defaults
 OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples=None, on_nan='stop',
                cache=None)
 
 def _check_options(tell, remembered, **given):
-    "The options of a run, those that are None as remembered, or at their defaults; raises `ValueError`"
+    "The options of a run, None replaced by the stored value or the default; raises `ValueError`"
     if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
     o = OPTIONS | remembered | {k: v for k, v in given.items() if v is not None}
     check_count('keep', o['keep'], 1)
@@ -150,7 +150,7 @@ def _check_options(tell, remembered, **given):
 
 # %% ../nbs/library/27_runs.ipynb #69d782c8
 def _load_inception(o, device):
-    "Inception if it is to measure a run, otherwise None"
+    "Inception if the run is to be measured with it, otherwise None"
     wanted = o['measure_every'] and (o['evaluator'] == 'inception' or o['weights'])
     return inception(o['weights'], device) if wanted else None
 
@@ -161,7 +161,7 @@ def _check_samples(n, z_dim):
 
 # %% ../nbs/library/27_runs.ipynb #16705954
 def _measure_function(folder, images, o, judge, z_dim):
-    "The function that measures a generator, by Inception or the small classifier; None if a run has none"
+    "The function that measures a generator, by Inception or the small classifier; None without measuring"
     if not o['measure_every']: return None
     n = o['samples'] or (50_000 if judge else 1000)
     _check_samples(n, z_dim)
@@ -188,17 +188,17 @@ def _fit(learn, writer, on_nan, line, lower):
 
 # %% ../nbs/library/27_runs.ipynb #0fbac6a8
 def _pace(images, cfg, device, minutes=None, lower=SMALLER):
-    "Seconds per step; without `minutes` to fill, None for a short run and for one that compiles first"
+    "Seconds per step; unless `minutes` are given, None for a short run or one that compiles first"
     if minutes is None and (cfg.compile or cfg.steps <= 100*cfg.n_d): return None
     trial = _make_learner(images, cfg.change(steps=4*cfg.n_d), device, lower)
     try: return seconds_per_step(trial)
-    except NonFinite:  # the run itself will say so, and keep what it knows
+    except NonFinite:  # the run itself will raise this error and write its report
         if minutes is None: return None
         raise
 
 # %% ../nbs/library/27_runs.ipynb #57fc4746
 def _opening(learn, images, resumed, device, pace):
-    "The first line of a run: what it sees, how often, on what, and for how long"
+    "The first line of a run: its images, how often it sees them, the device, and the time it takes"
     cfg, world, step = learn.model.cfg, world_size(), learn.sagan_trainer.step
     began = f'from step {step:,} to ' if resumed else ''
     seen = cfg.steps*cfg.batch/len(images)
@@ -234,7 +234,7 @@ def _check_unfinished(folder, cfg, options, tell):
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
 def _write_report(run, images, out=None):
-    "The report of a run, with its best weights if it was measured and they are there"
+    "Write the report of a run, with its best weights if they were measured and kept"
     best, other = best_record(run.records), None
     if best and best['step'] != run.step:
         try: other = load_run(run.folder, best=True)
@@ -243,13 +243,13 @@ def _write_report(run, images, out=None):
 
 # %% ../nbs/library/27_runs.ipynb #7ec39787
 def _stays(folder, error):
-    "Is a new run kept that ended with an error? With a checkpoint it is, if steps or a signal came after it"
+    "Keep a new run that ended with an error? Yes, if it has a checkpoint and got steps or a signal after it"
     ended = isinstance(error, (Interrupted, KeyboardInterrupt, NonFinite, ConnectionError))
     return rank() > 0 or any(ended or file_step(f) > 0 for f in states(folder))
 
 # %% ../nbs/library/27_runs.ipynb #13159b0c
 def _note_rates(folder, cfg, step, options, tell):
-    "Keep among the options of a run which rates change at a step"
+    "Store in the options of a run which rates change at a step"
     was = read_config(folder)[0]
     changed = {k: [getattr(was, k), getattr(cfg, k)] for k in RATES if getattr(was, k) != getattr(cfg, k)}
     if changed: options['changes'] = [*(options.get('changes') or []), dict(step=step) | changed]
@@ -257,7 +257,7 @@ def _note_rates(folder, cfg, step, options, tell):
 
 # %% ../nbs/library/27_runs.ipynb #43adcf40
 def _set_up(folder, learn, images, options, judge, resumed, tell):
-    "The function that measures; a learner that goes on is put into its state, and then its folder is changed"
+    "The measuring function; for a resumed run, restore the learner first and then update its folder"
     cfg = learn.model.cfg
     begun = resumed and _check_unfinished(folder, cfg, options, tell)
     if begun:
@@ -270,7 +270,7 @@ def _set_up(folder, learn, images, options, judge, resumed, tell):
 
 # %% ../nbs/library/27_runs.ipynb #2cc32c93
 def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=False, note=''):
-    "Make the run folder, or go on with it, train, report, and load the run"
+    "Create or continue the run folder, train, report, and load the run"
     cfg, first = learn.model.cfg, rank() == 0
     shown = first and tell is print and is_terminal(sys.stdout) and is_terminal(sys.stderr)
     line = ProgressLine(cfg.steps) if shown else None
@@ -296,7 +296,7 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
                     init_from=options.get('init_from'), changes=options.get('changes') or (),
                     signs=few_passes(len(images), cfg.steps, cfg.batch))
                 _fit(learn, writer, options['on_nan'], line, ELSEWHERE if resumed else SMALLER)
-        all_reduce(torch.zeros(()))  # the weights of the first process are there
+        all_reduce(torch.zeros(()))  # wait until the first process has written the weights
         run = load_run(folder, device)
         if first: _write_report(run, images)
         more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
@@ -307,7 +307,7 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
 
 # %% ../nbs/library/27_runs.ipynb #c1b9c509
 def _choose_config(start, preset, data, config):
-    "(preset or '', configuration) of a new run, which begins with the weights of `start` if there is one"
+    "(preset or '', configuration) of a new run, which starts from the weights of `start`, if given"
     if not (preset or start): preset = 'small' if is_builtin(str(data or 'digits')) else 'photos'
     cfg = starting_config(start, preset, **config) if start else configure(str(preset), **config)
     if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
@@ -329,7 +329,7 @@ def _choose_folder(data, out):
 
 # %% ../nbs/library/27_runs.ipynb #bd610654
 def _fit_config(cfg, preset, images, config):
-    "The configuration for the images, and what there is to say about it"
+    "The configuration adapted to the images, and a note about the changes"
     note = moved_attention(preset, cfg, config) if preset else ''
     suited = suit_images(len(images), bool(images.classes)) if preset == 'photos' else {}
     suited = {k: v for k, v in suited.items() if k not in config}
@@ -337,7 +337,7 @@ def _fit_config(cfg, preset, images, config):
     return cfg.change(n_classes=len(images.classes), **suited), note
 
 def _begin_from(start, learn, images, options):
-    "Take over the weights of a run, if there is one, and remember which; returns what there is to say"
+    "Copy the weights of `start`, if given, and record their origin; returns a note"
     if not start: return ''
     options['init_from'] = began = fill_from(learn, start, images.classes)
     return f'; begins from {began["run"]} of step {began["step"]}'
@@ -347,31 +347,31 @@ def _begin_from(start, learn, images, options):
 def train_run(
     # 'digits', 'twins', or a folder of images (one subfolder per class, or none); None for digits
     data:str|Path|None=None,
-    out:str|Path|None=None, # Run folder to make, None for runs/ and the name of the data
+    out:str|Path|None=None, # Run folder to create, None for runs/ and the name of the data
     # Configuration to start from: small (two cores, minutes), photos (two cores, an hour), tiny (seconds),
     # paper, official, biggan, cifar, or a row of the paper such as table1-feat32; None: photos or small
     preset:str|None=None,
     *,
-    # Run, or its folder or name, to begin from: its weights and, but for what is named, its configuration
+    # Run, or its folder or name, to start from: its weights, and its configuration except for named fields
     init_from:Run|str|Path|None=None,
-    minutes:float|None=None, # How long to train, instead of `steps`; measuring and saving come on top
+    minutes:float|None=None, # How long to train, instead of `steps`; measuring and saving take extra time
     keep:int=2, # Training states to keep besides the best, at least 1
     measure_every:int=0, # Steps between two measurements of the averaged generator, 0 for none
-    evaluator:str='small', # Who measures: 'small' or 'inception'
-    weights:str|Path|None=None, # File of Inception weights, None to fetch it at first use
-    samples:int|None=None, # Images to draw for a measurement, None for 1,000, with Inception 50,000
-    # What to do about a number that is not finite: 'stop', or 'rollback' to the last checkpoint and on
-    # with other data
+    evaluator:str='small', # Network that measures: 'small' or 'inception'
+    weights:str|Path|None=None, # File of Inception weights, None to download it at first use
+    samples:int|None=None, # Images per measurement, None for 1,000, with Inception 50,000
+    # On a number that is not finite: 'stop', or 'rollback' to the last checkpoint and continue with other
+    # data
     on_nan:str='stop',
     cache:str|Path|None=None, # Folder for the decoded copy of data larger than 8 GB, None for the user's
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
-    tell:Callable=print, # Is given each line of progress; `print` draws a line in a terminal
+    tell:Callable=print, # Called with each line of progress; `print` draws a line in a terminal
     **config, # Fields of `Config` that differ from the preset
 ) -> Run: # The finished run, loaded
-    """Train a SAGAN and leave a run folder with samples, weights, log, attention figure and report.html
+    """Train a SAGAN; write a run folder with samples, weights, log, attention figure and report.html
 
-    Raises `ValueError`, `OSError` or `TooLarge`, before anything is written, for what cannot be trained;
-    while it trains, `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is
+    Raises `ValueError`, `OSError` or `TooLarge` for impossible settings, before anything is written. During
+    training, raises `Interrupted` after a signal, `NonFinite`, `ConnectionError` when another process is
     gone, `OSError` for a full disk, and `TooLarge` when memory runs out."""
     with _join_group(device) as device:
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
@@ -390,7 +390,7 @@ def train_run(
 
 # %% ../nbs/library/27_runs.ipynb #35445c8b
 def _resumed_config(folder, cfg, preset, config):
-    "The configuration of a run that goes on; raises `ValueError` for what differs, or an imported run"
+    "The configuration of a resumed run; raises `ValueError` for fields that differ, or an imported run"
     if cfg.data == 'imported':
         raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in "
                          "Python, as the page on public weights does")
@@ -408,27 +408,27 @@ def _resumed_config(folder, cfg, preset, config):
 # %% ../nbs/library/27_runs.ipynb #62e7e7c5
 @explain_memory(ELSEWHERE)
 def resume_run(
-    folder:Run|str|Path, # Run or its folder to go on with, from its newest whole state
+    folder:Run|str|Path, # Run or folder to resume, from its newest intact state
     *,
     data:str|Path|None=None, # The same images, if they have moved
-    preset:str|None=None, # To make sure that the run has this configuration
-    keep:int|None=None, # This and the following as in `train_run`; None for what the run remembers
+    preset:str|None=None, # Preset that the run must match
+    keep:int|None=None, # This and the following as in `train_run`; None for the values that the run stores
     measure_every:int|None=None, # Steps between two measurements
-    evaluator:str|None=None, # Who measures
+    evaluator:str|None=None, # Network that measures
     weights:str|Path|None=None, # File of Inception weights
-    samples:int|None=None, # Images to draw for a measurement
+    samples:int|None=None, # Images per measurement
     on_nan:str|None=None, # 'stop' or 'rollback'
     cache:str|Path|None=None, # Folder for the decoded copy of large data
-    device:str|None=None, # As the run began: 'cuda', 'mps' or 'cpu', None for the first that is there
-    tell:Callable=print, # Is given each line of progress; `print` draws a bar in a terminal
+    device:str|None=None, # The device that the run began on, None for the first that is there
+    tell:Callable=print, # Called with each line of progress; `print` draws a line in a terminal
     # `steps` to train longer, `lr_g`, `lr_d` or `bias_lr` for other rates from here on; other fields of
-    # `Config` must be as they are
+    # `Config` must match the run
     **config,
 ) -> Run: # The finished run, loaded
-    """Go on with a run that was stopped, or beyond its end; on the CPU as if it had never been stopped
+    """Resume a stopped run, or continue beyond its end; on the CPU as if it had never been stopped
 
-    Raises `ValueError` for another configuration, other data, or a run that is finished, before anything
-    is changed; `BlockingIOError` if another process is at it; while it trains, the errors of
+    Raises `ValueError` for a different configuration, different data, or a finished run, before anything is
+    changed; `BlockingIOError` if another process uses the run; during training, the errors of
     `train_run`."""
     folder = folder.folder if isinstance(folder, Run) else Path(folder)
     if _is_shipped(folder):
@@ -446,13 +446,13 @@ def resume_run(
 
 # %% ../nbs/library/27_runs.ipynb #b33a4595
 def _run_device(run, device):
-    "The device to work on: as named, or where a loaded run is"
+    "The device to work on: the named one, or that of a loaded run"
     if device is None and isinstance(run, Run): return str(next(run.model.parameters()).device)
     return find_device(device)
 
 # %% ../nbs/library/27_runs.ipynb #23a6e242
 def _open_run(run, device):
-    "A run from its folder, or as it is, on a device"
+    "The run, loaded from its folder if necessary, on a device"
     if not isinstance(run, Run): return load_run(run, device)
     run.model.to(device)
     return run
@@ -462,7 +462,7 @@ def open_generator(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
 ) -> Run: # The run, loaded, on this device
-    "A run that can draw; raises `ValueError` for an imported one that cannot, and the errors of `load_run`"
+    "Open a run that can draw; raises `ValueError` for a run without a generator, and `load_run`'s errors"
     opened = _open_run(run, _run_device(run, device))
     if opened.model.ema is None:
         raise ValueError(f"{opened.folder} holds a discriminator without a generator, and cannot draw; "
@@ -472,7 +472,7 @@ def open_generator(
 
 # %% ../nbs/library/27_runs.ipynb #ec2706a1
 def _pairs(points):
-    "Query points as a list of pairs of numbers, None if there are none; raises `ValueError` for other things"
+    "Query points as a list of number pairs, None if there are none; raises `ValueError` for anything else"
     try: return [(index(row), index(column)) for row, column in points or ()] or None
     except (TypeError, ValueError):
         raise ValueError("points are pairs (row, column) of whole numbers, as in [(8, 8), (20, 16)]; got "
@@ -482,13 +482,13 @@ def _pairs(points):
 @explain_memory('--n')
 def attend_run(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    label:int|str|None=None, # Class to draw, by name or number, None for one image of each of the first
+    label:int|str|None=None, # Class to draw, by name or number; None for one image per class
     n:int=4, # Images
-    seed:int=0, # Of the latents
+    seed:int=0, # Seed of the latents
     layer:int|None=None, # Size of the feature map whose attention to show, None for the last
     points:Sequence[tuple[int, int]]|None=None, # Query points (row, column) in pixels, None to pick them
-    # Picture to write, None for attention-seed<seed>.png in the run folder (of a run of the package:
-    # digits-attention-seed<seed>.png here), with other options in its name
+    # Picture to write, with other options in its name; None for attention-seed<seed>.png in the run folder,
+    # or digits-attention-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
 ) -> Path: # The picture
@@ -513,19 +513,19 @@ def attend_run(
 @explain_memory('the number of images')
 def explore_run(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    # One's own images, at which the discriminator looks: a folder, with one subfolder per class if the
-    # run has classes
+    # Your own images for the discriminator to look at: a folder, with one subfolder per class if the run has
+    # classes
     images:str|Path|None=None,
     out:str|Path|None=None, # Page to write (stand-alone HTML) instead of opening a notebook
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
-    tell:Callable=say, # Is given the address of the notebook, in a line of text
-    port:int|None=None, # Port of the notebook's server on this machine, 1 to 65535; None for a free one
+    tell:Callable=say, # Called with a line of text that holds the address of the notebook
+    port:int|None=None, # Port of the notebook's server on this machine, 1 to 65535; None for a free port
     browser:bool=True, # Open a browser?
 ) -> Path|None: # The page, None if a notebook was opened and closed
-    """Move over images, and see where each point of them looks
+    """Move over images and see where each of their points looks
 
-    Raises `ValueError` for images that do not fit, a port that cannot be used, or if nothing is installed
-    that opens a notebook, `OSError` if that ends with an error."""
+    Raises `ValueError` for unsuitable images, an unusable port, or if no program is installed that opens a
+    notebook; `OSError` if that program ends with an error."""
     if not isinstance(run, Run) and not Path(run).exists(): shipped(str(run))  # or an error
     if out: check_output(out)
     device = _run_device(run, device)
@@ -563,27 +563,27 @@ def _store_scores(scores, draw, place, asked):
 @explain_memory('--n or --standing')
 def evaluate_run(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    # Images to draw, of classes as frequent as in the data; None for 1,000, with Inception the paper's 50,000
+    # Images to draw, with the data's class frequencies; None for 1,000, with Inception the paper's 50,000
     n:int|None=None,
-    seed:int=0, # Of the latents and of the classifier
-    data:str|Path|None=None, # Real images, if they have moved since the training
-    split:str='all', # Which part of the data set they are, for the record
-    # Who measures: 'small', trained on the real images (without classes: random features), or 'inception'
+    seed:int=0, # Seed of the latents and of the classifier
+    data:str|Path|None=None, # Real images, if they have moved since training
+    split:str='all', # Name of the data set's part, stored with the scores
+    # Network that measures: 'small' (trained on the real images, random without classes) or 'inception'
     evaluator:str='small',
-    weights:str|Path|None=None, # File of Inception weights, None to fetch it at first use
-    # File to keep the statistics of the real images in; None, with Inception, for
+    weights:str|Path|None=None, # File of Inception weights, None to download it at first use
+    # File that keeps the statistics of the real images; with Inception, None means
     # reference-inception.safetensors in the run folder
     reference:str|Path|None=None,
-    standing:int=0, # Images to measure batch norm's averages on again, 0 for those of the training
+    standing:int=0, # Images to recompute batch norm's averages from, 0 to use those of training
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
-    # Existing folder to write into, such as for a run that can only be read; None for the run folder
+    # Existing folder to write into, for example if the run is read-only; None for the run folder
     out:str|Path|None=None,
 ) -> dict: # The scores, as in `eval.json`, and `nearest`, the path of the picture
-    """Score images of a run against real ones
+    """Score images of a run against real images
 
-    Writes eval.json and nearest.png (of a run of the package: digits-eval.json here), with other options in
-    their names. Raises `ValueError` for images of other classes, `FileNotFoundError` for images or a folder
-    that are not there, `UnstoredScores`, which has the scores, if they cannot be written."""
+    Writes eval.json and nearest.png, with options in their names; for a run of the package, digits-eval.json
+    and so on in the current folder. Raises `ValueError` for images of other classes, `FileNotFoundError` for
+    missing images or folders, and `UnstoredScores`, which holds the scores, if they cannot be written."""
     by_inception = evaluator == 'inception' or weights is not None
     asked = dict(inception='' if by_inception else None, n=n, seed=seed, data=data and Path(data).name,
                  split=None if split == 'all' else split, standing=standing,
@@ -609,17 +609,17 @@ def evaluate_run(
 def report_run(
     # A run with at least one checkpoint, its folder, or the name of one that comes with the package
     folder:Run|str|Path,
-    data:str|Path|None=None, # The images it was trained on, if they have moved
+    data:str|Path|None=None, # The images that the run was trained on, if they have moved
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
-    # File to write, such as for a run folder that can only be read; None for report.html in the run folder
-    # (of a run of the package: digits-report.html here), and attention.png beside it
+    # File to write, for example if the run folder is read-only; attention.png goes beside it. None for
+    # report.html in the run folder, or digits-report.html in the current folder for a run of the package
     out:str|Path|None=None,
 ) -> Path: # The report
-    """Make the report of a run again from its folder
+    """Rebuild the report of a run from its folder
 
-    Raises `ValueError` for a run without a log, such as an imported one, or images of other classes,
-    `OSError` for images that are not there or a file that cannot be written, `BlockingIOError` if another
-    process is at the run, unless `out` is elsewhere."""
+    Raises `ValueError` for a run without a log, such as an imported run, or images of other classes;
+    `OSError` for missing images or a file that cannot be written; `BlockingIOError` if another process uses
+    the run, unless `out` is elsewhere."""
     if out is not None:
         with suggest_out(out): check_output(out)
     run = open_generator(_run_folder(folder), _run_device(folder, device))

@@ -1,4 +1,4 @@
-"""Images of a finished run: a picture, a folder, an archive, and how far they are from the training images
+"""Images of a finished run as a picture, a folder or an archive, and their distance from the training images
 
 Docs: https://sagan-gan.github.io/sagan/library/sampling.html.md"""
 
@@ -41,13 +41,13 @@ def draw_eights(
     z:Tensor, # Latents, (n, z_dim)
     y:Tensor|None=None, # Their classes, (n,) int64, None if unconditional
 ) -> Iterator[Tensor]: # Images (B, 3, S, S) in [-1, 1], B <= 8, on the CPU; together n
-    "Draw images eight at a time, so that each is the same whatever the others are"
+    "Draw images eight at a time, so that no image depends on the others"
     device, mode = next(G.parameters()).device, G.training
     inputs = [t.to(device) for t in (z, y) if t is not None]
     G.eval()
     try:
         for i in range(0, len(z), 8):
-            rows = torch.arange(i, i + 8).clamp(max=len(z) - 1)               # (8,): the last one fills up
+            rows = torch.arange(i, i + 8).clamp(max=len(z) - 1)               # (8,): the last row fills up
             yield G(*[t[rows.to(device)] for t in inputs]).cpu()[:len(z) - i]
     finally: G.train(mode)
 
@@ -55,10 +55,10 @@ def draw_eights(
 def draw_batches(
     G:Generator, # Generator, on any device
     labels:Sequence[int], # Its classes to draw; empty if unconditional
-    n:int, # Images per class (or in all, without classes)
-    seed:int=0, # Of the latents
+    n:int, # Images per class, or in total without classes
+    seed:int=0, # Seed of the latents
 ) -> Iterator[Tensor]: # Images (B, 3, S, S) in [-1, 1], on the CPU; together n for each class
-    "Image 0 of each class, then image 1 of each, ..., in batches: however many they are, few are in memory"
+    "Draw image 0 of each class, then image 1 of each, and so on, in batches that need little memory"
     rng, y = torch.Generator().manual_seed(seed), torch.tensor(list(labels))
     for done in range(0, n, 8):
         z = torch.stack([torch.randn(G.z_dim, generator=rng) for _ in range(min(8, n - done))])
@@ -71,9 +71,9 @@ def draw_rows(
     G:Generator, # Generator, on any device
     labels:Sequence[int], # Its classes to draw, a row each; empty if unconditional, for one row
     n:int, # Images per class
-    seed:int=0, # Of the latents
+    seed:int=0, # Seed of the latents
 ) -> Tensor: # (rows, n, 3, S, S) in [-1, 1], on the CPU
-    "Image i of a class under a seed, whatever else is drawn"
+    "Draw rows of images; image i of a class does not depend on what else is drawn"
     x = torch.cat(list(draw_batches(G, labels, n, seed)))
     return x.unflatten(0, (n, -1)).transpose(0, 1)
 
@@ -85,18 +85,18 @@ def sampled_classes(
     classes:Sequence[str], # Names of all classes, empty if unconditional
     wanted:int|str|Sequence[int|str]|None=None, # As for `class_numbers`
 ) -> list[int]: # Numbers of the classes that a picture shows
-    "The classes wanted, or all: at most 20, evenly spaced; raises `ValueError` as `class_numbers` does"
+    "The wanted classes, or at most 20 of all, evenly spaced; raises `ValueError` as `class_numbers` does"
     numbers = class_numbers(classes, wanted)
     if wanted is not None or len(numbers) <= _MOST_CLASSES: return numbers
     return torch.linspace(0, len(numbers) - 1, _MOST_CLASSES).long().tolist()
 
 # %% ../nbs/library/50_sampling.ipynb #fe79fd99
 def _grid_columns(rows, n, size, classless):
-    "Columns of a picture of rows of n images; raises `ValueError` if it would be too large"
+    "Number of columns in a picture of rows of n images; raises `ValueError` if it would be too large"
     pitch = size + 2
     most = (_MOST_WIDE - 2)//pitch
     columns = min(most, max(8, math.isqrt(n - 1) + 1) if classless else n)
-    lines = (_MOST_HIGH - 2)//pitch//rows  # that a row may take
+    lines = (_MOST_HIGH - 2)//pitch//rows  # lines per row
     if -(-n//columns) > lines:
         raise ValueError(f"{rows*n:,} images of {size} pixels do not fit into a picture of {_MOST_WIDE}x"
                          f"{_MOST_HIGH} pixels; ask for fewer images or classes, or for a folder of single "
@@ -105,7 +105,7 @@ def _grid_columns(rows, n, size, classless):
 
 # %% ../nbs/library/50_sampling.ipynb #77c69f50
 def _name_rows(picture, names):
-    "A picture of rows with a name before each"
+    "Put a name before each row of a picture"
     font, texts = ImageFont.truetype(findfont('DejaVu Sans'), 12), [readable(n, 24) for n in names]
     wide, row = math.ceil(max(map(font.getlength, texts))) + 10, (picture.height - 2)/len(names)
     named = Image.new('RGB', (wide + picture.width, picture.height), 'white')
@@ -119,10 +119,10 @@ def sample_picture(
     G:Generator, # Generator, on any device
     labels:Sequence[int], # Its classes to draw, from `sampled_classes`; empty if unconditional
     n:int=8, # Images per class
-    seed:int=0, # Of the latents
-    names:Sequence[str]=(), # What to write before the rows, empty for nothing
-) -> Image.Image: # A row per class
-    "Samples in rows; raises `ValueError` for more than one picture can show"
+    seed:int=0, # Seed of the latents
+    names:Sequence[str]=(), # Names to write before the rows, empty for none
+) -> Image.Image: # A picture with a row per class
+    "Draw samples in rows; raises `ValueError` for more images than a picture can show"
     columns = _grid_columns(max(1, len(labels)), n, G.size, not labels)
     x = draw_rows(G, labels, n, seed)                                          # (rows, n, 3, S, S)
     x = torch.nn.functional.pad(x, (0,)*7 + (-n % columns,), value=1.)         # white up to the last column
@@ -132,21 +132,21 @@ def sample_picture(
 # %% ../nbs/library/50_sampling.ipynb #4e71de3f
 def class_folders(
     classes:Sequence[str], # Names of all classes
-) -> list[str]: # A different name for each
-    "What the folders of classes are called: as the classes, as far as folders can be"
+) -> list[str]: # A different name for each class
+    "Name the folders of classes, as close to the class names as folder names allow"
     names = [file_name(c, '') for c in classes]
     taken = Counter(n.casefold() for n in names)
     return [n if n and n[0] != '.' and taken[n.casefold()] == 1 else f'{i}-{n}' for i, n in enumerate(names)]
 
 # %% ../nbs/library/50_sampling.ipynb #a49d367e
 def _pixels(batches, count):
-    "Images one by one, (S, S, 3) bytes, and how far it has come"
+    "Images one by one, (S, S, 3) bytes, with a progress line"
     images = (x for b in batches for x in to_bytes(b).permute(0, 2, 3, 1).contiguous().numpy())
     return progress(images, 'drawing images', count)
 
 # %% ../nbs/library/50_sampling.ipynb #9372bc04
 def _check_room(path, n_bytes):
-    "Raise `OSError` if the disk of a path, which need not exist, has no room for samples"
+    "Raise `OSError` if the disk of a path, which need not exist, lacks space for samples"
     found = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     if (free := shutil.disk_usage(found).free) < n_bytes:
         raise OSError(f"{path} takes {n_bytes/1e9:,.1f} GB or more, and {free/1e9:,.1f} GB are free; ask for "
@@ -154,14 +154,14 @@ def _check_room(path, n_bytes):
 
 # %% ../nbs/library/50_sampling.ipynb #26afac20
 def _check_images(path):
-    "Raise `OSError` unless there can be a new folder, or is an empty one"
+    "Raise `OSError` unless the folder is empty or can be created"
     check_folder(path)
     if path.is_dir() and any(path.iterdir()):
         raise FileExistsError(f"{path} already holds files; empty it, or name another one with --out (out=)")
 
 # %% ../nbs/library/50_sampling.ipynb #61fa8ea8
 def _write_images(path, pixels, folders, stem):
-    "A folder of single images: image 0 of each class comes first, as `draw_batches` has them"
+    "Write a folder of single images, in the order of `draw_batches`: image 0 of each class first"
     with new_folder(path) as new:
         for folder in folders: (new/folder).mkdir(exist_ok=True)
         for k, p in enumerate(pixels):
@@ -170,7 +170,7 @@ def _write_images(path, pixels, folders, stem):
 
 # %% ../nbs/library/50_sampling.ipynb #ac64bebf
 def _write_archive(path, pixels, shape, y):
-    "`arr_0` with images of a shape (N, S, S, 3), and unless it is empty `arr_1` with their classes y (N,)"
+    "Write `arr_0` with images of a shape (N, S, S, 3), and `arr_1` with classes y (N,), if any"
     header = dict(descr='|u1', fortran_order=False, shape=shape)
     with atomic_write(path) as new, ZipFile(new, 'w') as archive:
         with archive.open('arr_0.npy', 'w', force_zip64=True) as f:
@@ -184,7 +184,7 @@ def truncate(
     z:Tensor, # Latents, (n, z_dim), standard normal
     threshold:float, # Largest absolute value to keep, above 0
 ) -> Tensor: # (n, z_dim), from a normal distribution cut off at the threshold
-    "Draw values beyond a threshold again (BigGAN's truncation trick); raises `ValueError` unless above 0"
+    "Redraw values beyond a threshold (BigGAN's truncation trick); raises `ValueError` unless it is above 0"
     check_number('truncation', threshold)
     if not threshold: raise ValueError("truncation must be above 0: at 0, all images have the same latent")
     # on the CPU, as not every GPU has float64
@@ -196,11 +196,11 @@ def truncate(
 
 # %% ../nbs/library/50_sampling.ipynb #76a3a1ad
 def truncated_generator(
-    G:Generator, # Generator, on any device; left as it is
+    G:Generator, # Generator, on any device; not changed
     threshold:float, # Largest absolute value of a latent to keep, above 0
-    n:int=512, # Images to measure batch norm's averages on
+    n:int=512, # Images to recompute batch norm's averages from
 ) -> Generator: # A copy in eval mode that truncates all its latents
-    "BigGAN's truncation trick for a generator; raises `ValueError` unless the threshold is above 0"
+    "Apply BigGAN's truncation trick to a generator; raises `ValueError` unless the threshold is above 0"
     G = deepcopy(G)
     G.register_forward_pre_hook(lambda _, inputs: (truncate(inputs[0], threshold), *inputs[1:]))
     y = torch.arange(n) % G.n_classes if G.n_classes else None                # (n,), or none
@@ -212,7 +212,7 @@ def _run_generator(run, truncation):
 
 # %% ../nbs/library/50_sampling.ipynb #a1049c13
 def _output_kind(path):
-    "Is a path that of a 'picture', an 'archive' or a 'folder'? Raises `ValueError` for another ending"
+    "The kind of a path: 'picture', 'archive' or 'folder'; raises `ValueError` for any other extension"
     kinds, ending = {'': 'folder', '.png': 'picture', '.npz': 'archive'}, Path(path).suffix.lower()
     if str(path).endswith(('/', os.sep)) or Path(path).is_dir(): return 'folder'
     if ending in kinds: return kinds[ending]
@@ -224,9 +224,9 @@ def describe_samples(
     classes:Sequence[str], # Names of all classes, empty if unconditional
     wanted:int|str|Sequence[int|str]|None=None, # As for `class_numbers`
     n:int=8, # Images per class
-    out:str|Path='samples.png', # What they were written to
-) -> str: # Such as '16 images, one row for each of cat, dog'
-    "What was sampled, in words; raises `ValueError` as `class_numbers` does"
+    out:str|Path='samples.png', # Path of the output
+) -> str: # Text such as '16 images, one row for each of cat, dog'
+    "Describe samples in words; raises `ValueError` as `class_numbers` does"
     picture = _output_kind(out) == 'picture'
     drawn = sampled_classes(classes, wanted) if picture else [*dict.fromkeys(class_numbers(classes, wanted))]
     count, others = n*max(1, len(drawn)), len(classes) - len(drawn)
@@ -242,7 +242,7 @@ def _check_place(path, kind, rows, n, size, classless):
     if kind == 'folder': _check_images(path)
     else:
         with suggest_out(path): check_output(path)
-    # PNG files hardly take less than a fourth of their pixels
+    # PNG files rarely take less than a fourth of their pixels
     if kind != 'picture': _check_room(path, 3*size**2*n*rows/(4 if kind == 'folder' else 1))
 
 # %% ../nbs/library/50_sampling.ipynb #dd6a74d1
@@ -260,23 +260,23 @@ def _write_samples(path, kind, G, labels, n, seed, classes, stem):
 @explain_memory('--n')
 def sample_run(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    n:int=8, # Images per class (or in all, without classes)
-    # Class to draw, by name or number, or several; None for all (a picture shows 20 of them, evenly spaced)
+    n:int=8, # Images per class, or in total without classes
+    # Classes to draw, one or several, by name or number; None for all, of which a picture shows at most 20
     classes:int|str|Sequence[int|str]|None=None,
-    seed:int=0, # Of the latents
-    # Picture (.png), archive (.npz), or folder of single images (no ending, or / at the end) to write; None
-    # for the picture samples-seed<seed>.png in the run folder (of a run of the package:
-    # digits-samples-seed<seed>.png here), with other options in its name
+    seed:int=0, # Seed of the latents
+    # Picture (.png), archive (.npz), or folder of images (no extension, or / at the end) to write, with
+    # other options in its name; None for samples-seed<seed>.png in the run folder, or
+    # digits-samples-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
-    # Threshold above 0 beyond which latents are drawn again: a lower one gives more typical, less diverse
-    # images; None for none
+    # Threshold above 0 beyond which latents are redrawn: a lower one gives more typical, less diverse images;
+    # None for none
     truncation:float|None=None,
-) -> Path: # What was written
+) -> Path: # The output
     """Draw images with the averaged generator: a picture with a row per class, single images, or an archive
 
-    Raises `ValueError` for a class that does not exist, an unknown ending, or more images than a picture can
-    show, `OSError` for a folder that is no run, or a place that cannot be written."""
+    Raises `ValueError` for a class that does not exist, an unknown extension, or more images than a picture
+    can show; `OSError` for a folder that is not a run, or a place that cannot be written."""
     check_count('n', n)
     check_seed(seed)
     if out == '': raise ValueError("out cannot be empty; leave it out for a picture in the run folder")
@@ -297,7 +297,7 @@ def sample_run(
 
 # %% ../nbs/library/50_sampling.ipynb #9ceda5fb
 def _draw_numbered(G, n_classes, label, n, seed):
-    "Image i of its class for i < n, (n, 3, S, S): of one class, or of one class after the other"
+    "Image i of its class for i < n, (n, 3, S, S): all of one class, or of all classes in turn"
     y = None
     if n_classes: y = torch.arange(n) % n_classes if label is None else torch.full((n,), label)
     return torch.cat(list(draw_eights(G, seeded_latents(n, G.z_dim, seed), y)))
@@ -306,23 +306,23 @@ def _draw_numbered(G, n_classes, label, n, seed):
 @explain_memory('--n')
 def nearest_run(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    label:int|str|None=None, # Class to draw, by name or number, None for one image of each of the first
+    label:int|str|None=None, # Class to draw, by name or number, None for one image per class
     n:int=8, # Images to draw, at most 40
-    seed:int=0, # Of the latents
-    data:str|Path|None=None, # Real images, if they have moved since the training
-    evaluator:str='small', # Whose features are compared: 'small' or 'inception'
-    weights:str|Path|None=None, # File of Inception weights, None to fetch it at first use
-    # Picture to write, None for nearest-seed<seed>.png in the run folder (of a run of the package:
-    # digits-nearest-seed<seed>.png here), with other options in its name
+    seed:int=0, # Seed of the latents
+    data:str|Path|None=None, # Real images, if they have moved since training
+    evaluator:str='small', # Network whose features are compared: 'small' or 'inception'
+    weights:str|Path|None=None, # File of Inception weights, None to download it at first use
+    # Picture to write, with other options in its name; None for nearest-seed<seed>.png in the run folder, or
+    # digits-nearest-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
     truncation:float|None=None, # As in `sample_run`
 ) -> dict: # `picture` (path), `distances` (of each image to its nearest real one), `usual`, `evaluator`
-    """Draw images, and put below each the three real images nearest to it
+    """Draw images, each above the three nearest real images
 
-    `usual` is the median distance of a real image to its nearest other one; an image that is much nearer to
-    one than that may be a copy. Raises `ValueError` for a class that does not exist, or images of other
-    classes, `OSError` for images that are not there, or a picture that cannot be written."""
+    `usual` is the median distance from a real image to its nearest other one; a generated image that is much
+    nearer to a real one may be a copy. Raises `ValueError` for a class that does not exist, or images of
+    other classes; `OSError` for missing images, or a picture that cannot be written."""
     check_count('n', n)
     check_seed(seed)
     if n > 40: raise ValueError(f"n must be at most 40, as each image is a column of the figure, got {n}")

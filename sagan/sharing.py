@@ -1,4 +1,4 @@
-"""A trained model as one folder, on Hugging Face's hub, and as an ONNX file
+"""A trained model as a folder, on the Hugging Face Hub, and as an ONNX file
 
 Docs: https://sagan-gan.github.io/sagan/library/sharing.html.md"""
 
@@ -34,13 +34,13 @@ except ImportError as e:
 
 # %% ../nbs/library/29_sharing.ipynb #8c468bad
 def _last_part(path):
-    "The last part of a path of any system"
+    "The last part of a path, of any operating system"
     return PureWindowsPath(path).name or path
 
 def _hide_paths(v, data):
-    """The same with paths cut to their last part in all strings
+    """A copy in which the paths in all strings are cut to their last part
 
-    Those of `data` and of the images in scores may have spaces in them."""
+    The path of `data` and the paths of images in scores may contain spaces."""
     if isinstance(v, dict): return {k: _hide_paths(x, data) for k, x in v.items()}
     if isinstance(v, list|tuple): return [_hide_paths(x, data) for x in v]
     if not isinstance(v, str): return v
@@ -50,7 +50,7 @@ def _hide_paths(v, data):
 
 # %% ../nbs/library/29_sharing.ipynb #a3130ec4
 def _check_description(classes, step, records, evals, n_classes):
-    "Raises `ValueError` for class names that are not those of the classes, and scores that are none"
+    "Raise `ValueError` for class names that do not match the classes, or for invalid scores"
     if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"class names are a list of strings, got {classes!r:.100}")
     if len(classes) != n_classes:
@@ -67,23 +67,23 @@ def _check_description(classes, step, records, evals, n_classes):
 
 # %% ../nbs/library/29_sharing.ipynb #feda8e3a
 class DescribedSAGAN(SAGAN):
-    """A `SAGAN` with what its tensors do not say
+    """A `SAGAN` with the facts that its tensors do not hold
 
-    Of paths in its configuration, log, scores and options only the last part is kept. Raises `ValueError` if
-    the class names are not those of its classes, or for scores that are none."""
+    Paths in its configuration, log, scores and options keep only their last part. Raises `ValueError` if the
+    class names do not match the classes, or for invalid scores."""
     classes:list  # Class names, empty if unconditional
-    step:int      # Discriminator steps that it has seen
+    step:int      # Discriminator steps of its training
     records:list  # Its log, one dictionary per record
     evals:dict    # {name: scores}
     options:dict  # Settings of its training that the configuration does not hold
     def __init__(self,
         model:SAGAN, # The model, whose tensors are shared
         classes:Sequence=(), # Class names, empty if unconditional
-        step:int=0, # Discriminator steps that it has seen
+        step:int=0, # Discriminator steps of its training
         records:Sequence=(), # Its log, from `read_log`
         # {name: scores} as `sagan-eval` writes them; a name is 'eval' or begins with 'eval-'
         evals:dict|None=None,
-        # The options in its `config.json`; those about the places of files are left out
+        # The options in its `config.json`; options that name files are left out
         options:dict|None=None,
     ):
         if not isinstance(model, SAGAN): raise TypeError(f"model is a SAGAN, got {type(model).__name__}")
@@ -101,9 +101,9 @@ class DescribedSAGAN(SAGAN):
 def nearest_preset(
     cfg:Config, # Any configuration
 ) -> tuple: # (name, {field: value of `cfg`} where they differ)
-    """The preset with the fewest other values; data, classes and the seed do not count
+    """The preset with the fewest differing fields, ignoring data, classes and the seed
 
-    Raises `TypeError` for anything else than a configuration."""
+    Raises `TypeError` for anything but a configuration."""
     if not isinstance(cfg, Config): raise TypeError(f"cfg is a Config, got {type(cfg).__name__}")
     ignored = 'data', 'n_classes', 'seed'
     def differing(preset):
@@ -112,7 +112,7 @@ def nearest_preset(
 
 # %% ../nbs/library/29_sharing.ipynb #4d33d31e
 def _escape(v):
-    "Text as Markdown shows it letter by letter; underscores inside words mean nothing there"
+    "Text escaped so that Markdown shows it literally; underscores inside words need no escape"
     special = r'[|<>&*`\[\]\\$~@]|(?<!\w)_|_(?!\w)'
     text = readable(str(v), 2000) if v else str(v)
     return re.sub(special, lambda m: f'&#{ord(m[0])};', text)
@@ -127,7 +127,7 @@ def _markdown_table(rows):
 
 # %% ../nbs/library/29_sharing.ipynb #ce99546c
 def _named_scores(model):
-    "{what it is: scores}"
+    "{name of the measurement: scores}"
     best, scored = best_record(model.records), [r for r in model.records if r.get('fid') is not None]
     if not scored: return model.evals
     last = scored[-1]
@@ -138,7 +138,7 @@ _OPTIONAL_COLUMNS = dict(intra_fid='intra-FID', observed='observed agreement', l
                          d_auc="D's AUC", d_auc_gamma0="with D's gamma 0")
 
 def _scores_table(model):
-    "The table of scores, with a sentence on what it compares"
+    "The table of scores, with a sentence on which rows are comparable"
     scores = _named_scores(model)
     if not scores: return 'This model has not been measured.'
     columns = _COLUMNS | {k: name for k, name in _OPTIONAL_COLUMNS.items()
@@ -150,11 +150,11 @@ def _scores_table(model):
 
 # %% ../nbs/library/29_sharing.ipynb #1678d208
 def _source_project(model):
-    "The project that an imported model comes from, '' for one that was trained here"
+    "The project that an imported model comes from, '' for a model that was trained here"
     return str(model.options.get('project', 'another project')) if model.cfg.data == 'imported' else ''
 
 def _eval_results(model):
-    "Scores of the weights that are there, for the card's metadata"
+    "Scores of the weights in the folder, for the card's metadata"
     task = 'conditional-image-generation' if model.classes else 'unconditional-image-generation'
     data = 'unknown' if _source_project(model) else model.cfg.data
     def result(s):
@@ -165,7 +165,7 @@ def _eval_results(model):
 
 # %% ../nbs/library/29_sharing.ipynb #a91ad0f3
 def _origin_rows(model):
-    "Rows on the data and the training, or on the project that the weights are from"
+    "Rows on the data and the training, or on the project that the weights come from"
     cfg, project = model.cfg, _source_project(model)
     steps = f'{model.step:,} steps' if model.step else 'not known'
     if project:
@@ -193,11 +193,11 @@ def _facts_table(model):
 
 # %% ../nbs/library/29_sharing.ipynb #1ce6347c
 def _grid_columns(model):
-    "How many columns its picture has: one for each of the first classes"
+    "Number of columns in the picture: one for each of the first classes"
     return min(model.cfg.n_classes or 10, 10)
 
 def _drawing_parts(model):
-    "The parts of the card that are about drawing"
+    "The parts of the card about drawing"
     if model.ema is None:
         return dict(picture='', imports='', commands='', use='model.D  # there is no generator here')
     k, size = _grid_columns(model), model.cfg.size
@@ -214,7 +214,7 @@ def _drawing_parts(model):
                  '`sagan-explore FOLDER` draw from it.')
 
 def _license_text(model, license):
-    "The sentence on the licence; `license` is None if the author has named none"
+    "The sentence on the license; `license` is None if the author named none"
     if not (project := _source_project(model)):
         return f'{_escape(license)}.' if license else 'The author of this model has named no licence.'
     named = f' Named here: {_escape(license)}.' if license else ''
@@ -266,7 +266,7 @@ def _write_folder(model, folder):
 _FILES = ['config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-*.json']
 
 def _find_folder(name, download):
-    "The folder of that name, or one with the files of the hub's model of that name"
+    "The folder of this name, or a folder with the files of the hub's model of this name"
     if Path(name).is_dir(): return Path(name)
     try: return Path(snapshot_download(str(name), allow_patterns=_FILES, **download))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as e:
@@ -274,7 +274,7 @@ def _find_folder(name, download):
                                 f"({type(e).__name__}: {' '.join(str(e).split())})") from e
 
 def _read_evals(folder):
-    "{name: scores} that `sagan-eval` has left in a folder"
+    "{name: scores} that `sagan-eval` left in a folder"
     evals = {}
     for f in sorted([*folder.glob('eval.json'), *folder.glob('eval-*.json')]):
         evals[f.stem] = read_json(f)
@@ -284,12 +284,12 @@ def _read_evals(folder):
 
 # %% ../nbs/library/29_sharing.ipynb #33ce92dd
 def _make_card(model, info, repo_id, license):
-    "The `ModelCard` of a described model; `info` is what the mixin knows of its class"
+    "The `ModelCard` of a described model; `info` holds the mixin's facts about the class"
     data, project, cfg = deepcopy(info.model_card_data), _source_project(model), model.cfg
     name = f'weights of {project}' if project else cfg.data
     data.license, data.model_name = license, f'SAGAN {name} {cfg.size}px'
     data.eval_results = _eval_results(model) or None
-    # the hub's only one for images that are not made from a text or an image
+    # the hub's only tag for images that are generated from neither text nor images
     if model.ema is not None: data.pipeline_tag = 'unconditional-image-generation'
     body = _CARD.format(
         name=f'{_escape(name)}, {cfg.size}x{cfg.size}', repo_id=json.dumps(repo_id).replace('`', r'\u0060'),
@@ -304,7 +304,7 @@ _HUB_INFO:dict = dict(
     docs_url='https://sagan-gan.github.io/sagan/')
 
 def _card_arguments(kw, repo_id, license):
-    "Arguments of the card; those in `kw` are given as other models of the hub's library take them"
+    "Arguments of the card; `kw` may hold them as `model_card_kwargs`, as for other models of the library"
     return dict(repo_id=repo_id, license=license) | (kw.pop('model_card_kwargs', None) or {})
 
 # %% ../nbs/library/29_sharing.ipynb #128ef4e2
@@ -313,26 +313,26 @@ class _SavableSAGAN(DescribedSAGAN, ModelHubMixin, **_HUB_INFO):
     def _save_pretrained(self, save_directory): _write_folder(self, save_directory)
 
     def generate_model_card(self, # type: ignore[override]
-        repo_id:str='user/model', # Name to load it by: on the hub, or a folder
-        license:str|None=None, # Licence by its name on the hub, such as 'mit'; None names none
+        repo_id:str='user/model', # Name to load the model by: on the hub, or a folder
+        license:str|None=None, # License by its name on the hub, such as 'mit'; None names none
     ) -> ModelCard: # The card
-        "The page about the model, from what is known about it"
+        "Write the model's card from its description"
         return _make_card(self, self._hub_mixin_info, repo_id, license)
 
     def save_pretrained(self, # type: ignore[override]
-        save_directory:str|Path, # Folder to make; must not exist, or be empty
+        save_directory:str|Path, # Folder to create; if it exists, it must be empty
         repo_id:str|None=None, # Name on the hub for the card, None for the folder's name
-        license:str|None=None, # Licence by its name on the hub, such as 'mit'; None names none
-        push_to_hub:bool=False, # Upload it as well?
-        **kw, # Of `push_to_hub`, if it is called
+        license:str|None=None, # License by its name on the hub, such as 'mit'; None names none
+        push_to_hub:bool=False, # Upload the folder as well?
+        **kw, # Further arguments of `push_to_hub`, if it is called
     ) -> str|None: # None, or the address of the commit if it was pushed
-        """Write a folder that `from_pretrained` and `load_run` read
+        """Write a folder that `from_pretrained` and `load_run` can read
 
-        Raises `FileExistsError` if there is something in it, `OSError` if there is no room, `TypeError` for
+        Raises `FileExistsError` if the folder is not empty, `OSError` if there is no space, `TypeError` for
         arguments that only `push_to_hub` takes."""
         folder = Path(save_directory)
         card = _card_arguments(kw, repo_id or folder.absolute().name, license)
-        kw.pop('config', None)  # the mixin's own, which is written by us
+        kw.pop('config', None)  # the mixin's argument; we write the configuration ourselves
         if kw and not push_to_hub: raise TypeError(f"{', '.join(kw)}: only with push_to_hub=True")
         empty = folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir())
         if folder.exists() and not empty:
@@ -343,9 +343,11 @@ class _SavableSAGAN(DescribedSAGAN, ModelHubMixin, **_HUB_INFO):
         return self.push_to_hub(card.pop('repo_id'), **card, **kw) if push_to_hub else None
 
     def push_to_hub(self, # type: ignore[override]
-        repo_id:str, # Name on the hub, such as 'user/model'; made if it is not there
-        license:str|None=None, # Licence by its name on the hub, such as 'mit'; None names none
-        **kw, # Of `ModelHubMixin`: private, token, commit_message, branch, create_pr, ignore_patterns, ...
+        repo_id:str, # Name on the hub, such as 'user/model'; created if it does not exist
+        license:str|None=None, # License by its name on the hub, such as 'mit'; None names none
+        # Further arguments of `ModelHubMixin`: private, token, commit_message, branch, create_pr,
+        # ignore_patterns, ...
+        **kw,
     ) -> str: # Address of the commit
         "Save the model and upload it in one commit"
         card = _card_arguments(kw, repo_id, license)
@@ -359,18 +361,18 @@ class PretrainedSAGAN(_SavableSAGAN):
     def from_pretrained(cls, # type: ignore[override]
         # A folder, such as a run folder, or a name on the hub, such as 'user/model'
         pretrained_model_name_or_path:str|Path,
-        device:str='cpu', # Where the model should be
-        revision:str|None=None, # Of a model on the hub: branch, tag or commit
-        token:str|bool|None=None, # For the hub, None for the one that `hf auth login` keeps
-        # Where the hub's library keeps what it has downloaded, None for its own choice
+        device:str='cpu', # Device for the model
+        revision:str|None=None, # For a model on the hub: branch, tag or commit
+        token:str|bool|None=None, # Token for the hub, None for the one that `hf auth login` stored
+        # Folder in which huggingface_hub keeps its downloads, None for its default
         cache_dir:str|Path|None=None,
-        force_download:bool=False, # Download again what is there?
-        local_files_only:bool=False, # Take only what has been downloaded?
+        force_download:bool=False, # Download existing files again?
+        local_files_only:bool=False, # Use only files that have been downloaded?
         endpoint:str|None=None, # Address of another hub
-    ) -> 'PretrainedSAGAN': # In eval mode
-        """Load a model from a folder, without any network, or from the hub
+    ) -> 'PretrainedSAGAN': # The model in eval mode
+        """Load a model from a folder, without network access, or from the hub
 
-        Raises `FileNotFoundError` if there is none, `ValueError` naming the first thing that does not fit."""
+        Raises `FileNotFoundError` if there is none, and `ValueError` that names the first misfit."""
         download = dict(revision=revision, token=token, cache_dir=cache_dir, force_download=force_download,
                         local_files_only=local_files_only, endpoint=endpoint)
         folder = _find_folder(pretrained_model_name_or_path, download)
@@ -379,14 +381,14 @@ class PretrainedSAGAN(_SavableSAGAN):
 
 # %% ../nbs/library/29_sharing.ipynb #aafba45d
 def fold_spectral_norm(
-    net:nn.Module, # Network with spectrally normalised layers, left as it is
+    net:nn.Module, # Network with spectrally normalized layers, not changed
 ) -> nn.Module: # A copy on the CPU in eval mode with ordinary layers, whose weights are the quotients
-    "A copy of a network without spectral norm that computes the same; raises `TypeError` for anything else"
+    "Copy a network without spectral norm but with the same outputs; raises `TypeError` for anything else"
     if not isinstance(net, nn.Module): raise TypeError(f"net is a network, got {type(net).__name__}")
     net = deepcopy(net).cpu().eval()
     for m in net.modules():
         if parametrize.is_parametrized(m, 'weight'):
-            # the class that PyTorch made for it is the original's, too
+            # deepcopy shares the class that PyTorch made, so restore the original class instead
             weight, m.__class__ = m.weight, type(m).__mro__[1]
             assert isinstance(weight, torch.Tensor)
             del m.parametrizations
@@ -395,7 +397,7 @@ def fold_spectral_norm(
 
 # %% ../nbs/library/29_sharing.ipynb #2b0e6bc0
 class _GeneratorWithMaps(nn.Module):
-    "A generator that also returns its maps, if asked to"
+    "A generator that returns its maps as well, on request"
     def __init__(self, G, attention):
         super().__init__()
         self.G, self.attention = G, attention
@@ -428,7 +430,7 @@ def _export_graph(net, names):
 # %% ../nbs/library/29_sharing.ipynb #29e8018d
 @torch.no_grad()
 def _compare_outputs(data, net, names):
-    """{name: largest difference of the output from the network's}, as a share of its largest value
+    """{output: largest difference from the network's output}, as a share of the largest value
 
     The values are None without onnxruntime."""
     try: from onnxruntime import InferenceSession
@@ -442,7 +444,7 @@ def _compare_outputs(data, net, names):
 
 # %% ../nbs/library/29_sharing.ipynb #f4f8ab73
 def _to_onnx(G, attention):
-    "The bytes of the file, and {name of the output: difference}"
+    "The bytes of the file, and {output: difference}"
     import onnx
     whole, maps = _GeneratorWithMaps(deepcopy(G).cpu().float().eval(), attention).eval(), []
     if attention: maps = attention_maps(whole.G, *_example_inputs(G, 1).values())[1]
@@ -453,22 +455,22 @@ def _to_onnx(G, attention):
     return data, _compare_outputs(data, whole, names)
 
 def export_onnx(
-    G:Generator, # Generator, on any device; left as it is; the file computes in float32
+    G:Generator, # Generator on any device, not changed; the file computes in float32
     path:str|Path, # File to write, such as `generator.onnx`
-    attention:bool=False, # Also give the map of each attention layer, (B, HW, N)?
+    attention:bool=False, # Also output the map of each attention layer, (B, HW, N)?
 ) -> dict: # {output: largest difference in onnxruntime as a share of its largest value; None without it}
     """Write a generator as one ONNX file
 
-    Raises `TypeError` for anything else, `OSError` if there is no such folder, `ImportError` without onnx or
-    onnxscript, `ValueError` for maps of a generator that has none, `RuntimeError` if the file would not
-    compute the same."""
+    Raises `TypeError` for anything but a generator, `OSError` if the folder does not exist, `ImportError`
+    without onnx or onnxscript, `ValueError` for maps of a generator without attention, `RuntimeError` if the
+    file's outputs differ."""
     if not isinstance(G, Generator):
         raise TypeError(f"export_onnx takes a generator, such as model.ema, got {type(G).__name__}")
     try: import onnx, onnxscript
     except ImportError as e:
         raise ImportError(f"writing ONNX needs the package {e.name}, which is not installed; install onnx, "
                           "onnxscript and onnxruntime, or sagan with its extra [onnx]") from e
-    with atomic_write(path) as new:  # a place that cannot be written is noticed before the work
+    with atomic_write(path) as new:  # fails before the work if the place cannot be written
         data, differences = _to_onnx(G, attention)
         for name, d in differences.items():
             if d is not None and not d < 1e-4:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import Tensor
 from torch.nn.utils import parametrize
+from .deprecated import deprecated_names
 from .inputs import check_count, check_tensor
 from .kernels import flatten_weight, from_memory_order, fused_quotient
 from .precision import autocast_dtype, no_autocast
@@ -158,9 +159,6 @@ def cached_spectral_norm(
         if used: torch.autograd.backward([q for q, _ in used], [grad for _, grad in used])
     finally:
         for sn, _ in layers: sn.ready = None
-
-# %% ../nbs/01_spectral.ipynb #d017f363
-from sagan.deprecated import deprecated_names
 
 # %% ../nbs/01_spectral.ipynb #a3fae072
 __getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -1,4 +1,4 @@
-"""A configuration, images, and the weights of another run if it is to begin with them
+"""A configuration, images, and the weights of another run, if the run should start from them
 
 Docs: https://sagan-gan.github.io/sagan/library/starting.html.md"""
 
@@ -28,7 +28,7 @@ def configure(
     preset:str, # Name of a preset
     **config, # Fields of `Config` that differ from it
 ) -> Config: # The configuration
-    "A preset for any image size, with some fields changed; raises `ValueError` for what cannot be trained"
+    "A preset for any image size, with some fields changed; raises `ValueError` for impossible settings"
     base = named_preset(preset)
     return for_size(base, config.get('size', base.size)).change(**config)
 
@@ -36,9 +36,9 @@ def configure(
 def moved_attention(
     preset:str, # Name of the preset
     cfg:Config, # From `configure`
-    config:dict, # What it was asked for
-) -> str: # Part of a sentence, '' if it has not
-    "Says where attention has moved from where the preset has it, without being asked to"
+    config:dict, # The changed fields
+) -> str: # Part of a sentence, '' if attention has not moved
+    "Describe attention that has moved from the preset's places along with the image size"
     base = named_preset(preset)
     moved = [f'{a}={getattr(cfg, a)}' for a in ('g_attention', 'd_attention')
              if a not in config and getattr(cfg, a) != getattr(base, a)]
@@ -47,13 +47,13 @@ def moved_attention(
 # %% ../nbs/library/52_starting.ipynb #7f004d74
 def training_images(
     data:str, # 'digits', 'twins', or a folder of images
-    cfg:Config, # Of what size, and whether to leave out files that cannot be read
+    cfg:Config, # Configuration with the image size, and whether to leave out unreadable files
     n_classes:int|None=None, # 0 to ignore the classes
     cache:str|Path|None=None, # Folder for the decoded copy of data larger than 8 GB
 ) -> Images: # The images
-    """Images by name, with their classes or without
+    """Load images by name, with or without their classes
 
-    Raises `ValueError` for another number of classes, and the errors of `load_images`."""
+    Raises `ValueError` for a wrong number of classes, and the errors of `load_images`."""
     most = min(8, free_memory()/2e9)  # GB
     images = load_images(data, cfg.size, cfg.skip_bad, cache, most/world_size())
     if n_classes not in (None, 0, len(images.classes)):
@@ -64,12 +64,12 @@ def training_images(
 
 # %% ../nbs/library/52_starting.ipynb #fbf69c2c
 def run_images(
-    data:str|Path|None, # Where the images are, None for where the run found them
+    data:str|Path|None, # Place of the images, None for the place stored in the run
     cfg:Config, # Configuration of the run
     classes:list[str], # Its class names
     cache:str|Path|None=None, # Folder for the decoded copy of large data
-) -> Images: # The images it was trained on
-    "The images of a run that is there; raises `ValueError` if they have other classes"
+) -> Images: # The images that the run was trained on
+    "Load the images of an existing run; raises `ValueError` if they have different classes"
     images = training_images(str(data or cfg.data), cfg, None if cfg.n_classes else 0, cache)
     if images.classes != classes:
         here = listed(images.classes)
@@ -79,8 +79,8 @@ def run_images(
 # %% ../nbs/library/52_starting.ipynb #100a4e1b
 def absolute_data(
     data:str, # 'digits', 'twins', or a folder of images
-) -> str: # The same, or the whole path of the folder
-    "The name of data as a configuration keeps it"
+) -> str: # The same name, or the absolute path of the folder
+    "The name of data in the form that a configuration stores"
     return data if is_builtin(data) else str(Path(data).resolve())
 
 # %% ../nbs/library/52_starting.ipynb #40a89b6b
@@ -89,7 +89,7 @@ _SHAPE = dict(
     D=('size', 'form', 'd_width', 'd_attention', 'd_down', 'd_relu_skip', 'head'))
 
 def _check_fit(cfg, run):
-    "Raise `ValueError` for the first field in which networks differ from those of a run"
+    "Raise `ValueError` for the first field in which the networks differ from those of a run"
     there = [k for net, names in _SHAPE.items() if getattr(run.model, net) is not None for k in names]
     for k in there:
         if getattr(cfg, k) != getattr(run.cfg, k):
@@ -100,11 +100,11 @@ def _check_fit(cfg, run):
 
 # %% ../nbs/library/52_starting.ipynb #f3d9b2b2
 def starting_config(
-    run:Run, # Run whose weights the new one begins with
+    run:Run, # Run whose weights the new run starts from
     preset:str|None=None, # Preset for all but the shape of the networks, None for the run's configuration
     **changes, # Fields of `Config` and their new values
 ) -> Config: # Configuration of the new run
-    "What a run trains that begins with another one's weights; raises `ValueError` for other networks"
+    "Configure a run that starts from another's weights; raises `ValueError` for networks that do not fit"
     shape = {k: getattr(run.cfg, k) for names in _SHAPE.values() for k in names}
     base = named_preset(preset).change(**shape, data=run.cfg.data) if preset else run.cfg
     cfg = base.change(**dict(ema_start=0) | changes)
@@ -113,18 +113,18 @@ def starting_config(
 
 # %% ../nbs/library/52_starting.ipynb #e1cfbb1a
 def _old_classes(old, new):
-    "For each new class the number of the old one whose rows it takes: that of its name, or one that is left"
+    "For each new class, the number of the old class whose rows it takes: the same name, or an unused class"
     left = cycle([c for c in old if c not in new] or old)
     return [old.index(c if c in old else next(left)) for c in new]
 
 def _take_rows(table, old, new):
-    "Rows of a table (n, ...) for other classes; without classes it has one row, which is the mean"
+    "Rows of a table (n, ...) for new classes; without classes there is one row, the mean"
     if not new: return table.mean(0, keepdim=True)
     return table[_old_classes(old, new) if old else [0]*len(new)]
 
 # %% ../nbs/library/52_starting.ipynb #8d07efbd
 def _copy_norm(new, old, rows):
-    "Fill a conditional batch norm's gains and biases from those of another one"
+    "Fill a conditional batch norm's gains and biases from another one's"
     if old.n_classes: gain, bias = rows(old.gain.weight), rows(old.bias.weight)
     else: gain, bias = rows(old.bn.weight[None] - 1), rows(old.bn.bias[None])
     if new.n_classes:
@@ -136,7 +136,7 @@ def _copy_norm(new, old, rows):
 
 # %% ../nbs/library/52_starting.ipynb #2629fbe8
 def _set_weight(layer, W):
-    "Give a spectrally normalized layer another weight, (out, in), with the vectors of its norm"
+    "Set the weight (out, in) of a spectrally normalized layer, along with the vectors of its norm"
     (_, sn, weight), = spectral_layers(layer)
     if torch.equal(weight, W): return
     weight.copy_(W)
@@ -156,7 +156,7 @@ def _copy_head(new, old, rows):
 
 # %% ../nbs/library/52_starting.ipynb #b31072c4
 def _copy_network(new, old, rows):
-    "Fill a network with the weights of another, and its class tables with rows of the other's"
+    "Copy the weights of another network, and fill the class tables with its rows"
     own = new.state_dict()
     same = {k: v for k, v in old.state_dict().items() if k in own and v.shape == own[k].shape}
     new.load_state_dict(same, strict=False)
@@ -177,12 +177,12 @@ def _weights_digest(model):
 @torch.no_grad()
 def init_from(
     learn:Learner, # From `sagan_learner`, before its first fit
-    run:Run, # Run to begin from, such as `load_run('digits')`
+    run:Run, # Run to start from, such as `load_run('digits')`
     classes:Sequence[str]|None=None, # Class names of the learner's data, None for `learn.dls.vocab`
-) -> dict: # What a run folder keeps of it: run, step, digest of the weights, classes that both have
+) -> dict: # Facts for the run folder: run, step, digest of the weights, classes that both have
     """Fill a learner's networks and average with the weights of a run
 
-    Raises `ValueError` for networks of another shape, or if nobody says what the classes are called."""
+    Raises `ValueError` for networks of a different shape, or if the names of the classes are unknown."""
     if not isinstance(run, Run):
         raise ValueError(f"run is a loaded run, such as load_run('digits'), got {run!r}")
     model, old = learn.model, run.model

@@ -1,4 +1,4 @@
-"""From one image to another, step by step, and where a point looks on the way
+"""From one image to another, step by step, with the attention of one point along the way
 
 Docs: https://sagan-gan.github.io/sagan/library/walks.html.md"""
 
@@ -36,11 +36,11 @@ from .visualization import POINT_COLOURS, spread_points
 
 # %% ../nbs/library/51_walks.ipynb #d562a0a0
 def slerp(
-    a:Tensor, # Where to begin, (..., z_dim)
-    b:Tensor, # Where to end, (..., z_dim)
-    t:float, # How far to go, from 0 to 1
+    a:Tensor, # Start, (..., z_dim)
+    b:Tensor, # End, (..., z_dim)
+    t:float, # Position between them, from 0 to 1
 ) -> Tensor: # (..., z_dim); exactly a at 0 and b at 1
-    "Between two latents along the great circle; along the line where they lie on one line with the origin"
+    "Interpolate latents along the great circle, or along the line if they are collinear with the origin"
     cosine = torch.cosine_similarity(a.double(), b.double(), -1)[..., None]   # (..., 1)
     theta = cosine.clamp(-1, 1).acos()
     curved = theta.sin() > 1e-6
@@ -52,9 +52,9 @@ def slerp(
 @contextmanager
 def mixed_classes(
     G:Generator, # Generator with classes
-    weights:Tensor, # Of each class in each image of the next batch, (B, n_classes), rows summing to 1
+    weights:Tensor, # Weight of each class for each image of the next batch, (B, n_classes), rows sum to 1
 ) -> Iterator[None]:
-    "Within this context labels mean nothing, and each image has a mixture of classes; raises `ValueError`"
+    "Within this context, each image has a mixture of classes and labels are ignored; raises `ValueError`"
     check_tensor('weights', weights, ('B', G.n_classes))
     def mix(table, labels, rows): return weights.to(rows) @ table.weight      # (B, C)
     norms = [m for m in G.modules() if isinstance(m, ConditionalBatchNorm2d)]
@@ -67,12 +67,12 @@ def mixed_classes(
 
 # %% ../nbs/library/51_walks.ipynb #00f996e9
 def walk_path(
-    stops:Tensor, # One row for each stop, (k, D), k >= 2
+    stops:Tensor, # One row per stop, (k, D), k >= 2
     frames:int, # Steps from one stop to the next
     closed:bool, # Return to the first stop?
     between=torch.lerp, # `slerp` for latents, a straight line for mixtures of classes
 ) -> Tensor: # (k*frames, D) if closed, without the return itself; otherwise ((k - 1)*frames + 1, D)
-    "Points along a walk, each stop among them as it is"
+    "Points along a walk, including each stop itself"
     ends = torch.cat([stops[1:], stops[:closed]])
     path = [between(a, b, i/frames) for a, b in zip(stops, ends) for i in range(frames)]
     return torch.stack(path if closed else [*path, stops[-1]])
@@ -85,7 +85,7 @@ def _draw_mixed(G, z, weights, attentive):
     with mixed_classes(G, weights): return draw(z, torch.zeros(len(z), dtype=torch.int64, device=z.device))
 
 def _check_attention(G, layer, point):
-    "Has a generator attention? Raises `ValueError` if not, and something of it was asked for"
+    "Does a generator have attention? Raises `ValueError` if not and a layer or point was given"
     if any(isinstance(m, SelfAttention) for m in G.modules()): return True
     if layer is None and point is None: return False
     raise ValueError("this generator has no attention to show; leave out layer and point")
@@ -94,12 +94,12 @@ def _check_attention(G, layer, point):
 @torch.no_grad()
 def draw_walk(
     G:Generator, # Generator, on any device
-    z:Tensor, # Latents along the way, (n, z_dim)
+    z:Tensor, # Latents along the walk, (n, z_dim)
     weights:Tensor|None=None, # Mixtures of classes, (n, n_classes), None if unconditional
     layer:int|None=None, # Size of the feature map whose attention to show, None for the last
     point:tuple[int, int]|None=None, # (row, column) in pixels, None to pick one in the first image
 ) -> tuple: # Images (n, 3, S, S) in [-1, 1], maps (n, S, S) or None, and the point or None; on the CPU
-    """Images along a way, and where one point of each looks, in multiples of the uniform weight
+    """Draw the images of a walk and the map of one point in each, in multiples of the uniform weight
 
     Raises `ValueError` for a layer without attention, or a point outside the image."""
     attentive, device, mode = _check_attention(G, layer, point), next(G.parameters()).device, G.training
@@ -107,7 +107,7 @@ def draw_walk(
     G.eval()
     try:
         for i in range(0, len(z), 8):
-            rows = torch.arange(i, i + 8).clamp(max=len(z) - 1)               # (8,): the last one fills up
+            rows = torch.arange(i, i + 8).clamp(max=len(z) - 1)               # (8,): the last row fills up
             part = z[rows].to(device), None if weights is None else weights[rows]
             x, found = _draw_mixed(G, *part, attentive)                       # (8, 3, S, S)
             images.append(x.cpu())
@@ -122,12 +122,12 @@ def draw_walk(
 _MEANING = 'how strongly the dot looks there\n(1: if it looked everywhere alike)'
 
 def _darkened(x):
-    "Images (n, 3, S, S) in gray, at half their brightness, so that a map is seen over them"
+    "Images (n, 3, S, S) in gray at half their brightness, so that a map over them is visible"
     return (x.mean(1, keepdim=True).expand(-1, 3, -1, -1) - 1)/2
 
 # %% ../nbs/library/51_walks.ipynb #b7cf9ac7
 def _color_scale(maps):
-    "The colors that all maps of a walk share; even attention lies in their middle or below"
+    "The color scale of all maps of a walk; uniform attention lies in its middle or below"
     return mpl.cm.ScalarMappable(mpl.colors.Normalize(0, max(2., maps.max().item())), 'magma')
 
 # %% ../nbs/library/51_walks.ipynb #ea485d78
@@ -141,7 +141,7 @@ def _draw_panel(ax, x, dots, size, beta=None, scale=None):
 
 # %% ../nbs/library/51_walks.ipynb #f7b4c6dd
 def _draw_scale(fig, scale, **where):
-    "The scale of colors, with its meaning"
+    "Draw the color scale with its meaning"
     bar = fig.colorbar(scale, orientation='horizontal', **where)
     bar.set_label(_MEANING, fontsize=7, labelpad=2)
     bar.ax.tick_params(labelsize=7)
@@ -150,11 +150,11 @@ def _draw_scale(fig, scale, **where):
 def walk_strip(
     x:Tensor, # Images of an open walk, ((k - 1)*frames + 1, 3, S, S) in [-1, 1]
     maps:Tensor|None, # Their maps, (..., S, S), in multiples of the uniform weight
-    point:tuple[int, int]|None, # (row, column) in pixels whose maps these are
-    names:Sequence[str], # Of the k stops
+    point:tuple[int, int]|None, # (row, column) of the maps' point, in pixels
+    names:Sequence[str], # Names of the k stops
     frames:int, # Steps from one stop to the next
-) -> Figure: # A line for each two stops
-    "An open walk as one picture"
+) -> Figure: # A line for each pair of neighboring stops
+    "Draw an open walk as one picture"
     lines, columns, kinds = len(names) - 1, frames + 1, 1 if maps is None else 2
     height = lines*(.6*kinds + .2) + .7*(kinds - 1)
     tight = ConstrainedLayoutEngine(h_pad=.015, hspace=0)
@@ -179,10 +179,10 @@ def walk_strip(
 def walk_frames(
     x:Tensor, # Images of a walk, (n, 3, S, S) in [-1, 1]
     maps:Tensor|None, # Their maps, (n, S, S), in multiples of the uniform weight
-    point:tuple[int, int]|None, # (row, column) in pixels whose maps these are
-    captions:Sequence[str], # What each image lies between: one line for each
-) -> Iterator[Image.Image]: # One picture for each image, all of one size
-    "The frames of an animation"
+    point:tuple[int, int]|None, # (row, column) of the maps' point, in pixels
+    captions:Sequence[str], # The stops around each image, one line per image
+) -> Iterator[Image.Image]: # One picture per image, all of one size
+    "Draw the frames of an animation"
     fig = Figure(figsize=(2.5, 2.7) if maps is None else (5, 3.2), dpi=80)
     canvas, dots = FigureCanvasAgg(fig), [point] if point else []
     if maps is None: left = fig.add_axes((.02, .02, .96, .88))
@@ -202,7 +202,7 @@ def walk_frames(
 
 # %% ../nbs/library/51_walks.ipynb #92be5f01
 def _paired_stops(seeds, classes, names):
-    "Seeds and class numbers of the stops, as many of both (or no classes); raises `ValueError`"
+    "Seeds and class numbers of the stops, equally many of both (or no classes); raises `ValueError`"
     labels = [] if classes is None else class_numbers(names, classes)
     if seeds is None: seeds = [0] if len(labels) > 1 else range(4)
     seeds = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
@@ -219,7 +219,7 @@ def _paired_stops(seeds, classes, names):
 
 # %% ../nbs/library/51_walks.ipynb #4a9ff514
 def _stop_names(seeds, labels, classes):
-    "What stops are called: by their class and seed, as far as these are not always the same"
+    "Names of the stops, from their class and seed where these differ"
     if not labels: return [f'seed {s}' for s in seeds]
     if len({*seeds}) == 1: return [classes[c] for c in labels]
     return [f'{readable(classes[c], 15)}, seed {s}' for c, s in zip(labels, seeds)]
@@ -243,7 +243,7 @@ def _check_walk(path, frames, stops):
 
 # %% ../nbs/library/51_walks.ipynb #d0ec0733
 def _check_point(point):
-    "A point as a pair of whole numbers, None if there is none; raises `ValueError` for other things"
+    "A point as a pair of whole numbers, None if there is none; raises `ValueError` for anything else"
     if point is None: return None
     try:
         row, column = map(index, point)
@@ -254,7 +254,7 @@ def _check_point(point):
 
 # %% ../nbs/library/51_walks.ipynb #de4657fa
 def _share_palette(pictures):
-    "Pictures with 256 colors, the same ones in all of them, so that a color keeps its meaning"
+    "Pictures with the same 256 colors, so that a color keeps its meaning"
     some = [np.asarray(p) for p in pictures[::-(-len(pictures)//8)]]          # 8 of them, (H, W, 3) each
     # the median cut, Pillow's default, drops rare colors, such as the dot's
     palette = Image.fromarray(np.concatenate(some)).quantize(256, Image.Quantize.FASTOCTREE)
@@ -276,23 +276,23 @@ def _write_walk(path, x, maps, point, names, frames):
 @explain_memory('--frames')
 def walk_run(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    # Seeds of the latents to pass, one or several; None for 0 to 3, or if several classes are given for 0
+    # Seeds of the latents to visit, one or several; None for 0 to 3, or for 0 if several classes are given
     seeds:int|Sequence[int]|None=None,
-    # Classes to pass, by name or number, one or several; None for the first ones, one for each seed
+    # Classes to visit, by name or number, one or several; None for the first ones, one per seed
     classes:int|str|Sequence[int|str]|None=None,
     frames:int=12, # Steps from one stop to the next
-    # Animation that ends where it begins (.gif, .webp), or strip (.png), to write; None for the animation
-    # walk-seeds0,1,2,3.gif in the run folder (of a run of the package: digits-walk-seeds0,1,2,3.gif here),
-    # with other options in its name
+    # Animation (.gif, .webp), which ends where it begins, or strip (.png) to write, with other options in its
+    # name; None for walk-seeds0,1,2,3.gif in the run folder, or digits-walk-seeds0,1,2,3.gif in the current
+    # folder for a run of the package
     out:str|Path|None=None,
     layer:int|None=None, # Size of the feature map whose attention to show, None for the last
-    point:tuple[int, int]|None=None, # (row, column) in pixels of the point that looks, None to pick one
+    point:tuple[int, int]|None=None, # (row, column) of the point that looks, in pixels, None to pick one
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
 ) -> Path: # The animation or the strip
     """Walk between latents and classes, with the attention of one point along the way
 
-    Raises `ValueError` for a class, layer, point or ending that does not exist, or seeds and classes that do
-    not go together, `OSError` for a folder that is no run, or a file that cannot be written."""
+    Raises `ValueError` for a class, layer, point or extension that does not exist, or seeds and classes that
+    do not go together; `OSError` for a folder that is not a run, or a file that cannot be written."""
     check_count('frames', frames)
     pair = _check_point(point)
     if out == '': raise ValueError("out cannot be empty; leave it out for an animation in the run folder")

@@ -34,12 +34,15 @@ _PAGE = (
     '<noscript>The explorer needs JavaScript.</noscript>\n'
     '<script type="application/json" id="sagan-state">@@state@@</script>'
     '<script type="text/plain" id="sagan-data">@@data@@</script>\n'
+    '<script type="text/plain" id="sagan-changed">@@changed@@</script>\n'
+    '<script type="text/plain" id="sagan-weights">@@weights@@</script>\n'
     '<script type="module" id="sagan-js">@@js@@</script></html>\n')
 
 # %% ../nbs/library/59_widget.ipynb #f57fbd8c
 class _ExplorerState(anywidget.AnyWidget):
-    "What an `AttentionExplorer` shows: its traits, and which values they take"
-    _esm = (files('sagan')/'explorer.js').read_text(encoding='utf-8')
+    "What an `AttentionExplorer` shows, as traits"
+    _esm = '\n'.join((files('sagan')/f'{name}.js').read_text(encoding='utf-8')
+                     for name in ('generator', 'explorer'))
     header = T.Dict(help='from `view`').tag(sync=True)
     data = T.Bytes(help='from `view`').tag(sync=True)
     point = T.List(T.Int(), None, allow_none=True, help='(row, column) or None').tag(sync=True)
@@ -50,12 +53,23 @@ class _ExplorerState(anywidget.AnyWidget):
     smooth = T.Bool(True, help='Interpolate between cells?').tag(sync=True)
     direction = T.Enum(['from', 'to'], 'from', help='Where a point looks, or who looks at it').tag(sync=True)
     same = T.Bool(False, help='The same colors for all points?').tag(sync=True)
+    effect = T.Dict(help='From `pack_change`').tag(sync=True)
+    changed = T.Bytes(help='From `pack_change`').tag(sync=True)
+    network = T.Dict(help='From `pack_networks`').tag(sync=True)
+    weights = T.Bytes(help='From `pack_networks`').tag(sync=True)
     message = T.Unicode(help='An error, in words').tag(sync=True)
     page = T.Unicode(_PAGE).tag(sync=True)
 
     # a rendered page needs the module, too, which is a default
     def get_state(self, key=None, drop_defaults=False): return super().get_state(key)
 
+    @T.observe('point', 'pins', 'layer')
+    def _clear_message(self, _):
+        if self.header: self.message = ''                      # it was about the state before
+
+# %% ../nbs/library/59_widget.ipynb #63052c22
+class _CheckedState(_ExplorerState):
+    "Adds which values the traits take"
     @T.validate('layer', 'image')
     def _validate_choice(self, p):
         names = [l['name'] for l in self.header.get('layers', ())]
@@ -75,12 +89,8 @@ class _ExplorerState(anywidget.AnyWidget):
                                  f"columns from 0 to {w-1}")
         return p.value
 
-    @T.observe('point', 'pins', 'layer')
-    def _clear_message(self, _):
-        if self.header: self.message = ''                      # it was about the state before
-
 # %% ../nbs/library/59_widget.ipynb #ae0a8166
-class _Settings(_ExplorerState):
+class _Settings(_CheckedState):
     "Adds all that one looks at as one value"
     _settings = 'layer image point pins overlay smooth direction same'.split()
 
@@ -118,22 +128,24 @@ class AttentionExplorer(_Settings):
         header:dict, # From `view`
         data:bytes, # From `view`
     ):
-        """Show another view; layer, image and points stay if it has them
+        """Show another view; layer, image and the points that someone chose stay if it has them
 
         Otherwise it begins with the last layer of the first network, and at the view's own point."""
-        names, former = [l['name'] for l in header['layers']], self.header.get('size')
+        names, former = [l['name'] for l in header['layers']], self.header
+        chosen = [self.point, *self.pins] != [former.get('start')]*2
         with self.hold_sync():
             self.header, self.data, self.message = header, data, ''
             if self.layer not in names: self.layer = [n for n in names if n[0] == names[0][0]][-1]
             if self.image >= len(header['images']): self.image = 0
-            if former != header['size']: self.point, self.pins = header['start'], [header['start']]
+            if former.get('size') != header['size'] or not chosen:
+                self.point, self.pins = header['start'], [header['start']]
 
     def static(self) -> str: # HTML
         "The explorer as a complete page without kernel or network; also good for `<iframe srcdoc>`"
-        names = ['header', *AttentionExplorer._settings, 'page']
+        names = ['header', *self._settings, 'effect', 'network', 'page']
         state = {k: getattr(self, k) for k in names} | dict(message='' if self.header else self.message)
-        parts = dict(state=json.dumps(state).replace('<', '\\u003c'),
-                     data=base64.b64encode(self.data).decode(), js=self._esm)
+        parts = dict(state=json.dumps(state).replace('<', '\\u003c'), js=self._esm)
+        for k in ('data', 'changed', 'weights'): parts[k] = base64.b64encode(getattr(self, k)).decode()
         return re.sub(r'@@(\w+)@@', lambda gap: parts[gap[1]], self.page)
 
     def save(self,
@@ -194,8 +206,9 @@ def pack_change(
     "What a change did to an image, in words and as a picture of 4*S*S bytes"
     change = (after - before).abs().mean(0)/2                  # (S, S), 0 to 1: from black to white
     top = change.max().item()
-    words = (f'{caption}: pixels change by {100*change.mean():.2g}% of the range from black to white on '
-             f'average, {100*top:.2g}% at most')
+    def percent(v): return f'{float(f"{100*v:.2g}"):g}%'                       # 100%, not 1e+02%
+    words = (f'{caption}: pixels change by {percent(change.mean())} of the range from black to white on '
+             f'average, {percent(top)} at most')
     pixels = to_bytes(after).permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
     apart = (change/max(top, 1e-12)*255).round().to(torch.uint8).cpu().numpy().tobytes()
-    return dict(words=words[:1].upper() + words[1:], top=f'{100*top:.2g}% of black to white'), pixels + apart
+    return dict(words=words[:1].upper() + words[1:], top=f'{percent(top)} of black to white'), pixels + apart

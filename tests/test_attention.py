@@ -195,6 +195,29 @@ def test_the_published_form_by_hand():
     assert_close(attention_weights(*layer.qkv(x)[:2]), beta.mT, rtol=0, atol=1e-6)
 
 
+def test_the_released_form_by_hand():
+    "Pool, attend, project; its map has a quarter of the keys"
+    torch.manual_seed(0)
+    layer, x = opened(16, 'released', .5), torch.randn(2, 16, 8, 8)
+    q = layer.query(x).flatten(2)                                              # (B, C/8, N)
+    k = F.max_pool2d(layer.key(x), 2).flatten(2)                               # (B, C/8, N/4)
+    v = F.max_pool2d(layer.value(x), 2).flatten(2)                             # (B, C/2, N/4)
+    beta = torch.einsum('bcj,bci->bji', q, k).softmax(-1)                      # (B, N, N/4)
+    o = torch.einsum('bji,bci->bcj', beta, v).unflatten(2, (8, 8))             # (B, C/2, H, W)
+    weights = attention_weights(*layer.qkv(x)[:2])
+    assert_close(layer(x), .5*layer.out(o) + x, rtol=0, atol=1e-5)
+    assert_close(weights, beta, rtol=0, atol=1e-6)
+    assert beta.shape == (2, 64, 16)
+    assert_close(weights.sum(-1), torch.ones(2, 64), rtol=0, atol=1e-5)
+
+
+def test_the_center_of_a_map_depends_on_every_location():
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 32, 32, requires_grad=True)
+    opened(8)(x)[0, :, 16, 16].sum().backward()
+    assert (x.grad[0].abs().sum(0) > 0).all()
+
+
 def test_forms_have_today_s_names():
     assert [resolve_form(f) for f in ('paper', 'official')] == ['preprint', 'released']
     assert [resolve_form(f) for f in FORMS] == list(FORMS)
@@ -236,6 +259,35 @@ def test_parts_and_resolution_of_a_map(miniature):
     *_, m = miniature
     assert_close(torch.cat(list(m.parts()), 1), m.beta, rtol=0, atol=1e-6)
     assert m.on_image(14, 2).shape == (2, 16, 16)
+
+def test_a_key_s_column_and_the_weights_on_the_image_by_hand(miniature):
+    "Pixel (5, 9) has the key in row 1, column 2 of 4x4, and is 1/8 of a cell above and left of its center"
+    *_, m = miniature
+    assert_close(m.looked_at_from(5, 9), m.beta[:, :, 1*4+2].reshape(2, 8, 8), rtol=0, atol=1e-6)
+    a, on = m.at(14, 2), m.on_image(14, 2)                                     # (B, 4, 4), (B, 16, 16)
+    near = .875**2*a[:, 1, 2] + .875*.125*(a[:, 0, 2] + a[:, 1, 1]) + .125**2*a[:, 0, 1]  # (B,)
+    assert_close(on[:, 5, 9], near, rtol=0, atol=1e-6)
+
+def test_each_intervention_by_hand(miniature):
+    net, x, out, m = miniature
+    h = net[0](x)                                                              # (B, C, H, W)
+    layer, v = net[1], net[1].qkv(h)[2]                                        # v: (B, Nk, C/2)
+    def draw(**how):
+        with intervene(net, m, **how): return net(x)
+    def drawn(o): return net[3](net[2](layer.out(o) + h))                      # from o, (B, C/2, H, W)
+    def mixed(beta): return (beta @ v).mT.unflatten(2, (8, 8))                 # (B, C/2, H, W)
+    def close(a, b): assert_close(a, b, rtol=0, atol=1e-5)
+    assert torch.equal(draw(), out)
+    assert_close(draw(gamma=0.), net[3](net[2](h)), rtol=0, atol=1e-6)         # no attention at all
+    without = layer.out(mixed(m.beta)) + h
+    without[:, :, 7, 1] = h[:, :, 7, 1]                                        # the query of pixel (14, 2)
+    close(draw(cut=(14, 2)), net[3](net[2](without)))
+    left = m.beta.unflatten(2, (4, 4)).clone()
+    left[..., :2] = 0  # the left half of the image holds the keys of columns 0 and 1
+    left = left.flatten(2)/left.flatten(2).sum(-1, keepdim=True)
+    close(draw(hide=(0, 0, 16, 8)), drawn(mixed(left)))
+    # the mean of all values, at every location
+    close(draw(uniform=True), drawn(mixed(torch.full_like(m.beta, 1/16))))
 
 def test_visible_keys(miniature):
     *_, m = miniature

@@ -13,8 +13,9 @@ from sagan.runs import load_run, shipped, SHIPPED
 from sagan.cli import sagan_eval, sagan_train
 from sagan.data import named_twins, to_unit, twin_colours, twins
 from sagan.agreement import agreement, agreement_auc
-from sagan.experiments import load_experiment, table, table_markdown
+from sagan.experiments import load_experiment
 from sagan.networks import Discriminator
+from sagan.outcomes import table, table_markdown
 
 FIELDS = {'two_twins', 'observed', 'luck', 'kappa', 'kappa_error', 'kappa_classes', 'colour_pairs', 'd_auc',
           'd_auc_error', 'd_auc_gamma0'}

@@ -41,6 +41,9 @@ def test_names_of_parameters_and_states():
 def test_the_start_of_the_tables():
     with pytest.raises(ValueError, match="tables is 'zeros' or 'xavier', got 'ones'"):
         ConditionalBatchNorm2d(4, 3, tables='ones')
+    torch.manual_seed(0)
+    start = ConditionalBatchNorm2d(1024, 1000, tables='xavier')
+    for table in (start.gain, start.bias): assert .053 < table.weight.abs().max() < (6/2024)**.5
 
 
 def test_frozen_statistics_do_not_move():
@@ -51,6 +54,14 @@ def test_frozen_statistics_do_not_move():
     for k, v in cbn.state_dict().items(): assert torch.equal(v, before[k]), k
     assert torch.equal(frozen, cbn(x, y))
     assert not torch.equal(cbn.bn.running_mean, before['bn.running_mean'])
+
+
+def test_of_two_softmaxes_the_label_sees_one_inner_product():
+    "The best score's dependence on the label: log p(y|x)/q(y|x) between two labels is linear in h"
+    torch.manual_seed(0)
+    a, b, h = torch.randn(3, 8), torch.randn(3, 8), torch.randn(6, 8)
+    ratio = (h@a.T).log_softmax(1) - (h@b.T).log_softmax(1)
+    assert_close(ratio[:, 0] - ratio[:, 1], h@((a - b)[0] - (a - b)[1]), rtol=0, atol=1e-5)
 
 
 def test_projection_head_with_and_without_labels():

@@ -6,8 +6,9 @@ from unittest.mock import patch
 import numpy as np, pytest, scipy.linalg, torch, torch.nn.functional as F
 from sagan.data import digits, Images, to_unit
 from sagan.evaluation import (
-    _covered, _distance_of_samples, _nearest, _squared_mmd, class_spread, frechet_distance, inception_score,
+    _covered, _distance_of_samples, _squared_mmd, class_spread, frechet_distance, inception_score,
     intra_frechet_distance, kernel_distance, nearest_images, precision_recall, real_distances, score, Scores)
+from sagan.nearest import _nearest
 from sagan.references import (
     Classifier, Evaluator, feature_statistics, inception, reference, train_evaluator)
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -190,6 +191,12 @@ def test_kernel_distance_precision_and_recall_of_torch_fidelity():
     with pytest.raises(ValueError, match='more than 3 features'): precision_recall(a[:3], b)
     with pytest.raises(ValueError, match='differ in dimension'): kernel_distance(a, b[:, :4])
     assert _covered(a, a, 1) == 1
+
+
+def test_balls_on_a_line():
+    "0, 1, 2 and 9 have their nearest other one at 1, 1, 1 and 7; 17 is in no ball"
+    on_a_line = torch.tensor([[0.], [1.], [2.], [9.]])
+    assert _covered(torch.tensor([[-.5], [3.], [3.5], [17.]]), on_a_line, k=1) == .75
 
 
 def test_clouds_over_a_square():

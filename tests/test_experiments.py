@@ -5,8 +5,8 @@ from statistics import mean
 import matplotlib.pyplot as plt
 import pytest
 from sagan.config import Config, presets, systems
-from sagan.experiments import curves_figure, experiments, format_score, load_experiment, Row
-from sagan.experiments import strips_figure, table, table_markdown, Variant, variants
+from sagan.experiments import experiments, load_experiment, Row, Variant, variants
+from sagan.outcomes import curves_figure, format_score, strips_figure, table, table_markdown
 from sagan.storage import read_json
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'

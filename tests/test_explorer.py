@@ -3,15 +3,22 @@
 The stand-alone page opened from disk without a network, and the module as anywidget calls it."""
 import base64, html, json, math, os, re, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
+from urllib.parse import unquote
 import pytest, torch, torch.nn.functional as F
+pytest.importorskip('playwright', reason="needs pip install -e '.[browser]'")
 from PIL import Image
 from playwright.sync_api import TimeoutError, sync_playwright
 from sagan.attention import AttentionMap, intervene
+from sagan.config import Config
 from sagan.data import to_unit
-from sagan.explorer import generated_maps, latents, named_maps, view
+from sagan.explorer import explore, generated_maps, latents, named_maps, view
+from sagan.live import pack_networks
+from sagan.runs import load_run, shipped
+from sagan.training import SAGAN
 from sagan.widget import AttentionExplorer
 
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+firefox = shutil.which('firefox-esr') or shutil.which('firefox')
 pytestmark = pytest.mark.skipif(
     chromium is None and not os.environ.get('CI'),
     reason='needs Chromium (apt-get install chromium) to open the explorer in')
@@ -456,7 +463,8 @@ def test_module_as_anywidget_calls_it(opened, explorer, maps, tmp_path):
     """With a model like anywidget's: bytes as a DataView at some offset
 
     What the browser changes is set and saved, what Python changes is shown."""
-    state = {k: v for k, v in explorer.get_state().items() if k not in ('data', 'layout')}
+    apart = 'data', 'changed', 'weights', 'layout'
+    state = {k: v for k, v in explorer.get_state().items() if k not in apart}
     state = json.dumps(state).replace('</', '<\\/')
     raw = base64.b64encode(bytes(12) + explorer.data).decode()
     (tmp_path/'widget.html').write_text(f'''<!doctype html><meta charset="utf-8"><div id="here"></div>
@@ -557,13 +565,16 @@ def choose(page, role, name, value):
     field.fill(value)
     field.press('Enter') if role == 'spinbutton' else field.dispatch_event('change')
 
-def explore_there(page, tmp_path):
-    """Uses all of the explorer with a kernel behind it, by its names
-
-    Compares what it shows with what is computed in this process."""
+@pytest.fixture(scope='module')
+def model():
     space = {}
     exec(SETUP, space)
-    model = space['model']
+    return space['model']
+
+def explore_there(page, tmp_path, model, kernel=True):
+    """Uses all of the explorer that draws, by its names
+
+    Compares what it shows with what is computed in this process."""
     G = model.ema
     def expected(layer, y, *seeds, t=0.):
         return generated_maps(model, latents(G, seeds[:1], seeds[1:], t), torch.tensor([y]))[1][layer]
@@ -616,6 +627,13 @@ def explore_there(page, tmp_path):
     other = "() => !document.querySelector('canvas[role=application]').ariaLabel.includes('seed 5,')"
     page.wait_for_function(other)
     save_there(page, tmp_path)
+    if kernel: look_at_own_images(page, tmp_path, model)
+    choose(page, 'spinbutton', 'Seed', '6')
+    labelled(page, 'Class owl, seed 6,')
+    for c in ('label span', 'button:enabled', 'p[role=status]'):
+        assert contrast(page.locator(f'.sagan {c} >> visible=true').first) >= 4.5, c
+
+def look_at_own_images(page, tmp_path, model):
     x = torch.randint(0, 256, (1, 3, S, S), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(x[0].permute(1, 2, 0).numpy()).save(tmp_path/'own.png')
     with page.expect_file_chooser() as chooser: press(page, 'Own images')
@@ -623,10 +641,6 @@ def explore_there(page, tmp_path):
     labelled(page, 'Class owl, image own.png,')
     move(page, 33, 3)
     same_map(seen(page), named_maps(model.D, to_unit(x), torch.tensor([2]))[1]['D 16x16'], 0, 33, 3)
-    choose(page, 'spinbutton', 'Seed', '6')
-    labelled(page, 'Class owl, seed 6,')
-    for c in ('label span', 'button:enabled', 'p[role=status]'):
-        assert contrast(page.locator(f'.sagan {c} >> visible=true').first) >= 4.5, c
 
 def drag(page, start, end):
     move(page, *start)
@@ -653,16 +667,177 @@ def save_there(page, tmp_path):
     assert again['point'] == r['point'] and again['max'] == r['max']
     assert torch.equal(again['weights'], r['weights'])
 
-@pytest.mark.parametrize('width', [1200, 390])
-def test_voila(served, browser, tmp_path, width):
-    scheme = 'dark' if width == 390 else 'light'
-    page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
-    page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
-    explore_there(page, tmp_path)
-    assert page.evaluate('document.documentElement.scrollWidth') <= width
+# Without a kernel
+
+FORMS = [
+    dict(n_classes=3, form='released', g_attention=(8, 16), d_attention=(16, 8)),
+    dict(n_classes=0, form='preprint', g_attention=(32,), d_attention=(8, '8-2'), d_relu_skip=True),
+    dict(n_classes=2, form='published', g_attention=(), d_attention=(16,), z_dim=20, g_sn=False)]
+
+@pytest.mark.parametrize('values', FORMS, ids=[f['form'] for f in FORMS])
+def test_networks_in_the_browser(browser, values):
+    "Images and maps, computed in JavaScript, are what PyTorch computes"
+    torch.manual_seed(0)
+    cfg = Config(**dict(size=32, g_width=4, d_width=8, z_dim=16) | values)
+    model = SAGAN(cfg).eval()
+    with torch.no_grad():
+        for name, p in model.ema.named_parameters():
+            if 'bn' in name or 'gamma' in name: p.normal_(1., .3)
+        for name, b in model.ema.named_buffers():
+            if 'running_var' in name: b.uniform_(.2, 2)
+            elif 'running_mean' in name: b.normal_()
+        for layer in model.D.attention.values(): layer.gamma.fill_(.5)
+    network, weights = pack_networks(model, [f'{i}' for i in range(cfg.n_classes)])
+    page = browser.new_page()
+    page.add_script_tag(path=Path(__file__).parent.parent/'sagan'/'generator.js')
+    for seed, y in (0, 0), (123456, max(0, cfg.n_classes - 1)):
+        image, found = page.evaluate('''([network, text, seed, y]) => {
+            const bytes = new DataView(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer)
+            const layers = openNetwork(network, bytes), z = latent(network, seed, 7, .3)
+            const { image, maps } = generate(network, layers, z, y)
+            return [[...image], [...maps, ...look(network, layers, image)].map(({ name, q, k, depth }) =>
+                [name, depth, [...q], [...k]])] }''', [network, base64.b64encode(weights).decode(), seed, y])
+        labels = torch.tensor([y]) if cfg.n_classes else None
+        x, maps = generated_maps(model, latents(model.ema, [seed], [7], .3), labels)
+        assert x.std() > .1 and [name for name, *_ in found] == list(maps)
+        assert (torch.tensor(image).view_as(x) - x).abs().max() < 1e-3
+        for name, depth, *qk in found:
+            q, k = [torch.tensor(t).view(1, -1, depth) for t in qk]
+            assert ((q @ k.mT).softmax(-1) - maps[name].beta).abs().max() < 1e-3
     page.close()
 
-def test_jupyterlab(served, browser, tmp_path):
+def said(page): return page.locator('p[role=status]').text_content()
+
+def test_page_that_draws(opened, model, tmp_path):
+    "A file, opened without a network; saved, opened again, and by its link it shows the same"
+    e = explore(model, ['cat', 'dog', 'owl'])
+    e.save(tmp_path/'e.html')
+    page = opened(tmp_path/'e.html')
+    explore_there(page, tmp_path, model, kernel=False)
+    choose(page, 'slider', 'attention', '0.5')
+    press(page, 'Hide where it looks')
+    words = said(page)
+    press(page, 'Copy view')
+    link = page.get_by_role('dialog').get_by_label('View').input_value()
+    press(page, 'Close')
+    given = json.loads(unquote(link.split('#view=')[1]))
+    e.restore(given)
+    assert words == e.effect['words'] and 'looks at the hidden region' in words
+    with page.expect_download() as d: press(page, 'Save HTML')
+    d.value.save_as(tmp_path/'b.html')
+    for path in (tmp_path/'b.html').as_uri(), link:
+        page.goto('about:blank')
+        page.goto(path)
+        labelled(page, 'Class owl, seed 6,')
+        assert said(page) == words
+        press(page, 'Undo changes')
+        assert 'draws the image again' in said(page)
+    choose(page, 'slider', 'attention', '0')
+    press(page, 'Next')
+    labelled(page, 'Class owl, seed 7,')
+    e.hide, e.cut, e.gamma, e.seed = None, None, 0., 7
+    assert said(page) == e.effect['words']
+
+def test_page_of_a_large_model(opened, model, tmp_path, monkeypatch):
+    "It shows what is stored, the effect of a change included, and says why it cannot draw"
+    monkeypatch.setattr('sagan.live.MOST_NUMBERS', 1000)
+    e = explore(model, ['cat', 'dog', 'owl'])
+    e.gamma = 2.
+    e.save(tmp_path/'e.html')
+    page = opened(tmp_path/'e.html')
+    effect(page, 'Attention times 2: pixels change by')
+    assert 'stored in the page. It cannot draw others: the model has 0.1 million' in page.content()
+    assert not page.get_by_role('button', name='Next').is_visible()
+    same_map(seen(page), e._maps['G 16x16'], 0, *e.point)
+
+class Firefox:
+    "Firefox without a window, by the protocol that it speaks itself (Marionette); call it with a command"
+    def __init__(self, profile):
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            port = s.getsockname()[1]
+        (profile/'user.js').write_text(f'user_pref("marionette.port", {port});')
+        command = [firefox, '--headless', '--marionette', '--no-remote', '--profile', profile]
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, **quiet)
+        for _ in range(480):
+            try:
+                self.socket = socket.create_connection(('127.0.0.1', port), 1)
+                break
+            except OSError: time.sleep(.25)
+        self.socket.settimeout(120)
+        self.file = self.socket.makefile('rb')
+        self.read()                                               # it says hello
+        self('NewSession')
+
+    def read(self):
+        size = b''
+        while not size.endswith(b':'): size += self.file.read(1)
+        return json.loads(self.file.read(int(size[:-1])))
+
+    def __call__(self, command, **args):
+        message = json.dumps([0, 1, f'WebDriver:{command}', args])
+        self.socket.sendall(f'{len(message)}:{message}'.encode())
+        _, _, error, value = self.read()
+        assert not error, error
+        return value
+
+    def run(self, script): return self('ExecuteScript', script=script, args=[])['value']
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+        self.process.terminate()
+        self.process.wait()
+
+@pytest.mark.skipif(firefox is None, reason='needs Firefox (apt-get install firefox-esr)')
+def test_firefox(model, tmp_path):
+    "The page from disk draws, and shows the map and the effect of hiding, as Python does"
+    e = explore(model, ['cat', 'dog', 'owl'])
+    e.save(tmp_path/'e.html')
+    (tmp_path/'profile').mkdir()
+    browser = Firefox(tmp_path/'profile')
+    try:
+        browser('Navigate', url=(tmp_path/'e.html').as_uri())
+        def click(name): browser.run(
+            f"[...document.querySelectorAll('button')].find(b => b.textContent === '{name}').click()")
+        click('Next')
+        label = browser.run("return document.querySelector('canvas[role=application]').ariaLabel")
+        assert 'Class cat, seed 1,' in label
+        r = browser.run("""const a = document.querySelector('.sagan').attention()
+            return { ...a, weights: [...a.weights], values: [...a.values] }""")
+        r |= dict(weights=torch.tensor(r['weights']), values=torch.tensor(r['values']).reshape(S, S))
+        maps = generated_maps(model, latents(model.ema, [1]), torch.tensor([0]))[1]
+        same_map(r, maps['G 16x16'], 0, *r['point'])
+        click('Hide where it looks')
+        words = browser.run("return document.querySelector('p[role=status]').textContent")
+        click('Copy view')
+        link = browser.run("return document.querySelector('dialog textarea').value")
+        e.restore(unquote(link.split('#view=')[1]))
+        assert words == e.effect['words'] and 'hidden region' in words
+    finally: browser.close()
+
+def test_explorer_of_the_docs():
+    "The page that the docs show is the explorer of today; if not, run the cell of 09_explorer that saves it"
+    e = explore(load_run(shipped('twins')))
+    page = (Path(__file__).parent.parent/'nbs/images/explorer.html').read_text(encoding='utf-8')
+    script = re.compile(r'<script type="[^"]*" id="sagan-(\w+)">(.*?)</script>', re.S)
+    def parts(text): return dict(script.findall(text))
+    ours, theirs = parts(e.static()), parts(page)
+    weights = [torch.frombuffer(bytearray(base64.b64decode(p['weights'])), dtype=torch.float32)
+               for p in (ours, theirs)]
+    assert ours['js'] == theirs['js'] and torch.allclose(*weights, rtol=1e-5, atol=1e-6)
+    assert json.loads(ours['state'])['network'] == json.loads(theirs['state'])['network']
+
+def test_voila(served, browser, tmp_path, model):
+    "On a phone's screen, dark; JupyterLab below is wide and light"
+    page = browser.new_page(viewport=dict(width=390, height=900), color_scheme='dark')
+    page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
+    explore_there(page, tmp_path, model)
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
+    page.close()
+
+def test_jupyterlab(served, browser, tmp_path, model):
     at = served('jupyterlab', '--allow-root', '--IdentityProvider.token=', '--ServerApp.password=')
     page = browser.new_page(viewport=dict(width=1200, height=1000))
     page.goto(f'{at}/doc/tree/explorer.ipynb', timeout=90_000)
@@ -677,7 +852,7 @@ def test_jupyterlab(served, browser, tmp_path):
             break
         except TimeoutError: pass
     else: raise AssertionError('JupyterLab has not run the cell')
-    explore_there(page, tmp_path)
+    explore_there(page, tmp_path, model)
     click(page, 26, 10)
     frame(page)
     page.locator('.jp-CodeCell .cm-content').nth(1).click()

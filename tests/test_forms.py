@@ -21,7 +21,7 @@ from sagan.storage import read_json, write_json
 from sagan.config import Config, presets
 from sagan.data import twins
 from sagan.training import SAGAN
-from sagan.visualization import map_statistics
+from sagan.statistics import map_statistics
 
 OLD = dict(paper='preprint', official='released')
 root = Path(__file__).resolve().parent.parent

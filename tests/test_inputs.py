@@ -16,10 +16,10 @@ from sagan.networks import (
     DBlock, Discriminator, GBlock, generate, Generator, ResidualBlock, standing_statistics)
 from sagan.references import as_images, kept_indices, train_evaluator
 from sagan.spectral import power_iteration
+from sagan.statistics import map_statistics, statistics_figure
 from sagan.training import (
     check_images, check_networks, d_step, ema_update, g_step, SAGAN, sagan_learner, split_batch)
-from sagan.visualization import (
-    attention_figure, effect_figure, grid_image, map_statistics, spread_points, statistics_figure)
+from sagan.visualization import attention_figure, effect_figure, grid_image, spread_points
 
 torch.manual_seed(0)
 G, D = Generator(32, 10, 2, (16,), z_dim=8).eval(), Discriminator(32, 10, 4, (16,)).eval()

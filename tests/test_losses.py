@@ -46,7 +46,7 @@ def test_each_optimizer_holds_its_own_network():
     assert [o.defaults['betas'] for o in (opt_g, opt_d)] == [(0., .9)]*2
     of_g, of_d = [{id(p) for g in o.param_groups for p in g['params']} for o in (opt_g, opt_d)]
     assert not of_g & of_d
-    assert [p.shape for p in opt_g.param_groups[1]['params']] == [(3,)]  # the biases
+    assert [[p.shape for p in g['params']] for g in opt_g.param_groups] == [[(3, 3)], [(3,)]]
 
 
 def test_only_bias_vectors_get_the_rate_of_biases():
@@ -54,3 +54,5 @@ def test_only_bias_vectors_get_the_rate_of_biases():
     assert rates == [[1e-4, 5e-5], [4e-4, 2e-4]]
     opt_g, _ = ttur(ConditionalBatchNorm2d(4, 10), nn.Linear(3, 3))
     assert [[p.shape for p in g['params']] for g in opt_g.param_groups] == [[(10, 4), (10, 4)], []]
+    half, _ = ttur(ConditionalBatchNorm2d(4, 10), nn.Linear(3, 3), bias_lr=.5)
+    assert [g['lr'] for g in half.param_groups] == [1e-4, 5e-5]

@@ -1,5 +1,6 @@
 "The networks by hand, at all sizes and placements; parameters, channels, samples, errors"
 from math import sqrt
+from unittest.mock import patch
 
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from sagan.attention import attention_maps
@@ -43,6 +44,39 @@ def test_weights_start_large_enough_for_gradients_to_count():
     conv, x = DBlock(3, 5).conv1, torch.randn(2, 3, 8, 8)
     grad, = torch.autograd.grad(conv(x).square().sum(), conv.parametrizations.weight.original)
     assert grad.abs().max() > 1
+
+
+def test_ten_times_the_weight_has_the_same_output_and_a_tenth_of_the_gradient():
+    conv, x = DBlock(3, 5).conv1, torch.randn(2, 3, 8, 8)
+    weight, results = conv.parametrizations.weight.original, []
+    for scale in (1, 10):
+        with torch.no_grad(): weight.mul_(scale)
+        out = conv(x)
+        results.append((out, torch.autograd.grad(out.square().sum(), weight)[0]))
+    (out, grad), (out10, grad10) = results
+    assert torch.allclose(out10, out, rtol=0, atol=1e-5)
+    assert torch.allclose(10*grad10, grad, rtol=0, atol=1e-3)
+
+
+def test_shortcuts_commute_with_the_change_of_size():
+    x, g, d = torch.randn(2, 4, 8, 8), GBlock(4, 6).eval(), DBlock(4, 6)
+    assert g(x).shape == (2, 6, 16, 16) and d(x).shape == (2, 6, 4, 4)
+    assert torch.allclose(upsample(g.skip(x)), g.skip(upsample(x)), atol=1e-6)
+    assert torch.allclose(F.avg_pool2d(d.skip(x), 2), d.skip(F.avg_pool2d(x, 2)), atol=1e-6)
+
+
+def test_an_in_place_relu_harms_only_the_discriminator_s_later_blocks():
+    x, im = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 8, 8)
+    g, first, d = GBlock(4, 6).eval(), DBlock(3, 6, first=True), DBlock(4, 6)
+    h = first.conv2(F.relu(first.conv1(im)))  # the image is not rectified
+    assert torch.allclose(first(im), F.avg_pool2d(h, 2) + first.skip(F.avg_pool2d(im, 2)), atol=1e-6)
+    h = d.conv2(F.relu(d.conv1(F.relu(x))))
+    rectified = F.avg_pool2d(h, 2) + F.avg_pool2d(d.skip(F.relu(x)), 2)
+    with patch.object(F, 'relu', torch.relu_), torch.no_grad():  # the same blocks, every ReLU in place
+        in_place = [block(t.clone()) for block, t in ((g, x), (first, im), (d, x))]
+    assert torch.allclose(in_place[0], g(x), atol=1e-6)
+    assert torch.allclose(in_place[1], first(im), atol=1e-6)
+    assert torch.allclose(in_place[2], rectified, atol=1e-6)
 
 
 def test_blocks_leave_their_input_alone():
@@ -104,6 +138,20 @@ def test_attention_has_the_channels_of_its_place():
 
 
 # --- whole networks ---
+
+def test_shapes_at_32_pixels():
+    G, D = Generator(32, 10, 8, (16,)), Discriminator(32, 10, 16, (16,))
+    y = torch.tensor([3])
+    assert block_shapes(G.eval(), torch.randn(1, 128), y) == [(32, 8, 8), (32, 16, 16), (32, 32, 32)]
+    assert block_shapes(D, torch.randn(1, 3, 32, 32), y) == [(32, 16, 16), *[(32, 8, 8)]*3]
+
+
+def test_all_classes_start_alike(G):
+    z, y = torch.randn(2, 16).repeat(3, 1), torch.arange(3).repeat_interleave(2)
+    with torch.no_grad(): x = G(z, y)  # two latents for each of three classes
+    assert torch.allclose(x[:2], x[2:4], atol=1e-6)
+    assert torch.allclose(x[:2], x[4:], atol=1e-6)
+
 
 @pytest.mark.parametrize('size', (32, 64, 128, 256))
 @pytest.mark.parametrize('n_classes', (0, 3))
@@ -237,6 +285,9 @@ def test_samples(G):
     assert G.training  # in the mode in which it was
     x = generate(G, y, seed=3)
     assert x.shape == (10, 3, 32, 32)
+    assert torch.allclose(x, generate(G, y, seed=3, batch=4), atol=1e-5)
+    part = torch.cat(list(generate_batches(G, y, seed=3, part=slice(2, 7))))
+    assert torch.allclose(part, x[2:7], atol=1e-5)
     assert (x - generate(G, y, seed=4)).abs().max() > .01
     assert generate(Generator(32, width=8), n=3).shape == (3, 3, 32, 32)
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from notebooks import complete, install_code
 from readme import directives
 
 root = Path(__file__).resolve().parent.parent
@@ -86,3 +88,45 @@ def test_size(path):
 def test_median_cell():
     "Half of the exported cells have at most 12 lines"
     assert median(n for p in paths for n in exported(p)) <= 12
+
+
+# What all notebooks have in common
+
+def code(source): return dict(cell_type='code', source=[source], outputs=[])
+
+
+@pytest.mark.parametrize('cells, folder, asked', [
+    ([code('import torch')], '', ['pip']),
+    ([code('#| export\nprint("experiments/x")'), code('%cd ..')], 'library', ['pip']),
+    ([code('from datasets import Dataset'), code('import tensorboard')], '', ['pip', 'pip']),
+    ([code("load('../experiments/claim')")], 'library', ['pip', 'git', 'cd'])])
+def test_first_cell(monkeypatch, tmp_path, cells, folder, asked):
+    "It asks for what is missing, and for nothing where all is there"
+    source, found = TransformerManager().transform_cell(install_code(cells, folder)), []
+    class Shell:
+        def run_line_magic(self, name, line): found.append(name)
+        def system(self, line): found.append(line.split()[0])
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr('importlib.util.find_spec', lambda name: None)
+        exec(source, {'get_ipython': Shell})
+    assert found == asked
+    monkeypatch.chdir(root/'nbs'/folder)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
+    exec(source, {'get_ipython': Shell})
+    assert found == asked
+
+
+def test_complete():
+    "A notebook gets its first cell and loses nbdev and links in links; what is complete stays as it is"
+    class Symbols:
+        def doc(self, name): return name == 'load_run'
+    text = '# T\n\n[`load_run`](a.ipynb), [`load_run()` here](b.ipynb), [`runs/`](c.ipynb), `load_run`'
+    nb = dict(cells=[dict(cell_type='markdown', source=[text]), code('#| hide\nimport nbdev, shutil'),
+                     code('#| hide\nimport nbdev'), code('#| hide\nnbdev.nbdev_export()')])
+    done = complete(nb, 'library/21_data.ipynb', Symbols())['cells']
+    title, first, last = [''.join(c['source']) for c in done]
+    assert title == '# T\n\n[load_run](a.ipynb), [load_run() here](b.ipynb), [`runs/`](c.ipynb), `load_run`'
+    assert "find_spec('sagan')" in first and last == '#| hide\nimport shutil'
+    before = json.dumps(nb)
+    assert json.dumps(complete(nb, 'library/21_data.ipynb', Symbols())) == before

@@ -1,5 +1,5 @@
 "The sdist and the wheel built from it: what they hold, and that the wheel works with its requirements alone"
-import email, os, re, subprocess, sys, tarfile, venv, zipfile
+import email, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
 from configparser import ConfigParser
 from importlib.metadata import distribution
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest, yaml
 from nbdev.config import nbpath2html
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from release import quick_start, tiny
+from release import NAME, TINY, execute, quick_start
 from sagan.storage import file_lock
 
 root = Path(__file__).resolve().parent.parent
@@ -87,7 +87,8 @@ def test_sdist(dist):
     tracked = listed.stdout.splitlines()
     with tarfile.open(dist.sdist) as t:
         names = {m.name.split('/', 1)[1] for m in t.getmembers() if not m.isdir()}
-    made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith('sagan.egg-info/')}
+    info = f"{NAME.replace('-', '_')}.egg-info/"
+    made = {n for n in names if n in ('PKG-INFO', 'setup.cfg') or n.startswith(info)}
     assert names - made == set(tracked)
 
 
@@ -95,14 +96,14 @@ def test_metadata(dist):
     "The version is the package's, and the Pythons are those that the test workflow runs"
     import sagan
     m = dist.metadata
-    assert m['Version'] == sagan.__version__
+    assert (m['Name'], m['Version']) == (NAME, sagan.__version__)
     assert m['License-Expression'] == 'Apache-2.0' and m['Requires-Python'] == '>=3.10'
     workflow = yaml.safe_load((root/'.github/workflows/test.yml').read_text())
     pythons = workflow['jobs']['test']['strategy']['matrix']['python']
     classifiers = m.get_all('Classifier')
     assert [c.split(' :: ')[-1] for c in classifiers if re.search(r':: 3\.\d+$', c)] == pythons
     assert 'Typing :: Typed' in classifiers
-    assert set(m.get_all('Provides-Extra')) == {'hub', 'onnx', 'dev'}
+    assert set(m.get_all('Provides-Extra')) == {'hub', 'onnx', 'dev', 'docs', 'browser'}
     citation = yaml.safe_load((root/'CITATION.cff').read_text())
     urls = dict(u.split(', ') for u in m.get_all('Project-URL'))
     assert citation['license'] == m['License-Expression']
@@ -149,10 +150,29 @@ def test_light_import(alone):
 
 
 def test_alone(alone, tmp_path):
-    "README's quick start, at most 20 lines, and a tiny run of the main job, without the developers' packages"
+    """README's quick start of at most 20 lines, and a tiny run, without the developers' packages
+
+    The quick start is part of the overview, which runs below."""
     installed = run(alone, 'import pkgutil\nprint(*(m.name for m in pkgutil.iter_modules()))')
     assert not {'nbdev', 'pytest', 'huggingface_hub', 'onnx'} & set(installed)
     lines = quick_start((root/'README.md').read_text(encoding='utf-8')).splitlines()
     assert 0 < len([l for l in lines if l.strip()]) <= 20
-    tiny(alone, tmp_path)
+    execute(TINY, alone, tmp_path)
     assert (tmp_path/'runs/digits/report.html').exists()
+
+
+RUN_ALL = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for cell in json.load(open(sys.argv[1], encoding='utf-8'))['cells']:
+    if cell['cell_type'] == 'code': shell.run_cell(''.join(cell['source'])).raise_error()
+"""
+
+@pytest.mark.parametrize('page', ['index', '01_spectral', 'library/48_names'])
+def test_page_alone(alone, tmp_path, page):
+    "\"Run all\" of a page that lies alone in a folder, as on Colab, where only the package is installed"
+    shutil.copy(root/f'nbs/{page}.ipynb', tmp_path/'page.ipynb')
+    env = os.environ | {'MPLBACKEND': 'agg', 'IPYTHONDIR': str(tmp_path/'ipython')}
+    command = [alone/'python', '-Ic', RUN_ALL, 'page.ipynb']
+    subprocess.run(command, check=True, cwd=tmp_path, env=env, capture_output=True)

@@ -3,21 +3,27 @@
 Without Quarto, pandoc renders a page from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the
 docs workflow, the page of the built site is tested."""
 import json, os, posixpath, re, shutil
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote, urldefrag, urlsplit
 
-import pypandoc, pytest, torch
+import pytest, torch
+pypandoc = pytest.importorskip('pypandoc', reason="needs pip install -e '.[docs]'")
+playwright = pytest.importorskip('playwright.sync_api', reason="needs pip install -e '.[browser]'")
+import docsite
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from readme import directives, nb2md
 from sagan.curves import training_figure
 from sagan.pages import figure_html, frame_html, page_html, player_html, strips_html
 
 root = Path(__file__).resolve().parent.parent
+frames = root/'nbs/frames.html'
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 built = os.environ.get('SAGAN_SITE')
 pages = sorted(p.relative_to(root/'nbs').as_posix() for p in (root/'nbs').rglob('*.ipynb'))
@@ -28,10 +34,10 @@ options = ['code-fold', 'code-summary', 'echo', 'eval', 'exec_doc', 'exportd', '
 
 
 class Tags(HTMLParser):
-    "Anchors, link targets and picture sources of a page"
+    "Anchors, link targets and picture sources of a page, and the text that is seen, less its code"
     def __init__(self, html):
         super().__init__()
-        self.ids, self.links, self.images = set(), [], []
+        self.ids, self.links, self.images, self.text, self.hidden = set(), [], [], [], []
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -39,6 +45,13 @@ class Tags(HTMLParser):
         if d.get('id'): self.ids.add(d['id'])
         if tag == 'a' and d.get('href'): self.links.append(d['href'])
         if tag == 'img': self.images.append(d.get('src') or '')
+        if tag in ('pre', 'script', 'style', 'svg'): self.hidden.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.hidden: self.hidden.remove(tag)
+
+    def handle_data(self, data):
+        if not self.hidden: self.text.append(data)
 
 
 @pytest.fixture(scope='session')
@@ -53,17 +66,19 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def site(prepared):
+def site(request):
     "Each notebook's page: its file, its folder, and its tags"
-    res = {}
+    res, prepared = {}, None if built else request.getfixturevalue('prepared')
     for name in pages:
-        path = (Path(built).resolve() if built else prepared)/nbpath2html(name)
+        path = (prepared or Path(built).resolve())/nbpath2html(name)
         if not built:
             nb = json.loads((prepared/name).read_text(encoding='utf-8'))
             md = nb2md(nb, (prepared/name).with_name(f'{Path(name).stem}_files'))
             css = '../'*name.count('/') + 'styles.css'
-            options = ['--standalone', '--mathml', f'--css={css}', f'--metadata=pagetitle:{name}']
-            pypandoc.convert_text(md, 'html', 'markdown', outputfile=str(path), extra_args=options)
+            options = ['--standalone', '--mathml', f'--css={css}', f'--include-after-body={frames}',
+                       f'--metadata=title:{docsite.title_of(nb)[0]}']
+            html = pypandoc.convert_text(md, 'html', 'markdown', extra_args=options)
+            path.write_text(docsite.finish_page(html, name), encoding='utf-8')
         res[name] = SimpleNamespace(path=path, dir=path.parent, tags=Tags(path.read_text(encoding='utf-8')))
     return res
 
@@ -107,17 +122,102 @@ def test_links(site, name):
     assert not [h for h in site[name].tags.links if not resolves(h)]
 
 
+@pytest.mark.parametrize('name', pages)
+def test_text(site, name):
+    "No text shows Markdown that was to be a link, or a class as nbdev found it in the notebook"
+    text = ''.join(site[name].tags.text)
+    assert not re.findall(r'.{0,60}\]\(.{0,60}', text)
+    assert not re.findall(r'(?<![\w.])__main__\.\w+', text)
+
+
+def test_sidebar():
+    "Every page is in the sidebar once; both copies of the configuration are the same"
+    assert sorted(docsite.pages()) == pages
+    assert (root/'_quarto.yml').read_bytes() == (root/'nbs/_quarto.yml').read_bytes()
+
+
+def test_language_models(prepared, tmp_path):
+    "Each page is in llms.txt, and every link between the pages' Markdown leads to a file"
+    for name in pages: (tmp_path/nbpath2html(name)).parent.mkdir(exist_ok=True)
+    docsite.add_markdown(tmp_path, prepared)
+    cfg = get_config(root)
+    listed = re.findall(r'^- \[.+\]\((.*)\): .', (tmp_path/'llms.txt').read_text(encoding='utf-8'), re.M)
+    assert sorted(listed) == sorted(f'{cfg.doc_url}{nbpath2html(name).as_posix()}.md' for name in pages)
+    for name in pages:
+        page = tmp_path/f'{nbpath2html(name)}.md'
+        links = []
+        def find(part): return links.extend(re.findall(r'\]\(([^)\s]+)\)', part)) or part
+        docsite.outside_code(find, page.read_text(encoding='utf-8'))
+        for link in links:
+            path = urldefrag(link.replace(cfg.doc_url, '/')).url
+            if path in ('', '/') or re.match('[a-z]+:', path): continue
+            at = tmp_path/path[1:] if path[0] == '/' else page.parent/path
+            assert at.is_file() or (root/'nbs'/at.resolve().relative_to(tmp_path)).is_file(), (name, link)
+
+
+def test_finished():
+    "Links below the title, the explorer on the home page, no words twice; a page without a title is refused"
+    page = '<header id="title-block-header">T</header><p>__main__.Config</p><section id="a"></section>'
+    done = docsite.finish_page(page, 'library/21_data.ipynb')
+    assert 'blob/main/nbs/library/21_data.ipynb' in done and 'href="21_data.ipynb" download' in done
+    assert '<p>Config</p>' in done
+    home = docsite.with_explorer(page)
+    assert re.search('Config</p><iframe .*src="images/explorer.html".*</iframe><section', home)
+    figure = '<figure><img src="a.png"{}><figcaption class="c">A &amp;\nb</figcaption></figure>'
+    words = ' alt="A &amp; b"'
+    assert docsite.without_repetition(figure.format(words)) == f'<figure><img src="a.png"{words}></figure>'
+    assert docsite.without_repetition(figure.format('')) == f'<figure><img{words} src="a.png"></figure>'
+    assert docsite.without_repetition(figure.format(' alt="c"')) == figure.format(' alt="c"')
+    with pytest.raises(ValueError, match='has no title'): docsite.finish_page('<p>', 'index.ipynb')
+
+
+@pytest.mark.skipif(not built, reason='needs the site that Quarto built: SAGAN_SITE=_docs')
+@pytest.mark.parametrize('name', pages)
+def test_built(site, name):
+    "What only Quarto adds: sidebar, repository, favicon, card, size; and Colab, by our own tool"
+    html = site[name].path.read_text(encoding='utf-8')
+    assert len(html) < 1_000_000 and (site[name].dir/Path(name).name).is_file()
+    for mark in ('id="quarto-sidebar"', 'rel="icon"', 'property="og:image"', 'class="notebook-links"',
+                 f'href="{get_config(root).git_url}"'):
+        assert mark in html, mark
+    assert 'class="nav-page nav-page-previous"' in html or name == 'index.ipynb'
+
+
+@pytest.mark.skipif(not built, reason='needs the site that Quarto built: SAGAN_SITE=_docs')
+def test_built_as_a_whole():
+    assert not [f for f in ('404.html', 'llms.txt', 'images/explorer.html', 'images/card.png')
+                if not (Path(built)/f).is_file()]
+
+
+NOTHING = 'window.define = window.require = () => {}'
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20"/>'
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='module')
+def served(site):
+    "Address of the site on this machine: browsers refuse modules in files that are opened from disk"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(site['index.ipynb'].dir)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
 
 @pytest.fixture(scope='module')
 def phone():
-    "Opens a file at phone width without a network; pictures from elsewhere, such as badges, are replaced"
-    with sync_playwright() as p:
+    """Opens a page at phone width without a network
+
+    What is asked for elsewhere is answered with next to nothing: a badge, a script that does nothing."""
+    with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True)
         def answer(route):
-            if route.request.resource_type == 'image': route.fulfill(content_type='image/svg+xml', body=BADGE)
-            else: route.abort()
+            if urlsplit(route.request.url).hostname == '127.0.0.1': route.fallback()
+            elif route.request.resource_type == 'image':
+                route.fulfill(content_type='image/svg+xml', body=BADGE)
+            else: route.fulfill(content_type='text/javascript', body=NOTHING)
         context.route(re.compile('^https?:'), answer)
         yield context
         browser.close()
@@ -134,21 +234,57 @@ STICKING_OUT = """() => {
 }"""
 
 
-@pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium')
+# Code that scrolls sideways although each of its lines has at most 110 characters
+SCROLLING = """() => [...document.querySelectorAll('pre.sourceCode')]
+    .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1)
+    .filter(e => e.textContent.split('\\n').every(line => line.length <= 110))
+    .map(e => e.textContent.slice(0, 200))"""
+# What Quarto's page leaves of the screen, at least
+COLUMN = 'html { font-size: 17px } body { margin: 0 1.5em }'
+
+needs_browser = pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium')
+
+
+@needs_browser
 @pytest.mark.parametrize('name', pages)
-def test_browser(site, phone, name):
-    "No error in the console, every picture loaded, and no sideways scroll at 390 px"
+def test_browser(site, served, phone, name):
+    "No error in the console, no font from elsewhere, every picture, no sideways scroll at 390 px or of code"
     page, errors = phone.new_page(), []
+    def asked(r):
+        outside = not r.url.startswith((served, 'data:', 'about:'))
+        if outside and r.resource_type in ('font', 'stylesheet'): errors.append(r.url)
+    page.on('request', asked)
     page.on('pageerror', lambda e: errors.append(str(e)))
     page.on('console', lambda m: errors.append(m.text) if m.type == 'error' else None)
-    page.goto(site[name].path.as_uri(), wait_until='load')
+    page.goto(served + nbpath2html(name).as_posix(), wait_until='load')
+    if not built: page.add_style_tag(content=COLUMN)
     broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => "
                            "i.outerHTML.slice(0, 200))")
     wide = page.evaluate(STICKING_OUT)
     width = page.evaluate('document.documentElement.scrollWidth')
+    page.set_viewport_size(dict(width=1440 if built else 940, height=844))
+    scrolling = page.evaluate(SCROLLING)
     page.close()
     assert not errors and not broken
     assert width <= 390, wide[:3]
+    assert not scrolling
+
+
+@needs_browser
+def test_frame(served, phone):
+    "The explorer on its page follows the site's switch, not the system's, and is as high as what it shows"
+    context = phone.browser.new_context(color_scheme='null')  # any other is forced upon frames, too
+    page = context.new_page()
+    page.goto(served + 'explorer.html', wait_until='load')
+    frame = page.frames[1]
+    dark = "matchMedia('(prefers-color-scheme: dark)').matches"
+    for mode, other in (('dark', 'light'), ('light', 'dark')):
+        page.evaluate(f"document.body.classList.replace('quarto-{other}', 'quarto-{mode}') || "
+                      f"document.body.classList.add('quarto-{mode}')")
+        frame.wait_for_function(f"{dark} === {json.dumps(mode == 'dark')}")
+    shown = frame.evaluate('Math.ceil(document.documentElement.getBoundingClientRect().height)')
+    page.wait_for_function(f"document.querySelector('iframe').clientHeight === {shown}")
+    context.close()
 
 
 # A report in the same browser
@@ -193,9 +329,6 @@ def shown(page):
     images = page.locator('.stack img')
     seen = [i for i in range(images.count()) if images.nth(i).is_visible()]
     return seen, page.locator('.controls output').text_content()
-
-
-needs_browser = pytest.mark.skipif(chromium is None and not os.environ.get('CI'), reason='needs Chromium')
 
 
 @needs_browser

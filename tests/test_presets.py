@@ -3,7 +3,7 @@ import json
 from dataclasses import asdict, fields
 
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
-import sagan.training
+import sagan.machinery
 from sagan.conditioning import BatchNorm2d, ConditionalBatchNorm2d, frozen_statistics
 from sagan.data import digits, image_dls
 from sagan.losses import ttur
@@ -111,7 +111,7 @@ def test_part_of_a_group_is_refused():
 
 
 def test_a_group_lies_within_one_process(monkeypatch):
-    monkeypatch.setattr(sagan.training, 'world_size', lambda: 2)
+    monkeypatch.setattr(sagan.machinery, 'world_size', lambda: 2)
     dls = image_dls(digits(), 8, steps=2, world=2)
     assert sagan_learner(dls, 'tiny', bn_group=8).model.cfg.batch == 16
     message = r'the 8 images that go through G at once \(a batch of 16, 2 processes, accumulate 1\)'

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from oldest import oldest
-from release import check, sections
+from release import NAME, check, check_name, sections
 
 root = Path(__file__).resolve().parent.parent
 changelog = """# Changelog
@@ -41,6 +41,19 @@ def test_check_refuses(tag, version, text, message):
     with pytest.raises(ValueError, match=message): check(tag, version, text)
 
 
+def test_name():
+    "Ours is free or names this repository on the index; another project's, or another name, is refused"
+    project = (root/'pyproject.toml').read_text(encoding='utf-8')
+    ours = {'info': {'project_urls': {'Repository': 'https://github.com/sagan-gan/sagan/'}}}
+    check_name(project, None)
+    check_name(project, ours)
+    for urls in (None, {}, {'Homepage': 'https://github.com/someone/else'}):
+        with pytest.raises(ValueError, match=f'{NAME} belongs to another project'):
+            check_name(project, {'info': {'project_urls': urls}})
+    with pytest.raises(ValueError, match=f"names the distribution 'sagan'; it is '{NAME}'"):
+        check_name(project.replace(f'name = "{NAME}"', 'name = "sagan"'), None)
+
+
 def test_changelog():
     "Ours has a section for each version, the current one first, and `notes` prints it"
     import sagan
@@ -59,7 +72,7 @@ def test_changelog():
 
 def test_oldest():
     settings = ('[DEFAULT]\nrequirements =\n    a>=1.2\n    b-c>=3\ndev_requirements =\n    '
-                'd~=3\nx_requirements =\n    a>=1.2\n    e>=0.1\n')
+                'd~=3\nbrowser_requirements =\n    f>=1\nx_requirements =\n    a>=1.2\n    e>=0.1\n')
     assert oldest(settings) == ['a==1.2', 'b-c==3', 'e==0.1']
     with pytest.raises(ValueError, match='a has two minimums: 1.2 and 1.3'):
         oldest(settings.replace('a>=1.2\n    e', 'a>=1.3\n    e'))

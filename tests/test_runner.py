@@ -18,7 +18,8 @@ from forked import forked, leave_nothing_running
 from sagan.config import presets
 from sagan.data import digits, Images, twins
 from sagan.references import Classifier, Evaluator, reference, train_evaluator
-from sagan.experiments import load_experiment, strips_figure, table
+from sagan.experiments import load_experiment
+from sagan.outcomes import strips_figure, table
 from sagan.runner import experiment_run, Plan, run_experiment, train_variant
 from sagan.measuring import load_or_train_evaluator, read_settings
 from sagan.storage import file_lock, MappedImages

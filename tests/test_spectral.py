@@ -139,6 +139,42 @@ def test_same_weight_and_gradient_as_pytorch(layer):
     assert torch.allclose(ours.original.grad, theirs.original.grad, atol=1e-5)
 
 
+def test_a_gradient_through_the_iteration_is_ours_once_the_vectors_have_settled():
+    "As in the released code: after 1 round from a random start they differ, after 300 no more"
+    def plain(W, u, v): return W/torch.dot(u.detach(), W @ v.detach())  # (out, in)
+    def through(W, u):
+        v = F.normalize(W.mT @ u, dim=0)
+        return W/(F.normalize(W @ v, dim=0) @ W @ v)  # (out, in), nothing is constant
+    W, _, G = torch.randn(8, 20, requires_grad=True), torch.randn(8), torch.randn(8, 20)
+    start, gaps = torch.randn(8), []
+    for n in (1, 300):
+        u, _ = power_iteration(W.detach(), start, n)
+        a, = torch.autograd.grad(through(W, u), W, G)
+        b, = torch.autograd.grad(plain(W, *power_iteration(W.detach(), u)), W, G)
+        gaps.append(((a - b).norm()/b.norm()).item())
+    assert gaps[0] > .01 and gaps[1] < 1e-4
+
+
+def test_a_loaded_network_divides_by_the_same_norm():
+    a, b = [nn.Sequential(spectral_norm(nn.Linear(6, 6))) for _ in range(2)]
+    for _ in range(3): spectral_step(a)
+    assert not torch.equal(a[0].weight, b[0].weight)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(a[0].weight, b[0].weight)
+    parts = ['bias', 'parametrizations.weight.original', 'parametrizations.weight.0.u',
+             'parametrizations.weight.0.v']
+    assert list(a.state_dict()) == [f'0.{part}' for part in parts]
+
+
+def test_a_residual_block_reaches_its_bound():
+    "The branch stretches one direction d only, by 3 before it is normalized"
+    f, d = spectral_norm(nn.Linear(8, 8, bias=False)), F.normalize(torch.ones(8), dim=0)  # d: (8,)
+    f.parametrizations.weight.original.data = 3*torch.outer(d, d)                         # (8, 8)
+    spectral_step(f)
+    assert abs(f(d).norm() - 1) < 1e-5
+    assert abs((d + f(d)).norm() - 2) < 1e-5
+
+
 # --- one quotient for all passes of a step ---
 
 def test_an_error_within_the_block_leaves_the_gradient_alone(conv):

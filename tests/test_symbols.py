@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import sagan
+from notebooks import parsed
 from readme import directives
 
 root = Path(__file__).resolve().parent.parent
@@ -24,11 +25,6 @@ def code_cells():
     for path in sorted((root/'nbs').rglob('*.ipynb')):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
             if cell['cell_type'] == 'code': yield path.name, *directives(''.join(cell['source']))
-
-
-def parsed(source):
-    "Syntax tree of a cell, less IPython's own lines"
-    return ast.parse('\n'.join(l for l in source.splitlines() if not re.match(r'\s*[%!]', l)))
 
 
 @pytest.fixture(scope='module')

@@ -9,15 +9,15 @@ from matplotlib.text import Text
 from PIL import Image
 from scipy.stats import rankdata
 from sagan.agreement import agreement
-from sagan.attention import attention_maps, attention_weights, AttentionMap, intervene
+from sagan.attention import attention_maps, attention_weights, AttentionMap, intervene, SelfAttention
 from sagan.curves import label_line_ends, line_style, training_figure
 from sagan.data import digits, load_images, to_bytes, to_unit, twin_colours
 from sagan.evaluation import nearest_images
 from sagan.pages import report_html
 from sagan.runs import load_run, shipped
+from sagan.statistics import _centers, _colors, _correlation, _ranks, map_statistics
 from sagan.visualization import (
-    _centers, _colors, _correlation, _ranks, attention_figure, class_rows, effect_figure, grid_image,
-    map_statistics, nearest_figure, POINT_COLOURS, spread_points)
+    attention_figure, class_rows, effect_figure, grid_image, nearest_figure, POINT_COLOURS, spread_points)
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +256,18 @@ def test_effects_on_many_images(runs):
     for same in ('gamma x 0.5', 'left half hidden'):
         assert abs(found[same].kappa - trained.kappa) < 2*found[same].kappa_error
     assert .001 < moved['digits', 'even weights'] < .5*moved['digits', 'gamma x 0']
+
+
+def test_at_first_only_gamma_has_a_gradient():
+    "From the second step on all weights of the layer learn"
+    layer, features = SelfAttention(32), torch.randn(2, 32, 8, 8)
+    def with_gradient():
+        layer.zero_grad()
+        layer(features).square().sum().backward()
+        return {name.split('.')[0] for name, p in layer.named_parameters() if p.grad.abs().max() > 0}
+    assert with_gradient() == {'gamma'}
+    with torch.no_grad(): layer.gamma.fill_(1e-4)  # after a step
+    assert with_gradient() == {n.split('.')[0] for n, _ in layer.named_parameters()}
 
 
 def test_gamma_moves_by_a_learning_rate_per_step(runs):

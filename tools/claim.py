@@ -20,7 +20,8 @@ from sagan.checkpoints import read_log
 from sagan.config import Config, presets, systems
 from sagan.data import Images, load_images
 from sagan.references import reference, train_evaluator
-from sagan.experiments import experiments, load_experiment, table, table_markdown
+from sagan.experiments import experiments, load_experiment
+from sagan.outcomes import table, table_markdown
 from sagan.runner import Plan, run_experiment, train_variant
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'

@@ -45,13 +45,18 @@ def nb2md(nb, images):
     return '\n\n'.join(o for o in parts if o) + '\n'
 
 
+def outside_code(change, md):
+    "Markdown with `change` applied to all but its code"
+    parts = re.split(r'(```.*?```|`[^`\n]*`)', md, flags=re.S)
+    parts[::2] = map(change, parts[::2])
+    return ''.join(parts)
+
+
 def from_root(md):
     "Relative links of a page in nbs/ as seen from the folder above, code left alone"
     def link(m): return m[1] + posixpath.normpath('nbs/' + m[2])
-    parts = re.split(r'(```.*?```|`[^`\n]*`)', md, flags=re.S)
     relative = r'(\]\(|src="|href=")(?![a-z]+:|[#/]|index_files/)([^)"\s]+)'
-    parts[::2] = [re.sub(relative, link, p) for p in parts[::2]]
-    return ''.join(parts)
+    return outside_code(lambda part: re.sub(relative, link, part), md)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,18 @@
 """The steps of a release that need more than a line, as .github/workflows/release.yml takes them:
 
     python tools/release.py check v0.1.0      # refuse a tag that version and changelog do not fit
+    python tools/release.py name PyPI         # refuse a name that is not ours on the package index
     python tools/release.py notes v0.1.0      # print what the changelog says about it
     python tools/release.py try dist/*.whl    # the wheel alone: quick start and a tiny run"""
-import os, re, subprocess, sys, tempfile, venv
+import json, os, re, subprocess, sys, tempfile, venv
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 root = Path(__file__).resolve().parent.parent
+# What pip installs, as `sagan` belongs to another project on PyPI. The package is imported as sagan
+NAME = 'self-attention-gan'
+INDEXES = {'PyPI': 'https://pypi.org', 'TestPyPI': 'https://test.pypi.org'}
 
 
 def sections(changelog):
@@ -37,19 +43,42 @@ def check(tag, version, changelog):
     if older and key(older[0]) >= key(version): raise ValueError(f"{version} is not newer than {older[0]}")
 
 
+def check_name(project, published):
+    """Raises ValueError unless a release under the name in pyproject.toml is ours to make
+
+    `project` is the text of pyproject.toml; `published` what the index says about the name, None if it is
+    free."""
+    name, repository = [re.search(rf'^{key} = "(.*)"$', project, re.M)[1] for key in ('name', 'Repository')]
+    if name != NAME: raise ValueError(f"pyproject.toml names the distribution {name!r}; it is {NAME!r}")
+    if published is None: return
+    urls = {url.rstrip('/') for url in (published['info'].get('project_urls') or {}).values()}
+    if repository not in urls:
+        raise ValueError(f"{name} belongs to another project on the index, which does not name {repository}; "
+                         "choose a free name, and set it here and in pyproject.toml")
+
+
+def look_up(index, name):
+    "What an index says about a name, None if it has no such project"
+    try:
+        with urlopen(f'{INDEXES[index]}/pypi/{name}/json', timeout=60) as answer: return json.load(answer)
+    except HTTPError as e:
+        if e.code == 404: return None
+        raise
+
+
 def quick_start(readme):
     "The Python code of README.md"
     return '\n'.join(re.findall(r'^```python\n(.*?)^```', readme, re.S | re.M))
 
 
-def tiny(bin, where):
-    "Run README's quick start and the smallest main job with the programs in `bin`, in the folder `where`"
-    code = quick_start((root/'README.md').read_text(encoding='utf-8'))
-    (where/'quick.py').write_text(code, encoding='utf-8')
+def execute(command, bin, where):
+    "Run a command with the programs in `bin`, in the folder `where`"
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'MPLBACKEND': 'agg'}
-    for command in ('python quick.py', 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'):
-        program, *args = command.split()
-        subprocess.run([bin/program, *args], cwd=where, env=env, check=True)
+    program, *args = command.split()
+    subprocess.run([bin/program, *args], cwd=where, env=env, check=True)
+
+
+TINY = 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'  # the smallest main job
 
 
 def try_wheel(wheel):
@@ -59,7 +88,9 @@ def try_wheel(wheel):
         where.mkdir()
         venv.create(home, with_pip=True)
         subprocess.run([home/'bin/pip', 'install', '-q', wheel], check=True)
-        tiny(home/'bin', where)
+        code = quick_start((root/'README.md').read_text(encoding='utf-8'))
+        (where/'quick.py').write_text(code, encoding='utf-8')
+        for command in ('python quick.py', TINY): execute(command, home/'bin', where)
 
 
 if __name__ == '__main__':
@@ -68,7 +99,9 @@ if __name__ == '__main__':
     version = re.search(r'__version__ = "(.*)"', (root/'sagan/__init__.py').read_text(encoding='utf-8'))[1]
     try:
         if step == 'check': check(given, version, changelog)
+        elif step == 'name':
+            check_name((root/'pyproject.toml').read_text(encoding='utf-8'), look_up(given, NAME))
         elif step == 'notes': print(sections(changelog)[given.removeprefix('v')][1])
         elif step == 'try': try_wheel(given)
-        else: raise ValueError(f"check, notes or try; got {step!r}")
+        else: raise ValueError(f"check, name, notes or try; got {step!r}")
     except ValueError as e: sys.exit(f'release.py: {e}')

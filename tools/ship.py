@@ -22,12 +22,16 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from matplotlib.figure import Figure
+from sagan.attention import attention_maps
 from sagan.checkpoints import Run, read_log, save_weights
 from sagan.data import load_images, twins
 from sagan.measuring import load_or_train_evaluator, measure_generator
 from sagan.references import reference, train_evaluator
 from sagan.reports import draw_nearest, save_figure
 from sagan.runs import load_run
+from sagan.visualization import attention_figure
 
 root = Path(__file__).resolve().parent.parent
 FILES = 'config.json', 'weights.safetensors', 'log.jsonl'
@@ -106,9 +110,18 @@ def ship_photographs(folder: Path, data: Path):
     (target/'log.jsonl').write_text(rename(''.join(lines)), encoding='utf-8')
     scores = check_photographs(load_run(target), folder, data, shown)
     (shown/'scores.json').write_text(rename(json.dumps(scores, indent=1)) + '\n', encoding='utf-8')
+    save_figure(draw_photographs(load_run(target)), root/'nbs'/'images'/'photographs.png')
     for step in GRIDS:
         grid = folder/'samples'/f'step-{step:07}.png'
         if grid.exists(): shutil.copy(grid, shown)
+
+
+def draw_photographs(run: Run) -> Figure:
+    "README's picture: where three points of three generated images look"
+    y = torch.tensor([run.classes.index(name) for name in ('automobile', 'horse', 'ship')])
+    z = torch.randn(len(y), run.cfg.z_dim, generator=torch.Generator().manual_seed(0))
+    x, maps = attention_maps(run.model.ema, z, y)
+    return attention_figure(x, maps[-1])
 
 
 def check_photographs(run: Run, folder: Path, data: Path, shown: Path) -> dict:
