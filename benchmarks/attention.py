@@ -38,8 +38,10 @@ def memory(form, N):
     of one image with 64 channels and values as wide as in the preprint's form"""
     qkv, small = inputs(1, N, N, 8, 64, torch.float32), inputs(1, 64, 64, 8, 64, torch.float32)
     forward_and_backward(FORMS[form], small)  # what the first call loads does not count
-    # the most it has held, GB; Linux
-    def peak(): return int(Path('/proc/self/status').read_text('utf-8').split('VmHWM:')[1].split()[0])/1e6
+    def peak():
+        "The most it has held, GB; known on Linux alone"
+        if sys.platform != 'linux': return float('nan')
+        return int(Path('/proc/self/status').read_text('utf-8').split('VmHWM:')[1].split()[0])/1e6
     before = peak()
     forward_and_backward(FORMS[form], qkv)
     return peak() - before

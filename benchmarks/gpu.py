@@ -13,7 +13,7 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from sagan.attention import attend
 from sagan.data import Images, MemoryLoader
-from sagan.precision import fastest_dtype
+from sagan.devices import fastest_dtype
 from sagan.runs import attend_run, resume_run, sample_run, train_run
 from step import machine, median, table
 

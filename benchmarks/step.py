@@ -16,7 +16,8 @@ from sagan import attention, kernels, spectral, training
 from sagan.config import preset
 from sagan.data import Images, MemoryLoader
 from sagan.losses import ttur
-from sagan.precision import fastest_dtype, LossScaler
+from sagan.devices import fastest_dtype
+from sagan.precision import LossScaler
 from sagan.training import d_step, ema_update, g_step, SAGAN
 from plain import Plain
 
@@ -144,6 +145,7 @@ def parts_of_a_step(cfg, model, autocast, opt_g, opt_d, device):
 def peak_memory(device):
     "GB of this process"
     if device == 'cuda': return torch.cuda.max_memory_allocated()/1e9
+    if sys.platform != 'linux': return float('nan')
     return int(Path('/proc/self/status').read_text('utf-8').split('VmHWM:')[1].split()[0])/1e6
 
 def measure(px, dtype, device, without, compiled, steps, peak=True, **changes):

@@ -9,6 +9,7 @@ __all__ = ['COMMANDS', 'HELP', 'main']
 
 # %% ../nbs/library/43_command.ipynb #6321fef8
 import sys
+from difflib import get_close_matches
 from . import __version__
 from .names import prepare_output, say
 
@@ -27,8 +28,8 @@ COMMANDS = dict(
 HELP = '\n'.join([
     'usage: sagan COMMAND ...', '', 'Self-attention GANs: train, look inside, measure', '', 'commands:',
     *(f'  {name:12}{text}' for name, text in COMMANDS.items()), '',
-    'sagan COMMAND --help (or sagan-COMMAND --help) lists the options of a command', '',
-    f'sagan {__version__}'])
+    'options:', '  -h, --help  show this', '  --version   show the version', '',
+    'sagan COMMAND --help (or sagan-COMMAND --help) lists the options of a command, with examples'])
 
 # %% ../nbs/library/43_command.ipynb #d3fc4e0e
 def main() -> None:
@@ -41,7 +42,9 @@ def main() -> None:
         from sagan import cli
         getattr(cli, f'sagan_{name}').from_shell(args)
     else:
-        say(f"sagan: there is no command {name}; there are {', '.join(COMMANDS)}", sys.stderr)
+        near = get_close_matches(name, COMMANDS)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
+        say(f"sagan: there is no command {name}; {hint}", sys.stderr)
         raise SystemExit(2)
 
 # %% ../nbs/library/43_command.ipynb #3e123107

@@ -8,9 +8,6 @@ Docs: https://sagan-gan.github.io/sagan/library/all.html.md"""
 __all__ = []
 
 # %% ../nbs/library/37_all.ipynb #dee3b4dc
-import warnings
-# fastai's business, not the user's
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 from importlib.util import find_spec
 import sagan
 from .agreement import *
@@ -23,6 +20,7 @@ from .conditioning import *
 from .config import *
 from .curves import *
 from .data import *
+from .devices import *
 from .diagnostics import *
 from .distributed import *
 from .evaluation import *
@@ -65,11 +63,11 @@ from .widget import *
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
     sagan.agreement, sagan.attention, sagan.augmentation, sagan.checkpoints, sagan.checks,
-    sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.diagnostics,
-    sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer, sagan.images,
-    sagan.importing, sagan.inputs, sagan.kernels, sagan.live, sagan.losses, sagan.machinery,
-    sagan.measuring, sagan.names, sagan.nearest, sagan.networks, sagan.outcomes, sagan.pace,
-    sagan.pages, sagan.precision, sagan.progress, sagan.recording, sagan.records,
+    sagan.comparison, sagan.conditioning, sagan.config, sagan.curves, sagan.data, sagan.devices,
+    sagan.diagnostics, sagan.distributed, sagan.evaluation, sagan.experiments, sagan.explorer,
+    sagan.images, sagan.importing, sagan.inputs, sagan.kernels, sagan.live, sagan.losses,
+    sagan.machinery, sagan.measuring, sagan.names, sagan.nearest, sagan.networks, sagan.outcomes,
+    sagan.pace, sagan.pages, sagan.precision, sagan.progress, sagan.recording, sagan.records,
     sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.sampling, sagan.spectral,
     sagan.starting, sagan.statistics, sagan.storage, sagan.training, sagan.visualization,
     sagan.walks, sagan.widget]

@@ -203,7 +203,7 @@ def _attention_map(name, layer, x, image):
 def attention_maps(
     # A network with `SelfAttention` layers; used in the mode (train or eval) that it is in
     net:nn.Module,
-    *inputs:Tensor, # What the network takes: (z, y) for a generator, (x, y) for a discriminator
+    *inputs:Tensor, # What the network takes, on any device: (z, y) for G, (x, y) for D
     layers:list|str|None=None, # Names of attention layers in the network, None for all
 ) -> tuple[Any, list[AttentionMap]]: # (output, maps in the order of the forward pass)
     """Run `net` once and return its output with the map of attention layers (eq. 1);
@@ -217,7 +217,8 @@ def attention_maps(
         raise ValueError(f"{type(net).__name__} has no attention layer {unknown[0]!r}; "
                          f"it has {', '.join(map(repr, found))}")
     with _record_inputs(net, [n for n in found if layers is None or n in layers]) as records:
-        out = net(*inputs)
+        device = next(net.parameters()).device
+        out = net(*[t if t is None else t.to(device) for t in inputs])
     # a generator's image comes out, a discriminator's goes in
     image = tuple((out if isinstance(out, Tensor) and out.ndim == 4 else inputs[0]).shape[-2:])
     return out, [_attention_map(name, layer, x, image) for name, layer, x in records]

@@ -10,7 +10,7 @@ __all__ = ['plain_errors', 'sagan_train', 'sagan_sample', 'sagan_attend', 'sagan
 
 # %% ../nbs/library/30_cli.ipynb #642c54c9
 try:
-    import sys, warnings
+    import sys
     from collections.abc import Iterator
     from contextlib import contextmanager
     from time import perf_counter
@@ -20,8 +20,6 @@ try:
     from sagan.options import (
         check_config, loading, parse_fields, parse_list, parse_points, print_once, shell_command)
 except KeyboardInterrupt: raise SystemExit('interrupted')
-# fastai's business, not the user's
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 __getattr__ = deprecated_names(__name__)  # names of earlier versions
 
 # %% ../nbs/library/30_cli.ipynb #cff208ed
@@ -52,9 +50,11 @@ def plain_errors(
     except KeyboardInterrupt: message = 'interrupted'
     except Exception as e:
         from sagan.recording import Interrupted
-        if not isinstance(e, Interrupted): raise
         message = str(e)
-        if e.signal == 'SIGTERM':
+        if type(e).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+            message = 'PyTorch cannot compile here (' + message.split('\n')[0] + '); leave out --compile'
+        elif not isinstance(e, Interrupted): raise
+        elif e.signal != 'SIGINT':
             print_once(message)
             return
     else: return
@@ -87,7 +87,7 @@ def sagan_train(
     on_nan:str=None,
     # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache folder)
     cache:str=None,
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
     **changes # Fields of `Config`, each an option of its own
 ):
     "Train a SAGAN, or go on; leaves a run folder with samples, weights, log and report.html"
@@ -120,7 +120,7 @@ def sagan_sample(
     out:str=None,
     # Draw values of latents beyond this again, such as 1: smaller is more typical, and less diverse
     truncation:float=None,
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
@@ -143,7 +143,7 @@ def sagan_attend(
     points:str=None, # Query points row,column in pixels, such as 8,8;20,16 (default: picked for each image)
     # Picture to write (default: attention-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
 ):
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
@@ -165,7 +165,7 @@ def sagan_walk(
     out:str=None,
     layer:int=None, # Size of the feature map whose attention to show (default: the last)
     point:str=None, # Point row,column in pixels whose attention to show, such as 8,8 (default: picked)
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
 ):
     "Walk through the latents of a run: an animation of images and their attention"
     with plain_errors('sagan-walk'):
@@ -187,7 +187,7 @@ def sagan_explore(
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
     port:int=None, # Port of the notebook's server on this machine (default: a free one)
     browser:bool=True, # Open a browser? Otherwise the address is told
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
 ):
     "Move over images, and see where each point of them looks"
     with plain_errors('sagan-explore'):
@@ -215,7 +215,7 @@ def sagan_eval(
     reference:str=None,
     # Images to measure the batch norm averages on again (standing statistics), 0 for those of the training
     standing:int=0,
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
     out:str=None, # Existing folder to write into (default: the run folder)
 ):
     "Score images of a run against real ones; leaves eval.json and nearest.png, with options in their names"
@@ -236,7 +236,7 @@ def sagan_report(
     data:str=None, # For a single run: the images it was trained on, if they have moved
     # Page to write (default: report.html in the run folder, for several runs compare-A-B.html here)
     out:str=None,
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
 ):
     "Make the report of a run again, or compare runs side by side"
     with plain_errors('sagan-report'):
@@ -259,7 +259,7 @@ def sagan_experiment(
     evaluator:str='small', # Who measures: 'small' or 'inception'
     weights:str=None, # File of Inception weights (default: fetched at first use)
     jobs:int=1, # Networks that train at once, each with its share of the cores
-    device:str=None, # 'cpu' or 'cuda' (default: cuda if there is one)
+    device:str=None, # Where to compute (default: the first that is there)
     **changes # Fields of `Config`, each an option of its own
 ):
     "Train and measure each row of one of the paper's tables; leaves a table, curves, samples and report.html"
@@ -292,3 +292,8 @@ def sagan_import(
         with loading(f'reading {len(files)} file{"s"[:len(files) != 1]}'):
             from sagan.runs import import_run
         import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip, tell=say)
+
+# %% ../nbs/library/30_cli.ipynb #ff9d37a5
+if __name__ == '__main__':
+    say('sagan.cli holds the commands; run one with python -m sagan COMMAND', sys.stderr)
+    raise SystemExit(2)

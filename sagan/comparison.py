@@ -15,9 +15,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import cat
 from .checkpoints import Run
-from .checks import explain_memory, find_device
+from .checks import explain_memory
 from .config import Config
 from .curves import finish_panel, line_style, plot_noisy
+from .devices import find_device
 from .names import figure_label, file_name, listed, readable
 from .pages import captioned_html, evenly, figure_html, html_text, page_html, player_html, table_html
 from .records import best_record
@@ -141,7 +142,7 @@ def report_runs(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     *others:Run|str|Path, # More runs to compare it with; none to rebuild its own report
     data:str|Path|None=None, # For a single run: the images that it was trained on, if they have moved
-    device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
     # File to write; None for report.html in the run folder. For a run of the package, None means
     # digits-report.html in the current folder, and for several runs compare- and their names there
     out:str|Path|None=None,

@@ -7,11 +7,11 @@ Docs: https://sagan-gan.github.io/sagan/library/data.html.md"""
 # %% auto #0
 __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'to_unit', 'to_bytes', 'check_size', 'Images', 'digits', 'twins', 'twin_colours',
            'twin_agreement', 'twin_pairs', 'folder', 'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls',
-           'named_twins', 'is_builtin', 'load_images']
+           'choose_device', 'named_twins', 'is_builtin', 'load_images']
 
 # %% ../nbs/library/21_data.ipynb #37a79b58
 import json, operator, os, re, torch, torch.nn.functional as F
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 import numpy as np
+import sagan.quiet
 from fastai.data.core import DataLoaders
 from fastai.torch_core import show_images
 from PIL import Image
 from torch import Tensor
+from .devices import find_device
 from .images import DECODED, decode_images, fit_image, FITTED, list_images, read_image
-from .names import encodable, figure_label, listed, readable
+from .names import encodable, figure_label, listed, readable, say
 from .progress import progress
 from .storage import cached_images, MappedImages, Prefetcher, take_images
 
@@ -520,14 +522,28 @@ def image_dls(
     steps:int|None=None, # Batches in an epoch, None for one pass through the data
     flip:bool=False, # Mirror half of the images at random?
     seed:int=0, # Seed of the order and the flips
-    device:str|torch.device='cpu', # Where batches are delivered
+    device:str|torch.device|None=None, # Where batches are delivered; None: on the CPU until a learner chooses
     rank:int=0, # Which of `world` processes this is, from 0
     world:int=1, # How many processes share each step, each with its own `bs` images
 ) -> DataLoaders: # With `vocab` (class names), `c` (their number, 0 for none) and `size` (pixels)
     "The fastai `DataLoaders` that `sagan_learner` takes; raises `ValueError` as `MemoryLoader` does"
-    dls = DataLoaders(MemoryLoader(images, bs, steps, flip, seed, device, rank, world), device=device)
+    loader = MemoryLoader(images, bs, steps, flip, seed, device or 'cpu', rank, world)
+    dls = DataLoaders(loader, device=device)
     dls.vocab, dls.c, dls.size = images.classes, len(images.classes), images.x.shape[-1]
     return dls
+
+# %% ../nbs/library/21_data.ipynb #fce83589
+def choose_device(
+    dls:DataLoaders, # From `image_dls` or fastai; those that were made for a device keep it
+    tell:Callable=say, # Is given a line of text about a GPU
+) -> None:
+    "Let loaders deliver where commands would work; raises `ValueError` if `SAGAN_DEVICE` is not there"
+    if '_device' in vars(dls): return
+    device = find_device()
+    for dl in dls.loaders:
+        if hasattr(dl, 'to'): dl.to(device)
+    dls._device = device
+    if device != 'cpu': tell(f"training on {device}; for the CPU, name it: image_dls(..., device='cpu')")
 
 # %% ../nbs/library/21_data.ipynb #7b6ccedb
 def named_twins(

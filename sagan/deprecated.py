@@ -24,6 +24,7 @@ MOVED = dict(
         kept_evaluator='measuring.load_or_train_evaluator', load_run='runs.load_run',
         measure_generator='measuring.measure_generator', real_spread='recording.real_spread',
         resume='recording.resume', shipped='runs.shipped', signs_of_collapse='diagnostics.signs_of_collapse'),
+    checks=dict(find_device='devices.find_device'),
     cli=dict(
         NOTEBOOK='reports.NOTEBOOK', OPTIONS='runs.OPTIONS', config_options='options.shell_command',
         draw_attention='reports.draw_attention', stop_on_interrupt='recording.stop_on_interrupt'),
@@ -60,8 +61,9 @@ MOVED |= dict(
     sharing=dict(folded='sharing.fold_spectral_norm'),
     spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
-        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite', systems='config.systems',
-        fastest_dtype='precision.fastest_dtype', for_size='config.for_size', presets='config.presets'),
+        LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite',
+        fastest_dtype='devices.fastest_dtype', for_size='config.for_size', presets='config.presets',
+        systems='config.systems'),
     visualization=dict(
         map_statistics='statistics.map_statistics', report_html='pages.report_html',
         statistics_figure='statistics.statistics_figure', training_figure='curves.training_figure'))

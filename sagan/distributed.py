@@ -13,6 +13,8 @@ import os, torch, torch.distributed as dist
 from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import nn, Tensor
+from .devices import widest_dtype
+from .devices import widest_dtype
 from .inputs import check_count
 
 # %% ../nbs/library/23_distributed.ipynb #23c1667f
@@ -146,7 +148,8 @@ def sync_batch_norm(
     """`bn(x)` with mean and variance of all processes' images, with gradient, recorded once;
     raises `ConnectionError` when a process is gone"""
     h = x.float()                                                             # (B, C, H, W)
-    var, mean = [s.double() for s in torch.var_mean(h, (0, 2, 3), correction=0)]  # (C,) each, of this process
+    moments = torch.var_mean(h, (0, 2, 3), correction=0)                      # (C,) each, of this process
+    var, mean = [s.to(widest_dtype(x.device)) for s in moments]
     n = torch.full_like(mean[:1], h[:, 0].numel())                            # (1,)
     sums = all_reduce(torch.cat([n*mean, n*(var + mean**2), n]))              # (2C + 1,)
     n, mean, mean_square = sums[-1], sums[:len(mean)]/sums[-1], sums[len(mean):-1]/sums[-1]  # (), (C,), (C,)

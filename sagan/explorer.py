@@ -8,9 +8,6 @@ Docs: https://sagan-gan.github.io/sagan/explorer.html.md"""
 __all__ = ['latents', 'named_maps', 'generated_maps', 'view', 'class_view', 'image_view', 'Explorer', 'explore']
 
 # %% ../nbs/09_explorer.ipynb #2fa73207
-import warnings
-# fastai's business, not the user's: it would stand in red above the explorer
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 import math, matplotlib, torch
 import traitlets as T
 from collections.abc import Sequence

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from torch import Tensor
+import sagan.quiet
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
@@ -23,10 +24,11 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from .config import check_groups, Config, for_size
 from .data import MemoryLoader
+from .devices import training_dtype
 from .diagnostics import check_finite
 from .distributed import all_reduce_mean, rank, world_size
 from .inputs import check_count, check_tensor
-from .precision import fastest_dtype, LossScaler
+from .precision import LossScaler
 
 # %% ../nbs/library/66_machinery.ipynb #ebf9e727
 def split_batch(
@@ -293,7 +295,7 @@ def choose_precision(
 
     Raises `ValueError` for callbacks that act between fastai's backward pass and its step."""
     requested, settings = _requested_dtype(learn)
-    dtype = requested or (fastest_dtype(device) if cfg.dtype == 'auto' else cfg.dtype)
+    dtype = training_dtype(requested or cfg.dtype, device)
     autocast = torch.autocast(device.type, getattr(torch, dtype), enabled=dtype != 'float32')
     return dtype, autocast, (scaler or LossScaler(**settings)) if dtype == 'float16' else None
 

@@ -11,7 +11,9 @@ __all__ = ['seconds_per_step', 'check_minutes', 'describe_duration']
 import torch
 from statistics import median
 from time import perf_counter
+import sagan.quiet
 from fastai.callback.core import Callback
+from .devices import synchronize
 from .distributed import all_gather_object
 from .inputs import check_number
 from .training import SAGANLearner
@@ -22,7 +24,7 @@ class _Clock(Callback):
     def __init__(self, n_d): self.n_d, self.times = n_d, []
     def after_batch(self):
         if self.learn.sagan_trainer.step % self.n_d: return
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        synchronize(next(self.learn.model.parameters()).device)
         self.times.append(perf_counter())
 
 # %% ../nbs/library/56_pace.ipynb #3985a700

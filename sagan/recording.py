@@ -12,9 +12,10 @@ __all__ = ['ROLLBACKS', 'real_spread', 'describe_data', 'RunWriter', 'TrainingPr
 import math, os, signal, sys, threading, torch
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
+import sagan.quiet
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import patch
@@ -95,7 +96,8 @@ def _check_finite(model, opt):
 def _remove_old_states(folder, keep, best):
     "Remove all training states except the last ones and that of the best record"
     for f in states(folder)[:-keep]:
-        if best is None or file_step(f) != best['step']: f.unlink()
+        if best is None or file_step(f) != best['step']:
+            with suppress(PermissionError): f.unlink()  # on Windows another program may read it
 
 # %% ../nbs/library/34_recording.ipynb #0690007f
 class RunWriter(Callback):
@@ -433,7 +435,7 @@ def stop_on_interrupt(
     writer:RunWriter, # The writer to stop; stores the name of the first signal
     line:ProgressLine|None=None, # The terminal's progress line, cleared before a message
 ) -> Iterator[None]:
-    """Within this context, SIGTERM or the first SIGINT asks `writer` to stop between two steps
+    """Within this context, SIGTERM, Ctrl-Break or the first SIGINT asks `writer` to stop between two steps
 
     The second SIGINT raises `KeyboardInterrupt`. Only the main thread receives signals; in any other thread
     this context does nothing."""
@@ -450,7 +452,9 @@ def stop_on_interrupt(
             start = '' if line else '\n'  # below the ^C
             say(f'{start}stopping after this step{more}', sys.stderr)
         if writer.measuring and alone: raise CancelFitException
-    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    names = 'SIGINT', 'SIGTERM', 'SIGBREAK'  # the last is Ctrl-Break of Windows
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    old = {s: signal.signal(s, ask) for s in signals}
     try: yield
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
@@ -459,7 +463,7 @@ def stop_on_interrupt(
 class Interrupted(Exception):
     "A signal stopped a training; its last step is saved as a training state"
     def __init__(self,
-        signal:str, # 'SIGINT' or 'SIGTERM'
+        signal:str, # 'SIGINT', 'SIGTERM', or 'SIGBREAK' of Windows
         step:int, # Steps done
         steps:int, # Steps requested
         folder:Path, # Run folder to resume

@@ -68,7 +68,7 @@ class Evaluator:
         device = next((p.device for p in self.net.parameters()), 'cpu')
         out = self.net(as_images(x).to(device))
         f, logits = out if isinstance(out, tuple) else (out, None)
-        return f.float().cpu(), None if logits is None else logits.double().softmax(1).float().cpu()
+        return f.float().cpu(), None if logits is None else logits.cpu().double().softmax(1).float()
 
 # %% ../nbs/library/38_references.ipynb #69c51d41
 def _half(c_in, c_out):

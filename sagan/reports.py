@@ -260,9 +260,7 @@ def _find_port(port):
                      "(port=)")
 
 # %% ../nbs/library/36_reports.ipynb #f155e9f4
-NOTEBOOK = """import warnings
-warnings.filterwarnings('ignore', category=FutureWarning)
-from sagan.runs import load_run
+NOTEBOOK = """from sagan.runs import load_run
 from sagan.explorer import explore
 from sagan.widget import own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}

@@ -26,9 +26,10 @@ from PIL import Image
 from .checkpoints import file_step, load_state, meta_model, save_state, save_weights, step_files
 from .checks import (
     check_folder, check_memory, check_space, check_training_memory, existing_paths, explain_memory,
-    find_device, removed_on_error, SMALLER)
+    removed_on_error, SMALLER)
 from .config import Config, preset as named_preset
 from .data import image_dls, Images
+from .devices import find_device, training_dtype
 from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
@@ -37,7 +38,6 @@ from .names import quiet_missing_glyphs, say
 from .networks import generate
 from .outcomes import (
     curves_figure, measures, strips_figure, table, table_columns, table_markdown)
-from .precision import fastest_dtype
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
 from .pages import (
@@ -181,7 +181,8 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
             for p in active_children(): p.terminate()
             if not isinstance(e, BrokenProcessPool): raise
             raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
-                          "experiment again goes on where it was, with fewer jobs it needs less") from None
+                          "experiment again goes on where it was, with fewer jobs it needs less. A script "
+                          "of yours calls this under if __name__ == '__main__':") from None
 
 # %% ../nbs/library/39_runner.ipynb #23c291fd
 def _train_all(folder, todo, seeds, plan, jobs, tell):
@@ -333,7 +334,7 @@ def _resolve(images, base, every, samples, evaluator, device):
     for name, value, kind in (('images', images, Images), ('base', base, Config),
                               ('evaluator', evaluator, Evaluator|None)):
         if not isinstance(value, kind): raise ValueError(f"{name} must be of type {kind}, got {value!r:.60}")
-    dtype = fastest_dtype(device) if base.dtype == 'auto' else base.dtype
+    dtype = training_dtype(base.dtype, device)
     base = base.change(size=images.size, n_classes=len(images.classes), dtype=dtype)
     if every is None: every = math.ceil(base.steps/6)
     if samples is None:
@@ -413,7 +414,7 @@ def experiment_run(
     evaluator:str='small', # Network that measures: 'small' or 'inception'
     weights:str|Path|None=None, # File of Inception weights, None to download it at first use
     jobs:int=1, # Number of networks that train at once, each with its share of the cores
-    device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
     # Called with a line of text after each measurement (with several jobs, after each network)
     tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows

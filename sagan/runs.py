@@ -24,9 +24,10 @@ from .checkpoints import (
     read_log, Run, states, weights_step, write_config)
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
-    explain_memory, find_device, removed_on_error, SMALLER, training_bytes)
+    explain_memory, free_memory, removed_on_error, SMALLER, training_bytes)
 from .config import Config, suit_images
 from .data import image_dls, is_builtin
+from .devices import find_device, training_dtype
 from .diagnostics import few_passes, NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
 from .importing import import_run
@@ -35,7 +36,6 @@ from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 from .names import class_numbers, file_name, say
 from .pace import check_minutes, describe_duration, seconds_per_step
-from .precision import fastest_dtype
 from .progress import is_terminal, ProgressLine
 from .recording import (
     fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt, TrainingProgress)
@@ -105,8 +105,8 @@ def _join_group(device):
 # %% ../nbs/library/27_runs.ipynb #b3656350
 def _on_device(images, device):
     "Images moved to the GPU, which saves later copies, if they fit into a quarter of its free memory"
-    if not str(device).startswith('cuda') or not isinstance(images.x, Tensor): return images
-    return images.to(device) if images.x.nbytes < torch.cuda.mem_get_info(device)[0]/4 else images
+    if device == 'cpu' or not isinstance(images.x, Tensor): return images
+    return images.to(device) if images.x.nbytes < free_memory(device)/4 else images
 
 # %% ../nbs/library/27_runs.ipynb #5cc00a27
 def _make_learner(images, cfg, device, lower=SMALLER):
@@ -205,7 +205,7 @@ def _opening(learn, images, resumed, device, pace):
     passes = f'{seen:.3g} pass{"es"*(seen != 1)} over the images'
     time = f' ({describe_duration(pace*(cfg.steps - step))})' if pace else ''
     where = f'{world} processes, the first on ' if world > 1 else ''
-    dtype = fastest_dtype(device) if cfg.dtype == 'auto' else cfg.dtype
+    dtype = training_dtype(cfg.dtype, device)
     data = f'{len(images):,} images of {images.name}, {len(images.classes) or "no"} classes'
     return (f'{data}; {began}{cfg.steps:,} steps of {cfg.batch}, {passes}{time}, on '
             f'{where}{device} in {dtype}')
@@ -364,7 +364,7 @@ def train_run(
     # data
     on_nan:str='stop',
     cache:str|Path|None=None, # Folder for the decoded copy of data larger than 8 GB, None for the user's
-    device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
     tell:Callable=print, # Called with each line of progress; `print` draws a line in a terminal
     **config, # Fields of `Config` that differ from the preset
 ) -> Run: # The finished run, loaded
@@ -419,7 +419,7 @@ def resume_run(
     samples:int|None=None, # Images per measurement
     on_nan:str|None=None, # 'stop' or 'rollback'
     cache:str|Path|None=None, # Folder for the decoded copy of large data
-    device:str|None=None, # The device that the run began on: 'cpu' or 'cuda', None for cuda if there is one
+    device:str|None=None, # The device that the run began on, None for the first that is there
     tell:Callable=print, # Called with each line of progress; `print` draws a line in a terminal
     # `steps` to train longer, `lr_g`, `lr_d` or `bias_lr` for other rates from here on; other fields of
     # `Config` must match the run
@@ -460,7 +460,7 @@ def _open_run(run, device):
 # %% ../nbs/library/27_runs.ipynb #1f3c5a71
 def open_generator(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
 ) -> Run: # The run, loaded, on this device
     "Open a run that can draw; raises `ValueError` for a run without a generator, and `load_run`'s errors"
     opened = _open_run(run, _run_device(run, device))
@@ -490,7 +490,7 @@ def attend_run(
     # Picture to write, with other options in its name; None for attention-seed<seed>.png in the run folder,
     # or digits-attention-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
-    device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
 ) -> Path: # The picture
     """Show where points of generated images look, in the style of the paper's figure 1
 
@@ -517,7 +517,7 @@ def explore_run(
     # classes
     images:str|Path|None=None,
     out:str|Path|None=None, # Page to write (stand-alone HTML) instead of opening a notebook
-    device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
     tell:Callable=say, # Called with a line of text that holds the address of the notebook
     port:int|None=None, # Port of the notebook's server on this machine, 1 to 65535; None for a free port
     browser:bool=True, # Open a browser?
@@ -575,7 +575,7 @@ def evaluate_run(
     # reference-inception.safetensors in the run folder
     reference:str|Path|None=None,
     standing:int=0, # Images to recompute batch norm's averages from, 0 to use those of training
-    device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
     # Existing folder to write into, for example if the run is read-only; None for the run folder
     out:str|Path|None=None,
 ) -> dict: # The scores, as in `eval.json`, and `nearest`, the path of the picture
@@ -610,7 +610,7 @@ def report_run(
     # A run with at least one checkpoint, its folder, or the name of one that comes with the package
     folder:Run|str|Path,
     data:str|Path|None=None, # The images that the run was trained on, if they have moved
-    device:str|None=None, # 'cpu' or 'cuda', None for cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
     # File to write, for example if the run folder is read-only; attention.png goes beside it. None for
     # report.html in the run folder, or digits-report.html in the current folder for a run of the package
     out:str|Path|None=None,

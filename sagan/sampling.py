@@ -187,10 +187,12 @@ def truncate(
     "Redraw values beyond a threshold (BigGAN's truncation trick); raises `ValueError` unless it is above 0"
     check_number('truncation', threshold)
     if not threshold: raise ValueError("truncation must be above 0: at 0, all images have the same latent")
-    t, far = torch.tensor(threshold/math.sqrt(2)).double(), z.double().abs()/math.sqrt(2)
+    # on the CPU, as not every GPU has float64
+    t, far = torch.tensor(threshold/math.sqrt(2)).double(), z.cpu().double().abs()/math.sqrt(2)
     u = far.erfc()/t.erfc()                                # uniform in (0, 1) for values beyond
-    again = z.sign()*math.sqrt(2)*(u*t.erf()).erfinv()
-    return torch.where(far > t, again.to(z.dtype).clamp(-threshold, threshold), z)
+    again = math.sqrt(2)*(u*t.erf()).erfinv()
+    drawn = z.sign()*again.to(z).clamp(max=threshold)
+    return torch.where((far > t).to(z.device), drawn, z)
 
 # %% ../nbs/library/50_sampling.ipynb #76a3a1ad
 def truncated_generator(
@@ -266,7 +268,7 @@ def sample_run(
     # other options in its name; None for samples-seed<seed>.png in the run folder, or
     # digits-samples-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
-    device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
     # Threshold above 0 beyond which latents are redrawn: a lower one gives more typical, less diverse images;
     # None for none
     truncation:float|None=None,
@@ -313,7 +315,7 @@ def nearest_run(
     # Picture to write, with other options in its name; None for nearest-seed<seed>.png in the run folder, or
     # digits-nearest-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
-    device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
     truncation:float|None=None, # As in `sample_run`
 ) -> dict: # `picture` (path), `distances` (of each image to its nearest real one), `usual`, `evaluator`
     """Draw images, each above the three nearest real images

@@ -12,7 +12,7 @@ import hashlib, torch
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-import sagan
+import sagan.quiet
 from fastai.learner import Learner
 from .checkpoints import Run
 from .checks import free_memory

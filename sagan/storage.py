@@ -10,7 +10,7 @@ __all__ = ['check_output', 'open_append', 'file_lock', 'temporary_folder', 'atom
            'take_images', 'Prefetcher', 'digest_files', 'cache_folder', 'cached_images']
 
 # %% ../nbs/library/22_storage.ipynb #7eb99696
-import errno, json, math, mmap, os, re, shutil, stat, torch
+import errno, json, math, mmap, os, re, shutil, stat, time, torch
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, ExitStack, suppress
@@ -52,10 +52,24 @@ def open_append(
 # %% ../nbs/library/22_storage.ipynb #6d02a83e
 try: import fcntl
 except ImportError: fcntl = None  # type: ignore[assignment]
+try: import msvcrt
+except ImportError: msvcrt = None  # type: ignore[assignment]
+_WINDOWS = os.name == 'nt'
+
+def _lock_byte(f, wait):
+    "Lock the first byte of an open file, as Windows does"
+    locking:Any = msvcrt
+    while True:
+        f.seek(0)
+        try: return locking.locking(f.fileno(), locking.LK_NBLCK, 1)
+        except PermissionError as e:
+            if not wait: raise BlockingIOError(e.errno, e.strerror) from None
+        time.sleep(.1)
 
 def _lock(f, wait):
     "Lock an open file; raises `BlockingIOError` if another process has it and we do not wait"
     if fcntl: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    else: _lock_byte(f, wait)
 
 # %% ../nbs/library/22_storage.ipynb #8f235611
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]{16}\.new')
@@ -66,8 +80,8 @@ def _remove_unowned(d):
     try:
         with open_append(d/'.lock') as f:
             _lock(f, wait=False)
-            if fcntl: return shutil.rmtree(d, ignore_errors=True)
-        (d/'.lock').unlink()  # Windows refuses while its maker has it open
+            if not _WINDOWS: return shutil.rmtree(d, ignore_errors=True)
+        (d/'.lock').unlink()  # Windows refuses this while its maker has it open, and could not do it before
         shutil.rmtree(d, ignore_errors=True)
     except OSError: pass  # its maker lives, or it belongs to another user, or it is gone
 
@@ -115,6 +129,7 @@ def _explain(path, e):
     inside = re.search('os error|inline_container', str(e))  # safetensors, torch
     if not full and not inside and not _TEMPORARY.search(str(getattr(e, 'filename', ''))): return
     reason = getattr(e, 'strerror', None) or 'the disk is full or failing'
+    if _WINDOWS and isinstance(e, PermissionError): reason += '; is it open in another program?'
     free = f' ({shutil.disk_usage(path.parent).free/1e6:.1f} MB are free in {path.parent})'
     kind = type(e) if isinstance(e, OSError) else OSError
     raise kind(f"{path} cannot be written: {reason}{free if full or inside else ''}") from e
@@ -123,7 +138,7 @@ def _explain(path, e):
 def _make_locked(folder, stack):
     "Make a folder and lock it; returns whether it is still there, and not taken for a leftover"
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    folder.mkdir(0o700)
+    folder.mkdir(0o777 if _WINDOWS else 0o700)  # there its files would keep these rights elsewhere
     try: _lock(stack.enter_context(open(folder/'.lock', 'xb')), wait=False)
     except (BlockingIOError, FileExistsError, FileNotFoundError): return False
     return (folder/'.lock').exists()
@@ -150,10 +165,22 @@ def temporary_folder(
 
 # %% ../nbs/library/22_storage.ipynb #fdddf48b
 def _fsync(path, mode=os.O_RDONLY):
-    "Force a file, or the names in a folder, to the disk"
+    "Force a file to the disk"
     fd = os.open(path, mode)
     try: os.fsync(fd)
     finally: os.close(fd)
+
+def _fsync_folder(folder):
+    "Force the names in a folder to the disk, which Windows does by itself"
+    if not _WINDOWS: _fsync(folder)
+
+# %% ../nbs/library/22_storage.ipynb #271b6598
+def _replace(new, path):
+    "Rename a file or a folder, onto the file that is there"
+    for pause in (.01, .05, .2, .5, 1.2) if _WINDOWS else ():
+        try: return os.replace(new, path)
+        except PermissionError: time.sleep(pause)
+    os.replace(new, path)
 
 # %% ../nbs/library/22_storage.ipynb #a1eddbf7
 @contextmanager
@@ -173,8 +200,8 @@ def atomic_write(
             yield new
             new.chmod(mode)
             _fsync(new, os.O_RDWR)
-            os.replace(new, path)
-            if os.name != 'nt': _fsync(path.parent)  # Windows cannot sync a folder
+            _replace(new, path)
+            _fsync_folder(path.parent)
         except Exception as e:
             _explain(path, e)
             raise
@@ -259,10 +286,9 @@ def _move_files(new, path, last):
     files = sorted(new.iterdir(), key=lambda f: f.name == last)
     _sync_files(new)
     if path.exists():
-        for f in files: os.replace(f, path/f.name)
-    else: os.rename(new, path)
-    for folder in (path, path.parent):
-        if os.name != 'nt': _fsync(folder)
+        for f in files: _replace(f, path/f.name)
+    else: _replace(new, path)
+    for folder in (path, path.parent): _fsync_folder(folder)
 
 # %% ../nbs/library/22_storage.ipynb #80805faf
 @contextmanager
@@ -410,34 +436,40 @@ class _StaleCache(Exception):
     "A cache that cannot be used: the message says why, and is empty if there is none"
 
 def _read_about(at):
-    "The description of the cache in the folder `at`, and the length of its file of bytes"
+    "The description of the cache in the folder `at`, and its file of bytes"
     try:
         about = dict(read_json(at/'about.json'))
-        return about | dict(bad=dict(about['bad'])), (at/'images').stat().st_size
+        name = about.get('file', 'images')
+        if not re.fullmatch('images(-[0-9a-f]{8})?', name): raise ValueError
+        (at/name).stat()
+        return about | dict(bad=dict(about['bad'])), at/name
     except OSError: raise _StaleCache('') from None
     except (ValueError, TypeError, KeyError) as e:
         raise _StaleCache(f'about.json is damaged ({type(e).__name__})') from None
 
 # %% ../nbs/library/22_storage.ipynb #d8d3eb6a
 def _check_cache(at, wanted, row, decode):
-    "The files that a cache leaves out, name -> reason; raises `_StaleCache` if it is not what is wanted"
-    about, stored = _read_about(at)
+    """The file of a cache, and the files that it leaves out, name -> reason
+
+    Raises `_StaleCache` if it is not what is wanted."""
+    about, file = _read_about(at)
     for k, v in wanted.items():
         if about.get(k) != v: raise _StaleCache(f"its {k} was {about.get(k)!r} and is {v!r} now")
-    bad = about['bad']
+    bad, stored = about['bad'], file.stat().st_size
     whole = (wanted['number of files'] - len(bad))*row
     if stored != whole: raise _StaleCache(f'its images take {stored:,} bytes instead of {whole:,}')
-    if _digest_sample(at/'images', row) != about.get('sample'):
+    if _digest_sample(file, row) != about.get('sample'):
         raise _StaleCache('its images are not those that were written')
     still_bad = decode(list(bad), lambda image: None) if bad else {}
     if repaired := [name for name in bad if name not in still_bad]:
         raise _StaleCache(f'{repaired[0]} can be read now')
-    return bad
+    return file, bad
 
 # %% ../nbs/library/22_storage.ipynb #01e8532f
 def _make_room(at, need, images):
     "Remove what an earlier cache left in the folder `at`; raises `OSError` if the disk has no room"
-    for f in (at/'about.json', at/'images'): f.unlink(missing_ok=True)
+    for f in [at/'about.json', *at.glob('images*')]:
+        with suppress(PermissionError): f.unlink(missing_ok=True)  # Windows, while a program uses it
     free = shutil.disk_usage(at).free
     if free < need:
         raise OSError(f"{images} need {need/1e9:.1f} GB in {at}, where {free/1e9:.1f} GB are free; "
@@ -445,19 +477,21 @@ def _make_room(at, need, images):
 
 # %% ../nbs/library/22_storage.ipynb #cca950a7
 def _make_cache(at, path, names, wanted, row, decode, reason):
-    "Decode a folder into the cache `at`; returns the files that it leaves out, name -> reason"
+    "Decode a folder into the cache `at`; returns its file, and the files that it leaves out, name -> reason"
     images, need = f"{len(names):,} images at {wanted['size']} px", len(names)*row
     _make_room(at, need, images)
+    file = at/'images' if not (at/'images').exists() else at/f'images-{token_hex(4)}'
     say(f"{path}: {images} take {need/1e9:.1f} GB and are decoded once into {at}"
         + (f", rebuilt because {reason}" if reason else ''))
     try:
-        with atomic_write(at/'images') as new, open(new, 'wb') as f:
+        with atomic_write(file) as new, open(new, 'wb') as f:
             bad = decode(names, lambda image: f.write(image.numpy()))
     except OSError as e:
         raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
-    about = wanted | dict(sample=_digest_sample(at/'images', row), bad=bad)
+    about = wanted | dict(sample=_digest_sample(file, row), bad=bad)
+    if file.name != 'images': about |= dict(file=file.name)
     write_json(at/'about.json', about)
-    return bad
+    return file, bad
 
 # %% ../nbs/library/22_storage.ipynb #4ba8ce4a
 def _prepare_lock(at):
@@ -482,9 +516,8 @@ def cached_images(
     at, row = cache_folder(path, size, cache), 3*size**2
     wanted = {'number of files': len(names), 'size': size, 'interpolation': interpolation,
               'digest of names, sizes and times': digest_files(path, names)}
-    try: return at/'images', _check_cache(at, wanted, row, decode)
+    try: return _check_cache(at, wanted, row, decode)
     except _StaleCache: _prepare_lock(at)
     with file_lock(at, wait=True):
-        try: bad = _check_cache(at, wanted, row, decode)  # another process may have made it meanwhile
-        except _StaleCache as e: bad = _make_cache(at, path, names, wanted, row, decode, str(e))
-    return at/'images', bad
+        try: return _check_cache(at, wanted, row, decode)  # another process may have made it meanwhile
+        except _StaleCache as e: return _make_cache(at, path, names, wanted, row, decode, str(e))

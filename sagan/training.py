@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from torch import Tensor
+import sagan.quiet
 from fastai.callback.core import CancelBatchException, CancelEpochException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import LRFinder
@@ -24,7 +25,7 @@ from fastcore.foundation import L
 from .augmentation import diff_augment
 from .conditioning import frozen_statistics
 from .config import Config, preset
-from .data import MemoryLoader, to_bytes
+from .data import choose_device, MemoryLoader, to_bytes
 from .distributed import all_gather, broadcast_parameters, shard, world_size
 from .inputs import check_labels, check_number
 from .kernels import compile_networks, keep_freed_memory
@@ -287,8 +288,9 @@ def sagan_learner(
 ) -> SAGANLearner: # `learn.fit(epochs)`, as with any fastai `Learner`; `learn.model` is a `SAGAN`
     """A fastai `Learner` that trains a SAGAN on `dls`
 
-    It takes over image size, classes (`dls.vocab`, or give `n_classes`) and batch size from the
-    data; raises `ValueError` for what does not fit."""
+    It takes over image size, classes (`dls.vocab`, or give `n_classes`), batch size and steps
+    (the batches of an epoch) from the data. It trains on the device of the data, or without one
+    where commands would, and says so of a GPU. Raises `ValueError` for what does not fit."""
     base = preset(cfg) if isinstance(cfg, str) else cfg
     if not hasattr(dls, 'train') or not isinstance(base, Config):
         raise ValueError("sagan_learner takes DataLoaders, as from image_dls, and a Config or the "
@@ -296,6 +298,7 @@ def sagan_learner(
     if not all(net is None or isinstance(net, nn.Module) for net in (G, D)):
         raise ValueError("G and D are modules of your own, or None, "
                          f"got a {type(G).__name__} and a {type(D).__name__}")
+    choose_device(dls)
     x, *y = first_batch(dls.train)
     c = fit_config(base, dls, x, G, D, changes)
     if not y: check_labels(None, c.n_classes, len(x))  # images alone are for unconditional networks

@@ -287,7 +287,7 @@ def walk_run(
     out:str|Path|None=None,
     layer:int|None=None, # Size of the feature map whose attention to show, None for the last
     point:tuple[int, int]|None=None, # (row, column) of the point that looks, in pixels, None to pick one
-    device:str|None=None, # 'cpu' or 'cuda', None for where the run is, or cuda if there is one
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
 ) -> Path: # The animation or the strip
     """Walk between latents and classes, with the attention of one point along the way
 

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 import pytest
 
-PROCESSES = get_context('forkserver')
+PROCESSES = get_context('forkserver' if os.name == 'posix' else 'spawn')
 PROCESSES.set_forkserver_preload(['sagan.cli', 'sagan.runner', 'sagan.sharing', 'forked'])
 STARTED = []
 CHANGES = 'os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.truncate', 'os.chmod', 'os.link', 'os.symlink'

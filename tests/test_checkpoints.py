@@ -3,6 +3,7 @@ import json, math, os, pickle
 
 import pytest, torch
 from safetensors.torch import save_file
+from machines import posix
 from sagan.checkpoints import (
     check_scores, create_run, DamagedState, load_best, load_newest, load_state, load_weights, read_config,
     read_log, read_state, save_state, save_weights, state_file, states, weights_step, write_config)
@@ -76,6 +77,7 @@ def saved(tmp_path_factory):
     return file, learn
 
 
+@posix
 def test_states_that_are_not_whole(saved, tmp_path):
     file, learn = saved
     whole, bias = file.read_bytes(), learn.model.ema.conv.bias.numpy().tobytes()
@@ -187,6 +189,7 @@ def test_the_newest_whole_checkpoint(saved, tmp_path):
     with pytest.raises(ValueError, match='not a whole safetensors file'): load_newest(folder, cfg)
 
 
+@posix
 def test_names_of_states(tmp_path):
     "Other files, folders and pipes are none"
     (tmp_path/'states').mkdir()
@@ -277,6 +280,7 @@ def test_a_spoiled_line_of_the_log(tmp_path, line):
     assert len(told) == 1 and 'log.jsonl: line 2 is spoiled and left out' in told[0] and '\n' not in told[0]
 
 
+@posix
 def test_a_log(tmp_path):
     "Cut off at its end, with steps twice or out of order, with null for numbers, or no file"
     log, told = tmp_path/'log.jsonl', []

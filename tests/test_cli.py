@@ -1,9 +1,10 @@
 "What a page cannot hold: the installed commands as processes, their exit statuses, and Ctrl-C"
-import dataclasses, gc, inspect, json, os, signal, subprocess, sys, time
+import dataclasses, gc, inspect, json, os, re, runpy, shlex, signal, subprocess, sys, time
 from pathlib import Path
 from unittest.mock import patch
 import pytest, sagan
 from fastcore.docments import docments
+from machines import posix
 from sagan import __main__ as main, cli, options
 from sagan.config import Config
 from sagan.runs import load_run
@@ -147,6 +148,7 @@ def test_weights_of_another_configuration(folder, tmp_path):
     (other/'config.json').write_text(json.dumps(c))
     refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there, 8 here')
 
+@posix
 def test_interrupt_at_once(tmp_path):
     "While the imports run, too: no traceback, nothing left"
     p = start('sagan-train', *TINY, cwd=tmp_path)
@@ -167,6 +169,7 @@ def test_an_interrupt_that_an_import_swallows(monkeypatch, capsys):
     assert left == [1] and capsys.readouterr().err == 'drawing images ...\ninterrupted\n'
     assert signal.getsignal(signal.SIGINT) is before and gc.isenabled()
 
+@posix
 def test_interrupt_keeps_a_checkpoint(tmp_path):
     p = start('sagan-train', *TINY, '--steps', '100000', cwd=tmp_path)
     log = tmp_path/'runs/digits/log.jsonl'
@@ -324,3 +327,46 @@ def test_a_command_in_python_does_not_read_the_shell(tmp_path, monkeypatch):
     with pytest.raises(TypeError): cli.sagan_sample()
     assert options.parse_options(cli.sagan_import, ['a', 'b', '--no-bgr'])[0] == ['a', 'b']
     assert options.parse_options(cli.sagan_import, ['--no-bgr'])[1]['bgr'] is False
+
+@pytest.mark.parametrize('name', main.COMMANDS)
+def test_help_of_every_command(name, capsys):
+    "Two examples that can be parsed, the version, words to choose from, and nothing of Python"
+    f = getattr(cli, f'sagan_{name}')
+    lines = options.EXAMPLES[f'sagan_{name}']
+    assert len(lines) == 2
+    for command, *args in map(shlex.split, lines):
+        assert command == f'sagan-{name}'
+        options.parse_options(f, args)
+    for option, first in (('--version', f'sagan {sagan.__version__}'), ('--help', f'usage: sagan-{name}')):
+        with pytest.raises(SystemExit) as e: options.parse_options(f, [option])
+        said = capsys.readouterr().out
+        assert e.value.code == 0 and said.startswith(first)
+    assert not re.search(r'`|None|True|False|sagan_|\w\(', said), said
+    assert said.endswith('\n'.join(['Examples:', *(f'  {line}' for line in lines)]) + '\n')
+    assert '--device {cuda,mps,cpu}' in said or name == 'import'
+
+def test_defaults_of_the_preset():
+    "Exactly the fields of the configuration that are no option of the command itself"
+    for name in ('train', 'experiment'):
+        own = inspect.signature(getattr(cli, f'sagan_{name}')).parameters
+        shown = {a.dest for a in parser(name)._actions if 'from the preset' in a.help}
+        assert shown == {f.name for f in dataclasses.fields(Config)} - own.keys()
+    assert not [a for a in parser('sample')._actions if 'from the preset' in a.help]
+
+def test_the_module_of_the_commands_starts_none(capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['sagan.cli', '--steps', '1'])
+    monkeypatch.delitem(sys.modules, 'sagan.cli')
+    with pytest.raises(SystemExit) as e: runpy.run_module('sagan.cli', run_name='__main__')
+    assert e.value.code == 2 and 'python -m sagan COMMAND' in capsys.readouterr().err
+
+def test_a_mistyped_command(capsys):
+    with patch.object(sys, 'argv', ['sagan', 'trian']), pytest.raises(SystemExit) as e: main.main()
+    assert e.value.code == 2 and 'there is no command trian; did you mean train?' in capsys.readouterr().err
+
+def test_a_machine_without_a_compiler(capsys):
+    "What PyTorch's compiler says, in a sentence"
+    from torch._inductor.exc import InvalidCxxCompiler
+    with pytest.raises(SystemExit) as e, cli.plain_errors('sagan-train'): raise InvalidCxxCompiler
+    said = capsys.readouterr().err
+    assert e.value.code == 1 and said.startswith('sagan-train: PyTorch cannot compile here (')
+    assert said.endswith('leave out --compile\n')

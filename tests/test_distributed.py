@@ -4,9 +4,11 @@ os.environ['OMP_NUM_THREADS'] = '1'
 import signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
+from machines import linux
 from sagan.checkpoints import read_log, states
 from sagan.runs import load_run
 
+pytestmark = linux
 TORCHRUN = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
 TRAIN = Path(sys.executable).parent/'sagan-train'
 STARTED = []

@@ -5,12 +5,13 @@ CI tries 512 examples, always the same. SAGAN_FUZZ=20 tries 20 times as many, ot
 import os, tempfile
 os.environ['OMP_NUM_THREADS'] = '1'
 os.environ.setdefault('HYPOTHESIS_STORAGE_DIRECTORY', tempfile.gettempdir())  # not in the current folder
-import io, json, re, resource, shutil, signal, sys, traceback, warnings
+import io, json, re, shutil, signal, sys, traceback, warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from fastai.learner import Learner
+from machines import linux
 from hypothesis import given, HealthCheck, note, Phase, settings, strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
@@ -21,6 +22,8 @@ from sagan.options import make_parser
 from sagan.sharing import PretrainedSAGAN
 from test_importing import BG, pair, SMALL
 
+resource = pytest.importorskip('resource')  # Windows has none
+pytestmark = linux
 HUNT = int(os.environ.get('SAGAN_FUZZ', 0))
 
 def examples(n):

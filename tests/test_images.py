@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 from PIL import ExifTags, Image, ImageOps
+from machines import posix
 from sagan.data import folder, from_dataset, ImageFiles, to_bytes
 from sagan.widget import own_images
 from sagan.images import decode_images, fit_image, list_images, read_image, to_rgb
@@ -274,6 +275,7 @@ def test_links(photos, tmp_path):
             assert len(folder(photos, 32, skip_bad=True, max_gb=gb, cache=tmp_path/'cache')) == 4
 
 
+@posix
 def test_only_regular_files_are_opened(photos):
     "A pipe, a socket, a terminal or a folder that is named like an image keeps nobody waiting"
     os.mkfifo(photos/'cat'/'pipe.png')

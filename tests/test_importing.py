@@ -4,6 +4,7 @@ import math, os, pickle, zipfile
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from safetensors.torch import load_file
+from machines import posix
 from sagan.attention import attention_maps
 from sagan.checkpoints import load_weights, read_config, save_weights
 from sagan.runs import load_run
@@ -447,6 +448,7 @@ def test_files_that_are_not_whole_or_hold_code_are_refused(files, refused):
     damaged(b'no pickle at all', 'not a whole')
     assert not (tmp/'made').exists()
 
+@posix
 def test_command_line_refusals_leave_nothing(files, refused):
     G, D, attempt, tmp = files
     (tmp/'two.txt').write_text('a\nb\n')
@@ -538,6 +540,7 @@ def test_arguments_of_the_wrong_kind(files, arguments, message):
 
 
 @pytest.mark.parametrize('there', [False, True])
+@posix
 def test_an_import_that_is_killed_can_be_repeated(files, there):
     "At any moment: there is no run or a whole one, and nothing is left beside it in the end"
     G, _, _, tmp = files

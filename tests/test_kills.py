@@ -5,6 +5,7 @@ CI tries a few moments, always the same. SAGAN_KILLS=100 tries 100 of each kind,
 import csv, json, os, random, shutil, subprocess, time
 import pytest, torch
 from forked import die_at, forked, leave_nothing_running, running
+from machines import linux
 from safetensors import safe_open
 from sagan import cli, measuring, references
 from sagan.checkpoints import file_step, states
@@ -13,6 +14,8 @@ from sagan.runs import load_run, report_run
 from sagan.sharing import PretrainedSAGAN
 from sagan.storage import file_lock
 from test_importing import BG, pair, SMALL
+
+pytestmark = linux
 
 HUNT = int(os.environ.get('SAGAN_KILLS', 0))
 TINY = dict(preset='tiny', batch=4, z_dim=4, device='cpu')

@@ -1,5 +1,5 @@
 "The sdist and the wheel built from it: what they hold, and that the wheel works with its requirements alone"
-import email, fcntl, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
+import email, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
 from configparser import ConfigParser
 from importlib.metadata import distribution
 from pathlib import Path
@@ -10,6 +10,7 @@ from nbdev.config import nbpath2html
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from release import NAME, TINY, execute, quick_start
+from sagan.storage import file_lock
 
 root = Path(__file__).resolve().parent.parent
 
@@ -19,8 +20,9 @@ def dist(tmp_path_factory):
     "Both archives and the wheel's metadata; pytest's processes share them, as building writes into the tree"
     base = tmp_path_factory.getbasetemp()
     out = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base)/'dist'
-    with open(out.with_suffix('.lock'), 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = out.with_suffix('.lock')
+    lock.mkdir(exist_ok=True)
+    with file_lock(lock, wait=True):
         if not out.exists():
             build = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, root]
             subprocess.run(build, check=True)
@@ -48,6 +50,7 @@ def needed(lines, extras=(), seen=None):
 @pytest.fixture(scope='session')
 def alone(dist, tmp_path_factory):
     "The programs of an environment with the wheel and, as links to what is installed here, its requirements"
+    if os.name != 'posix': pytest.skip('makes links')
     home = tmp_path_factory.mktemp('alone')
     venv.create(home)
     site, = home.glob('lib/python*/site-packages')

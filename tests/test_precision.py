@@ -4,7 +4,8 @@ from sagan.data import digits, image_dls
 from sagan.diagnostics import NonFinite
 from sagan.losses import ttur
 from sagan.networks import Discriminator, Generator
-from sagan.precision import autocast_dtype, fastest_dtype, LossScaler, no_autocast
+from sagan.devices import fastest_dtype
+from sagan.precision import autocast_dtype, LossScaler, no_autocast
 from sagan.training import d_step
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from machines import linux
 from sagan.comparison import report_runs
 from sagan.config import preset
 from sagan.reports import open_notebook
@@ -140,12 +141,13 @@ def command(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('sig, status', [
-    (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 0), (signal.SIGKILL, -9)])
+    ('SIGTERM', 143), ('SIGHUP', 129), ('SIGINT', 0), ('SIGKILL', -9)])
+@linux
 def test_nothing_outlives_the_command_however_it_ends(command, tmp_path, sig, status):
     until((tmp_path/'server').exists)
     pid, notebook = (tmp_path/'server').read_text().split()
     assert 'load_run' in read_json(notebook)['cells'][1]['source']
-    os.kill(command.pid, sig)
+    os.kill(command.pid, signal.Signals[sig])
     command.join(30)
     assert command.exitcode == status
     until(lambda: not Path(f'/proc/{pid}').exists())

@@ -9,7 +9,9 @@ import style
 root = Path(__file__).resolve().parent.parent
 modules = {p.stem: p for p in sorted((root/'sagan').glob('*.py')) if p.stem not in ('__init__', '_modidx')}
 # know nothing of GANs
-GROUND = {'distributed', 'images', 'inputs', 'names', 'precision', 'progress', 'storage', 'deprecated'}
+GROUND = {
+    'devices', 'distributed', 'images', 'inputs', 'names', 'precision', 'progress', 'quiet', 'storage',
+    'deprecated'}
 
 
 def imported(path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from machines import posix
 from forked import forked, leave_nothing_running
 from sagan.config import presets
 from sagan.data import digits, Images, twins
@@ -204,6 +205,7 @@ OTHERS = {
     'samples.png': [None]}
 
 @pytest.mark.parametrize('name, content', [(name, c) for name, others in OTHERS.items() for c in others])
+@posix
 def test_files_that_hold_something_else(tmp_path, once, name, content):
     "A sentence that names the file; None is a pipe, which would hang"
     folder, _ = once
@@ -224,6 +226,7 @@ def test_files_that_hold_something_else(tmp_path, once, name, content):
         with pytest.raises(ValueError, match=name): load_experiment(bad)
 
 
+@posix
 def test_pictures_of_samples_that_are_none(tmp_path, once):
     folder, results = once
     shutil.copytree(folder, tmp_path/'bad')
@@ -363,6 +366,7 @@ def test_two_at_once_give_the_table_of_one_by_one(tmp_path, whole):
 LONG = dict(steps=100_000, every=50_000)
 
 
+@posix
 def test_two_at_once_stop_together(tmp_path, whole):
     out = begun(tmp_path/'jobs', whole, **LONG)
     p = start(out, jobs=2, **LONG)
@@ -371,6 +375,7 @@ def test_two_at_once_stop_together(tmp_path, whole):
     assert 'interrupted' in failed(p)
 
 
+@posix
 def test_a_killed_worker_ends_the_command_with_a_message(tmp_path, whole):
     out = begun(tmp_path/'jobs', whole, **LONG)
     p = start(out, jobs=2, **LONG)

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest, sagan, sagan.all, torch
 from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from machines import posix
 from sagan.checkpoints import best_record, read_config, states
 from sagan.config import presets
 from sagan.data import digits, to_unit
@@ -315,6 +316,7 @@ def test_a_diverged_training(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+@posix
 def test_a_signal_is_an_exception(tmp_path, name, capsys):
     "In the main thread; the run goes on from that step"
     if threading.current_thread() is not threading.main_thread(): pytest.skip('no signal comes here')

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import onnx, onnxruntime, pytest, torch, torch.nn as nn
 from huggingface_hub import hub_mixin
 from huggingface_hub.errors import RepositoryNotFoundError
+from machines import posix
 from sagan.attention import attention_maps
 from sagan.cli import sagan_attend, sagan_explore, sagan_sample
 from sagan.config import presets
@@ -150,6 +151,7 @@ def test_a_damaged_folder(tmp_path, model, change, error, message):
 
 
 @pytest.mark.parametrize('function', ['_fsync', 'os.replace', '_move_files', 'os.rename'])
+@posix
 def test_a_save_that_is_killed_can_be_repeated(tmp_path, free, function):
     "There is no folder or a whole one, and nothing is left beside it"
     model, out = PretrainedSAGAN(free, step=5), tmp_path/'shared'
@@ -174,6 +176,7 @@ def test_descriptions_of_the_wrong_kind(free, error, message, described):
     with pytest.raises(error, match=message): PretrainedSAGAN(free, **described)
 
 
+@posix
 def test_a_pipe_among_the_scores_and_a_name_that_ends_a_block_of_code(tmp_path, free):
     model = PretrainedSAGAN(free)
     model.save_pretrained(tmp_path/'shared')

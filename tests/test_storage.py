@@ -1,10 +1,11 @@
 "What the storage page does not show: failures while writing, stopped makers of a cache, ImageNet's size"
-import errno, hashlib, json, os, resource, shutil, signal, subprocess, sys, time, warnings
+import errno, hashlib, json, os, shutil, signal, subprocess, sys, time, warnings
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
+from machines import posix
 from forked import leave_nothing_running, PROCESSES, STARTED
 from PIL import Image
 from safetensors.torch import save_file
@@ -13,7 +14,9 @@ from sagan.storage import (
     atomic_write, cache_folder, check_output, file_lock, MappedImages, open_append, Prefetcher, read_json,
     temporary_folder, write_json)
 
-FORK = get_context('fork')
+FORK = get_context('fork' if os.name == 'posix' else 'spawn')
+try: import resource
+except ImportError: resource = None  # Windows
 
 
 def paint(path, color, size=(50, 40)):
@@ -48,6 +51,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert (tmp_path/'a.txt').read_text() == 'one' and os.listdir(tmp_path) == ['a.txt']
 
 
+@posix
 def test_permissions(tmp_path):
     "A library that makes its file unreadable for others does not decide about the result"
     (tmp_path/'plain').touch()
@@ -79,6 +83,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['.lock', 'a.txt'])
+@posix
 def test_a_pipe_is_not_opened(tmp_path, name):
     "To open it would wait for a reader without end"
     os.mkfifo(tmp_path/name)
@@ -120,6 +125,7 @@ def left_by_a_kill(path):
     return left
 
 
+@posix
 def test_the_next_to_write_removes_what_a_killed_process_left(tmp_path):
     """What is still being written stays, and so do files of other programs
 
@@ -147,6 +153,7 @@ def write_again_and_again(folder, name):
         with file_lock(folder, wait=True): pass
 
 
+@posix
 def test_many_write_into_one_folder(tmp_path):
     "Nobody takes another's unfinished file for a leftover"
     names = ['0.json', '1.json', '2.json']
@@ -163,6 +170,7 @@ def hold(folder, held):
         time.sleep(99)
 
 
+@posix
 def test_a_lock_dies_with_its_owner(tmp_path):
     held = FORK.Event()
     owner = FORK.Process(target=hold, args=(tmp_path, held))
@@ -179,6 +187,7 @@ def test_a_lock_dies_with_its_owner(tmp_path):
     lambda file: file.write_bytes(bytes(9000)), lambda file: torch.save(torch.zeros(9000), file),
     lambda file: save_file(dict(a=torch.zeros(9000)), file),
     lambda file: Image.effect_noise((200, 200), 99).save(file, format='png')])
+@posix
 def test_a_file_that_does_not_fit(tmp_path, write):
     "One sentence from every library, the old file, and nothing beside it; files may have 3,000 bytes here"
     (tmp_path/'a').write_text('old')
@@ -331,6 +340,7 @@ def test_no_room(photos, cached, monkeypatch):
     with pytest.raises(OSError, match='9 images at 32 px need 0.0 GB in .*, where 0.0 GB are free'): cached()
 
 
+@posix
 def test_a_disk_that_fills(photos, cached):
     "No half-made cache is left when writing stops, here because the file may not grow further"
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -392,7 +402,8 @@ def images(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize('how', [getattr(signal, 'SIGKILL', 9), signal.SIGINT])
+@posix
 def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
     maker = start(images, tmp_path)
     left = wait_for_cache(tmp_path)
@@ -405,6 +416,7 @@ def test_a_stopped_maker_leaves_nothing_that_is_believed(images, tmp_path, how):
     assert sorted(p.name for p in left.parent.iterdir()) == ['.lock', 'about.json', 'images']
 
 
+@posix
 def test_the_second_process_waits_for_the_first(images, tmp_path):
     first = start(images, tmp_path)
     wait_for_cache(tmp_path)

@@ -1,12 +1,14 @@
 """What may happen to a training, as processes: kill -9, writes that fail, signals, NaN, two at once;
 and that it goes on as if nothing had happened"""
-import os, resource, shutil, signal, time
+import os, shutil, signal, time
 import pytest
 from forked import STARTED, forked, leave_nothing_running
 from safetensors.torch import load_file
+from machines import linux
 from sagan.checkpoints import file_step, read_log, states
 from sagan.runs import load_run
 
+pytestmark = linux
 TINY = dict(preset='tiny', batch=8, z_dim=8, d_attention='none', device='cpu')
 
 def start(tmp, **options):
@@ -126,6 +128,7 @@ def test_writes_that_fail(whole, tmp_path):
     """The process may write no more than 1,000 bytes into a file: what it had is whole, and it goes on later
 
     `tests/test_kills.py` does the same with disks that are full."""
+    import resource
     run = tmp_path/'run'
     p = start(tmp_path, out=run, steps=40, **TINY)
     until(p, lambda: newest(run) >= 8)
