@@ -166,7 +166,6 @@ def _draw_map(ax, x, share, point, colour, top):
     ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
     return shown
 
-
 # %% ../nbs/08_visualization.ipynb #a77d5712
 def attention_figure(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
