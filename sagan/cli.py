@@ -76,7 +76,7 @@ def sagan_train(
     # folder, else small)
     preset:str=None,
     minutes:float=None, # How long to train, instead of --steps; measuring and saving come on top
-    # Run to begin from, on these data: a run folder, or one of the package such as digits; its configuration is the default
+    # Run to begin from on these data: a run folder, or digits and the like; gives the default configuration
     init_from:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)
