@@ -76,7 +76,7 @@ def sagan_train(
     # folder, else small)
     preset:str=None,
     minutes:float=None, # How long to train, instead of --steps; measuring and saving come on top
-    # Run to begin from, on these data: a run folder, or digits or twins; its configuration is the default
+    # Run to begin from on these data: a run folder, or digits and the like; gives the default configuration
     init_from:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)
@@ -110,7 +110,7 @@ def sagan_train(
 # %% ../nbs/library/30_cli.ipynb #f2000f4e
 @shell_command
 def sagan_sample(
-    run:str, # Run folder; or digits or twins, which come with the package
+    run:str, # Run folder; or digits, photographs or twins, which come with the package
     n:int=8, # Images per class (or in all, without classes)
     # Classes to draw, by name or number, comma-separated (default: all; of more than 20, 20 evenly spaced)
     classes:str=None,
@@ -135,7 +135,7 @@ def sagan_sample(
 # %% ../nbs/library/30_cli.ipynb #42552f78
 @shell_command
 def sagan_attend(
-    run:str, # Run folder; or digits or twins, which come with the package
+    run:str, # Run folder; or digits, photographs or twins, which come with the package
     label:str=None, # Class to draw, by name or number (default: one image of each of the first classes)
     n:int=4, # Images
     seed:int=0, # Of the latents
@@ -155,7 +155,7 @@ def sagan_attend(
 # %% ../nbs/library/30_cli.ipynb #0b1b6cf0
 @shell_command
 def sagan_walk(
-    run:str, # Run folder; or digits or twins, which come with the package
+    run:str, # Run folder; or digits, photographs or twins, which come with the package
     seeds:str=None, # Seeds of the latents to pass, comma-separated (default: 0,1,2,3; 0 for several classes)
     # Classes to pass, by name or number, comma-separated (default: the first ones, one for each seed)
     classes:str=None,
@@ -181,7 +181,7 @@ def sagan_walk(
 # %% ../nbs/library/30_cli.ipynb #877c7164
 @shell_command
 def sagan_explore(
-    run:str, # Run folder; or digits or twins, which come with the package
+    run:str, # Run folder; or digits, photographs or twins, which come with the package
     # Your own images, for the discriminator to look at: a folder, with a subfolder for each class of the run
     images:str=None,
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
@@ -199,7 +199,7 @@ def sagan_explore(
 # %% ../nbs/library/30_cli.ipynb #1ea5df90
 @shell_command
 def sagan_eval(
-    run:str, # Run folder; or digits or twins, which come with the package
+    run:str, # Run folder; or digits, photographs or twins, which come with the package
     # Images to draw, of classes as frequent as in the data (default: 1,000, with Inception the paper's
     # 50,000)
     n:int=None,
@@ -232,7 +232,7 @@ def sagan_eval(
 # %% ../nbs/library/30_cli.ipynb #fd92a11a
 @shell_command
 def sagan_report(
-    *runs:str, # Run folders, or digits or twins; several are compared
+    *runs:str, # Run folders, or runs of the package such as digits; several are compared
     data:str=None, # For a single run: the images it was trained on, if they have moved
     # Page to write (default: report.html in the run folder, for several runs compare-A-B.html here)
     out:str=None,

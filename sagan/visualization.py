@@ -166,7 +166,6 @@ def _draw_map(ax, x, share, point, colour, top):
     ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
     return shown
 
-
 # %% ../nbs/08_visualization.ipynb #a77d5712
 def attention_figure(
     x:Tensor, # Images, (B, 3, S, S) in [-1, 1]
@@ -196,7 +195,7 @@ def attention_figure(
             ax[0].plot(p[1], p[0], 'o', color=colour, ms=7, mec='white', mew=1)
             shown = _draw_map(a, im, share, p, colour, top)
         bar = fig.colorbar(shown, ax=list(ax), fraction=.03, ticks=[0, 1, top])
-        zero = '0' if top < 12 else ''                             # else it lies under the next mark
+        zero = '0' if top < 12 else ''                       # else it lies under the next mark
         bar.ax.set_yticklabels([zero, 'even spread', f'{top:.1f} times'], fontsize=7)
     for a in axes.flat:
         a.set(xticks=[], yticks=[], xlim=(-.5, S - .5), ylim=(S - .5, -.5))

@@ -240,13 +240,14 @@ def test_effects_on_one_image(runs, name, seed, label):
 def test_effects_on_many_images(runs):
     "Agreement of twins hangs on attention; in digits little does, and less on where it looks"
     y, z = torch.arange(1000) % 4, random_latents(1000, 0)
-    changes = {'as trained': {}, 'gamma x 0.5': dict(gamma=.5), 'gamma x 0': dict(gamma=0.),
+    changes = {'gamma x 0.5': dict(gamma=.5), 'gamma x 0': dict(gamma=0.),
                'even weights': dict(uniform=True), 'left half hidden': dict(hide=(0, 0, 32, 16))}
     moved, found = {}, {}
     for name, r in runs.items():
         x, m = attention_maps_of(r.model.ema, z, y)
-        for caption, how in changes.items():
-            with torch.no_grad(), intervene(r.model.ema, m, **how): changed = r.model.ema(z, y)
+        if name == 'twins': found['as trained'] = agreement(twin_colours(x), y)
+        for caption in ('even weights', 'gamma x 0') if name == 'digits' else changes:
+            with torch.no_grad(), intervene(r.model.ema, m, **changes[caption]): changed = r.model.ema(z, y)
             moved[name, caption] = (changed - x).abs().mean().item()/2
             if name == 'twins': found[caption] = agreement(twin_colours(changed), y)
     trained, without = found['as trained'], found['gamma x 0']
