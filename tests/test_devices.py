@@ -11,7 +11,7 @@ from sagan.data import digits, image_dls
 from sagan.networks import generate
 from sagan.references import Classifier, Evaluator
 from sagan.runs import attend_run, evaluate_run, explore_run, report_run, resume_run, train_run
-from sagan.sampling import nearest_run, sample_run
+from sagan.sampling import sample_run
 from sagan.training import sagan_learner
 from sagan.visualization import attention_figure
 from sagan.walks import walk_run
@@ -58,7 +58,6 @@ def gpu(monkeypatch):
     with Pretended(), torch.autograd.set_multithreading_enabled(False): yield NAME
 
 
-
 def test_quick_start(gpu, capsys):
     "Learner and loaders choose the GPU, and say so; the numbers are those of the CPU"
     def trained(device=None):
@@ -87,18 +86,17 @@ def test_a_run(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, 'train_evaluator', untrained)
     with monkeypatch.context() as m:
         m.setattr(runs, '_write_report', lambda *_: None)  # comes last
-        run = train_run('digits', preset='tiny', steps=1, z_dim=8, measure_every=1, samples=10, batch=4,
+        run = train_run('digits', preset='tiny', steps=1, z_dim=8, batch=4,
                         diffaug='color,translation,cutout')
         assert f'on {gpu} in float32' in capsys.readouterr().out
-        run = resume_run(run, steps=2, measure_every=0)
+        run = resume_run(run, steps=2)
     sample_run(run, 1, classes=[3], truncation=1.)
     attend_run(run, n=1)
     walk_run(run, [0, 1], frames=1)
     evaluate_run(run, 10, standing=8)
-    nearest_run(run, 1)
     explore_run(run, out='page.html')
     report_run(run)
     assert {t.device.type for t in run.model.state_dict().values()} == {gpu}
     made = {'samples-seed0-truncation1.0-n1-classes3.png', 'attention-seed0-n1.png', 'report.html',
-            'walk-seeds0,1-frames1.gif', 'eval-n10-standing8.json', 'nearest-seed0-label1.png'}
+            'walk-seeds0,1-frames1.gif', 'eval-n10-standing8.json'}
     assert made <= set(os.listdir(run.folder)) and os.path.exists('page.html')
