@@ -20,7 +20,7 @@ def page(name):
     for (found, source), (_, check) in zip(codes, codes[1:]):
         if 'default_exp' in found: names |= vars(import_module(f'sagan.{found["default_exp"]}'))
         elif found.get('code-summary') == '"Solution"': pairs.append((source, check))
-        elif not pairs and not found.keys() & {'export', 'exports', 'exporti'}:
+        elif not pairs and not found.keys() & {'export', 'exports', 'exporti'} and '%pip' not in source:
             tree = ast.parse(source)
             tree.body = [n for n in tree.body if isinstance(n, kept)]
             exec(compile(tree, name, 'exec'), names)

@@ -1,35 +1,13 @@
 "Exercises of pages 08 to 10, 62 and 40: each check takes the folded solution and refuses three wrong answers"
-import ast, json
 from copy import deepcopy
 from functools import cache
-from importlib import import_module
-from pathlib import Path
 
 import pytest, torch
-from readme import directives
 from sagan.data import to_unit, twins
 from sagan.experiments import load_experiment
 from sagan.outcomes import table
 from sagan.runs import load_run, shipped
-
-nbs = Path(__file__).resolve().parent.parent/'nbs'
-
-
-@cache
-def page(name):
-    "What a page imports and defines before its exercises, and (solution, check) of each exercise"
-    names, pairs = {}, []
-    cells = json.loads((nbs/f'{name}.ipynb').read_text(encoding='utf-8'))['cells']
-    codes = [directives(''.join(c['source'])) for c in cells if c['cell_type'] == 'code']
-    for (found, source), (_, check) in zip(codes, codes[1:]):
-        if 'default_exp' in found: names |= vars(import_module(f'sagan.{found["default_exp"]}'))
-        elif found.get('code-summary') == '"Solution"': pairs.append((source, check))
-        elif not pairs and not found.keys() & {'export', 'exports', 'exporti'}:
-            tree = ast.parse(source)
-            tree.body = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom, ast.FunctionDef))]
-            exec(compile(tree, name, 'exec'), names)
-    return names, pairs
-
+from test_exercises_00 import nbs, page
 
 @cache
 def given(name):

@@ -141,11 +141,12 @@ REFUSED = {
 
 @pytest.mark.parametrize('message', REFUSED)
 def test_what_does_not_fit_is_a_sentence(message):
+    before = plt.get_fignums()
     for call in REFUSED[message]:
         with pytest.raises(ValueError) as e: call()
         assert re.search(message, str(e.value)), str(e.value)
         assert len(str(e.value)) < 300 and '\n' not in str(e.value)
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 def test_networks_take_what_they_took():

@@ -101,7 +101,7 @@ def test_a_known_map_is_drawn_where_it_looks():
     row, column = divmod(int(fig.axes[1].images[0].get_array().argmax()), 32)
     assert row//4 == 2
     assert column//4 == 5
-    assert [l.get_text() for l in fig.axes[3].get_yticklabels()] == ['0', 'even spread', '64.0 times']
+    assert [l.get_text() for l in fig.axes[3].get_yticklabels()] == ['', 'even spread', '64.0 times']
 
 
 def test_maps_of_other_images(runs):
