@@ -2,7 +2,8 @@
 import json, re
 
 from readme import root
-from sagan.experiments import load_experiment, table
+from sagan.experiments import load_experiment
+from sagan.outcomes import table
 
 nbs = root/'nbs'
 
