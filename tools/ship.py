@@ -104,7 +104,8 @@ def ship_photographs(folder: Path, data: Path):
     def rename(text): return text.replace(run.cfg.data, 'cifar10')
     run.model.cfg = run.cfg.change(data='cifar10')
     save_weights(target/'weights.safetensors', run.model, run.step, bfloat16=True)
-    (target/'config.json').write_text(rename((folder/'config.json').read_text(encoding='utf-8')), encoding='utf-8')
+    config = (folder/'config.json').read_text(encoding='utf-8')
+    (target/'config.json').write_text(rename(config), encoding='utf-8')
     kept = [r for r in read_log(folder) if r['step'] <= run.step and ('fid' in r or r['step'] % 100 == 0)]
     lines = (json.dumps(r) + '\n' for r in kept)
     (target/'log.jsonl').write_text(rename(''.join(lines)), encoding='utf-8')
