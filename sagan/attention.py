@@ -66,7 +66,7 @@ def _checked_form(form):
     "`resolve_form` for new code: warns of an old name, and raises `ValueError` for an unknown one"
     today = resolve_form(form)
     if today not in FORMS:
-        raise ValueError(f"form is {' or '.join(map(repr, FORMS))}, got {form!r}")
+        raise ValueError(f"form must be {' or '.join(map(repr, FORMS))}, got {form!r}")
     if today != form:
         warn(f"form={form!r} is an old name; use form={today!r}", DeprecationWarning, stacklevel=3)
     return today
@@ -96,13 +96,13 @@ class SelfAttention(nn.Module):
 
     @property
     def pooled(self) -> int: # 2 in the form 'released', otherwise 1
-        "By what factor the grid of the keys is coarser than that of the queries"
+        "Factor by which the grid of the keys is coarser than that of the queries"
         return 2 if resolve_form(self.form) == 'released' else 1
 
     def qkv(self,
         x:Tensor, # Features, (B, C, H, W)
     ) -> list[Tensor]: # q (B, HW, C/8), k (B, Nk, C/8), v (B, Nk, Cv); Nk is HW, or HW/4 if pooled
-        "What equations 1 and 2 are about; raises `ValueError` for other features"
+        "Queries, keys and values of equations 1 and 2; raises `ValueError` for other features"
         check_tensor('x', x, ('B', self.query.in_channels, 'H', 'W'), self.gamma)
         if min(x.shape[2:]) < self.pooled:
             raise ValueError("form='released' pools keys over 2x2 locations and needs a map of at "
@@ -234,13 +234,13 @@ def _visible_keys(m, hide):
     "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
     if not isinstance(hide, (tuple, list)) or len(hide) != 4:
-        raise ValueError(f"hide is a box (top, left, bottom, right) in pixels, got {hide!r}")
+        raise ValueError(f"hide must be a box (top, left, bottom, right) in pixels, got {hide!r}")
     hidden = _inside(hide, m.keys, m.image)  # (h*w,)
     if hidden.all() or not hidden.any():
         (height, width), (h, w) = m.image, m.keys
         raise ValueError(f"the box {hide} hides {'all keys' if hidden.any() else 'no key'}; "
-                         f"a key is {height//h}x{width//w} of {height}x{width} pixels, "
-                         "and its center counts")
+                         f"choose another: a key covers {height//h}x{width//w} of {height}x{width} "
+                         "pixels and is hidden if its center is in the box")
     return ~hidden
 
 # %% ../nbs/02_attention.ipynb #dad0cb01
@@ -248,11 +248,12 @@ def _cut_queries(m, cut):
     "Numbers of the queries at a pixel or in a box, (n,), None for none"
     if cut is None: return None
     if not isinstance(cut, (tuple, list)) or len(cut) not in (2, 4):
-        raise ValueError("cut is a pixel (row, column) or a box (top, left, bottom, right), "
+        raise ValueError("cut must be a pixel (row, column) or a box (top, left, bottom, right), "
                          f"got {cut!r}")
     if len(cut) == 2: return torch.tensor([_cell_at(m.queries, m.image, *cut)])
     queries = _inside(cut, m.queries, m.image).nonzero()[:, 0]  # (n,)
-    if not len(queries): raise ValueError(f"the box {cut} cuts no query, as no center is in it")
+    if not len(queries):
+        raise ValueError(f"the box {cut} contains no query's center; choose a larger box")
     return queries
 
 # %% ../nbs/02_attention.ipynb #1114e801
@@ -268,7 +269,7 @@ def intervene(
     hide:tuple|None=None,
     uniform:bool=False, # Give all keys the same weight?
 ) -> Iterator[None]:
-    """Within this context one attention layer works differently;
+    """Within this context one attention layer is altered;
     raises `IndexError` for a pixel outside the image, `ValueError` for a box that hides no key
     or all of them, or a map of another network"""
     layer = dict(net.named_modules()).get(m.name)
@@ -276,7 +277,7 @@ def intervene(
         raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; "
                          "make the map with this network")
     if 'forward' in vars(layer):
-        raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
+        raise ValueError(f"{m.name!r} is already altered; combine both changes in one call")
     visible, j = _visible_keys(m, hide), _cut_queries(m, cut)
     def forward(layer, x):
         q, k, v = layer.qkv(x)
