@@ -55,7 +55,8 @@ def agreement(
         raise ValueError(f"y must hold the int64 classes of {len(colours)} images, numbered from 0, "
                          f"got {y.dtype} of shape {tuple(y.shape)}")
     if len(y) < 2 or y.bincount().max() < 2:
-        raise ValueError(f"chance agreement needs two images of one class, got {len(y)} images, none alike")
+        raise ValueError("agreement by luck needs two images of one class, "
+                         f"got {len(y)} images without such a pair")
     both = (colours >= 0).all(2).all(1)  # (n,), are there two twins?
     by_class = [colours[both & (y == k)] for k in y.unique()]                 # (m, 2, 2) each
     pairs = [6*c[..., 0] + c[..., 1] for c in by_class]                       # (m, 2) each
