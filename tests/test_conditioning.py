@@ -39,7 +39,7 @@ def test_names_of_parameters_and_states():
 
 
 def test_the_start_of_the_tables():
-    with pytest.raises(ValueError, match="tables is 'zeros' or 'xavier', got 'ones'"):
+    with pytest.raises(ValueError, match="tables must be 'zeros' or 'xavier', got 'ones'"):
         ConditionalBatchNorm2d(4, 3, tables='ones')
     torch.manual_seed(0)
     start = ConditionalBatchNorm2d(1024, 1000, tables='xavier')

@@ -317,8 +317,8 @@ def test_standing_statistics(G):
     (lambda: ResidualBlock(12), 'divisible by 8'),
     (lambda: Discriminator(32, attention=(32,)), 'it has 8, 16, 8-2, 8-3'),
     (lambda: Discriminator(32, attention=('8-4',)), 'no 8-4 feature map'),
-    (lambda: Discriminator(32, attention=(), down=5), 'down is at most 4'),
-    (lambda: Discriminator(32, head='concat'), "head is 'projection' or 'auxiliary'"),
+    (lambda: Discriminator(32, attention=(), down=5), 'down must be at most 4'),
+    (lambda: Discriminator(32, head='concat'), "head must be 'projection' or 'auxiliary'"),
     (lambda: Discriminator(32, attention=(), head='auxiliary'), 'at least 2 classes')))
 def test_networks_that_cannot_be_built(make, message):
     with pytest.raises(ValueError) as e: make()

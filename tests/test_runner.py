@@ -121,7 +121,7 @@ def test_an_interrupted_experiment_goes_on_and_is_not_done_twice(tmp_path, once)
     ('table1', twins(200), {}, dict(seeds=10**9), 'seeds must be at most 1,000'),
     ('table1', twins(200), {}, dict(jobs=10**9), 'jobs must be at most 1,000'),
     ('table1', twins(200), {}, dict(samples=10**12), 'measuring 1,000,000,000,000 samples needs'),
-    ('table1', twins(200), {}, dict(device='meta'), "no device 'meta'"),
+    ('table1', twins(200), {}, dict(device='meta'), "device 'meta' is not available"),
     ('table1', twins(200), dict(g_width=4096), {}, 'memory'),
     ('table1', twins(200).x, {}, {}, 'images must be of type'),
     ('table1', twins(1), dict(batch=2), {}, 'batch size must be from 1 to 1'),
@@ -276,9 +276,9 @@ def test_an_experiment_by_name(tmp_path, capsys):
 
 @pytest.mark.parametrize('message, experiment, options', [
     ("there is no experiment 'table3'", 'table3', {}),
-    ('where attention is placed is what the rows', 'table1', dict(g_attention=(16,))),
-    ("evaluator is 'small' or 'inception', got 'vgg'", 'table1', dict(evaluator='vgg')),
-    ('tell is called with each line of text, got None', 'table1', dict(tell=None)),
+    ('the rows of an experiment set the places of attention', 'table1', dict(g_attention=(16,))),
+    ("evaluator must be 'small' or 'inception', got 'vgg'", 'table1', dict(evaluator='vgg')),
+    ('tell must be a function of a line of text, got None', 'table1', dict(tell=None)),
     ('there are no Inception weights at', 'table1', dict(weights='nowhere.pt'))])
 def test_an_experiment_that_cannot_be(tmp_path, message, experiment, options):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
