@@ -227,7 +227,7 @@ def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
     ('eval: n must be a whole number, at least 10, got 0', 'eval', dict(run='{run}', n=0)),
     ('eval: n must be a whole number, at least 10, got 5', 'eval', dict(run='{run}', n=5)),
     ('sample: nowhere is not a run folder', 'sample', dict(run='nowhere')),
-    ('sample: there is no class 10; there are 0, 1', 'sample', dict(run='{run}', classes='10')),
+    ('sample: there is no class 10; the classes are 0, 1', 'sample', dict(run='{run}', classes='10')),
     ('attend: there is no attention at 8x8', 'attend', dict(run='{run}', layer=8)),
     ('attend: ', 'attend', dict(run='{run}', points='40,2')),
     ('attend: points must be pairs row,column', 'attend', dict(run='{run}', points='8 8')),

@@ -53,7 +53,7 @@ def test_unknown_experiments_and_bases_that_set_what_rows_differ_in(experiment, 
     ('results must be what load_experiment returns', lambda: table([])),
     ('results must be what load_experiment returns', lambda: curves_figure('results')),
     ('results must be what load_experiment returns', lambda: strips_figure(stored, None, 0)),
-    ("there is no column 'fids'; there are row", lambda: table_markdown([], ['fids']))])
+    ("there is no column 'fids'; the columns are row", lambda: table_markdown([], ['fids']))])
 def test_arguments_of_the_wrong_kind(message, f):
     with pytest.raises(ValueError, match=message): f()
 

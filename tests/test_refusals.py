@@ -94,14 +94,14 @@ def refusals():
         ('no weights to measure', 'no Inception weights at nowhere', dict(weights='nowhere', **MEASURED)),
         ('other weights', 'not a file of torch-fidelity', dict(weights='file', **MEASURED)),
         ('evaluator', 'evaluator must be', dict(evaluator='me')),
-        ('cache', 'file is no folder', dict(cache='file')),
+        ('cache', 'file is not a folder', dict(cache='file')),
         ('samples', 'measuring 1000000000000 images needs', dict(measure_every=1, samples=10**12)),
         ('too wide', 'needs at least .* GB of memory', dict(g_width=4096)),
         ('empty name', 'cannot be empty', dict(data='')),
         ('out among the data', 'lies in pics', dict(out='pics/new')),
-        ('out is a file', 'file is no folder', dict(out='file')),
-        ('out in a file', 'file is no folder', dict(out='file/a/b')),
-        ('out is a link', 'link is no folder', dict(out='link')),
+        ('out is a file', 'file is not a folder', dict(out='file')),
+        ('out in a file', 'file is not a folder', dict(out='file/a/b')),
+        ('out is a link', 'link is not a folder', dict(out='link')),
         ('out is a run', 'already holds a run', dict(out='run')),
         ('out holds files', 'already holds other files', dict(out='pics')),
         ('long name', 'choose a shorter', dict(out='a/b/' + 'x'*300)),
@@ -117,7 +117,7 @@ def refusals():
         ('no such data', 'no folder .*nowhere', dict(data='nowhere')),
         ('no weights', 'no Inception weights at nowhere', dict(weights='nowhere')),
         ('other weights', 'not a file of torch-fidelity', dict(weights='file')),
-        ('cache', 'file is no folder', dict(cache='file')),
+        ('cache', 'file is not a folder', dict(cache='file')),
         ('keep', 'keep must be a whole number, at least 1', dict(keep=0)),
         ('tell', 'tell must be', dict(tell=None)),
         ('samples', 'measuring 1000000000000 images needs', dict(samples=10**12))]:
@@ -130,7 +130,7 @@ def refusals():
     yield 'sample: seed', 'seed must be below 2', partial(one, seed=2**64)
     yield 'sample: folder', 'no folder a', partial(one, out='a/b.png')
     yield 'sample: over a folder', 'already holds files', partial(one, out='pics')
-    yield 'sample: among files', 'file is no folder', partial(one, out='file')
+    yield 'sample: among files', 'file is not a folder', partial(one, out='file')
     yield 'sample: ending', 'name a picture', partial(one, out='a.jpg')
     yield 'sample: empty name', 'cannot be empty', partial(one, out='')
     yield 'sample: too large', 'GB are free', partial(one, n=10**12, out='a.npz')
