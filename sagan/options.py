@@ -1,4 +1,4 @@
-"""What may stand behind a command, read off the function that it calls
+"""The options of a command, read from the signature of its function
 
 Docs: https://sagan-gan.github.io/sagan/library/options.html.md"""
 
