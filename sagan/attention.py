@@ -137,7 +137,7 @@ def _check_grids(m):
 # %% ../nbs/02_attention.ipynb #b8b81411
 @dataclass
 class AttentionMap:
-    """The map of one attention layer for B images, with what is needed to place it on them;
+    """The map of one attention layer for B images, with the sizes that place it on them;
     raises `IndexError` for pixels outside, `ValueError` for grids of another size"""
     name:str                 # The layer's name in the network
     q:Tensor                 # Queries g(x), (B, H*W, D)

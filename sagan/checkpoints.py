@@ -405,7 +405,7 @@ def write_config(
     classes:Sequence[str], # Class names, empty if unconditional
     options:dict, # Other options of the run: how many states to keep, how to measure
 ) -> None:
-    "Write `config.json`; raises `OSError` if it cannot"
+    "Write `config.json`; raises `OSError` if it cannot be written"
     content = dict(config=asdict(cfg), classes=list(classes), options=options)
     with explain_write_errors(folder/'config.json'): write_json(folder/'config.json', content)
 

@@ -364,7 +364,7 @@ def _to_picture(a):
 
 # %% ../nbs/library/21_data.ipynb #bd43d7ef
 def _read_item(im, size):
-    "The image of an item, (3, S, S) uint8; raises `ValueError` for what is no image"
+    "The image of an item, (3, S, S) uint8; raises `ValueError` for anything but an image"
     if isinstance(im, (str, os.PathLike)):
         try: return read_image(Path(im), size)
         except ValueError as e: raise ValueError(f"its image {im} cannot be read ({e})") from e
@@ -376,7 +376,7 @@ def _read_item(im, size):
 
 # %% ../nbs/library/21_data.ipynb #cb88e705
 def _read_label(label, classes):
-    "The number of a label; raises `ValueError` for what is none, or no class"
+    "The number of a label; raises `ValueError` for an invalid label or an unknown class"
     if label is None:
         raise ValueError("it has no label; read images without labels with columns=('image', None)")
     if isinstance(label, str) and label in (classes or ()): return classes.index(label)
@@ -470,9 +470,9 @@ def _show_batch(
 
 # %% ../nbs/library/21_data.ipynb #43870b88
 class MemoryLoader:
-    "Batches of x (B, 3, S, S) in [-1, 1] and y (B,); raises `ValueError` for what cannot be trained on"
+    "Batches of x (B, 3, S, S) in [-1, 1] and y (B,); raises `ValueError` for unsuitable images or settings"
     def __init__(self,
-        images:Images, # What to draw from
+        images:Images, # Images to draw batches from
         bs:int=64, # Images in a batch, at most `len(images)`
         steps:int|None=None, # Batches in an epoch, None for one pass through the data
         flip:bool=False, # Mirror half of the images at random?

@@ -78,7 +78,7 @@ def processes() -> tuple[int, int]: # (rank of this process from 0, number of pr
 def deprecated_names(
     module:str, # Name of a module, such as 'sagan.data'
 ) -> Callable[[str], Any]: # What its `__getattr__` should be; raises `AttributeError` for other names
-    """Look up the older names of a module: gives what they mean now, with a warning that gives the new name
+    """Look up the older names of a module, with a warning that gives the new name
 
     The function that it returns raises `AttributeError` for all other names, as Python expects."""
     def lookup(name):

@@ -208,7 +208,7 @@ def atomic_write(
 
 # %% ../nbs/library/22_storage.ipynb #80cbad63
 def _finite(v):
-    "The same with `None` for numbers that JSON does not have"
+    "A copy with `None` in place of numbers that JSON does not have"
     if isinstance(v, dict): return {k: _finite(w) for k, w in v.items()}
     if isinstance(v, (list, tuple)): return [_finite(w) for w in v]
     return None if isinstance(v, float) and not math.isfinite(v) else v
@@ -226,7 +226,7 @@ def write_json(
     path:str|Path, # The file to write or replace
     value:Any, # Dictionaries, lists, numbers, strings
 ) -> None:
-    "Write a JSON file, whole or not at all; raises `OSError` if it cannot"
+    "Write a JSON file, whole or not at all; raises `OSError` if it cannot be written"
     with atomic_write(path) as new: new.write_text(json_text(value, 1), encoding='utf-8')
 
 # %% ../nbs/library/22_storage.ipynb #29132755

@@ -203,7 +203,7 @@ class SAGANTrainer(_Players):
 
 # %% ../nbs/06_training.ipynb #9c8ee777
 class SAGAN(nn.Module):
-    """Both networks of a `Config` and the averaged generator `ema`; one whose width is () is None
+    """Both networks of a `Config` and the averaged generator `ema`; a network of width () is None
 
     Raises `ValueError` for anything but a `Config`."""
     def __init__(self,
@@ -288,9 +288,9 @@ def sagan_learner(
 ) -> SAGANLearner: # `learn.fit(epochs)`, as with any fastai `Learner`; `learn.model` is a `SAGAN`
     """A fastai `Learner` that trains a SAGAN on `dls`
 
-    It takes over image size, classes (`dls.vocab`, or give `n_classes`), batch size and steps
-    (the batches of an epoch) from the data. It trains on the device of the data, or without one
-    where commands would, and says so of a GPU. Raises `ValueError` for what does not fit."""
+    It takes image size, classes (`dls.vocab`, or give `n_classes`), batch size and steps (the
+    batches of an epoch) from the data. It trains on the device of the data; without one, it
+    chooses as commands do and reports a GPU. Raises `ValueError` for anything that does not fit."""
     base = preset(cfg) if isinstance(cfg, str) else cfg
     if not hasattr(dls, 'train') or not isinstance(base, Config):
         raise ValueError("sagan_learner takes DataLoaders, as from image_dls, and a Config or the "
