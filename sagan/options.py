@@ -209,7 +209,7 @@ def parse_points(
         return int(row), int(column)
     try: return [read(pair) for pair in text.split(';')] if text else None
     except ValueError:
-        raise ValueError("points must be pairs row,column separated by ;, such as 8,8;20,16, got "
+        raise ValueError("points must be pairs row,column with semicolons between, such as 8,8;20,16, got "
                          f"{text!r}") from None
 
 # %% ../nbs/library/53_options.ipynb #28264c22

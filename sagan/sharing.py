@@ -218,8 +218,8 @@ def _license_text(model, license):
     if not (project := _source_project(model)):
         return f'{_escape(license)}.' if license else 'The author of this model has not named a license.'
     named = f' Named here: {_escape(license)}.' if license else ''
-    return (f'The weights were trained by others, with {_escape(project)}, and come under the license of '
-            f'that training.{named}')
+    return (f'The weights were trained by others, with {_escape(project)}, and keep the license that '
+            f'they have there.{named}')
 
 # %% ../nbs/library/29_sharing.ipynb #4dd98802
 _CARD = '''# SAGAN: {name}
