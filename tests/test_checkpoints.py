@@ -177,13 +177,13 @@ def test_the_newest_whole_checkpoint(saved, tmp_path):
         assert load_newest(folder, cfg)[1] == 2
     (folder/'states/step-0000009.pt').unlink()
     state_file(folder, 2).write_bytes(state_file(folder, 2).read_bytes()[:9000])
-    with pytest.warns(UserWarning, match='step-0000002.pt is not a whole'):
+    with pytest.warns(UserWarning, match='step-0000002.pt is not a complete'):
         model, step = load_newest(folder, cfg)
     assert step == 1 and (model.ema.conv.bias == 1).all()
     # weights that are damaged, too
     (folder/'weights.safetensors').write_bytes(b'x')
     assert weights_step(folder) == -1
-    with pytest.warns(UserWarning, match='step-0000002.pt is not a whole'):
+    with pytest.warns(UserWarning, match='step-0000002.pt is not a complete'):
         assert load_newest(folder, cfg)[1] == 1
     for f in states(folder): f.unlink()
     with pytest.raises(ValueError, match='not a complete safetensors file'): load_newest(folder, cfg)

@@ -40,7 +40,7 @@ def test_impossible_gaps_of_twins(gap):
 
 @pytest.mark.parametrize('size', [48, 128])
 def test_impossible_sizes_of_twins(size):
-    with pytest.raises(ValueError, match='drawn at 32 or 64 pixels'): twins(2, size)
+    with pytest.raises(ValueError, match='must be 32 or 64 pixels'): twins(2, size)
 
 
 def test_a_size_that_the_networks_do_not_have(photos):
@@ -57,7 +57,7 @@ def test_no_folder(photos):
 def test_a_class_without_images(photos):
     (photos/'empty').mkdir()
     with pytest.raises(ValueError, match='class without images in .*: empty; add images'): folder(photos, 32)
-    with pytest.raises(ValueError, match='holds no images; they may end in .jpg'): folder(photos/'empty', 32)
+    with pytest.raises(ValueError, match='holds no images; they must end in .jpg'): folder(photos/'empty', 32)
 
 
 def test_one_level_too_many(photos):

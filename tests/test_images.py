@@ -72,10 +72,10 @@ def test_a_16_bit_png_of_an_older_pillow():
 
 @pytest.mark.parametrize('a, message', [
     (GRAYS.astype(np.int32), 'do not define a value for white; save the image with 8 or 16 bits'),
-    ((GRAYS*257).astype(np.int32), 'signed or 32-bit integers do not say'),
-    (GRAYS.astype(np.int16), 'signed or 32-bit integers do not say'),
+    ((GRAYS*257).astype(np.int32), 'signed or 32-bit integers do not define'),
+    (GRAYS.astype(np.int16), 'signed or 32-bit integers do not define'),
     (GRAYS.astype(np.float32), r'values from 0 to 255 do not define a value for white; .* in \[0, 1\]'),
-    (GRAYS/255 - .5, 'values from -0.5 to 0.5 do not say'),
+    (GRAYS/255 - .5, 'values from -0.5 to 0.5 do not define'),
     (np.full((8, 8), np.nan), 'values from nan to nan'),
     (np.full((8, 8), np.inf), 'values from inf to inf')])
 def test_numbers_without_a_white(a, message, tmp_path):
@@ -238,7 +238,7 @@ def test_what_is_not_read_is_told_once(photos, files, message):
     assert (names, classes) == (IMAGES, ['cat', 'dog'])
     with pytest.warns(UserWarning, match=message): folder(photos, 32)
     with pytest.warns(UserWarning, match=message): ImageFiles(photos, 32)
-    assert only.startswith(f'files in {photos} that are not read: ') and 'Images end in .jpg' in only
+    assert only.startswith(f'ignored files in {photos}: ') and 'Image files end in .jpg' in only
 
 
 def test_nothing_is_told_without_need(photos):

@@ -435,7 +435,7 @@ def test_files_that_are_not_whole_or_hold_code_are_refused(files, refused):
     def damaged(data, *words):
         (tmp/'G.pth').write_bytes(data)
         refused(*words, by=lambda: sagan_import(str(tmp/'G.pth'), out=str(tmp/'run')))
-    damaged(pickle.dumps(Code(tmp/'made')), 'not a whole', 'nothing in it was executed')
+    damaged(pickle.dumps(Code(tmp/'made')), 'not a complete', 'nothing in it was executed')
     damaged(pickle.dumps(Code(tmp/'made'), protocol=2), 'G.pth', 'could execute code')
     for legacy in (True, False):
         torch.save(G, tmp/'whole.pth', _use_new_zipfile_serialization=not legacy)
@@ -444,8 +444,8 @@ def test_files_that_are_not_whole_or_hold_code_are_refused(files, refused):
             damaged(whole[:n], 'G.pth is not a complete PyTorch file')
         assert import_checkpoint(tmp/'whole.pth')[0].G is not None
     at = whole.index(G['linear.bias'].numpy().tobytes()[:16])
-    damaged(whole[:at] + b'\0' + whole[at+1:], 'not a whole')   # one byte of a weight
-    damaged(b'no pickle at all', 'not a whole')
+    damaged(whole[:at] + b'\0' + whole[at+1:], 'not a complete')   # one byte of a weight
+    damaged(b'no pickle at all', 'not a complete')
     assert not (tmp/'made').exists()
 
 @posix
@@ -499,7 +499,7 @@ def test_numbers_that_would_not_be_finite_and_shapes_without_numbers(files, refu
     refused(f'{bias} has numbers that are not finite', G=G | {bias: G[bias].double()*1e300})
     refused(f'{conv} would be divided by', G=G | {conv: G[conv]*1e-42})
     refused(f'{conv} would be divided by', G=G | {conv: G[conv]*1e37})
-    refused(f'{gain} has shape (1000000000, 0) and no numbers', G=G | {gain: torch.zeros(10**9, 0)})
+    refused(f'{gain} has shape (1000000000, 0) and holds no numbers', G=G | {gain: torch.zeros(10**9, 0)})
     wide = {k: torch.zeros(1, 1).expand(10**9, 1) for k in ('linear.weight',)}
     refused('linear.weight is not a plain tensor', G=G | wide)
     rows = 60_000  # each alone is small, but our network of these widths would take terabytes
@@ -514,7 +514,7 @@ def test_an_archive_that_holds_more_than_its_size(files, refused):
     with zipfile.ZipFile(tmp/'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as z:
         z.writestr('a/data.pkl', bytes(10**7))
     assert (tmp/'bomb.pth').stat().st_size < 20_000
-    refused('bomb.pth is not a whole', by=lambda: sagan_import(str(tmp/'bomb.pth'), out=str(tmp/'run')))
+    refused('bomb.pth is not a complete', by=lambda: sagan_import(str(tmp/'bomb.pth'), out=str(tmp/'run')))
 
 
 @pytest.mark.parametrize('text', [
@@ -531,7 +531,7 @@ def test_names_of_classes(files, text):
 @pytest.mark.parametrize('arguments, message', [
     (dict(classes=[1, 2, 3]), 'names must be strings, got 1'), (dict(classes=3), 'classes must be a list'),
     (dict(eps='small'), "eps must be finite and not negative, got 'small'"), (dict(eps=math.nan), 'eps must'),
-    (dict(bgr='no'), "bgr is True, False or None, got 'no'")])
+    (dict(bgr='no'), "bgr must be a bool or None, got 'no'")])
 def test_arguments_of_the_wrong_kind(files, arguments, message):
     G, _, _, tmp = files
     torch.save(G, tmp/'G.pth')

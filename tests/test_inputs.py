@@ -61,7 +61,7 @@ REFUSED = {
         lambda: D(x.double(), y), lambda: attend(q, k.double(), v), lambda: projection(rows.double(), two)],
     'scale images of bytes with `to_unit`': [
         lambda: D(x.byte(), y), lambda: check_images(x.byte()), lambda: grid_image(x.byte())],
-    'x is on meta, the weights are on cpu': [lambda: D(x.to('meta'), y), lambda: layer(h.to('meta'))],
+    'x is on meta, but the weights are on cpu': [lambda: D(x.to('meta'), y), lambda: layer(h.to('meta'))],
     r'W must|u must have shape \(3,\)|takes a matrix': [
         lambda: power_iteration(torch.randn(3, 4), torch.randn(4)), lambda: power_iteration(h, q)],
     # labels
@@ -119,7 +119,7 @@ REFUSED = {
     'G and D must be modules': [lambda: sagan_learner(image_dls(images, 4), 'tiny', G=3)],
     'ema must have the architecture': [lambda: ema_update(G, U, .9)],
     'the attribute z_dim = 128': [lambda: check_networks(G, D, preset('tiny'))],
-    'square and at least one': [lambda: check_images(x[:0]), lambda: check_images(x[..., :16])],
+    'at least one image, square': [lambda: check_images(x[:0]), lambda: check_images(x[..., :16])],
     r'images must have shape \(B, 3, S, S\), got': [
         lambda: as_images(x[0]), lambda: as_images('x'), lambda: as_images(x[..., :8]),
         lambda: nearest_images(x[..., :8], images)],
@@ -133,7 +133,7 @@ REFUSED = {
     'needs at least one map|has no records yet|needs images': [
         lambda: statistics_figure({}), lambda: training_figure([]), lambda: effect_figure({}),
         lambda: effect_figure(dict(a=x[0], b=x[0, :, :8]))],
-    'colours must be|y must be|needs two images|name of twins': [
+    'colours must be|y must be|needs two images|name a set of twins': [
         lambda: agreement(x, y), lambda: agreement(colours, -y), lambda: agreement(colours, y[:2]),
         lambda: agreement(colours[:1], y[:1]), lambda: agreement_auc(D, 'digits')],
 }

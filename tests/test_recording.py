@@ -76,11 +76,11 @@ def test_what_cannot_go_on_is_refused_before_anything_is_removed(tmp_path):
     "Other data, or no whole state"
     folder = fit(run(tmp_path/'run', 4)).run_writer.folder
     files = {f.relative_to(folder) for f in folder.rglob('*')}
-    with pytest.raises(ValueError, match='other data: images 1797 there, 1000 here'):
+    with pytest.raises(ValueError, match='different data: images 1797 there, 1000 here'):
         resume(folder, learner(8, digits()[:1000]))
     changed = digits()
     changed.x[0] = 255 - changed.x[0]
-    with pytest.raises(ValueError, match='other data: digest'): resume(folder, learner(8, changed))
+    with pytest.raises(ValueError, match='different data: digest'): resume(folder, learner(8, changed))
     assert describe_data(digits()[:49])['images'] == 49
     for f in states(folder): f.write_bytes(b'')
     messages = []
@@ -270,7 +270,7 @@ def test_other_rates_at_resume(finished, copied, tmp_path, quick_report):
         assert [r.get('changes') for r in records] == [None]*4 + [[change], None, None]
         assert [r['lr_g'] for r in records] == [1e-3]*4 + [1e-4]*3
         # what was said at the beginning is not said again
-        assert records[0]['warnings'][0].startswith('32 images are 0.02 of one pass')
+        assert records[0]['warnings'][0].startswith('32 images, 0.02 of one pass')
         assert not any('passes' in r.get('signs', []) for r in records[1:])
     groups = torch.load(state_file(copied, 7), weights_only=True)['optimisers']['g']['param_groups']
     assert [g['lr'] for g in groups] == [1e-4, 5e-5]

@@ -98,7 +98,7 @@ def refusals():
         ('samples', 'measuring 1000000000000 images needs', dict(measure_every=1, samples=10**12)),
         ('too wide', 'needs at least .* GB of memory', dict(g_width=4096)),
         ('empty name', 'cannot be empty', dict(data='')),
-        ('out among the data', 'lies in pics', dict(out='pics/new')),
+        ('out among the data', 'is inside pics', dict(out='pics/new')),
         ('out is a file', 'file is not a folder', dict(out='file')),
         ('out in a file', 'file is not a folder', dict(out='file/a/b')),
         ('out is a link', 'link is not a folder', dict(out='link')),
@@ -112,7 +112,7 @@ def refusals():
         ('other rate of decay', 'beta2 is', dict(beta2=.5)),
         ('no rate', 'lr_g must be positive', dict(lr_g=-1.)),
         ('other batch', 'batch is 4', dict(batch=6)),
-        ('other data', 'trained on other data', dict(data='others')),
+        ('other data', 'trained on different data', dict(data='others')),
         ('other classes', 'the run has classes a, b', dict(data='digits')),
         ('no such data', 'no folder .*nowhere', dict(data='nowhere')),
         ('no weights', 'no Inception weights at nowhere', dict(weights='nowhere')),
@@ -304,7 +304,7 @@ def test_statistics_of_other_pictures(here):
     for file in ('r.safetensors', 'old'):
         with pytest.raises(ValueError, match='its digest of the images is'):
             reference(folder('pics', 32), evaluator, file=file)
-    with pytest.raises(ValueError, match='trained on other data'): resume('run', steps=4, data='pics')
+    with pytest.raises(ValueError, match='trained on different data'): resume('run', steps=4, data='pics')
 
 
 def test_an_evaluator_of_other_pictures(here):
@@ -312,7 +312,7 @@ def test_an_evaluator_of_other_pictures(here):
     train('others', 'new')
     shutil.copy('kept.pt', 'new/evaluator.pt')
     before = snapshot(here)
-    with pytest.raises(ValueError, match='evaluator.pt was trained on other images than'):
+    with pytest.raises(ValueError, match='evaluator.pt was not trained on'):
         resume('new', steps=4, **MEASURED)
     (here/'new/evaluator.pt').write_bytes(b'damaged')
     with pytest.raises(ValueError, match='evaluator.pt is damaged'): resume('new', steps=4, **MEASURED)

@@ -143,7 +143,7 @@ def test_folders_of_something_else(tmp_path, once):
         run_experiment('table1', twins(200), TINY, folder.parent)
     with file_lock(folder), pytest.raises(BlockingIOError, match='in use by another process'):
         experiment(folder)
-    with pytest.raises(FileNotFoundError, match='holds no experiment'): load_experiment(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='not hold an experiment'): load_experiment(tmp_path/'nowhere')
     shutil.copytree(folder, tmp_path/'damaged')
     (tmp_path/'damaged'/'table2-sagan'/'seed0'/'records.json').write_text('[{"st')
     with pytest.raises(ValueError, match='records.json is damaged'): load_experiment(tmp_path/'damaged')

@@ -42,7 +42,7 @@ def test_only_tell_is_told(tmp_path, capsys):
     assert capsys.readouterr().out == '' and len(lines) == 7
     assert lines[0].startswith(
         '4,000 images of twins, 4 classes; 4 steps of 8, 0.008 passes over the images, on cpu')
-    assert lines[1].startswith('step 0: 32 images are 0.01 of one pass over the 4,000')
+    assert lines[1].startswith('step 0: the run sees 32 images, 0.01 of one pass over the 4,000')
     assert [l.split()[:2] for l in lines[2:6]] == [['step', str(i)] for i in range(1, 5)]
     assert lines[6].startswith('4 steps in ') and str(tmp_path/'run/report.html') in lines[6]
     assert (run.step, run.folder, run.cfg.data) == (4, tmp_path/'run', 'twins')
@@ -149,7 +149,7 @@ def test_scores_are_returned_and_kept(run):
 
 
 def test_class_numbers():
-    with pytest.raises(ValueError, match='no class 12; there are 0, 1'):
+    with pytest.raises(ValueError, match='no class 12; the classes are 0, 1'):
         class_numbers([str(i) for i in range(10)], ['12'])
     with pytest.raises(ValueError, match='no class 3'): class_numbers(['3', '4'], [3])  # a number, not a name
     with pytest.raises(ValueError, match='unconditional'): class_numbers([], ['3'])
@@ -157,7 +157,7 @@ def test_class_numbers():
     assert [class_numbers(ten, one) for one in (3, '3', [3], ('3',))] == 4*[[3]]
     for wrong in ('12', 3.5, [None]):
         with pytest.raises(ValueError, match='there is no class'): class_numbers(ten, wrong)
-    with pytest.raises(ValueError, match='names no class'): class_numbers(ten, [])
+    with pytest.raises(ValueError, match='is empty; leave it out'): class_numbers(ten, [])
 
 
 def test_report_again(tmp_path):
@@ -306,7 +306,7 @@ def test_errors_are_exceptions_and_leave_nothing(run, tmp_path):
     imported = tmp_path/'imported'
     imported.mkdir()
     for f in ('config.json', 'weights.safetensors'): (imported/f).write_bytes((run.folder/f).read_bytes())
-    with pytest.raises(ValueError, match='has no log to report on; it was stopped before the first record'):
+    with pytest.raises(ValueError, match='has no log to report on, because it was stopped before the first'):
         report_run(imported)
 
 

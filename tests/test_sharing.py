@@ -202,7 +202,7 @@ def test_scores_that_would_not_be_read_again_and_unknown_arguments(tmp_path, mod
     for wrong in (dict(devcie='cuda'), dict(strict=True), dict(best=True)):
         with pytest.raises(TypeError, match=f'unexpected keyword argument {list(wrong)[0]!r}'):
             PretrainedSAGAN.from_pretrained(tmp_path/'shared', **wrong)
-    with pytest.raises(TypeError, match='private: only with push_to_hub=True'):
+    with pytest.raises(TypeError, match='private can be given only with push_to_hub=True'):
         model.save_pretrained(tmp_path/'none', private=True)
 
 

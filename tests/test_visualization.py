@@ -47,7 +47,7 @@ def test_grid_image():
 
 
 def test_rows_that_are_not_full():
-    with pytest.raises(ValueError, match='6 images do not fill 10 rows'):
+    with pytest.raises(ValueError, match='6 images cannot fill 10 rows'):
         class_rows(six(), list('0123456789'))
 
 
