@@ -103,7 +103,7 @@ REFUSED = {
     # networks that do not exist
     'size must be one of 32, 64, 128, 256': [
         lambda: Generator('32'), lambda: Generator([32]), lambda: Discriminator(32.)],
-    'attention is a tuple of map sizes': [
+    'attention must be a tuple of map sizes': [
         lambda: Generator(32, 0, 2, 16), lambda: Generator(32, 0, 2, '16'),
         lambda: Discriminator(32, 0, 2, None)],
     'form must be': [lambda: Generator(32, 0, 2, (), 'ours'), lambda: SelfAttention(16, 3)],
@@ -123,17 +123,17 @@ REFUSED = {
     r'images must have shape \(B, 3, S, S\), got': [
         lambda: as_images(x[0]), lambda: as_images('x'), lambda: as_images(x[..., :8]),
         lambda: nearest_images(x[..., :8], images)],
-    'images is a set of images': [lambda: nearest_images(x, 'digits')],
+    'images must be Images': [lambda: nearest_images(x, 'digits')],
     'has no attention layer': [
         lambda: attention_maps(G, z, y, layers=16), lambda: attention_maps(G, z, y, layers='16')],
     'cut must be a pixel': [lambda: intervene(G, m, cut=3).__enter__()],
     'hide must be a box': [lambda: intervene(G, m, hide=(1, 2)).__enter__()],
     'a point must be a pair': [lambda: attention_figure(x, m, [3])],
-    'NaN or infinite': [lambda: map_statistics(x*nan, m), lambda: kernel_distance(f*nan, f)],
+    'NaN or infini': [lambda: map_statistics(x*nan, m), lambda: kernel_distance(f*nan, f)],
     'needs at least one map|has no records yet|needs images': [
         lambda: statistics_figure({}), lambda: training_figure([]), lambda: effect_figure({}),
         lambda: effect_figure(dict(a=x[0], b=x[0, :, :8]))],
-    'colours must be|y must be|needs two images|name a set of twins': [
+    'colours must be|y must hold|needs two images|name a set of twins': [
         lambda: agreement(x, y), lambda: agreement(colours, -y), lambda: agreement(colours, y[:2]),
         lambda: agreement(colours[:1], y[:1]), lambda: agreement_auc(D, 'digits')],
 }
