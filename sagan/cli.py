@@ -98,7 +98,7 @@ def sagan_train(
     doing = f'resuming {resume}' if resume else f'preparing to train on {data or "digits"}'
     with plain_errors('sagan-train'):
         _check(not (resume and out), '--resume names the run folder; leave out --out')
-        _check(resume != '', '--resume needs the name of a run folder, got an empty one')
+        _check(resume != '', '--resume got an empty name; give the name of a run folder')
         _check(not resume or minutes is None, '--minutes is for new runs; with --resume, give --steps')
         _check(not (resume and init_from), 'a resumed run already has weights; leave out --init-from')
         changes = parse_fields(changes)

@@ -75,7 +75,7 @@ def read_file(
     """Read a file of tensors and plain values without executing code
 
     Raises `FileNotFoundError`, or `ValueError` for a file that is incomplete or holds anything else."""
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}")
+    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}; check its path")
     try: saved = _load(path)
     except Exception as e:
         if isinstance(e, UnpicklingError) and (unsafe := re.search(r'GLOBAL ([\w.]+\w) ', str(e))):

@@ -144,7 +144,7 @@ def _check_options(tell, remembered, **given):
         o['cache'] = str(Path(o['cache']).resolve())
     if given['weights'] is not None:
         if not Path(o['weights']).is_file():
-            raise FileNotFoundError(f"there are no Inception weights at {o['weights']}")
+            raise FileNotFoundError(f"there are no Inception weights at {o['weights']}; leave weights out to download them")
         o['weights'] = str(Path(o['weights']).resolve())
     return o
 
@@ -540,7 +540,7 @@ def _check_evaluation(n, standing, seed, data, weights, reference, out):
     if '' in (data, weights, reference, out):
         raise ValueError("data, weights, reference and out cannot be empty; leave them out for defaults")
     if weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"there are no Inception weights at {weights}")
+        raise FileNotFoundError(f"there are no Inception weights at {weights}; leave weights out to download them")
     check_count('n', n, 10)
     check_count('standing', standing, 0)
     check_seed(seed)
