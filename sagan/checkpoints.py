@@ -184,7 +184,8 @@ def load_weights(
 ) -> tuple: # (`SAGAN` in eval mode, step)
     "Load a model; raises `FileNotFoundError`, or `ValueError` that names the first misfit"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"there are no weights at {path}; give a file from save_weights")
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no weights at {path}; give a file from save_weights")
     check_device(device)
     step, own_cfg, tensors = _read_weights(path)
     if cfg is not None: _check_config(path, cfg, asdict(own_cfg))
@@ -415,7 +416,8 @@ def _check_classes(classes, cfg):
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"the class names must be a list of strings, got {classes!r}")
     if len(classes) != cfg.n_classes:
-        raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names; give one per class")
+        raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names; "
+                         "give one per class")
 
 # %% ../nbs/library/33_checkpoints.ipynb #3a46087e
 _OPTIONS = dict(keep=int, measure_every=int, evaluator=str, weights=str, samples=int, on_nan=str, cache=str,

@@ -59,7 +59,7 @@ def shipped(
     if not (SHIPPED/name/'config.json').exists():
         names = ', '.join(sorted(f.name for f in SHIPPED.iterdir()))
         raise ValueError(f"there is no folder {name}, and no run of that name comes with the package, "
-                         f"which has only {names}")
+                         f"which has {names}")
     return SHIPPED/name
 
 # %% ../nbs/library/27_runs.ipynb #a29ea733
@@ -144,7 +144,8 @@ def _check_options(tell, remembered, **given):
         o['cache'] = str(Path(o['cache']).resolve())
     if given['weights'] is not None:
         if not Path(o['weights']).is_file():
-            raise FileNotFoundError(f"there are no Inception weights at {o['weights']}; leave weights out to download them")
+            raise FileNotFoundError(f"there are no Inception weights at {o['weights']}; leave weights out to "
+                                    "download them")
         o['weights'] = str(Path(o['weights']).resolve())
     return o
 
@@ -540,7 +541,8 @@ def _check_evaluation(n, standing, seed, data, weights, reference, out):
     if '' in (data, weights, reference, out):
         raise ValueError("data, weights, reference and out cannot be empty; leave them out for defaults")
     if weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"there are no Inception weights at {weights}; leave weights out to download them")
+        raise FileNotFoundError(f"there are no Inception weights at {weights}; leave weights out to "
+                                "download them")
     check_count('n', n, 10)
     check_count('standing', standing, 0)
     check_seed(seed)

@@ -54,7 +54,8 @@ def _check_description(classes, step, records, evals, n_classes):
     if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"class names must be a list of strings, got {classes!r:.100}")
     if len(classes) != n_classes:
-        raise ValueError(f"the model has {n_classes} classes, but there are {len(classes)} class names; give one per class")
+        raise ValueError(f"the model has {n_classes} classes, but there are {len(classes)} class names; "
+                         "give one per class")
     if not is_whole(step): raise ValueError(f"step must be a whole number, at least 0, got {step!r}")
     if not all(isinstance(r, dict) for r in records):
         raise ValueError(f"records must be a list of dictionaries, as from read_log, got {records!r:.100}")
