@@ -146,7 +146,7 @@ def test_weights_of_another_configuration(folder, tmp_path):
     c = json.loads((other/'config.json').read_text())
     c['config']['d_width'] = 8
     (other/'config.json').write_text(json.dumps(c))
-    refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there, 8 here')
+    refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there and 8 here')
 
 @posix
 def test_interrupt_at_once(tmp_path):

@@ -135,7 +135,7 @@ def edit(name, f): return lambda folder: (folder/name).write_bytes(f((folder/nam
     (edit('weights.safetensors', lambda b: b[:9000]), ValueError, 'not a complete safetensors file'),
     (edit('config.json', lambda b: b[:50]), ValueError, 'config.json is damaged'),
     (edit('config.json', lambda b: b.replace(b'"z_dim": 128', b'"z_dim": 64')), ValueError,
-     'z_dim is 128 there, 64 here'),
+     'z_dim is 128 there and 64 here'),
     (edit('config.json', lambda b: b.replace(b'"classes": [\n  "0",', b'"classes": [')), ValueError,
      'the model has 10 classes, but there are 9 class names'),
     (edit('eval.json', lambda b: b[:20]), ValueError, 'eval.json is damaged'),
