@@ -238,7 +238,7 @@ def test_items_without_labels(items):
     (torch.tensor(True), r'its label is tensor.True'), (torch.tensor(1.), 'its label is tensor'),
     ([0, 1], r'its label is \[0, 1\]'), ('bird', "its label is 'bird'"),
     (torch.zeros(40), 'its label is tensor'), (PICTURE, 'its label is <PIL'),
-    (2, 'its label is 2, and the data set has 2 classes, from 0 on')])
+    (2, 'its label is 2, but the data set has 2 classes, from 0 on')])
 def test_labels_that_are_no_classes(label, message):
     with pytest.raises(ValueError, match=f'^item 1 of the data set cannot be used: {message}'):
         from_dataset(Named([(PICTURE, 0), (PICTURE, label)]), 32)
