@@ -76,8 +76,7 @@ def sagan_train(
     # folder, else small)
     preset:str=None,
     minutes:float=None, # How long to train, instead of --steps; measuring and saving take extra time
-    # Run whose weights to start from: a run folder, or a shipped run such as digits; sets the default
-    # configuration
+    # Run whose weights to start from: a run folder, or one such as digits; sets the default configuration
     init_from:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)
@@ -119,8 +118,7 @@ def sagan_sample(
     # Picture to write (.png), archive of all images for FID tools (.npz), or folder of single images (ends
     # with /) (default: samples-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
-    # Redraw latent values beyond this threshold, such as 1: a lower one gives more typical, less diverse
-    # images
+    # Redraw latent values beyond this threshold, such as 1: lower gives more typical, less diverse images
     truncation:float=None,
     device:str=None, # Device to compute on (default: the first available)
 ):

@@ -218,7 +218,7 @@ def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
     ('train: {run} is finished: it has done 20 steps, and 20 were requested', 'train', dict(resume='{run}')),
     ('train: {run} is finished: it has done 20 steps', 'train', dict(resume='{run}', steps=10)),
     ('train: batch is 16 in {run}, but 8 was requested', 'train', dict(resume='{run}', steps=40, batch=8)),
-    ('train: size is 32 in {run}, 128 was', 'train', dict(resume='{run}', steps=40, preset='official')),
+    ('train: size is 32 in {run}, but 128 was', 'train', dict(resume='{run}', steps=40, preset='official')),
     ('train: the run has classes 0, 1, 2', 'train', dict(resume='{run}', steps=40, data='twins')),
     ('train: nowhere is not a run folder', 'train', dict(resume='nowhere')),
     ('experiment: {run} holds other', 'experiment', dict(experiment='figure3', out='{run}', preset='tiny')),
