@@ -231,7 +231,7 @@ def test_config(tmp_path):
     for change, message in [
             (dict(classes=None), names), (dict(classes=4), names), (dict(classes='0123456789'), names),
             (dict(classes=list(range(10))), names),
-            (dict(config=dict(foo=1)), "Config has no 'foo'"),
+            (dict(config=dict(foo=1)), "Config has no field 'foo'"),
             (dict(config=[]), 'the configuration is not a dictionary'),
             (dict(config=None), 'the configuration is not a dictionary'),
             (dict(config=dict(seed='x')), "seed must be a whole number"),

@@ -182,7 +182,7 @@ def refusals():
     yield 'eval: evaluator', 'evaluator must be', partial(measure, evaluator='me')
     yield 'eval: weights as reference', 'other tensors than reference statistics', partial(
         measure, n=10, reference='run/weights.safetensors')
-    yield 'eval: folder as reference', 'no file of reference', partial(measure, n=10, reference='pics')
+    yield 'eval: folder as reference', 'not a file of reference', partial(measure, n=10, reference='pics')
     yield 'eval: reference', 'no folder a', partial(measure, reference='a/reference.safetensors')
     again = partial(report_run, 'run', device='cpu')
     yield 'report: classes', 'the run has classes a, b', partial(again, data='digits')

@@ -57,7 +57,7 @@ def test_nearest_figure():
     found, distance = nearest_images(real[:4], digits()[:100], k=2)
     fig = nearest_figure(real[:4], real[found], distance)
     assert [ax.get_xlabel() for ax in fig.axes[4:8]] == ['0.00']*4
-    with pytest.raises(ValueError, match='need as many rows'): nearest_figure(real[:3], real[found], distance)
+    with pytest.raises(ValueError, match='must have a row'): nearest_figure(real[:3], real[found], distance)
 
 
 # Points and maps
