@@ -264,7 +264,7 @@ def test_a_reference_belongs_to_its_images(evaluator, inception_file, tmp_path):
         with pytest.raises(ValueError, match=message): reference(*args, file=file)
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match='not a complete file'): reference(digits(), evaluator, file=file)
-    with pytest.raises(ValueError, match='another evaluator'): score(digits().x, digits().y, other, ref)
+    with pytest.raises(ValueError, match='use the same evaluator'): score(digits().x, digits().y, other, ref)
 
 
 def test_too_few_images_for_a_covariance(evaluator):

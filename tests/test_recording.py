@@ -175,7 +175,7 @@ def test_a_run_that_ended_before_its_last_weights(finished, copied, quick_report
     assert resume_run(copied, tell=silent).step == 4
     assert same_weights(finished, copied) and (copied/'report.html').exists()
     assert [file_step(f) for f in states(copied)] == [3, 4]
-    with pytest.raises(ValueError, match='it is finished'): resume_run(copied, tell=silent)
+    with pytest.raises(ValueError, match='is finished'): resume_run(copied, tell=silent)
 
 
 @pytest.mark.parametrize('lost', ['report.html', 'weights.safetensors'])

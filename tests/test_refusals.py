@@ -86,7 +86,7 @@ def refusals():
         ('data in a file', 'no folder file', dict(data='file')),
         ('batch', 'batch size must be from 1 to 12', dict(batch=16)),
         ('parts', 'accumulate must divide', dict(accumulate=3)),
-        ('classes', 'has 2 classes', dict(n_classes=3)),
+        ('classes', 'n_classes must be 2', dict(n_classes=3)),
         ('keep', 'keep must be a whole number, at least 1', dict(keep=0)),
         ('on_nan', 'on_nan must be', dict(on_nan='go on')),
         ('tell', 'tell must be', dict(tell=None)),
@@ -108,7 +108,7 @@ def refusals():
         ('no name', 'choose a shorter', dict(out='a/b\0c'))]:
         yield f'train: {name}', message, partial(train, **dict(data='pics', out='a/b/new') | change)
     for name, message, change in [
-        ('finished', 'it is finished', dict(steps=2)),
+        ('finished', 'is finished', dict(steps=2)),
         ('other rate of decay', 'beta2 is', dict(beta2=.5)),
         ('no rate', 'lr_g must be positive', dict(lr_g=-1.)),
         ('other batch', 'batch is 4', dict(batch=6)),

@@ -186,7 +186,7 @@ def test_a_pipe_among_the_scores_and_a_name_that_ends_a_block_of_code(tmp_path, 
     card = str(model.generate_model_card(repo_id='```\n<b>'))
     assert card.count('```') == 2
     for function, given in ((nearest_preset, 'small'), (fold_spectral_norm, None), (PretrainedSAGAN, 'my')):
-        with pytest.raises(TypeError, match=f'is a .*, got {type(given).__name__}'): function(given)
+        with pytest.raises(TypeError, match=f'must be a .*, got {type(given).__name__}'): function(given)
 
 
 def test_scores_that_would_not_be_read_again_and_unknown_arguments(tmp_path, model, free):

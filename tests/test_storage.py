@@ -346,7 +346,7 @@ def test_a_disk_that_fills(photos, cached):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))  # bytes that a file may have
     try:
-        with pytest.raises(OSError, match=r'stopped \(.*/images cannot be written: File too large \(.* MB '
+        with pytest.raises(OSError, match=r'failed \(.*/images cannot be written: File too large \(.* MB '
                                           r'are free in .*\)\); its files were removed'):
             cached()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
