@@ -42,7 +42,7 @@ def test_rows_that_are_one_network_at_32_pixels():
 @pytest.mark.parametrize('experiment, changes, message', [
     ('figure3', dict(g_sn=False), 'set g_sn, so the base'),
     ('table1', dict(form='residual'), "some rows of table 1 set form to 'residual'"),
-    ('table3', {}, 'there are table1, table2, figure3, claim, local')])
+    ('table3', {}, 'the experiments are table1, table2, figure3, claim, local')])
 def test_unknown_experiments_and_bases_that_set_what_rows_differ_in(experiment, changes, message):
     with pytest.raises(ValueError, match=message): variants(experiment, small.change(**changes))
 

@@ -270,7 +270,7 @@ def test_other_rates_at_resume(finished, copied, tmp_path, quick_report):
         assert [r.get('changes') for r in records] == [None]*4 + [[change], None, None]
         assert [r['lr_g'] for r in records] == [1e-3]*4 + [1e-4]*3
         # what was said at the beginning is not said again
-        assert records[0]['warnings'][0].startswith('32 images, 0.02 of one pass')
+        assert records[0]['warnings'][0].startswith('the run sees 32 images, 0.02 of one')
         assert not any('passes' in r.get('signs', []) for r in records[1:])
     groups = torch.load(state_file(copied, 7), weights_only=True)['optimisers']['g']['param_groups']
     assert [g['lr'] for g in groups] == [1e-4, 5e-5]
