@@ -1,4 +1,4 @@
-"""Code that uses an older name keeps working for one minor version, with a warning that says the new one
+"""Code that uses an older name keeps working for one minor version, with a warning that gives the new one
 
 Docs: https://sagan-gan.github.io/sagan/library/deprecated.html.md"""
 
