@@ -6,13 +6,13 @@ import json, statistics, sys
 from collections import defaultdict
 from pathlib import Path
 
-NAMES = dict(biggan='BigGAN-PyTorch', studiogan='StudioGAN', voletiv='voletiv', ours='ours')
+NAMES = dict(biggan='BigGAN-PyTorch', studiogan='StudioGAN', voletiv='voletiv', ours='ours', before='ours before')
 QUIET = 0.1  # cores that other processes may use during a step that counts
 
 def describe(run):
     "What distinguishes a row from the others of its size"
     name = NAMES[run['who']]
-    if run['who'] == 'ours': return f"{name}, {run['form']}{', compiled' if run['compiled'] else ''}"
+    if run['who'] in ('ours', 'before'): return f"{name}, {run['form']}{', compiled' if run['compiled'] else ''}"
     parts = [name, f"attention at {run['attention']}" if run['attention'] else 'no attention']
     if run['d_width'] != run['width']: parts.append(f"D_ch {run['d_width']}")
     return ', '.join(parts)
@@ -29,8 +29,8 @@ def collect(runs):
         if not rounds: continue
         gflop = next((r['gflop'] for r in group if r.get('gflop')), None)
         memory = statistics.median(r['memory_gb'] for r in group)
-        rows.append(dict(px=px, name=name, how=how, ours=group[0]['who'] == 'ours', rounds=rounds,
-                         best=min(rounds), batch=group[0]['batch'], gflop=gflop, memory=memory))
+        rows.append(dict(px=px, name=name, how=how, ours=group[0]['who'] in ('ours', 'before'), rounds=rounds,
+                         middle=statistics.median(rounds), batch=group[0]['batch'], gflop=gflop, memory=memory))
     return rows
 
 def table(head, lines):
@@ -45,10 +45,10 @@ def ratios(rows, hows, against):
     "Each other implementation's seconds and ours: those of `against(how)`"
     for r in rows:
         if r['ours'] or r['how'] not in hows: continue
-        cells = [r['px'], r['name'], r['how'], f"{r['best']:.2f}"]
+        cells = [r['px'], r['name'], r['how'], f"{r['middle']:.2f}"]
         for how in against(r['how']):
             mine = ours(rows, r['px'], how)
-            cells += [f"{mine['best']:.2f}", f"{r['best']/mine['best']:.2f}"] if mine else ['', '']
+            cells += [f"{mine['middle']:.2f}", f"{r['middle']/mine['middle']:.2f}"] if mine else ['', '']
         yield cells
 
 def report(results):
@@ -59,14 +59,14 @@ def report(results):
     def line(r):
         gflop = f"{r['gflop']:.0f}" if r['gflop'] else ''
         rounds = ', '.join(f'{t:.2f}' for t in sorted(r['rounds']))
-        speed = f"{r['batch']/r['best']:.1f}"
+        speed = f"{r['batch']/r['middle']:.1f}"
         return [r['px'], r['name'], r['how'], rounds, speed, gflop, f"{r['memory']:.1f}"]
     head = ['pixels', 'implementation', 'settings', 'seconds']
     dates = sorted(r['at'] for r in results['runs'])
     commits = ', '.join(sorted({r['commit'] for r in results['runs']}))
     return '\n\n'.join([
         f"{results['cpu']}, {results['threads']} threads, PyTorch {results['runs'][0]['torch']}, "
-        f'{dates[0]} to {dates[-1]} UTC, commit {commits}; the best round counts.',
+        f'{dates[0]} to {dates[-1]} UTC, commit {commits}; the median of the rounds counts.',
         '**Equally tuned**', table([*head, 'ours', 'times ours'], tuned),
         '**As shipped**', table([*head, 'ours, float32', 'times', 'ours, bfloat16', 'times'], shipped),
         '**All rows**', table([*head[:3], 'seconds of each round', 'images/s', 'GFLOP', 'memory, GB'],
