@@ -35,9 +35,9 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .group button:first-of-type { border-radius: 4px 0 0 4px; margin-left: 0 }
 .sagan .group button:last-of-type { border-radius: 0 4px 4px 0 }
 .sagan :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
-.sagan .notice { min-height: 1.45em; margin: 0 0 .5rem } .sagan .notice p { margin: 0 }
-.sagan .notice.tool, .sagan .notice.error { padding: .2rem .6rem; border-left: 4px solid var(--accent); background: var(--soft) }
-.sagan .notice.error { border-color: #d55e00; outline: 2px solid #d55e00 }
+.sagan .notice { display: flex; align-items: center; gap: .75rem; margin: 0 0 .25rem } .sagan .notice p { margin: 0; padding: .2rem 0 } .sagan .notice button { flex: none; min-width: 2.25rem }
+.sagan .notice.tool p, .sagan .notice.error p { padding: .2rem .6rem; background: var(--soft); box-shadow: -4px 0 var(--accent) }
+.sagan .notice.error p { box-shadow: -4px 0 #d55e00; outline: 2px solid #d55e00 }
 .sagan.framed { --side: min(100%, 34rem) }
 .sagan .content { display: flex; flex-direction: column; max-width: calc(var(--side) * 2 + 1.25rem) }
 .sagan .content.causes { max-width: calc(var(--side) * 2.47 + 2.5rem) }
@@ -60,7 +60,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .scale > span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale > span:last-of-type { right: 0; top: 1.85rem }
 .sagan .scale > span.even { position: static; display: block; width: max-content; box-sizing: border-box; padding: .15rem 0 0 .3rem; border-left: 2px solid var(--ink) }
 .sagan .scale > span.even.left { border: 0; border-right: 2px solid var(--ink); padding: .15rem .3rem 0 0; text-align: right }
-.sagan .term { text-decoration: underline dotted; text-underline-offset: .2em; cursor: help }
+.sagan .term { border-bottom: 2px dotted; cursor: help }
 .sagan .term:is(:hover, :focus)::after { content: attr(data-meaning); position: absolute; z-index: 2; left: 0; top: 100%; max-width: min(100%, 24rem);
   width: max-content; box-sizing: border-box; padding: .35rem .6rem; border-radius: 4px; background: var(--ink); color: var(--paper);
   font-size: 14px; line-height: 1.35; text-align: left; white-space: normal }
@@ -358,7 +358,7 @@ function render({ model, el }) {
   const classField = field('Class', klass), seedField = field('Seed', seeds), note = make('p')
   const direction = group('Direction', { from: 'From here', to: 'To here' }, v => set({ direction: v }))
   const help = attributes(button('?', () => ask()), { 'aria-label': 'Keys and help', title: 'Keys and help' })
-  const bar = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random, direction, help)
+  const bar = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random, direction)
   attributes(direction, { title: 'Where this point looks, or which points look at it' })
 
   // What is needed less often is folded
@@ -367,7 +367,7 @@ function render({ model, el }) {
   for (const b of tools.children) b.title = TOOLS[b.value] ?? 'Move over the image, and see where that point looks.'
   const clear = button('Clear points', () => letGo([]), 'Let go of all kept points')
   const titled = (text, ...parts) => make('div', { className: 'bar' }, make('h3', { textContent: text }), ...parts)
-  const changes = titled('Change', tools, field('Strength of attention', gamma, strength))
+  const changes = titled('Attention', tools, field('Strength of attention', gamma, strength))
   const walking = titled('Walk', field('Towards seed', towards), field('How far', far), play)
   const imports = titled('Own images', own, files, note)
   const more = make('details', { className: 'more' }, make('summary', { textContent: 'More' }), changes, walking,
@@ -375,7 +375,7 @@ function render({ model, el }) {
     titled('Save', button('Copy view', copy, 'A link or JSON that restores this view'), button('Save PNG', savePNG, 'A picture of image and map'),
       button('Save HTML', () => download(name('html'), new Blob([page(model)], { type: 'text/html' })), 'This page as a file that works by itself')))
 
-  const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert)
+  const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert, help)
   const canvas = attributes(make('canvas', { tabIndex: 0, className: 'pixels' }), { role: 'application' })
   const map = attributes(make('canvas', {}), { role: 'img' })
   const scale = make('div', { className: 'scale' }), value = make('figcaption')
