@@ -54,10 +54,10 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan canvas.drag { touch-action: none !important; cursor: cell }
 .sagan .under { padding-top: .4rem; font-size: 14px } .sagan .under label { width: 100% }
 .sagan .under input { flex: 1 }
-.sagan .scale { position: relative; height: 2.15rem; padding-top: .75rem; line-height: 1.2; font-size: 14px }
+.sagan .scale { position: relative; height: 2.4rem; padding-top: .75rem; line-height: 1.2; font-size: 14px }
 .sagan .scale i { position: absolute; inset: 0 0 auto; height: .75rem; border-radius: 2px }
 .sagan .scale b { position: absolute; top: 0; width: 2px; height: .75rem; background: #fff; outline: 1px solid #000 }
-.sagan .scale > span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale > span:last-of-type { right: 0; top: 1.85rem }
+.sagan .scale > span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale > span:last-of-type { right: 0; top: 2.05rem }
 .sagan .scale > span.even { position: static; display: block; width: max-content; box-sizing: border-box; padding: .15rem 0 0 .3rem; border-left: 2px solid var(--ink) }
 .sagan .scale > span.even.left { border: 0; border-right: 2px solid var(--ink); padding: .15rem .3rem 0 0; text-align: right }
 .sagan .term { border-bottom: 2px dotted; cursor: help }
@@ -70,7 +70,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .pictures button { padding: .3rem; line-height: 1.25 }
 .sagan .status { position: relative; margin: 0 0 .5rem; min-height: 2.9em; font-size: 16px; font-variant-numeric: tabular-nums }
 .sagan .more { margin: 0 0 .5rem } .sagan summary { cursor: pointer; padding: .35rem 0; font-weight: 600; width: max-content }
-.sagan .more h3 { flex: 0 0 6.5rem; margin: 0 } .sagan .more p { margin: 0; max-width: 60ch; font-size: 14px }
+.sagan .more h3 { flex: 0 0 6.5rem; margin: 0 } .sagan .bar p { margin: 0; max-width: 60ch; font-size: 14px }
 .sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
 .sagan .card { position: relative } .sagan .card > button:first-child { display: block; width: 7.2rem; padding: .3rem; text-align: left; line-height: 1.25; font-size: 13px; height: 100% }
 .sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; top: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
@@ -355,10 +355,10 @@ function render({ model, el }) {
   const random = button('Random', () => set({ seed: Math.floor(Math.random() * 1000000) }), 'Another seed')
   const play = button('Play', () => { playing = !playing; choices(); if (playing) walk() }, 'Walk from one seed to the other, and back')
   const own = button('Own images', () => files.click(), 'Where the discriminator looks in images of your own')
-  const classField = field('Class', klass), seedField = field('Seed', seeds), note = make('p')
+  const classField = field('Class', klass), seedField = field('Seed', seeds), stored = make('p')
   const direction = group('Direction', { from: 'From here', to: 'To here' }, v => set({ direction: v }))
   const help = attributes(button('?', () => ask()), { 'aria-label': 'Keys and help', title: 'Keys and help' })
-  const bar = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random, direction)
+  const bar = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random, direction, stored)
   attributes(direction, { title: 'Where this point looks, or which points look at it' })
 
   // What is needed less often is folded
@@ -369,7 +369,8 @@ function render({ model, el }) {
   const titled = (text, ...parts) => make('div', { className: 'bar' }, make('h3', { textContent: text }), ...parts)
   const changes = titled('Attention', tools, field('Strength of attention', gamma, strength))
   const walking = titled('Walk', field('Towards seed', towards), field('How far', far), play)
-  const imports = titled('Own images', own, files, note)
+  const needs = make('p', { textContent: 'They need Python: sagan-explore RUN opens the explorer of a run folder, where this is a button.' })
+  const imports = titled('Own images', own, files, needs)
   const more = make('details', { className: 'more' }, make('summary', { textContent: 'More' }), changes, walking,
     titled('Map', field('Same scale for all points', sameScale), field('Smooth', smooth), clear), imports,
     titled('Save', button('Copy view', copy, 'A link or JSON that restores this view'), button('Save PNG', savePNG, 'A picture of image and map'),
@@ -381,8 +382,8 @@ function render({ model, el }) {
   const scale = make('div', { className: 'scale' }), value = make('figcaption')
   const READ = `Gray lines: contours of the image. ${hovers() ? 'Move over' : 'Touch'} the map for values.`
   value.textContent = READ
-  const term = () => attributes(make('span', { className: 'term', tabIndex: 0, textContent: EVEN }), { role: 'button', 'data-meaning': MEANING, 'aria-description': MEANING })
-  const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' }), meaning = term()
+  const term = textContent => attributes(make('span', { className: 'term', tabIndex: 0, textContent }), { role: 'button', 'data-meaning': MEANING, 'aria-description': MEANING })
+  const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' }), meaning = term(EVEN)
   const imageTitle = make('h3'), title = make('h3')
 
   // What attention causes: the image before and after, which are a switch, too, and the difference
@@ -543,7 +544,7 @@ function render({ model, el }) {
     if (!peaked(max)) return `${the} point at ${here} looks nearly everywhere alike, at most ${most}.`
     const { key, share } = common(view.layers.find(l => l.name === layer), model.get('image'))
     return `${the} point at ${here} looks most at ${place(to)}: ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.` +
-      (key === best && share >= .5 ? ` So do ${Math.round(100 * share)}% of all points. Such a shared place is a property of the model, not a bug.` : '')
+      (key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most: such a shared place is a property of the model, not a bug.` : '')
   }
   function say() {
     const text = current ? describe(current) : 'No point is chosen. Move over the image, or tap it.'
@@ -552,7 +553,7 @@ function render({ model, el }) {
     status.replaceChildren(start, ...rest.length ? [meaning, rest.join(EVEN)] : [])
   }
   // The color bar: from nothing to the limit, with a tick at an even spread
-  const ramp = make('i'), tick = make('b'), even = make('span', {}, term()), zero = make('span', { textContent: '0' }), most = make('span')
+  const ramp = make('i'), tick = make('b'), even = make('span', {}, term('even spread')), zero = make('span', { textContent: '0' }), most = make('span')
   scale.append(ramp, tick, zero, even, most)
   function ruler() {
     scale.style.visibility = current ? 'visible' : 'hidden'
@@ -640,10 +641,10 @@ function render({ model, el }) {
     content.classList.toggle('causes', !effects.hidden)
     const { note: why, D } = model.get('network') ?? {}
     own.hidden = !drawing.own
-    note.textContent = why ? `These images are stored in the page. It cannot draw others: ${why}.`
-      : D && !drawing.own ? 'They need Python: sagan-explore RUN opens the explorer of a run folder, where this is a button.' : ''
-    imports.hidden = own.hidden && !note.textContent
-    imports.firstChild.textContent = why ? 'Images' : 'Own images'
+    needs.hidden = drawing.own || !D
+    imports.hidden = own.hidden && needs.hidden
+    stored.hidden = generates || !why
+    stored.textContent = `These images are stored in the page. It cannot draw others: ${why}.`
     seed.value = model.get('seed'); towards.value = model.get('towards'); far.value = model.get('far'); gamma.value = model.get('gamma')
     strength.textContent = `×${model.get('gamma')}`
     play.textContent = playing ? 'Pause' : 'Play'
