@@ -329,8 +329,9 @@ def summarize_run(
 ) -> str: # One or two sentences
     "Summarize a run in words"
     classes, size, seconds = len(images.classes), run.cfg.size, run_seconds(run)
-    text = (f'A SAGAN, a GAN with self-attention, trained for {run.step:,} steps of {run.cfg.batch} images on {len(images):,} images of '
-            f'{images.name}' + (f' in {classes:,} classes' if classes else '') + f', at {size}x{size} pixels')
+    text = (f'A SAGAN, a GAN with self-attention, trained for {run.step:,} steps of {run.cfg.batch} images on '
+            f'{len(images):,} images of {images.name}' + (f' in {classes:,} classes' if classes else '')
+            + f', at {size}x{size} pixels')
     if seconds is not None: text += f', in {format_seconds(seconds)}'
     known = run.records and run.records[-1]['step'] == run.step
     return text + ('.' if known else '. The figures of its last step are not in its log.')
@@ -392,12 +393,12 @@ def run_frames(
     return frames
 
 _READ = dict(
-    losses=("The generator, G, draws images; the discriminator, D, tells them from real ones. The dotted line "
-            "is the loss of a D that knows nothing. A level just below it is good: the two networks keep up "
-            "with each other, and neither loss needs to fall. For long on the line or above it is bad, as G "
-            "learns nothing then: go on with a fifth of both rates (--resume with --lr-g and --lr-d), or "
-            "begin again with a wider D (--d-width). Near 0 is bad, too, as D wins: lower --lr-d. Bold lines "
-            "are running means."),
+    losses=("The generator, G, draws images; the discriminator, D, tells them from real ones. The dotted "
+            "line is the loss of a D that knows nothing. A level just below it is good: the two networks "
+            "keep up with each other, and neither loss needs to fall. For long on the line or above it is "
+            "bad, as G learns nothing then: go on with a fifth of both rates (--resume with --lr-g and "
+            "--lr-d), or begin again with a wider D (--d-width). Near 0 is bad, too, as D wins: lower "
+            "--lr-d. Bold lines are running means."),
     scores=("How real D finds real images, and how real generated ones. The gap is what D can tell; real "
             "should stay above generated."),
     gamma=("γ is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "

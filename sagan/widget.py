@@ -148,7 +148,8 @@ class AttentionExplorer(_Settings):
         names = ['header', *self._settings, 'effect', 'network', 'page']
         state = {k: getattr(self, k) for k in names} | dict(message='' if self.header else self.message)
         parts = dict(state=json.dumps(state).replace('<', '\\u003c'), js=self._esm)
-        for k in ('data', 'changed', 'after', 'weights'): parts[k] = base64.b64encode(getattr(self, k)).decode()
+        for k in ('data', 'changed', 'after', 'weights'):
+            parts[k] = base64.b64encode(getattr(self, k)).decode()
         return re.sub(r'@@(\w+)@@', lambda gap: parts[gap[1]], self.page)
 
     def save(self,

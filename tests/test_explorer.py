@@ -656,7 +656,8 @@ def explore_there(page, tmp_path, model, kernel=True):
     shown = effect(page, words)
     assert (torch.tensor(shown).reshape(S, S) - change/change.max()*255).abs().max() < 1.5
     assert f'by at most {change.max()*50:.2g}% of black to white' in page.locator('.verdict').text_content()
-    assert f'amplified {float(f"{2/change.max():.2g}"):g} times' in page.locator('.pictures figcaption').text_content()
+    amplified = float(f'{2/change.max():.2g}')
+    assert f'amplified {amplified:g} times' in page.locator('.pictures figcaption').text_content()
     # the map that is left, also of the discriminator, which looks at the changed image; and the one before
     move(page, 40, 50)
     hidden = torch.zeros(m.keys, dtype=torch.bool)
@@ -876,7 +877,7 @@ def test_firefox(model, tmp_path):
 
 @pytest.mark.parametrize('file, name', [('explorer', 'twins'), ('photographs', 'photographs')])
 def test_explorers_of_the_docs(file, name):
-    "The pages that the docs show are the explorer of today; if not, run the cell of 09_explorer that saves them"
+    "What the docs show is the explorer of today; if not, run the cell of 09_explorer that saves it"
     e = explore(load_run(shipped(name)))
     page = (Path(__file__).parent.parent/f'nbs/images/{file}.html').read_text(encoding='utf-8')
     script = re.compile(r'<script type="[^"]*" id="sagan-(\w+)">(.*?)</script>', re.S)
