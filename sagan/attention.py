@@ -235,8 +235,8 @@ def _visible_keys(m, hide):
     "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
     if not isinstance(hide, (tuple, list)) or not hide or len(hide) % 4:
-        raise ValueError("hide is a box (top, left, bottom, right) in pixels, or several that follow "
-                         f"each other, got {hide!r}")
+        raise ValueError("hide is a box (top, left, bottom, right) in pixels, or several that "
+                         f"follow each other, got {hide!r}")
     hidden = _inside(hide, m.keys, m.image)  # (h*w,)
     if hidden.all() or not hidden.any():
         (height, width), (h, w) = m.image, m.keys

@@ -329,8 +329,8 @@ def summarize_run(
 ) -> str: # One or two sentences
     "Summarize a run in words"
     classes, size, seconds = len(images.classes), run.cfg.size, run_seconds(run)
-    text = (f'A SAGAN, a GAN with self-attention, trained for {run.step:,} steps of {run.cfg.batch} images on '
-            f'{len(images):,} images of {images.name}' + (f' in {classes:,} classes' if classes else '')
+    text = (f'A SAGAN, a GAN with self-attention, trained for {run.step:,} steps of {run.cfg.batch} images '
+            f'on {len(images):,} images of {images.name}' + (f' in {classes:,} classes' if classes else '')
             + f', at {size}x{size} pixels')
     if seconds is not None: text += f', in {format_seconds(seconds)}'
     known = run.records and run.records[-1]['step'] == run.step
