@@ -544,7 +544,7 @@ function render({ model, el }) {
     if (!peaked(max)) return `${the} point at ${here} looks nearly everywhere alike, at most ${most}.`
     const { key, share } = common(view.layers.find(l => l.name === layer), model.get('image'))
     return `${the} point at ${here} looks most at ${place(to)}: ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.` +
-      (key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most: such a shared place is a property of the model, not a bug.` : '')
+      (view === trained && key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most: such a shared place is a property of the model, not a bug.` : '')
   }
   function say() {
     const text = current ? describe(current) : 'No point is chosen. Move over the image, or tap it.'
@@ -637,6 +637,7 @@ function render({ model, el }) {
     }
     for (const e of [seed.parentNode, next, random, walking]) e.hidden = !generates
     changes.hidden = !drawing.attention
+    without.hidden = !generates; undo.hidden = !generates || model.get('gamma') === 1 && !model.get('hide') && !model.get('cut')
     effects.hidden = !drawing.attention && !altered
     content.classList.toggle('causes', !effects.hidden)
     const { note: why, D } = model.get('network') ?? {}
@@ -681,8 +682,7 @@ function render({ model, el }) {
     choices(); showEffect()
   }
   function showEffect() {
-    for (const part of [verdict, pictures, undo]) part.hidden = !altered
-    undo.hidden ||= !live(); without.hidden = !live()
+    verdict.hidden = pictures.hidden = !altered
     if (!altered) return
     const e = told, some = e.most >= 1e-3
     effect.textContent = e.words

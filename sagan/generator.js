@@ -270,7 +270,7 @@ function drawer(model, network, bytes) {
     for (const { name } of maps) changes[name] = { factor: gamma }
     if (get('hide')) {
       const hidden = changes[layer.name].hidden = covered(get('hide'), layer.keys, size)
-      if (hidden.every(Boolean)) throw Error('nothing is left to look at: the hidden region covers the whole image')
+      if (hidden.every(Boolean)) throw Error('Nothing is left to look at: the hidden region covers the whole image.')
     }
     if (get('cut')) changes[layer.name].cut = covered(get('cut'), layer.queries, size)
     const said = [gamma !== 1 && `attention times ${gamma}`, get('hide') && `nothing in ${layer.name} looks at the hidden region`,
