@@ -77,6 +77,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan dialog { color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 6px; max-width: 34rem; padding: 1rem 1.25rem }
 .sagan dialog::backdrop { background: #0008 } .sagan dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: .6rem 0 }
 .sagan dt { font-weight: 600 } .sagan dd { margin: 0 } .sagan textarea { width: 100%; box-sizing: border-box; font: 13px/1.4 monospace; color: inherit; background: var(--soft); border: 1px solid var(--line) }
+@media (max-width: 66rem) { .sagan .panels > figure h3 { min-height: 2.8em } }
 @media (pointer: coarse), (max-width: 40rem) {
   .sagan :is(select, button, input[type=number]) { min-height: 44px; min-width: 44px }
   .sagan input[type=range] { height: 44px } .sagan label:has([type=checkbox]) { min-height: 44px }
@@ -86,7 +87,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
   .sagan .panels, .sagan .causes .panels { grid-template: none / repeat(2, minmax(0, 1fr)); gap: .5rem }
   .sagan .causes .effect { grid-area: auto / 1 / auto / 3 } .sagan .effect { gap: .4rem }
   .sagan .status { font-size: 15px; line-height: 1.35; min-height: 5.4em; margin: 0 0 .3rem } .sagan .notice { margin: 0 0 .3rem }
-  .sagan h3, .sagan figcaption, .sagan .scale { font-size: 13px } .sagan .panels h3 { min-height: 2.8em } .sagan :is(.effect, .strips, .more) h3 { min-height: 0 }
+  .sagan h3, .sagan figcaption, .sagan .scale { font-size: 13px }
   .sagan .under { padding: 0 } .sagan .under input { min-width: 0 } .sagan .under + figcaption { margin: 0 } .sagan .scale { height: 44px }
   .sagan .pictures { grid-template-columns: repeat(3, 1fr) } .sagan .pictures figure { grid-column: auto }
   .sagan .more h3 { flex-basis: 100% } }`
