@@ -8,7 +8,7 @@ import pytest, torch, torch.nn.functional as F
 pytest.importorskip('playwright', reason="needs pip install -e '.[browser]'")
 from PIL import Image
 from playwright.sync_api import TimeoutError, sync_playwright
-from sagan.attention import AttentionMap, intervene
+from sagan.attention import _inside, AttentionMap, intervene
 from sagan.config import Config
 from sagan.data import to_unit
 from sagan.explorer import explore, generated_maps, latents, named_maps, view
@@ -761,6 +761,20 @@ def test_networks_in_the_browser(browser, values):
         for name, depth, *qk in found:
             q, k = [torch.tensor(t).view(1, -1, depth) for t in qk]
             assert ((q @ k.mT).softmax(-1) - maps[name].beta).abs().max() < 1e-3
+    page.close()
+
+def test_cells_as_boxes(browser):
+    "An outline becomes boxes in the browser, which cover its cells there and in Python"
+    page, folder = browser.new_page(), Path(__file__).parent.parent/'sagan'
+    explorer = (folder/'explorer.js').read_text(encoding='utf-8')
+    for script in (folder/'generator.js').read_text(encoding='utf-8'), explorer.replace('export default', ''):
+        page.add_script_tag(content=script)
+    for grid, size in ((8, 8), (32, 32)), ((5, 7), (32, 33)), ((16, 16), (16, 16)):
+        cells = (torch.rand(grid, generator=torch.Generator().manual_seed(0)) > .6).flatten().tolist()
+        found, back = page.evaluate("""([cells, grid, size]) => {
+            const found = boxes(cells, grid, size)
+            return [found, covered(found, grid, size)] }""", [cells, grid, size])
+        assert back == cells == _inside(found, grid, size).tolist()
     page.close()
 
 def said(page): return page.locator('p[role=status]').text_content()
