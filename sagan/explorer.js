@@ -671,7 +671,7 @@ function render({ model, el }) {
   function receive() {
     const [h, data, e, changed, after] = ['header', 'data', 'effect', 'changed', 'after'].map(k => model.get(k))
     if (h.size && data?.byteLength !== h.bytes || h === header && data === shown && e === told) return
-    if (e?.words && (after?.byteLength !== e.view.bytes || changed?.byteLength !== 4 * h.size[0] * h.size[1])) return
+    if (e?.words && (after?.byteLength !== e.view.bytes || changed?.byteLength !== h.size[0] * h.size[1])) return
     if (h.size && (h !== header || data !== shown)) trained = unpack(h, data)
     if (e !== told) altered = e?.words ? alter(unpack(e.view, after), e, model.get('hide'), model.get('cut')) : null
     header = h; shown = data; told = e
@@ -692,7 +692,7 @@ function render({ model, el }) {
       fit(c, ...header.size).drawImage(plain(from), 0, 0)
       b.setAttribute('aria-pressed', from === view)
     }
-    const [H, W] = header.size, bytes = bytesOf(model.get('changed')).subarray(3 * H * W), c = fit(apart, H, W), out = c.createImageData(W, H)
+    const [H, W] = header.size, bytes = bytesOf(model.get('changed')), c = fit(apart, H, W), out = c.createImageData(W, H)
     for (let i = 0; i < H * W; i++) out.data.set([bytes[i], bytes[i], bytes[i], 255], 4 * i)
     c.putImageData(out, 0, 0)
     const factor = 1 / e.most

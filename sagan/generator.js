@@ -225,7 +225,7 @@ function packChange(caption, before, after) {
   const n = before.length / 3, apart = Float64Array.from({ length: n }, (_, i) => [i, n + i, 2 * n + i].reduce((sum, j) => sum + Math.abs(after[j] - before[j]), 0) / 6)
   const top = apart.reduce((a, b) => Math.max(a, b), 0), mean = apart.reduce((a, b) => a + b) / n, percent = v => `${+(100 * v).toPrecision(2)}%`
   const words = `${caption}: pixels change by ${percent(mean)} of the range from black to white on average, ${percent(top)} at most`
-  const bytes = Uint8Array.from([...interleave(after, n), ...apart.map(v => Math.round(255 * v / Math.max(top, 1e-12)))])
+  const bytes = Uint8Array.from(apart, v => Math.round(255 * v / Math.max(top, 1e-12)))
   return [{ words: words[0].toUpperCase() + words.slice(1), top: `${percent(top)} of black to white`, most: top }, new DataView(bytes.buffer)]
 }
 

@@ -266,8 +266,8 @@ from sagan.widget import own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
 explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder else ())"""
 _INTRODUCTION = (
-    "# Attention explorer\nEach point of an image gets its information from other places. See from which, and "
-    "what the generator draws without them.")
+    "# Attention explorer\nEach point of an image gets its information from other places. See from which, "
+    "and what the generator draws without them.")
 
 def open_notebook(
     folder:str|Path, # A run folder

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from torch import Tensor
-from .data import to_bytes, to_unit
+from .data import to_unit
 from .images import decode_images, list_images
 from .names import listed, readable
 from .storage import atomic_write, parse_json, temporary_folder
@@ -207,13 +207,12 @@ def pack_change(
     before:Tensor, # Image as trained, (3, S, S) in [-1, 1]
     after:Tensor, # Image with attention changed, (3, S, S)
 ) -> tuple: # ({'words', 'top', 'most'}: the largest change in words and from 0 to 1, bytes)
-    "What a change did to an image, in words and as a picture of 4*S*S bytes"
+    "What a change did to an image, in words and as a picture of S*S bytes"
     change = (after - before).abs().mean(0)/2                  # (S, S), 0 to 1: from black to white
     top = change.max().item()
     def percent(v): return f'{float(f"{100*v:.2g}"):g}%'                       # 100%, not 1e+02%
     words = (f'{caption}: pixels change by {percent(change.mean())} of the range from black to white on '
              f'average, {percent(top)} at most')
-    pixels = to_bytes(after).permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
-    apart = (change/max(top, 1e-12)*255).round().to(torch.uint8).cpu().numpy().tobytes()
+    apart = (change/max(top, 1e-12)*255).round().to(torch.uint8)               # (S, S)
     said = dict(words=words[:1].upper() + words[1:], top=f'{percent(top)} of black to white', most=top)
-    return said, pixels + apart
+    return said, apart.cpu().numpy().tobytes()
