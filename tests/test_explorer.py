@@ -132,7 +132,7 @@ def canvas_pixels(page, selector, pixels):
         return [...c.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3) })''', [pixels, S]))
 
 def drawn(page, row, col): return canvas_pixels(page, CELLS, [[row, col]])[0]
-def status(page): return page.locator('[aria-live]').text_content()
+def status(page): return page.locator('.status').text_content()
 
 def place(row, col): return f'row {int(row)}, column {int(col)}'
 
@@ -399,7 +399,7 @@ def test_touch(opened, maps):
     page = opened(width=390, has_touch=True, is_mobile=True, device_scale_factor=3)
     box = page.locator(CELLS).bounding_box()
     assert box['width'] > 170 and page.evaluate('document.documentElement.scrollWidth') <= 390
-    for part in (MAP, '[aria-live]', '.scale', 'button:text("Hide where")'):
+    for part in (MAP, '.status', '.scale', 'button:text("Hide where")'):
         at = page.locator(part).first.bounding_box() or box           # nobody draws for this page
         assert at['y'] + at['height'] < 844, part
     assert page.locator(CELLS).evaluate('c => c.width') == round(box['width']*3)   # sharp
@@ -438,7 +438,7 @@ def contrast(place):
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_contrast(opened, scheme):
     page = opened(color_scheme=scheme)
-    for selector in ('p[aria-live]', 'label span', 'select', 'button:enabled', 'button[aria-pressed=true]',
+    for selector in ('.status', 'label span', 'select', 'button:enabled', 'button[aria-pressed=true]',
                      'figcaption', '.notice', '.scale span'):
         assert contrast(page.locator(f'.sagan {selector} >> visible=true').first) >= 4.5, selector
 
@@ -675,7 +675,7 @@ def explore_there(page, tmp_path, model, kernel=True):
     move(page, 40, 50)
     same_map(seen(page), m, 0, 40, 50)
     press(page, 'Undo changes')
-    assert not page.get_by_role('button', name='Before').is_visible()
+    page.get_by_role('button', name='Before').wait_for(state='hidden')
     press(page, 'Cut')
     drag(page, (20, 30), (21, 31))
     effect(page, 'Attention gives nothing to the cut region in G 8x8: pixels change by')
