@@ -363,11 +363,12 @@ def run_tiles(
     last, best, n = run.records[-1] if run.records else {}, best_record(run.records), len(images)
     seen, seconds, speed = run.step*run.cfg.batch, run_seconds(run), last.get('images_per_s')
     classes = f'{len(images.classes):,} classes' if images.classes else 'without classes'
-    tiles = [('Images', f'{n:,}', classes),
-             ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
-             ('Passes over the data', f'{seen/n:.3g}', f'{seen:,} images seen'),
-             ('Time', 'unknown' if seconds is None else format_seconds(seconds),
-              '' if speed is None else f'{speed:.0f} images per second')]
+    tiles:list[tuple] = [
+        ('Images', f'{n:,}', classes),
+        ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
+        ('Passes over the data', f'{seen/n:.3g}', f'{seen:,} images seen'),
+        ('Time', 'unknown' if seconds is None else format_seconds(seconds),
+         '' if speed is None else f'{speed:.0f} images per second')]
     if best:
         judge = best['evaluator'].partition(' (weights ')[0]
         tiles.append(('FID, lower is better', f'{best["fid"]:.2f}',

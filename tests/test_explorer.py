@@ -931,7 +931,7 @@ def test_jupyterlab(served, browser, tmp_path, model):
     frame(page)
     page.locator('.jp-CodeCell .cm-content').nth(1).click()
     page.keyboard.press('Control+Enter')
-    printed = page.locator('.jp-OutputArea-output', has_text='PYTHON')
+    printed = page.locator('.jp-OutputArea-output', has_text='PYTHON [')
     printed.wait_for()
     # Python knows what was done in the browser
     words = r'PYTHON \[26, 10\] \[\[\d+, \d+\], \[20, 9\], \[26, 10\]\] D 16x16 6'
