@@ -53,11 +53,11 @@ if __name__ == '__main__':
     for dtype in (torch.float32, torch.bfloat16):
         for B, C, out, size in SHAPES:
             torch.manual_seed(0)
-            x, w = torch.randn(B, C, size, size, dtype=dtype), torch.randn(out, C, 3, 3, dtype=dtype)/(3*C**.5)
-            x, w = [t.contiguous(memory_format=torch.channels_last) for t in (x, w)]
+            x, w = torch.randn(B, C, size, size), torch.randn(out, C, 3, 3)/(3*C**.5)
+            x, w = [t.to(dtype=dtype, memory_format=torch.channels_last) for t in (x, w)]
             U, y = transform_weight(w), F.conv2d(x, w, padding=1)
             error = ((winograd(x, U) - y).norm()/y.norm()).item()
-            calls = (lambda: F.conv2d(x, w, padding=1)), (lambda: winograd(x, U)), (lambda: transform_weight(w))
+            calls = [lambda: F.conv2d(x, w, padding=1), lambda: winograd(x, U), lambda: transform_weight(w)]
             ms = [f'{milliseconds(f):.0f}' for f in calls]
             row = str(dtype)[6:], B, f'{C}, {out}', f'{size}x{size}', *ms, f'{error:.0e}'
             print(f"| {' | '.join(map(str, row))} |", flush=True)

@@ -62,8 +62,9 @@ MOVED |= dict(
     spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
         LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite',
-        TrainingFigures='machinery.TrainingFigures', fastest_dtype='devices.fastest_dtype',
-        for_size='config.for_size', presets='config.presets', systems='config.systems'),
+        TrainingFigures='machinery.TrainingFigures', compile_networks='kernels.compile_networks',
+        fastest_dtype='devices.fastest_dtype', for_size='config.for_size', presets='config.presets',
+        systems='config.systems'),
     visualization=dict(
         map_statistics='statistics.map_statistics', report_html='pages.report_html',
         statistics_figure='statistics.statistics_figure', training_figure='curves.training_figure'))

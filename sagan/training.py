@@ -138,17 +138,19 @@ def draw_inputs(
 
 # %% ../nbs/06_training.ipynb #c8c11def
 class _Players(TrainingPreparation):
-    "One step of either player on the batch at hand"
+    "One step of either player on the batch at hand; its gradients do not stay in memory"
     def _train_d(self, x, y):
         m, labels = self.model, y if self.cfg.n_classes else None
         self.learn.loss = self.d_loss = d_step(
             m.G, m.D, self.opt.opt.opt_d, x, labels, *draw_inputs(y, self.cfg, self.rng),
             self.scores, self.cfg.accumulate, self.loss_scale, self._augment)
+        self.opt.opt.opt_d.zero_grad()
 
     def _train_g(self, y):
         m = self.model
         self.g_loss = g_step(m.G, m.D, self.opt.opt.opt_g, *draw_inputs(y, self.cfg, self.rng),
                              self.cfg.accumulate, self.loss_scale, self._augment)
+        self.opt.opt.opt_g.zero_grad()
 
     def _augment(self, x): return diff_augment(x, self.cfg.diffaug, self.rng)
 
