@@ -226,17 +226,19 @@ def attention_maps(
     return out, [_attention_map(name, layer, x, image) for name, layer, x in records]
 
 # %% ../nbs/02_attention.ipynb #96ae48cc
-def _inside(box, grid, image):
-    "Which cells of a grid (H, W) have their center in a box of pixels, (H*W,) of bool"
-    top, left, bottom, right = box
+def _inside(boxes, grid, image):
+    "Which cells of a grid (H, W) have their center in one of the boxes of pixels, (H*W,) of bool"
+    top, left, bottom, right = torch.tensor(boxes).view(-1, 4, 1).unbind(1)  # (n, 1) each
     rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(grid, image)]  # in pixels
-    return torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
+    high, wide = (top <= rows) & (rows < bottom), (left <= cols) & (cols < right)  # (n, H), (n, W)
+    return (high[:, :, None] & wide[:, None]).any(0).flatten()
 
 def _visible_keys(m, hide):
     "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
-    if not isinstance(hide, (tuple, list)) or len(hide) != 4:
-        raise ValueError(f"hide must be a box (top, left, bottom, right) in pixels, got {hide!r}")
+    if not isinstance(hide, (tuple, list)) or not hide or len(hide) % 4:
+        raise ValueError("hide must be a box (top, left, bottom, right) in pixels, or several that "
+                         f"follow each other, got {hide!r}")
     hidden = _inside(hide, m.keys, m.image)  # (h*w,)
     if hidden.all() or not hidden.any():
         (height, width), (h, w) = m.image, m.keys
@@ -249,9 +251,9 @@ def _visible_keys(m, hide):
 def _cut_queries(m, cut):
     "Numbers of the queries at a pixel or in a box, (n,), None for none"
     if cut is None: return None
-    if not isinstance(cut, (tuple, list)) or len(cut) not in (2, 4):
-        raise ValueError("cut must be a pixel (row, column) or a box (top, left, bottom, right), "
-                         f"got {cut!r}")
+    if not isinstance(cut, (tuple, list)) or not cut or len(cut) != 2 and len(cut) % 4:
+        raise ValueError("cut must be a pixel (row, column) or a box (top, left, bottom, right), or "
+                         f"several boxes that follow each other, got {cut!r}")
     if len(cut) == 2: return torch.tensor([_cell_at(m.queries, m.image, *cut)])
     queries = _inside(cut, m.queries, m.image).nonzero()[:, 0]  # (n,)
     if not len(queries):
@@ -267,7 +269,8 @@ def intervene(
     # The query that covers a pixel (row, column), or those with their center in a box of pixels
     # (top, left, bottom, right), get nothing from attention
     cut:tuple|None=None,
-    # (top, left, bottom, right) in pixels: keys with their center in this box are seen by no query
+    # (top, left, bottom, right) in pixels: keys with their center in this box are seen by no query;
+    # of several boxes the numbers follow each other, in `cut`, too
     hide:tuple|None=None,
     uniform:bool=False, # Give all keys the same weight?
 ) -> Iterator[None]:

@@ -68,6 +68,7 @@ def test_a_report_tells_the_run(run, tmp_path):
                  'It began with the weights of digits at step 1800', 'Step 4, 0.0178 passes',
                  'Setting This run Preset tiny Meaning z_dim 8 128'):
         assert part.replace(' ', '') in text.replace(' ', ''), part
+    assert '<div class="bad"><dt>Warnings</dt>' in page
     own = re.sub('srcdoc="[^"]*"', '', page)
     assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
 
