@@ -1,5 +1,5 @@
 "What a GPU would be given, without one; and the script for a GPU at a tiny size on the CPU"
-import json, runpy, subprocess, sys
+import json, runpy, sys
 from pathlib import Path
 
 import pytest, torch, torch.nn as nn
@@ -86,9 +86,7 @@ def in_this_process(command, capsys):
 
 def test_the_script_for_a_gpu(gpu, tmp_path, monkeypatch, capsys):
     "To its end at a tiny size; and the page on speed shows what it leaves"
-    def run(command, **_):
-        return subprocess.CompletedProcess(command, 0, in_this_process(command, capsys), '')
-    monkeypatch.setattr(gpu.subprocess, 'run', run)
+    monkeypatch.setattr(gpu, 'call', lambda command, left: ('', in_this_process(command, capsys)))
     gpu.main(['--tiny', '--device', 'cpu', '--out', str(tmp_path)])
     results = json.loads((tmp_path/'gpu.json').read_text(encoding='utf-8'))
     rows = {name: part['rows'] for name, part in results['parts'].items()}
