@@ -34,8 +34,8 @@ def find_cuda_pages():
 def call(command, left):
     "(error or '', output) of a process that may take as long as is left"
     command = list(map(str, command))
-    try: done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=max(1, left()))
-    except subprocess.TimeoutExpired as e: return f'stopped after {e.timeout:.0f} s', ''
+    try: done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=max(.1, left()))
+    except subprocess.TimeoutExpired as e: return f'stopped after {e.timeout:.1f} s', ''
     return f'{done.stderr}{done.stdout}'.strip()[-300:] if done.returncode else '', done.stdout
 
 def run_pages(device, tiny, left):
