@@ -9,12 +9,14 @@ import signal
 import subprocess
 import time
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 import torch
 from machines import posix
-from forked import command, forked, leave_nothing_running
-from sagan import agreement, measuring
+from forked import command, forked, leave_nothing_running, PROCESSES
+from sagan import agreement, measuring, runner
+from sagan.cli import sagan_experiment
 from sagan.config import presets
 from sagan.data import digits, Images, twins
 from sagan.references import Classifier, Evaluator, reference, train_evaluator
@@ -259,8 +261,9 @@ def test_a_state_that_a_kill_left_behind_is_removed(tmp_path, plan):
     assert list(train_variant(tmp_path, ONE, plan)) == whole and not (tmp_path/'state.pt').exists()
 
 
-def test_images_in_a_file_reach_the_workers(tmp_path):
+def test_images_in_a_file_reach_the_workers(tmp_path, monkeypatch):
     "By the name of their file"
+    monkeypatch.setattr(runner, 'get_context', lambda how: PROCESSES)  # they need not import PyTorch
     images = dataclasses.replace(twins(40), name='drawn')
     (tmp_path/'images').write_bytes(images.x.numpy().tobytes())
     mapped = dataclasses.replace(images, x=MappedImages(tmp_path/'images', 32))
@@ -297,13 +300,19 @@ def test_an_experiment_that_cannot_be(tmp_path, message, experiment, options):
 
 # The command as a process
 
-ASKED = dict(data='digits', preset='tiny', steps=8, batch=8, seeds=1, every=4, samples=100)
+ASKED = dict(data='digits', preset='tiny', steps=4, batch=8, seeds=1, every=4, samples=100)
 
 
-def start(out, **more):
+def start(out, name='sagan_experiment', module='sagan.cli', **more):
     "sagan-experiment as a process, whose output goes to a file beside its folder"
     options = ASKED | dict(device='cpu', out=str(out)) | more
-    return forked(out.with_suffix('.log'), 'sagan_experiment', 'table1', **options)
+    return forked(out.with_suffix('.log'), name, 'table1', module=module, **options)
+
+
+def with_forks(experiment, **options):
+    "sagan-experiment whose workers are forks, which need not import PyTorch"
+    runner.get_context = lambda how: get_context('fork')
+    sagan_experiment(experiment, **options)
 
 
 def wait_until(p, condition):
@@ -377,7 +386,7 @@ LONG = dict(steps=100_000, every=50_000)
 @posix
 def test_two_at_once_stop_together(tmp_path, whole):
     out = begun(tmp_path/'jobs', whole, **LONG)
-    p = start(out, jobs=2, **LONG)
+    p = start(out, 'with_forks', 'test_runner', jobs=2, **LONG)
     wait_until(p, (out/'table1-none/seed0').exists)
     os.kill(p.pid, signal.SIGINT)
     assert 'interrupted' in failed(p)
@@ -386,9 +395,8 @@ def test_two_at_once_stop_together(tmp_path, whole):
 @posix
 def test_a_killed_worker_ends_the_command_with_a_message(tmp_path, whole):
     out = begun(tmp_path/'jobs', whole, **LONG)
-    p = start(out, jobs=2, **LONG)
+    p = start(out, 'with_forks', 'test_runner', jobs=2, **LONG)
     wait_until(p, (out/'table1-none/seed0').exists)
-    children = ['pgrep', '-f', '-P', str(p.pid), 'spawn_main']
-    workers = subprocess.run(children, capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(['pgrep', '-P', str(p.pid)], capture_output=True, text=True).stdout.split()
     for worker in workers: os.kill(int(worker), signal.SIGKILL)
     assert 'was killed' in failed(p)
