@@ -1,19 +1,19 @@
-"""Equations 1 and 2, forward and backward on the CPU: the two plain lines against PyTorch's
-fused call. Times at sizes of the networks; then peak memory, each in a separate process.
+"""Equations 1 and 2, forward and backward on the CPU: the two plain lines, PyTorch's fused call on padded
+tensors, and our blocks of rows. Times at sizes of the networks; then peak memory, each in a separate process.
 
     python benchmarks/attention.py"""
 import statistics, subprocess, sys, time, torch
 from pathlib import Path
 from sagan.attention import attention_weights
-from sagan.kernels import fused_attention
+from sagan.kernels import blockwise_attention, fused_attention
 
 def explicit(q, k, v): return attention_weights(q, k) @ v
-FORMS = dict(explicit=explicit, fused=fused_attention)
+FORMS = dict(explicit=explicit, fused=fused_attention, blocks=blockwise_attention)
 
 # batch, queries, keys, width of queries and keys, width of values
 SHAPES = ((64, 256, 64, 32, 128), (64, 256, 256, 32, 256), (128, 256, 256, 16, 128),
           (8, 1024, 1024, 32, 256), (16, 1024, 1024, 16, 128), (16, 1024, 256, 16, 64),
-          (4, 4096, 4096, 16, 128), (8, 4096, 1024, 16, 64))
+          (4, 4096, 4096, 16, 128), (8, 4096, 1024, 16, 64), (4, 4096, 4096, 16, 16))
 
 def inputs(B, Nq, Nk, D, Dv, dtype):
     g = torch.Generator().manual_seed(0)
@@ -55,12 +55,13 @@ if __name__ == '__main__':
         print(memory(sys.argv[1], int(sys.argv[2])))
         sys.exit()
     print(f'{torch.get_num_threads()} threads\n\n| dtype | batch | queries | keys | q, k | v | map, million '
-          '| explicit, ms | fused, ms | taken |\n' + '|---'*10 + '|')
+          '| explicit, ms | fused, ms | blocks, ms | taken |\n' + '|---'*11 + '|')
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:
             qkv, entries = inputs(*shape, dtype), shape[0]*shape[1]*shape[2]
             ms = [f'{seconds(f, qkv)*1e3:.0f}' for f in FORMS.values()]
-            taken = 'explicit' if entries <= 2**23 else 'fused'  # as in `attend`
+            lean = 'blocks' if shape[3] < shape[4] else 'fused'
+            taken = 'explicit' if entries <= 2**23 else lean  # as in `attend`
             cells = str(dtype)[6:], *shape, f'{entries/1e6:.1f}', *ms, taken
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
     print('\n| locations | ' + ' | '.join(f'{k}, GB' for k in FORMS) + ' |\n|' + '---|'*3)

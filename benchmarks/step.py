@@ -78,7 +78,7 @@ def two_passes(m, x):
     m.D.forward = halves
     return x
 CHOICES = dict(
-    channels_last=nchw, one_4x4_convolution=plain_convolutions, fused_attention=explicit_attention,
+    channels_last=nchw, one_4x4_convolution=plain_convolutions, lean_attention=explicit_attention,
     one_quotient=quotient_by_autograd, no_gradient_for_D_in_G=gradients_for_d, one_pass_of_D=two_passes,
     fused_Adam=None, kept_memory=None)
 
@@ -116,7 +116,9 @@ def our_step(cfg, model, autocast, x, y, fake, again, without, scale):
     if CHOICES.get(without): x = CHOICES[without](model, x)
     def step():
         with autocast(): d_step(model.G, model.D, opt_d, x, y, *fake, scale=scale)
+        opt_d.zero_grad()
         with autocast(): g_step(model.G, model.D, opt_g, *again, scale=scale)
+        opt_g.zero_grad()
         ema_update(model.ema, model.G, cfg.ema)
     return step, opt_g, opt_d
 

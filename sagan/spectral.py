@@ -1,4 +1,4 @@
-"""Divide every weight by its largest singular value, and find that value by one step of power iteration
+"""Divide every weight by its largest singular value, so that the discriminator's score has no cliffs
 
 Docs: https://sagan-gan.github.io/sagan/spectral.html.md"""
 

@@ -4,8 +4,8 @@ from copy import deepcopy
 
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from sagan.kernels import (
-    compile_networks, conv_pool, flatten_weight, from_memory_order, fused_attention, fused_quotient,
-    is_4x4_faster, to_memory_order, up_conv, upsample)
+    BFLOAT16_POSITIONS, blockwise_attention, compile_networks, conv_pool, flatten_weight,
+    from_memory_order, fused_attention, fused_quotient, is_4x4_faster, to_memory_order, up_conv, upsample)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_4x4_forms(B, C, H, W, last):
 
 
 def test_where_the_4x4_form_runs():
-    for dtype, n in ((torch.float32, 1024), (torch.bfloat16, 8192)):
+    for dtype, n in ((torch.float32, 1024), (torch.bfloat16, BFLOAT16_POSITIONS)):
         assert is_4x4_faster(torch.empty(1, 2, 1, n), dtype)
         assert not is_4x4_faster(torch.empty(1, 2, 1, n - 1), dtype)
     assert not is_4x4_faster(torch.empty(64, 2, 32, 32, device='meta'), torch.float32)  # a CPU alone
@@ -86,10 +86,12 @@ def test_where_the_4x4_form_runs():
 
 # --- attention ---
 
-@pytest.mark.parametrize('Nq,Nk,D,Dv', ((64, 16, 8, 32), (64, 64, 16, 4), (9, 5, 3, 7), (1, 1, 1, 1)))
-def test_fused_attention(Nq, Nk, D, Dv):
+@pytest.mark.parametrize('Nq,Nk,D,Dv', ((64, 16, 8, 32), (64, 64, 16, 4), (9, 5, 3, 7), (1, 1, 1, 1),
+                                        (5, 2**19, 1, 2)))
+@pytest.mark.parametrize('attention', (fused_attention, blockwise_attention))
+def test_attention_without_the_map(attention, Nq, Nk, D, Dv):
     q, k, v = qkv = [torch.randn(s, requires_grad=True) for s in ((2, Nq, D), (2, Nk, D), (2, Nk, Dv))]
-    fused, plain = fused_attention(q, k, v), (q @ k.mT).softmax(-1) @ v
+    fused, plain = attention(q, k, v), (q @ k.mT).softmax(-1) @ v
     assert fused.shape == plain.shape and torch.allclose(fused, plain, atol=1e-5)
     G = torch.randn_like(plain)
     grads = [torch.autograd.grad(out, qkv, G) for out in (fused, plain)]
