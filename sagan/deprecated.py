@@ -62,6 +62,7 @@ MOVED |= dict(
     spectral=dict(normalised='spectral.cached_spectral_norm'),
     training=dict(
         LossScale='precision.LossScaler', NonFinite='diagnostics.NonFinite',
+        TrainingFigures='machinery.TrainingFigures', compile_networks='kernels.compile_networks',
         fastest_dtype='devices.fastest_dtype', for_size='config.for_size', presets='config.presets',
         systems='config.systems'),
     visualization=dict(

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 and figure 3 of the paper by one command, and our own test of its claim
+"""Tables 1 and 2 and figure 3 of the paper, one command each, and our own test of its claim
 
 Docs: https://sagan-gan.github.io/sagan/experiments.html.md"""
 

@@ -7,7 +7,8 @@ Docs: https://sagan-gan.github.io/sagan/library/machinery.html.md"""
 # %% auto #0
 __all__ = ['split_batch', 'score_together', 'frozen_weights', 'finish_step', 'mean_scores', 'check_networks', 'TwoOptimizers',
            'NumericHypers', 'TrainingFigures', 'check_images', 'check_monitors', 'choose_precision', 'remember_trainer',
-           'ends_trial', 'first_batch', 'fit_config', 'plain_batch', 'refused_method']
+           'ends_trial', 'TrainingPreparation', 'first_batch', 'fit_config', 'plain_batch', 'refused_method',
+           'SAGANLearner']
 
 # %% ../nbs/library/66_machinery.ipynb #16e40122
 import math, time, torch, torch.nn as nn
@@ -18,16 +19,21 @@ from torch import Tensor
 import sagan.quiet
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.schedule import LRFinder
 from fastai.callback.tracker import ReduceLROnPlateau, TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import show_images
 from .config import check_groups, Config, for_size
-from .data import MemoryLoader
+from .data import MemoryLoader, to_bytes
 from .devices import training_dtype
 from .diagnostics import check_finite
-from .distributed import all_reduce_mean, rank, world_size
+from .distributed import all_reduce_mean, broadcast_parameters, rank, world_size
 from .inputs import check_count, check_tensor
+from .kernels import compile_networks, keep_freed_memory
+from .names import figure_label
+from .networks import generate
 from .precision import LossScaler
 
 # %% ../nbs/library/66_machinery.ipynb #ebf9e727
@@ -325,6 +331,32 @@ def ends_trial(
         if trainer.go_back: raise CancelFitException from None
         raise
 
+# %% ../nbs/library/66_machinery.ipynb #f13ed10d
+class TrainingPreparation(TrainingFigures):
+    "What a training prepares before its first step, and puts back after a trial of rates"
+    rng = None  # `torch.Generator` of latents, labels and augmentation, from the first fit on
+    compiled, go_back = False, None
+
+    def before_fit(self):
+        "Prepare what the steps need"
+        super().before_fit()
+        check_monitors(self.learn)
+        device = next(self.model.parameters()).device
+        if device.type == 'cpu': keep_freed_memory()
+        if self.cfg.compile and not self.compiled:
+            compile_networks(self.model, cuda_graphs=self.cfg.accumulate == 1)
+            self.compiled = True
+        self.dtype, self.autocast, self.loss_scale = choose_precision(
+            self.learn, self.cfg, device, self.loss_scale)
+        if self.rng is None: self.rng = torch.Generator(device).manual_seed(self.cfg.seed)
+        broadcast_parameters(self.model)
+        trial = any(isinstance(cb, LRFinder) for cb in self.learn.cbs)
+        self.go_back = remember_trainer(self) if trial else None
+
+    def after_fit(self):
+        "Forget a trial by `lr_find`"
+        if self.go_back: self.go_back()
+
 # %% ../nbs/library/66_machinery.ipynb #84d7b238
 def first_batch(
     dl, # A loader of fastai's, of ours, or of PyTorch's, which has no `one_batch`
@@ -386,3 +418,37 @@ def refused_method(
     def method(self, *args, **kwargs):
         raise ValueError(f"learn.{name} makes no sense for a GAN; {instead}")
     return method
+
+# %% ../nbs/library/66_machinery.ipynb #99450f0c
+_DRAW = "draw images with generate(learn.model.ema, ...) and score them with sagan.evaluation"
+_KEEP = "keep it with learn.save, or train in a run folder with sagan.runs.train_run"
+_LOOK = "print(learn.model.G) and print(learn.model.D) show the layers of the two networks"
+_TRAIN = "train both networks with learn.fit, after learn.load at lower rates if you like"
+
+class SAGANLearner(Learner):
+    """fastai's `Learner` for two networks
+
+    Methods that need predictions, a frozen part or a pickle raise `ValueError`."""
+    predict, get_preds = refused_method('predict', _DRAW), refused_method('get_preds', _DRAW)
+    validate, tta = refused_method('validate', _DRAW), refused_method('tta', _DRAW)
+    export, freeze = refused_method('export', _KEEP), refused_method('freeze', _TRAIN)
+    freeze_to, fine_tune = refused_method('freeze_to', _TRAIN), refused_method('fine_tune', _TRAIN)
+    summary = refused_method('summary', _LOOK)
+    def unfreeze(self):
+        "Nothing is ever frozen"
+    def show_results(self,
+        max_n:int=9, # Real images at most, and as many generated ones
+        seed:int=0, # Seed of the latents
+        imsize:float=1., # Inches of an image's side
+        **kwargs, # Further arguments of fastai's `show_images`
+    ) -> None:
+        "Draw real images, and below each what the averaged generator makes of the same class"
+        batch = first_batch(self.dls.train)
+        x, *labels = [t[:max_n].cpu().as_subclass(Tensor) for t in batch]  # (n, 3, S, S), [(n,)]
+        n_classes, y, names = self.model.cfg.n_classes, None, None
+        if n_classes:
+            y, vocab = labels[0], getattr(self.dls, 'vocab', range(n_classes))  # (n,)
+            names = [figure_label(str(vocab[c])) for c in y.tolist()]*2
+        both = torch.cat([x, generate(self.model.ema, y, len(x), seed)])  # (2n, 3, S, S)
+        kwargs = dict(suptitle='real above, generated below', layout='constrained') | kwargs
+        show_images(to_bytes(both), 2, titles=names, imsize=imsize, **kwargs)

@@ -19,11 +19,12 @@ from torchvision.utils import save_image
 from sagan.config import Config, presets, systems
 from sagan.data import digits, image_dls
 from sagan.losses import ttur
+from sagan.machinery import TrainingFigures
 from sagan.networks import Discriminator, generate, Generator
 from sagan.spectral import spectral_step
 from sagan.training import (
     check_images, check_networks, d_step, draw_inputs, ema_update, frozen_weights, g_step, SAGAN,
-    sagan_learner, SAGANTrainer, score_together, split_batch, TrainingFigures, TwoOptimizers)
+    sagan_learner, SAGANTrainer, score_together, split_batch, TwoOptimizers)
 
 
 @pytest.fixture(autouse=True)
