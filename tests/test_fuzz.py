@@ -1,8 +1,7 @@
 """Whatever is typed at a command, and whatever its files hold: exit status 0, 1 or 2, one sentence instead of
 a traceback, and after a refusal nothing new on disk
 
-`.ci/run` tries 256 examples, always the same. SAGAN_WHOLE=1, as in a job of its own in the test workflow,
-tries 512; SAGAN_FUZZ=20 tries 20 times as many, others at each start."""
+CI tries 512 examples, always the same. SAGAN_FUZZ=20 tries 20 times as many, others at each start."""
 import os, tempfile
 os.environ['OMP_NUM_THREADS'] = '1'
 os.environ.setdefault('HYPOTHESIS_STORAGE_DIRECTORY', tempfile.gettempdir())  # not in the current folder
@@ -27,11 +26,10 @@ from test_importing import BG, pair, SMALL
 resource = pytest.importorskip('resource')  # Windows has none
 pytestmark = linux
 HUNT = int(os.environ.get('SAGAN_FUZZ', 0))
-SHARE = HUNT or (1 if os.environ.get('SAGAN_WHOLE') else .5)
 
 def examples(n):
-    "Settings of a test: half of n examples, or all, the same each time, or HUNT times as many"
-    return settings(max_examples=int(n*SHARE), derandomize=not HUNT, deadline=None, database=None,
+    "Settings of a test: the same n examples each time, or HUNT times as many"
+    return settings(max_examples=n*(HUNT or 1), derandomize=not HUNT, deadline=None, database=None,
                     phases=[Phase.explicit, Phase.generate, Phase.shrink],
                     suppress_health_check=list(HealthCheck), print_blob=False)
 
