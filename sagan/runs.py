@@ -20,7 +20,7 @@ from warnings import warn
 from torch import Tensor
 import sagan
 from .checkpoints import (
-    best_record, create_run, DamagedState, file_step, load_best, load_newest, RATES, read_config,
+    best_record, create_run, file_step, load_best, load_newest, RATES, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
@@ -238,7 +238,7 @@ def _write_report(run, images, out=None):
     best, other = best_record(run.records), None
     if best and best['step'] != run.step:
         try: other = load_run(run.folder, best=True)
-        except (DamagedState, FileNotFoundError) as e: warn(f"{e}; the report leaves out the best weights")
+        except (ValueError, FileNotFoundError) as e: warn(f"{e}; the report leaves out the best weights")
     return write_report(run, images, other, out) if out else write_report(run, images, other)
 
 # %% ../nbs/library/27_runs.ipynb #7ec39787

@@ -1,16 +1,14 @@
 "Two processes that train and measure together, on the CPU: the same as one; stopped, and killed"
-import os
-os.environ['OMP_NUM_THREADS'] = '1'
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
+from forked import BIN, command, forked, free_port
 from machines import linux
 from sagan.checkpoints import read_log, states
 from sagan.runs import load_run
 
 pytestmark = linux
 TORCHRUN = sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
-TRAIN = Path(sys.executable).parent/'sagan-train'
 STARTED = []
 
 @pytest.fixture(scope='module', autouse=True)
@@ -86,8 +84,9 @@ def begun():
     all_reduce_mean(means)
     return dict(weight=layer.weight.detach(), means=means, ranks=all_gather_object(rank()))
 
-def work(folder):
-    "What the tests of equality compare, one file for each process"
+def work(folder, **variables):
+    "What the tests of equality compare, one file for each process, which gets what a launcher would tell it"
+    os.environ.update(variables)
     from sagan.distributed import process_group, rank, world_size
     with process_group():
         results = dict(scores=measured(), single=trained(False), blamed=blamed(), begun=begun())
@@ -101,9 +100,13 @@ def work(folder):
 def kept(tmp_path_factory):
     "The files of one process alone, and of the first and the second of two"
     tmp = tmp_path_factory.mktemp('work')
-    for launcher in ((sys.executable,), TORCHRUN):
-        done = subprocess.run([*launcher, __file__, tmp], capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
+    meeting = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()), WORLD_SIZE='2')
+    alone = [forked(tmp/'output', 'work', tmp, module='test_distributed')]
+    both = [forked(tmp/f'output{r}', 'work', tmp, module='test_distributed', **meeting, RANK=r, LOCAL_RANK=r)
+            for r in '01']
+    for p in alone + both:
+        p.join(600)
+        assert p.exitcode == 0, p.output.read_text()
     return [torch.load(tmp/name) for name in ('0of1', '0of2', '1of2')]
 
 def test_weights_means_and_objects_of_both(kept):
@@ -169,8 +172,8 @@ def test_a_number_that_is_not_finite_is_found_by_all(kept):
 
 def processes_of(launcher):
     "The process ids of the workers, by rank"
-    command = ['ps', '-o', 'pid=', '--ppid', str(launcher.pid)]
-    pids = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    children = ['ps', '-o', 'pid=', '--ppid', str(launcher.pid)]
+    pids = subprocess.run(children, capture_output=True, text=True).stdout.split()
     def rank(pid):
         variables = Path(f'/proc/{pid}/environ').read_text().split('\0')
         return int(dict(v.split('=', 1) for v in variables if '=' in v)['RANK'])
@@ -178,8 +181,8 @@ def processes_of(launcher):
 
 def train_until(tmp, step, *options):
     "sagan-train in two processes; the launcher, once the run has a state of that step or a later one"
-    command = [*TORCHRUN, '--no-python', TRAIN, '--steps', '1000', *options]
-    p = subprocess.Popen(command, cwd=tmp, stdout=open(tmp/'output', 'w'), stderr=subprocess.STDOUT)
+    launched = [*TORCHRUN, '--no-python', BIN/'sagan-train', '--steps', '1000', *options]
+    p = subprocess.Popen(launched, cwd=tmp, stdout=open(tmp/'output', 'w'), stderr=subprocess.STDOUT)
     STARTED.append(p)
     for _ in range(6000):
         if any(int(f.stem[5:]) >= step for f in states(tmp/'run')): return p
@@ -191,33 +194,30 @@ def train_until(tmp, step, *options):
 def run(tmp_path_factory):
     "A run whose second process got SIGTERM; beside it what the command printed"
     tmp = tmp_path_factory.mktemp('run')
-    p = train_until(tmp, 100, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
+    p = train_until(tmp, 20, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGTERM)
     assert p.wait(300) == 0, (tmp/'output').read_text()
     return tmp/'run'
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
     output, step = (run.parent/'output').read_text(), load_run(run).step
-    assert 100 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1000' in output
+    assert 20 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1000' in output
     assert 'Traceback' not in output
     assert output.count(', on 2 processes') == 1                    # only the first one speaks
     assert [r['step'] for r in read_log(run)] == sorted({*range(10, step + 1, 10), step})
 
 def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(run):
     step = load_run(run).step
-    p = train_until(run.parent, step + 40, '--resume', 'run', '--device', 'cpu')
+    p = train_until(run.parent, step + 20, '--resume', 'run', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGKILL)
     assert p.wait(300) != 0
     output = (run.parent/'output').read_text()
     assert f'from step {step} to 1,000 steps' in output
     assert 'sagan-train: one of the 2 processes is gone' in output
     assert 'resume with sagan-train --resume run' in output
-    assert load_run(run).step >= step + 40
+    assert load_run(run).step >= step + 20
     with open(run/'config.json') as f: assert '"batch": 16' in f.read()
     steps = str(load_run(run).step + 10)
-    command = [TRAIN, '--resume', 'run', '--steps', steps, '--device', 'cpu']
-    done = subprocess.run(command, cwd=run.parent, capture_output=True, text=True)
+    done = command('sagan-train', '--resume', 'run', '--steps', steps, '--device', 'cpu', cwd=run.parent)
     # one process goes on where two were
     assert done.returncode == 0 and (run/'report.html').exists(), done.stderr
-
-if __name__ == '__main__': work(sys.argv[1])

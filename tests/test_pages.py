@@ -15,6 +15,7 @@ import pytest, torch
 pypandoc = pytest.importorskip('pypandoc', reason="needs pip install -e '.[docs]'")
 playwright = pytest.importorskip('playwright.sync_api', reason="needs pip install -e '.[browser]'")
 import docsite
+from forked import forked
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
 from PIL import Image
@@ -54,15 +55,22 @@ class Tags(HTMLParser):
         if not self.hidden: self.text.append(data)
 
 
+def prepare(folder):
+    "Let nbdev prepare the notebooks in a folder for Quarto; it runs their exported cells in this process"
+    os.chdir(folder)
+    proc_nbs(folder/'nbs', n_workers=0)
+
+
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory):
-    "Folder of the notebooks as nbdev prepares them for Quarto"
+    "Folder of the notebooks as nbdev prepares them for Quarto, in a fork that has imported what they import"
     tmp = tmp_path_factory.mktemp('site')
     shutil.copy(root/'pyproject.toml', tmp)
     shutil.copytree(root/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('.*', '_*'))
-    with pytest.MonkeyPatch.context() as m:
-        m.chdir(tmp)
-        return proc_nbs(tmp/'nbs', n_workers=2)
+    p = forked(tmp/'output', 'prepare', tmp, module='test_pages')
+    p.join(600)
+    assert p.exitcode == 0, p.output.read_text()
+    return tmp/'_proc'
 
 
 @pytest.fixture(scope='session')

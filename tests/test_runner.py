@@ -7,14 +7,16 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
+from multiprocessing import get_context
 
 import pytest
 import torch
 from machines import posix
-from forked import forked, leave_nothing_running
+from forked import command, forked, leave_nothing_running, PROCESSES
+from sagan import agreement, measuring, runner
+from sagan.cli import sagan_experiment
 from sagan.config import presets
 from sagan.data import digits, Images, twins
 from sagan.references import Classifier, Evaluator, reference, train_evaluator
@@ -30,6 +32,15 @@ TINY = presets['tiny'].change(steps=4, z_dim=8, batch=8, data='twins')
 
 # Few samples make an inexact FID, and a warning that says so
 pytestmark = pytest.mark.filterwarnings('ignore')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_measurements():
+    "In this process the small classifier trains for 50 steps, not 500, and 20 images test D, not 1,000"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(measuring, 'train_evaluator', partial(train_evaluator, steps=50))
+        m.setattr(agreement, 'agreement_auc', partial(agreement.agreement_auc, n=20))
+        yield
 
 
 # One network, one seed
@@ -250,9 +261,10 @@ def test_a_state_that_a_kill_left_behind_is_removed(tmp_path, plan):
     assert list(train_variant(tmp_path, ONE, plan)) == whole and not (tmp_path/'state.pt').exists()
 
 
-def test_images_in_a_file_reach_the_workers(tmp_path):
+def test_images_in_a_file_reach_the_workers(tmp_path, monkeypatch):
     "By the name of their file"
-    images = twins(40)
+    monkeypatch.setattr(runner, 'get_context', lambda how: PROCESSES)  # they need not import PyTorch
+    images = dataclasses.replace(twins(40), name='drawn')
     (tmp_path/'images').write_bytes(images.x.numpy().tobytes())
     mapped = dataclasses.replace(images, x=MappedImages(tmp_path/'images', 32))
     assert len(pickle.dumps(mapped)) < 3000 and mapped.digest == images.digest
@@ -288,13 +300,19 @@ def test_an_experiment_that_cannot_be(tmp_path, message, experiment, options):
 
 # The command as a process
 
-ASKED = dict(data='twins', preset='tiny', steps=8, batch=8, seeds=1, every=4, samples=100)
+ASKED = dict(data='digits', preset='tiny', steps=4, batch=8, seeds=1, every=4, samples=100)
 
 
-def start(out, **more):
+def start(out, name='sagan_experiment', module='sagan.cli', **more):
     "sagan-experiment as a process, whose output goes to a file beside its folder"
     options = ASKED | dict(device='cpu', out=str(out)) | more
-    return forked(out.with_suffix('.log'), 'sagan_experiment', 'table1', **options)
+    return forked(out.with_suffix('.log'), name, 'table1', module=module, **options)
+
+
+def with_forks(experiment, **options):
+    "sagan-experiment whose workers are forks, which need not import PyTorch"
+    runner.get_context = lambda how: get_context('fork')
+    sagan_experiment(experiment, **options)
 
 
 def wait_until(p, condition):
@@ -327,12 +345,11 @@ def failed(p):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    "The command in a shell, in one go"
+    "The installed command, in one go"
     out = tmp_path_factory.mktemp('experiment')/'whole'
     options = ASKED | dict(device='cpu', out=out)
-    args = [a for k, v in options.items() for a in (f'--{k}', str(v))]
-    command = [Path(sys.executable).parent/'sagan-experiment', 'table1', *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    args = [a for k, v in options.items() for a in (f'--{k}', v)]
+    done = command('sagan-experiment', 'table1', *args, cwd=out.parent)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -354,7 +371,7 @@ def test_the_command_leaves_a_table(whole):
     assert [r['row'] for r in table] == ['no attention', 'SAGAN feat8, feat16, feat32', 'SAGAN feat64',
                                          'Residual feat8, feat16, feat32', 'Residual feat64']
     assert all(float(r['fid']) > 0 and r['samples'] == '100' for r in table)
-    assert all('small CNN' in r['evaluator'] and 'twins' in r['reference'] for r in table)
+    assert all('small CNN' in r['evaluator'] and 'digits' in r['reference'] for r in table)
     text = (whole/'table.md').read_text()
     assert "paper's FID" in text and 'SAGAN feat8, feat16, feat32 at 8x8' in text and 'small CNN' in text
 
@@ -369,7 +386,7 @@ LONG = dict(steps=100_000, every=50_000)
 @posix
 def test_two_at_once_stop_together(tmp_path, whole):
     out = begun(tmp_path/'jobs', whole, **LONG)
-    p = start(out, jobs=2, **LONG)
+    p = start(out, 'with_forks', 'test_runner', jobs=2, **LONG)
     wait_until(p, (out/'table1-none/seed0').exists)
     os.kill(p.pid, signal.SIGINT)
     assert 'interrupted' in failed(p)
@@ -378,9 +395,8 @@ def test_two_at_once_stop_together(tmp_path, whole):
 @posix
 def test_a_killed_worker_ends_the_command_with_a_message(tmp_path, whole):
     out = begun(tmp_path/'jobs', whole, **LONG)
-    p = start(out, jobs=2, **LONG)
+    p = start(out, 'with_forks', 'test_runner', jobs=2, **LONG)
     wait_until(p, (out/'table1-none/seed0').exists)
-    command = ['pgrep', '-f', '-P', str(p.pid), 'spawn_main']
-    workers = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(['pgrep', '-P', str(p.pid)], capture_output=True, text=True).stdout.split()
     for worker in workers: os.kill(int(worker), signal.SIGKILL)
     assert 'was killed' in failed(p)
