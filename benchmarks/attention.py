@@ -39,7 +39,7 @@ def memory(form, N):
     qkv, small = inputs(1, N, N, 8, 64, torch.float32), inputs(1, 64, 64, 8, 64, torch.float32)
     forward_and_backward(FORMS[form], small)  # what the first call loads does not count
     def peak():
-        "The most it has held, GB; known on Linux alone"
+        "The process's peak memory in GB; known only on Linux"
         if sys.platform != 'linux': return float('nan')
         return int(Path('/proc/self/status').read_text('utf-8').split('VmHWM:')[1].split()[0])/1e6
     before = peak()

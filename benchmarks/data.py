@@ -1,4 +1,4 @@
-"What data cost, in one run: batches from memory, from a file on the disk, decoding and listing a folder"
+"The cost of data, in one run: batches from memory and from a file on the disk, decoding and listing a folder"
 import os, tempfile, time
 from pathlib import Path
 import numpy as np, torch
@@ -17,12 +17,12 @@ class Items(Dataset):
 
 
 class ReadOnTouch(MappedImages):
-    "A mapped file whose pages are read when they are touched, one after the other"
+    "A mapped file whose pages are read one after the other, when they are first touched"
     def __getitem__(self, i): return torch.from_numpy(np.take(self.bytes, i.numpy(), 0))
 
 
 def images_per_second(loader, passes):
-    "Over some passes, after one to warm up"
+    "Images per second over some passes, after one pass to warm up"
     for _ in loader: pass
     start, n = time.perf_counter(), 0
     for _ in range(passes):
@@ -39,7 +39,7 @@ def measure_from_memory():
 
 
 def measure_waiting(batches, file, cold, step):
-    "Milliseconds until a batch is there, with `step` seconds of training (here: matrix products) between two"
+    "Milliseconds of waiting for a batch, with `step` seconds of training (here: matrix products) in between"
     with open(file, 'rb') as f:
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED if cold else os.POSIX_FADV_NORMAL)
     waited, a = [], torch.rand(512, 512)

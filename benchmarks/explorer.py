@@ -1,18 +1,18 @@
 """How fast the attention explorer is, in headless Chromium
 
 From a movement of the mouse to the painted canvas: images of 128 pixels, 32x32 queries, 16x16 keys, three
-kept points. Painted means that the point's map has been drawn and a pixel been read back from both canvases,
-so that none of it is outstanding; the screen's own delay is not included. The first pair of times is from
-when the browser hands the event over; the second from the event's own time stamp.
+kept points. Painted means that the point's map is drawn and a pixel has been read back from both canvases,
+so that no work is left; the screen's own delay is not included. The first pair of times begins when the
+browser hands the event over, and the second at the event's own time stamp.
 
-The last three columns are processor time of the page's main thread for one movement, all that is painted
-included, which does not depend on how busy the machine is.
+The last three columns are processor time of the page's main thread for one movement, including all painting.
+They do not depend on how busy the machine is.
 
-Then the page without a kernel of the model that the package ships, in processor time, too: from opening the
-file to the first picture; from the first click on "Next" to its picture, when the browser has not compiled
-anything yet; the same for later clicks; and for a click on "Hide where it looks".
+The next rows are for the page without a kernel of the package's model, also in processor time: from opening
+the file to the first picture; from the first click on "Next" to its picture, before the browser has compiled
+anything; the same for later clicks; and for a click on "Hide where it looks".
 
-At last from a click on "Next" to the painted picture, in Voila: to the kernel and back.
+The last row is the time from a click on "Next" to the painted picture in Voila, to the kernel and back.
 
     python benchmarks/explorer.py"""
 import json, os, shutil, socket, subprocess, sys, tempfile, time, torch

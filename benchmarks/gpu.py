@@ -5,7 +5,8 @@
     python benchmarks/gpu.py --out OUT --tiny         # the same code on a CPU, in a minute
 
 It leaves OUT/gpu.json and OUT/gpu.md, both written again after every part: a machine that is taken
-away leaves what was measured. A part that fails is noted with its error, and the next one runs."""
+away leaves what was measured. A part that fails is noted with its error, and the next one runs.
+The page on speed and scale shows what is in nbs/benchmarks/gpu.md."""
 import argparse, json, subprocess, sys, time, traceback, warnings
 warnings.filterwarnings('ignore')
 from functools import partial
@@ -18,41 +19,54 @@ from sagan.runs import attend_run, resume_run, sample_run, train_run
 from step import machine, median, table
 
 root = Path(__file__).resolve().parent.parent
+TITLES = dict(
+    step='A training step', attention='Attention, both passes, bfloat16, batch of 4',
+    loading='Images that reach the GPU', resumed='A run that is stopped halfway and resumed',
+    pages='Pages with cells for a GPU', photographs='A training at full width')
 # Fields of small networks, for a CPU
-TINY = dict(g_width=2, d_width=4, batch=4)
+TINY = dict(g_width=2, d_width=4)
 
 def find_cuda_pages():
     "Pages with cells that run on a GPU only"
     pages = [*(root/'nbs').glob('*.ipynb'), *(root/'nbs'/'library').glob('*.ipynb')]
     return sorted(p for p in pages if '"#| cuda' in p.read_text(encoding='utf-8'))
 
-def run_pages(device, tiny):
+def call(command, left):
+    "(error or '', output) of a process that may take as long as is left"
+    command = list(map(str, command))
+    try: done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=max(.1, left()))
+    except subprocess.TimeoutExpired as e: return f'stopped after {e.timeout:.1f} s', ''
+    return f'{done.stderr}{done.stdout}'.strip()[-300:] if done.returncode else '', done.stdout
+
+def run_pages(device, tiny, left):
     "Are the pages with `#| cuda` cells right on this machine?"
     pages = [root/'nbs'/'library'/'56_pace.ipynb'] if tiny else find_cuda_pages()
-    rows = []
-    for page in pages:
-        flags = ['--flags', 'cuda'] if device == 'cuda' else []
-        command = [Path(sys.executable).parent/'nbdev-test', page, *flags]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-        rows.append(dict(page=page.name, passed=done.returncode == 0, said=done.stdout[-300:].strip()))
-    return rows
+    flags = ['--flags', 'cuda'] if device == 'cuda' else []
+    def check(page): return call([Path(sys.executable).parent/'nbdev-test', page, *flags], left)[0]
+    return [dict(page=page.name, result=check(page) or 'passed') for page in pages]
+
+def plan_steps(device, tiny):
+    "(pixels, batch, dtype, compiled) of each row: the smaller size first, what has to compile last"
+    gpu = device == 'cuda'
+    jobs = [('plain', False), ('float32', False)]
+    if gpu: jobs += [('tf32', False), ('bfloat16', False), ('float16', False)]
+    if not tiny: jobs += [('bfloat16', True), ('tf32' if gpu else 'float32', True)]
+    sizes = ((32, 4),) if tiny else ((32, 64), (128, 256))
+    rows = [(px, batch, *job) for px, batch in sizes for job in jobs]
+    return sorted(rows, key=lambda row: row[-1])
 
 def time_steps(device, tiny, left):
     "One training step of each kind against the plain one, each in a process of its own"
-    dtypes = ['plain', 'float32', *(['tf32', 'bfloat16', 'float16'] if device == 'cuda' else [])]
     rows = []
-    for px, batch in ((32, 64),) if tiny else ((32, 64), (128, 256)):
-        jobs = [(d, False) for d in dtypes] + ([] if tiny else [(d, True) for d in ('tf32', 'bfloat16')])
-        for dtype, compiled in jobs:
-            if left() < 60: return rows
-            job = dict(px=px, dtype=dtype, device=device, without=None, compiled=compiled)
-            job |= dict(steps=1 if tiny else 5)
-            job |= TINY | dict(peak=False) if tiny else dict(batch=batch)
-            command = [sys.executable, root/'benchmarks'/'step.py', '--row', json.dumps(job)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode: rows.append(dict(px=px, dtype=dtype, failed=done.stderr.strip()[-300:]))
-            else: rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return rows
+    for px, batch, dtype, compiled in plan_steps(device, tiny):
+        job = dict(px=px, dtype=dtype, device=device, without=None, compiled=compiled, batch=batch)
+        more = TINY | dict(steps=1, peak=False) if tiny else dict(steps=5)
+        error, said = 'no time was left', ''
+        if left() > 0:
+            command = sys.executable, root/'benchmarks'/'step.py', '--row', json.dumps(job | more)
+            error, said = call(command, left)
+        rows.append(job | dict(failed=error) if error else json.loads(said.splitlines()[-1]))
+    return sorted(rows, key=lambda row: row['px'])
 
 def forward_and_backward(f, qkv):
     "Both passes"
@@ -92,67 +106,77 @@ def measure_loading(device, tiny):
 
 def compare_resumed(out, device, tiny):
     "Largest difference of weights between a run that was stopped halfway and one that was not"
-    steps = 4 if tiny else 200
+    steps = 2 if tiny else 200
     rows = []
-    for dtype in ('float32', fastest_dtype(device)):
+    for dtype in ('float32',) if tiny else dict.fromkeys(('float32', fastest_dtype(device))):
         options = dict(preset='small', dtype=dtype, device=device, tell=lambda text: None)
-        if tiny: options |= TINY
+        if tiny: options |= TINY | dict(batch=4)
         whole = train_run(out=out/f'whole-{dtype}', steps=steps, **options)
         train_run(out=out/f'half-{dtype}', steps=steps//2, **options)
         half = resume_run(out/f'half-{dtype}', steps=steps, device=device, tell=lambda text: None)
         pairs = zip(whole.model.state_dict().values(), half.model.state_dict().values())
         largest = max((a.float() - b.float()).abs().max().item() for a, b in pairs)
         rows.append(dict(dtype=dtype, steps=steps, largest_difference=largest))
-        if fastest_dtype(device) == 'float32': break
     return rows
 
 def train_photographs(out, device, data, tiny, left):
-    "The published networks at full width on a folder, for the time that is left"
-    if not data: return []
-    minutes = .02 if tiny else max(.5, left()/60 - 1)
-    options = TINY if tiny else dict(dtype='bfloat16', measure_every=2000, samples=5000)
-    run = train_run(data, out/'photographs', 'cifar', minutes=minutes, n_d=1, device=device, **options)
+    "The published networks at full width on a folder, for the time that is left but a minute"
+    if tiny: options = TINY | dict(batch=4, steps=1)
+    else: options = dict(minutes=left()/60 - 1, measure_every=2000, samples=5000, dtype='bfloat16')
+    if not tiny and (not data or options['minutes'] <= 0): return []
+    run = train_run(data or 'digits', out/'photographs', 'cifar', n_d=1, device=device, **options)
     sample_run(run)
     attend_run(run)
-    measured = [r for r in run.records if r.get('fid') is not None]
-    return [dict(step=r['step'], images=r['step']*run.cfg.batch, fid=r['fid']) for r in measured]
+    measured = [r for r in run.records if r.get('fid') is not None] or run.records[-1:]
+    return [dict(step=r['step'], images=r['step']*run.cfg.batch, seconds=r['seconds'], fid=r.get('fid'))
+            for r in measured]
 
 def as_table(rows):
     "Rows of any kind as a Markdown table"
     names = list(dict.fromkeys(k for r in rows for k in r))
     def cell(v): return f'{v:.4g}' if isinstance(v, float) else '' if v is None else str(v).replace('\n', ' ')
-    lines = [names, ['---']*len(names), *([cell(r.get(k)) for k in names] for r in rows)]
+    head = [n.replace('_', ' ') for n in names]
+    lines = [head, ['---']*len(names), *([cell(r.get(k)) for k in names] for r in rows)]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
+
+def as_text(name, part):
+    "A part of the results as Markdown: steps against the plain one of their size, then all other rows"
+    rows = part['rows']
+    timed = [r for r in rows if name == 'step' and 'failed' not in r]
+    sizes = {r['px'] for r in timed if r['dtype'] == 'plain'}
+    compared = [r for r in timed if r['px'] in sizes]
+    others = [r for r in rows if r not in compared]
+    shown = [table(compared)]*bool(compared) + [as_table(others)]*bool(others)
+    if not rows: shown.append(part.get('error', 'Not measured.'))
+    return '\n\n'.join([f'### {TITLES[name]}', *shown, f"Time: {part['seconds']:.0f} s."])
 
 def write(out, results):
     "gpu.json and gpu.md"
+    text = [f"**{results['machine']}, PyTorch {results['torch']}**"]
+    text += [as_text(name, part) for name, part in results['parts'].items()]
     (out/'gpu.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
-    text = [f"# {results['machine']}, PyTorch {results['torch']}"]
-    for name, part in results['parts'].items():
-        rows = part['rows']
-        timed = name == 'step' and rows and not any('failed' in r for r in rows)
-        shown = table(rows) if timed else as_table(rows) if rows else 'not measured'
-        text.append(f"## {name}\n\n{part.get('error', '')}{shown}\n\n{part['seconds']:.0f} s")
     (out/'gpu.md').write_text('\n\n'.join(text) + '\n', encoding='utf-8')
 
-if __name__ == '__main__':
+def main(args=None):
+    "Measure every part, and write after each; exits with an error if one failed"
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True, help='folder for the results')
     p.add_argument('--data', help='folder of images to train on with the time that is left')
     p.add_argument('--minutes', type=float, default=10, help='how long the machine is there')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--tiny', action='store_true', help='small sizes, to try the program')
-    a = p.parse_args()
+    a = p.parse_args(args)
     if a.device == 'cpu' and not a.tiny: p.error('there is no GPU here; --tiny tries the program on the CPU')
-    start = time.monotonic()
-    def left(): return 60*a.minutes - (time.monotonic() - start)
+    end = time.monotonic() + 60*a.minutes
+    def left(): return end - time.monotonic()
+    def half(): return left() - 30*a.minutes  # steps may take half of the time
     a.out.mkdir(parents=True, exist_ok=True)
     parts = dict(
-        step=lambda: time_steps(a.device, a.tiny, left),
+        step=lambda: time_steps(a.device, a.tiny, half),
         attention=lambda: measure_attention(a.device, a.tiny),
         loading=lambda: measure_loading(a.device, a.tiny),
         resumed=lambda: compare_resumed(a.out, a.device, a.tiny),
-        pages=lambda: run_pages(a.device, a.tiny),
+        pages=lambda: run_pages(a.device, a.tiny, left),
         photographs=lambda: train_photographs(a.out, a.device, a.data, a.tiny, left))
     results = dict(machine=machine(a.device), torch=torch.__version__, tiny=a.tiny, parts={})
     for name, part in parts.items():
@@ -160,9 +184,11 @@ if __name__ == '__main__':
         try: done['rows'] = part()
         except Exception as e:
             traceback.print_exc()
-            done['error'] = f'{type(e).__name__}: {e}\n\n'
+            done['error'] = f'{type(e).__name__}: {e}'
         results['parts'][name] = done | dict(seconds=time.monotonic() - began)
         write(a.out, results)
         print(f"{name}: {results['parts'][name]['seconds']:.0f} s, {len(done['rows'])} rows", flush=True)
     failed = [n for n, p in results['parts'].items() if 'error' in p]
     if failed: raise SystemExit(f"failed: {', '.join(failed)}")
+
+if __name__ == '__main__': main()

@@ -29,7 +29,7 @@ def features(B, C, size, dtype):
 
 
 def row(dtype, B, C, S):
-    "The cells of one line"
+    "The cells of one row of the table"
     torch.manual_seed(0)
     conv = nn.Conv2d(C, C, 3, padding=1).to(memory_format=torch.channels_last, dtype=dtype)
     small, big = features(B, C, S, dtype), features(B, C, 2*S, dtype)

@@ -6,13 +6,14 @@ import json, statistics, sys
 from collections import defaultdict
 from pathlib import Path
 
-NAMES = dict(biggan='BigGAN-PyTorch', studiogan='StudioGAN', voletiv='voletiv', ours='ours', before='ours before')
+OURS = dict(ours='ours', before='ours before')
+NAMES = dict(biggan='BigGAN-PyTorch', studiogan='StudioGAN', voletiv='voletiv') | OURS
 QUIET = 0.1  # cores that other processes may use during a step that counts
 
 def describe(run):
     "What distinguishes a row from the others of its size"
     name = NAMES[run['who']]
-    if run['who'] in ('ours', 'before'): return f"{name}, {run['form']}{', compiled' if run['compiled'] else ''}"
+    if run['who'] in OURS: return f"{name}, {run['form']}{', compiled' if run['compiled'] else ''}"
     parts = [name, f"attention at {run['attention']}" if run['attention'] else 'no attention']
     if run['d_width'] != run['width']: parts.append(f"D_ch {run['d_width']}")
     return ', '.join(parts)
@@ -29,7 +30,7 @@ def collect(runs):
         if not rounds: continue
         gflop = next((r['gflop'] for r in group if r.get('gflop')), None)
         memory = statistics.median(r['memory_gb'] for r in group)
-        rows.append(dict(px=px, name=name, how=how, ours=group[0]['who'] in ('ours', 'before'), rounds=rounds,
+        rows.append(dict(px=px, name=name, how=how, ours=group[0]['who'] in OURS, rounds=rounds,
                          middle=statistics.median(rounds), batch=group[0]['batch'], gflop=gflop, memory=memory))
     return rows
 

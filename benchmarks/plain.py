@@ -81,7 +81,7 @@ class Discriminator(nn.Module):
         return self.head['linear'](h).squeeze(1) + (self.head['embed'](y)*h).sum(1)
 
 def names(state):
-    "The state of our network under the names of these"
+    "The state of our network under the names of these networks"
     def rename(k):
         k = k.replace('parametrizations.weight.original', 'weight_orig')
         return k.replace('parametrizations.weight.0.', 'weight_')

@@ -4,8 +4,8 @@
     python benchmarks/step.py 32         # one size
     python benchmarks/step.py 32 128 --choices none --out FILE.json
 
-It also measures what each choice of the package gives, and where the time goes. Every row is a process of its
-own; seconds are the median of its steps."""
+It also measures the gain of each choice of the package, and where the time goes. Every row is a separate
+process; seconds are the median of its steps."""
 import argparse, json, platform, statistics, subprocess, sys, time, warnings
 warnings.filterwarnings('ignore')
 from contextlib import nullcontext

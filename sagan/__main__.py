@@ -15,15 +15,15 @@ from .names import prepare_output, say
 
 # %% ../nbs/library/43_command.ipynb #79b41dd0
 COMMANDS = dict(
-    train='train, or go on with a run (--resume)',
+    train='train a run, or resume one (--resume)',
     sample='draw images from a run',
     attend="show where points of generated images look (the paper's figure 1)",
-    walk='walk from one latent to the next, with the attention of a point',
-    explore='move over images, and see where each point of them looks',
-    eval='score images of a run against real ones',
-    report='make a report again, or compare runs',
+    walk='walk between latents, with the attention of one point',
+    explore='move over images and see where each of their points looks',
+    eval='score images of a run against real images',
+    report='rebuild the report of a run, or compare runs',
     experiment="train and compare the rows of one of the paper's tables",
-    **{'import': 'read the weights of another project'})
+    **{'import': 'import the weights of another project'})
 
 HELP = '\n'.join([
     'usage: sagan COMMAND ...', '', 'Self-attention GANs: train, look inside, measure', '', 'commands:',
@@ -33,7 +33,7 @@ HELP = '\n'.join([
 
 # %% ../nbs/library/43_command.ipynb #d3fc4e0e
 def main() -> None:
-    "The command `sagan`: lists the commands, tells the version, or calls a command; raises `SystemExit`"
+    "The command `sagan`: lists the commands, prints the version, or calls a command; raises `SystemExit`"
     prepare_output()
     name, *args = sys.argv[1:] or ['--help']
     if name in ('-h', '--help'): say(HELP)
@@ -43,7 +43,7 @@ def main() -> None:
         getattr(cli, f'sagan_{name}').from_shell(args)
     else:
         near = get_close_matches(name, COMMANDS)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
         say(f"sagan: there is no command {name}; {hint}", sys.stderr)
         raise SystemExit(2)
 

@@ -49,13 +49,14 @@ def agreement(
 
     Raises `ValueError` if no class has two images, or for invalid colors or classes."""
     if colours.ndim != 3 or colours.shape[1:] != (2, 2) or colours.is_floating_point():
-        raise ValueError("colours must be those that twin_colours gives, (n, 2, 2) of int64, "
+        raise ValueError("colours must be the (n, 2, 2) int64 tensor that twin_colours returns, "
                          f"got {colours.dtype} of shape {tuple(colours.shape)}")
     if y.shape != (len(colours),) or y.is_floating_point() or len(y) and y.min() < 0:
-        raise ValueError(f"y must be the classes of {len(colours)} images, from 0 on, "
+        raise ValueError(f"y must hold the int64 classes of {len(colours)} images, numbered from 0, "
                          f"got {y.dtype} of shape {tuple(y.shape)}")
     if len(y) < 2 or y.bincount().max() < 2:
-        raise ValueError(f"luck needs two images of some class, got {len(y)} images")
+        raise ValueError("agreement by luck needs two images of one class, "
+                         f"got {len(y)} images without such a pair")
     both = (colours >= 0).all(2).all(1)  # (n,), are there two twins?
     by_class = [colours[both & (y == k)] for k in y.unique()]                 # (m, 2, 2) each
     pairs = [6*c[..., 0] + c[..., 1] for c in by_class]                       # (m, 2) each
@@ -96,7 +97,7 @@ def agreement_auc(
     Raises `ValueError` for fewer than 2 images, or scores that are not finite."""
     check_count('n, the number of images,', n, 2)
     if named_twins(data, n=1, size=size) is None:
-        raise ValueError(f"data must be the name of twins, such as 'twins', got {data!r}")
+        raise ValueError(f"data must name a set of twins, such as 'twins', got {data!r}")
     def draw(agree, exchange):
         return named_twins(data, n=n, size=size, seed=seed, agree=agree, exchange=exchange)
     if labeled is None: labeled = bool(getattr(D, 'n_classes', len(draw(True, False).classes)))
@@ -106,7 +107,7 @@ def agreement_auc(
         for exchange in (False, True):
             real, other = [_d_scores(D, draw(agree, exchange), labeled) for agree in (True, False)]  # (n,)
             if not (real + other).isfinite().all():
-                raise ValueError("D's scores are not finite; its weights are broken")
+                raise ValueError("D's scores are not finite; check its weights for NaN and infinity")
             right += (real > other)/2 + (real == other)/4
     finally: D.train(mode)
     return right.mean().item(), right.std().item()/n**.5

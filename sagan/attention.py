@@ -68,7 +68,7 @@ def _checked_form(form):
     "`resolve_form` for new code: warns of an old name, and raises `ValueError` for an unknown one"
     today = resolve_form(form)
     if today not in FORMS:
-        raise ValueError(f"form is {' or '.join(map(repr, FORMS))}, got {form!r}")
+        raise ValueError(f"form must be {' or '.join(map(repr, FORMS))}, got {form!r}")
     if today != form:
         warn(f"form={form!r} is an old name; use form={today!r}", DeprecationWarning, stacklevel=3)
     return today
@@ -98,13 +98,13 @@ class SelfAttention(nn.Module):
 
     @property
     def pooled(self) -> int: # 2 in the form 'released', otherwise 1
-        "By what factor the grid of the keys is coarser than that of the queries"
+        "Factor by which the grid of the keys is coarser than that of the queries"
         return 2 if resolve_form(self.form) == 'released' else 1
 
     def qkv(self,
         x:Tensor, # Features, (B, C, H, W)
     ) -> list[Tensor]: # q (B, HW, C/8), k (B, Nk, C/8), v (B, Nk, Cv); Nk is HW, or HW/4 if pooled
-        "What equations 1 and 2 are about; raises `ValueError` for other features"
+        "Queries, keys and values of equations 1 and 2; raises `ValueError` for other features"
         check_tensor('x', x, ('B', self.query.in_channels, 'H', 'W'), self.gamma)
         if min(x.shape[2:]) < self.pooled:
             raise ValueError("form='released' pools keys over 2x2 locations and needs a map of at "
@@ -139,7 +139,7 @@ def _check_grids(m):
 # %% ../nbs/02_attention.ipynb #b8b81411
 @dataclass
 class AttentionMap:
-    """The map of one attention layer for B images, with what is needed to place it on them;
+    """The map of one attention layer for B images, with the sizes that place it on them;
     raises `IndexError` for pixels outside, `ValueError` for grids of another size"""
     name:str                 # The layer's name in the network
     q:Tensor                 # Queries g(x), (B, H*W, D)
@@ -226,35 +226,38 @@ def attention_maps(
     return out, [_attention_map(name, layer, x, image) for name, layer, x in records]
 
 # %% ../nbs/02_attention.ipynb #96ae48cc
-def _inside(box, grid, image):
-    "Which cells of a grid (H, W) have their center in a box of pixels, (H*W,) of bool"
-    top, left, bottom, right = box
+def _inside(boxes, grid, image):
+    "Which cells of a grid (H, W) have their center in one of the boxes of pixels, (H*W,) of bool"
+    top, left, bottom, right = torch.tensor(boxes).view(-1, 4, 1).unbind(1)  # (n, 1) each
     rows, cols = [(torch.arange(n) + .5)*size/n for n, size in zip(grid, image)]  # in pixels
-    return torch.outer((top <= rows) & (rows < bottom), (left <= cols) & (cols < right)).flatten()
+    high, wide = (top <= rows) & (rows < bottom), (left <= cols) & (cols < right)  # (n, H), (n, W)
+    return (high[:, :, None] & wide[:, None]).any(0).flatten()
 
 def _visible_keys(m, hide):
     "Keys that are left when those with their center in a box are hidden, (h*w,) of bool or a slice"
     if hide is None: return slice(None)  # a view: the same numbers in the same places
-    if not isinstance(hide, (tuple, list)) or len(hide) != 4:
-        raise ValueError(f"hide is a box (top, left, bottom, right) in pixels, got {hide!r}")
+    if not isinstance(hide, (tuple, list)) or not hide or len(hide) % 4:
+        raise ValueError("hide must be a box (top, left, bottom, right) in pixels, or several that "
+                         f"follow each other, got {hide!r}")
     hidden = _inside(hide, m.keys, m.image)  # (h*w,)
     if hidden.all() or not hidden.any():
         (height, width), (h, w) = m.image, m.keys
         raise ValueError(f"the box {hide} hides {'all keys' if hidden.any() else 'no key'}; "
-                         f"a key is {height//h}x{width//w} of {height}x{width} pixels, "
-                         "and its center counts")
+                         f"choose another: a key covers {height//h}x{width//w} of {height}x{width} "
+                         "pixels and is hidden if its center is in the box")
     return ~hidden
 
 # %% ../nbs/02_attention.ipynb #dad0cb01
 def _cut_queries(m, cut):
     "Numbers of the queries at a pixel or in a box, (n,), None for none"
     if cut is None: return None
-    if not isinstance(cut, (tuple, list)) or len(cut) not in (2, 4):
-        raise ValueError("cut is a pixel (row, column) or a box (top, left, bottom, right), "
-                         f"got {cut!r}")
+    if not isinstance(cut, (tuple, list)) or not cut or len(cut) != 2 and len(cut) % 4:
+        raise ValueError("cut must be a pixel (row, column) or a box (top, left, bottom, right), or "
+                         f"several boxes that follow each other, got {cut!r}")
     if len(cut) == 2: return torch.tensor([_cell_at(m.queries, m.image, *cut)])
     queries = _inside(cut, m.queries, m.image).nonzero()[:, 0]  # (n,)
-    if not len(queries): raise ValueError(f"the box {cut} cuts no query, as no center is in it")
+    if not len(queries):
+        raise ValueError(f"the box {cut} contains no query's center; choose a larger box")
     return queries
 
 # %% ../nbs/02_attention.ipynb #1114e801
@@ -266,11 +269,12 @@ def intervene(
     # The query that covers a pixel (row, column), or those with their center in a box of pixels
     # (top, left, bottom, right), get nothing from attention
     cut:tuple|None=None,
-    # (top, left, bottom, right) in pixels: keys with their center in this box are seen by no query
+    # (top, left, bottom, right) in pixels: keys with their center in this box are seen by no query;
+    # of several boxes the numbers follow each other, in `cut`, too
     hide:tuple|None=None,
     uniform:bool=False, # Give all keys the same weight?
 ) -> Iterator[None]:
-    """Within this context one attention layer works differently;
+    """Within this context one attention layer is altered;
     raises `IndexError` for a pixel outside the image, `ValueError` for a box that hides no key
     or all of them, or a map of another network"""
     layer = dict(net.named_modules()).get(m.name)
@@ -278,7 +282,7 @@ def intervene(
         raise ValueError(f"{type(net).__name__} has no attention layer {m.name!r}; "
                          "make the map with this network")
     if 'forward' in vars(layer):
-        raise ValueError(f"{m.name!r} is altered already; give both changes to one call")
+        raise ValueError(f"{m.name!r} is already altered; combine both changes in one call")
     visible, j = _visible_keys(m, hide), _cut_queries(m, cut)
     def forward(layer, x):
         q, k, v = layer.qkv(x)

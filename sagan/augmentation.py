@@ -66,8 +66,8 @@ def check_diffaug(
     "Split and check kinds of change; raises `ValueError` for one that does not exist or is named twice"
     kinds = names.split(',') if isinstance(names, str) and names else []
     if not isinstance(names, str) or not set(kinds) <= AUGMENTATIONS.keys() or len(set(kinds)) < len(kinds):
-        raise ValueError(f"diffaug must name some of {', '.join(AUGMENTATIONS)}, with commas between them, "
-                         f"each once; got {names!r}")
+        raise ValueError(f"diffaug must be a comma-separated list of {', '.join(AUGMENTATIONS)}, "
+                         f"each at most once, got {names!r}")
     return kinds
 
 # %% ../nbs/library/46_augmentation.ipynb #983944a5

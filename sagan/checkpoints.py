@@ -62,8 +62,8 @@ def explain_write_errors(
         if needed_bytes:
             reason += (f"; a checkpoint needs {needed_bytes/1e6:.1f} MB in {folder}, "
                        f"where {free/1e6:.1f} MB are free")
-        raise OSError(f"{path} cannot be written: {reason}. The files from before are whole; make room and "
-                      "go on from them (sagan-train --resume, or the same sagan-experiment)") from e
+        raise OSError(f"{path} cannot be written: {reason}. Earlier files are intact; make room and resume "
+                      "from them (sagan-train --resume, or the same sagan-experiment again)") from e
 
 # %% ../nbs/library/33_checkpoints.ipynb #c5ddfa53
 def save_weights(
@@ -85,7 +85,7 @@ def save_weights(
 def _saved_config(saved):
     "The `Config` from a saved dictionary, which may lack newer fields; raises `ValueError`"
     if not isinstance(saved, dict) or not all(isinstance(k, str) for k in saved):
-        raise ValueError('the configuration is no dictionary')
+        raise ValueError('the configuration is not a dictionary')
     return Config().change(**saved)
 
 # %% ../nbs/library/33_checkpoints.ipynb #6dc677ee
@@ -93,7 +93,7 @@ def _read_header(f, path):
     "(step, `Config`) of an open safetensors file; raises `ValueError` unless `save_weights` wrote it"
     header = f.metadata() or {}
     if not {'step', 'config'} <= header.keys():
-        raise ValueError(f"{path} was not written by this package: its header has no step and configuration")
+        raise ValueError(f"{path} was not written by this package: its header lacks step or configuration")
     try:
         if not re.fullmatch('[0-9]{1,18}', header['step']): raise ValueError(f"step {header['step']!r}")
         return int(header['step']), _saved_config(parse_json(header['config']))
@@ -108,7 +108,7 @@ def _read_weights(path):
             widened = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in tensors.items()}
             return *_read_header(f, path), widened
     except SafetensorError as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}); it may be truncated") from None
+        raise ValueError(f"{path} is not a complete safetensors file ({e}); it may be truncated") from None
 
 # %% ../nbs/library/33_checkpoints.ipynb #6d5e698b
 def _check_tensors(expected, tensors, path):
@@ -145,8 +145,8 @@ def _check_config(path, cfg, saved):
     Steps and rates do not count. Neither does the place of the images, because a digest identifies them."""
     for k, v in asdict(cfg).items():
         if k not in ('steps', 'data', *RATES) and saved[k] != v:
-            raise ValueError(f"{path} belongs to another configuration: "
-                             f"{k} is {saved[k]!r} there, {v!r} here")
+            raise ValueError(f"{path} has a different configuration: "
+                             f"{k} is {saved[k]!r} there and {v!r} here")
 
 # %% ../nbs/library/33_checkpoints.ipynb #1b0c56fd
 def meta_model(
@@ -184,7 +184,8 @@ def load_weights(
 ) -> tuple: # (`SAGAN` in eval mode, step)
     "Load a model; raises `FileNotFoundError`, or `ValueError` that names the first misfit"
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"there are no weights at {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no weights at {path}; give a file from save_weights")
     check_device(device)
     step, own_cfg, tensors = _read_weights(path)
     if cfg is not None: _check_config(path, cfg, asdict(own_cfg))
@@ -198,7 +199,7 @@ from . import __version__
 
 # %% ../nbs/library/33_checkpoints.ipynb #b57b4308
 def _circumstances(cfg, device):
-    "What the last digits of a training depend on besides the configuration: versions, threads, kernels"
+    "What affects the last digits of a training besides the configuration: versions, threads, kernels"
     here:dict = dict(sagan=__version__, torch=str(torch.__version__), processes=world_size())
     if cfg.dtype == 'auto': here['dtype'] = fastest_dtype(device)
     return here | device_facts(device)
@@ -213,7 +214,7 @@ def save_state(
 
     Raises `ValueError` before the first fit, and `OSError` that says how much space it needs."""
     t, loader = learn.sagan_trainer, learn.dls.train
-    if t.rng is None: raise ValueError('there is no training state before the first fit; fit first')
+    if t.rng is None: raise ValueError('there is no training state before the first fit; call fit first')
     state = dict(
         versions=_circumstances(learn.model.cfg, t.rng.device), config=asdict(learn.model.cfg),
         model=learn.model.state_dict(), optimisers=learn.opt.opt.state_dict(),
@@ -233,8 +234,8 @@ class DamagedState(ValueError):
         super().__init__(path, reason)
         self.path, self.reason = path, reason
     def __str__(self):
-        return (f"{self.path} is not a whole training state, it may be truncated ({self.reason}); remove it "
-                "to start again")
+        return (f"{self.path} is not a complete training state and may be truncated ({self.reason}); remove "
+                "it to start over")
 
 # %% ../nbs/library/33_checkpoints.ipynb #804a123b
 def _damage(path, e):
@@ -253,21 +254,21 @@ def _check_parts(path, state):
     "Raise `ValueError` for the first part of a training state that is missing or of the wrong kind"
     if not isinstance(state, dict): raise ValueError(f"it holds a {type(state).__name__}")
     for name, kind in _PARTS.items():
-        if not isinstance(state.get(name), kind): raise ValueError(f"it has no {name} as a state has them")
+        if not isinstance(state.get(name), kind): raise ValueError(f"its {name} is missing or invalid")
     if 'notes' not in state: raise ValueError('it has no notes')
     if not is_whole(step := state.get('step')): raise ValueError(f"its step is {step!r}")
     if re.fullmatch('step-[0-9]{7,18}', path.stem) and file_step(path) != step:
-        raise ValueError(f"it is of step {step}")
+        raise ValueError(f"its step is {step}")
     # a loss may be NaN before the first step
     numbers = [*state['losses'], *state.get('scores', {}).values()]
     if len(state['losses']) != 2 or not all(type(v) is float for v in numbers):
-        raise ValueError('its losses and scores are no numbers')
+        raise ValueError('its losses and scores are not numbers')
     scale = state.get('loss_scale')
     if scale is not None and not (is_number(scale['scale']) and scale['scale'] > 0 and is_whole(scale['good'])
                                   and is_whole(scale['growth_interval'], 1)):
-        raise ValueError(f"its scale of the loss is {scale}")
+        raise ValueError(f"its loss scale is {scale}")
     if state['data']['order'].dtype != torch.int64 or state['data']['order'].ndim != 1:
-        raise ValueError('its order of the data is no list of whole numbers')
+        raise ValueError('its data order is not a list of whole numbers')
 
 # %% ../nbs/library/33_checkpoints.ipynb #7a8ab5b1
 def read_state(
@@ -280,7 +281,7 @@ def read_state(
     try:
         with zipfile.ZipFile(path) as z:
             # torch.load checks neither
-            if name := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {name}')
+            if name := z.testzip(): raise zipfile.BadZipFile(f'{name} has a wrong checksum')
             if any(i.compress_type for i in z.infolist()): raise zipfile.BadZipFile('it is compressed')
         state = torch.load(path, map_location=device, weights_only=True)
         _check_parts(path, state)
@@ -293,14 +294,14 @@ def _check_state(path, state, cfg, device, tell):
     "Raise `ValueError` for another configuration or kind of device; report other changes by `tell`"
     _check_config(path, cfg, asdict(state['config']))
     if state['device'] != device.type:
-        raise ValueError(f"{path} was saved on {state['device']} and cannot go on on {device.type}, whose "
-                         "random numbers are others; use the device that it began on")
+        raise ValueError(f"{path} was saved on {state['device']} and cannot resume on {device.type}, whose "
+                         "random numbers differ; use the device that the run started on")
     here = _circumstances(cfg, device)
     # older states lack some of them
     changed = [f'{k} {v} there, {here[k]} here' for k, v in state['versions'].items() if here.get(k, v) != v]
     if changed:
-        tell(f"{path} was written under other circumstances ({'; '.join(changed)}): the training goes on, "
-             "but may differ in the last digits from one that was never stopped")
+        tell(f"{path} was written under different conditions ({'; '.join(changed)}): training continues, "
+             "but may differ in the last digits from an uninterrupted run")
 
 # %% ../nbs/library/33_checkpoints.ipynb #db0803f2
 def _check_moments(opt, saved):
@@ -308,14 +309,14 @@ def _check_moments(opt, saved):
     params = [p for g in opt.param_groups for p in g['params']]
     own, groups = opt.state_dict()['param_groups'], saved['param_groups']
     if [g['params'] for g in groups] != [g['params'] for g in own]:
-        raise ValueError('its optimizers have other parameters')
+        raise ValueError('its optimizers have different parameters')
     if not all(is_number(v) for g in groups for v in (g['lr'], *g['betas'], g['eps'], g['weight_decay'])):
-        raise ValueError('its optimizers have settings that are no numbers')
+        raise ValueError('its optimizers have settings that are not numbers')
     for i, kept in saved['state'].items():
         shapes = dict(step=(), exp_avg=params[i].shape, exp_avg_sq=params[i].shape)
         for k, shape in shapes.items():
             if kept[k].shape != shape or not kept[k].isfinite().all():
-                raise ValueError(f"Adam's {k} of parameter {i} has another shape, or is not finite")
+                raise ValueError(f"Adam's {k} of parameter {i} has the wrong shape or is not finite")
 
 # %% ../nbs/library/33_checkpoints.ipynb #7200669e
 def _put(learn, state, draws):
@@ -332,7 +333,7 @@ def _put(learn, state, draws):
     if not draws: return
     order, n = state['data']['order'].cpu(), len(loader.dataset)
     if len(order) and not 0 <= order.min() <= order.max() < n:
-        raise ValueError(f"its order of the data is not that of {n} images")
+        raise ValueError(f"its data order does not fit {n} images")
     t.rng = torch.Generator(next(learn.model.parameters()).device)
     t.rng.set_state(state['draws'].cpu())
     loader.rng.set_state(state['data']['draws'].cpu())
@@ -405,7 +406,7 @@ def write_config(
     classes:Sequence[str], # Class names, empty if unconditional
     options:dict, # Other options of the run: how many states to keep, how to measure
 ) -> None:
-    "Write `config.json`; raises `OSError` if it cannot"
+    "Write `config.json`; raises `OSError` if it cannot be written"
     content = dict(config=asdict(cfg), classes=list(classes), options=options)
     with explain_write_errors(folder/'config.json'): write_json(folder/'config.json', content)
 
@@ -415,7 +416,8 @@ def _check_classes(classes, cfg):
     if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"the class names must be a list of strings, got {classes!r}")
     if len(classes) != cfg.n_classes:
-        raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names")
+        raise ValueError(f"the model has {cfg.n_classes} classes, but there are {len(classes)} class names; "
+                         "give one per class")
 
 # %% ../nbs/library/33_checkpoints.ipynb #3a46087e
 _OPTIONS = dict(keep=int, measure_every=int, evaluator=str, weights=str, samples=int, on_nan=str, cache=str,
@@ -443,10 +445,10 @@ def read_config(
     file = Path(folder)/'config.json'
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
-                                "make one with sagan-train")
+                                "create one with sagan-train")
     try:
         saved = parse_json(file.read_bytes())
-        if not isinstance(saved, dict): raise ValueError('it holds no dictionary')
+        if not isinstance(saved, dict): raise ValueError('it does not hold a dictionary')
         classes, options = saved.get('classes'), saved.get('options', {})
         cfg = _saved_config(saved.get('config'))
         _check_classes(classes, cfg)
@@ -473,8 +475,8 @@ def _check_empty(folder):
     if folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir()): return
     if folder.is_dir() and _never_began(folder): return
     content = 'a run' if (folder/'config.json').exists() else 'other files'
-    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove it, "
-                          "or go on with a run of it by --resume")
+    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, remove this "
+                          "one, or resume its run with --resume")
 
 # %% ../nbs/library/33_checkpoints.ipynb #e8dbaf3e
 def create_run(
@@ -530,10 +532,10 @@ def load_newest(
     for file in reversed(states(folder)):
         if file_step(file) <= written: break
         try: return _load_model(file, cfg, device)
-        except DamagedState as e: warn(f"{e}; an older checkpoint is taken")
+        except DamagedState as e: warn(f"{e}; using an older checkpoint")
     if weights.exists(): return load_weights(weights, cfg, device)
     cut_off = 'run was stopped before the first checkpoint'
-    if cfg.data == 'imported': cut_off = 'import was cut off; run the same sagan-import again'
+    if cfg.data == 'imported': cut_off = 'import was interrupted; run the same sagan-import again'
     raise FileNotFoundError(f"{folder} has no weights yet: its {cut_off}")
 
 # %% ../nbs/library/33_checkpoints.ipynb #b924ec1a
@@ -549,10 +551,11 @@ def load_best(
     state is damaged."""
     newest = max(map(file_step, states(folder)), default=-1)
     if (best := best_record([r for r in records if r['step'] <= newest])) is None:
-        raise FileNotFoundError(f"{folder} has no best weights: its run was not measured as it went "
-                                "(sagan-train --measure-every)")
+        raise FileNotFoundError(f"{folder} has no best weights, because its run was not measured during "
+                                "training (sagan-train --measure-every)")
     file = state_file(folder, best['step'])
-    if not file.exists(): raise FileNotFoundError(f"{file}, which measured best, is not there any more")
+    if not file.exists():
+        raise FileNotFoundError(f"{file}, the state with the best measurement, no longer exists")
     return _load_model(file, cfg, device)
 
 # %% ../nbs/library/33_checkpoints.ipynb #effef7fb

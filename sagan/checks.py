@@ -36,11 +36,11 @@ def check_folder(
     "Raise `OSError` if the folder cannot be created"
     path = Path(path)
     long = [name for name in path.parts if len(os.fsencode(name)) > 255 or '\0' in name]
-    if long: raise OSError(f"a folder cannot be called {long[0][:40]!r}...; choose a shorter name")
+    if long: raise OSError(f"the folder name {long[0][:40]!r}... is too long; choose a shorter one")
     found = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
-    why = None if found.is_dir() else 'is no folder'
-    if not why and not os.access(found, os.W_OK | os.X_OK): why = 'cannot be written'
-    if why: raise OSError(f"{path} cannot be made: {found} {why}; choose another folder")
+    why = None if found.is_dir() else 'is not a folder'
+    if not why and not os.access(found, os.W_OK | os.X_OK): why = 'is not writable'
+    if why: raise OSError(f"{path} cannot be created: {found} {why}; choose another folder")
 
 # %% ../nbs/library/45_checks.ipynb #fb61c271
 def check_space(
@@ -138,10 +138,10 @@ def training_bytes(
     return tensor_bytes(model.state_dict()) + 3*trained + activations//(2 if half else 1)
 
 # %% ../nbs/library/45_checks.ipynb #89d89d43
-SMALLER = '--batch, --size, --g-width or --d-width, or take the batch in more parts (--accumulate)'
-ELSEWHERE = 'what else takes memory here, as a run goes on with the sizes that it began with'
+SMALLER = '--batch, --size, --g-width or --d-width, or split the batch into more parts (--accumulate)'
+ELSEWHERE = 'the memory use of other programs, because a resumed run keeps its sizes'
 
-class TooLarge(MemoryError): "What was asked for does not fit into memory"
+class TooLarge(MemoryError): "The request does not fit into memory"
 
 # %% ../nbs/library/45_checks.ipynb #8adf5e62
 def check_memory(
@@ -152,8 +152,8 @@ def check_memory(
 ) -> None:
     "Raise `TooLarge` if less memory is free"
     if (free := free_memory(device)) < needed:
-        raise TooLarge(f"{what} needs at least {needed/1e9:.1f} GB of memory, and {free/1e9:.1f} GB are free "
-                       f"on {device}; lower {lower}")
+        raise TooLarge(f"{what} needs at least {needed/1e9:.1f} GB of memory, but only {free/1e9:.1f} GB are "
+                       f"free on {device}; lower {lower}")
 
 # %% ../nbs/library/45_checks.ipynb #c0abac53
 def check_training_memory(
@@ -189,8 +189,8 @@ def explain_memory(
         if not known and not _FULL.search(str(e)): raise
         device = full_device(e)
         asked = re.search(r'allocate ([\d.]+ \w+)', str(e))
-    about = [f'{asked[1]} more were asked for'] if asked else []
-    if needed: about.append(f'{needed()/1e9:.1f} GB or more are needed in all')
+    about = [f'{asked[1]} more were requested'] if asked else []
+    if needed: about.append(f'{needed()/1e9:.1f} GB or more are needed in total')
     if (free := free_memory(device)) < float('inf'): about.append(f'{free/1e9:.1f} GB are free')
     raise TooLarge(f"there is not enough memory on {device} ({', '.join(about)}); lower {lower}") from None
 

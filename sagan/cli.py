@@ -29,7 +29,7 @@ def _lowered() -> Iterator[None]:
     try: yield
     except (MemoryError, RuntimeError, TypeError, OverflowError):
         from sagan.checks import explain_memory
-        with explain_memory('what was asked for'): raise
+        with explain_memory('the sizes that were requested'): raise
 
 def _check(ok, message):
     if not ok: raise ValueError(message)
@@ -67,39 +67,39 @@ def plain_errors(
 def sagan_train(
     # 'digits', 'twins', or a folder of images, with a subfolder for each class or none (default: digits)
     data:str=None,
-    out:str=None, # Run folder to make (default: runs/ and the name of the data)
-    # Run folder to go on with, from its newest whole state; only --steps, the learning rates, --keep,
+    out:str=None, # Run folder to create (default: runs/ plus the name of the data)
+    # Run folder to resume, from its newest intact state; only --steps, the learning rates, --keep,
     # --on-nan, --cache, the options under Measuring and the number of devices may change
     resume:str=None,
     # Configuration to start from: small (two cores, minutes), photos (two cores, an hour), tiny (seconds),
     # paper, official, biggan, cifar, or a row of the paper such as table1-feat32 (default: photos for a
     # folder, else small)
     preset:str=None,
-    minutes:float=None, # How long to train, instead of --steps; measuring and saving come on top
-    # Run to begin from on these data: a run folder, or digits and the like; gives the default configuration
+    minutes:float=None, # How long to train, instead of --steps; measuring and saving take extra time
+    # Run whose weights to start from: a run folder, or one such as digits; sets the default configuration
     init_from:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)
-    evaluator:str=None, # Who measures: 'small' or 'inception' (default: small)
-    weights:str=None, # File of Inception weights (default: fetched at first use)
+    evaluator:str=None, # Network that measures: 'small' or 'inception' (default: small)
+    weights:str=None, # File of Inception weights (default: downloaded at first use)
     samples:int=None, # Images to draw for a measurement (default: 1,000, with Inception the paper's 50,000)
-    # What to do about a number that is not finite: 'stop', or 'rollback' to a checkpoint (default: stop)
+    # What to do about a non-finite number: 'stop', or 'rollback' to a checkpoint (default: stop)
     on_nan:str=None,
     # Folder for the decoded copy of data larger than 8 GB (default: sagan in the user's cache folder)
     cache:str=None,
-    device:str=None, # Where to compute (default: the first that is there)
-    **changes # Fields of `Config`, each an option of its own
+    device:str=None, # Device to compute on (default: the first available)
+    **changes # Fields of `Config`, each a separate option
 ):
-    "Train a SAGAN, or go on; leaves a run folder with samples, weights, log and report.html"
+    "Train a SAGAN, or resume a run; writes a run folder with samples, weights, log and report.html"
     given = dict(data=data, preset=preset, keep=keep, measure_every=measure_every, evaluator=evaluator,
                  weights=weights, samples=samples, on_nan=on_nan, cache=cache, device=device)
     options:dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    doing = f'going on with {resume}' if resume else f'preparing to train on {data or "digits"}'
+    doing = f'resuming {resume}' if resume else f'preparing to train on {data or "digits"}'
     with plain_errors('sagan-train'):
         _check(not (resume and out), '--resume names the run folder; leave out --out')
-        _check(resume != '', '--resume needs the name of a run folder, got an empty one')
-        _check(not resume or minutes is None, '--minutes is for new runs; --resume takes --steps')
-        _check(not (resume and init_from), 'a run that goes on has its weights; leave out --init-from')
+        _check(resume != '', '--resume got an empty name; give the name of a run folder')
+        _check(not resume or minutes is None, '--minutes is for new runs; with --resume, give --steps')
+        _check(not (resume and init_from), 'a resumed run already has weights; leave out --init-from')
         changes = parse_fields(changes)
         if not resume and not init_from: check_config(preset, changes)
         with loading(doing):
@@ -114,13 +114,13 @@ def sagan_sample(
     n:int=8, # Images per class (or in all, without classes)
     # Classes to draw, by name or number, comma-separated (default: all; of more than 20, 20 evenly spaced)
     classes:str=None,
-    seed:int=0, # Of the latents
+    seed:int=0, # Seed of the latents
     # Picture to write (.png), archive of all images for FID tools (.npz), or folder of single images (ends
     # with /) (default: samples-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
-    # Draw values of latents beyond this again, such as 1: smaller is more typical, and less diverse
+    # Redraw latent values beyond this threshold, such as 1: lower gives more typical, less diverse images
     truncation:float=None,
-    device:str=None, # Where to compute (default: the first that is there)
+    device:str=None, # Device to compute on (default: the first available)
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
@@ -138,16 +138,16 @@ def sagan_attend(
     run:str, # Run folder; or digits, photographs or twins, which come with the package
     label:str=None, # Class to draw, by name or number (default: one image of each of the first classes)
     n:int=4, # Images
-    seed:int=0, # Of the latents
+    seed:int=0, # Seed of the latents
     layer:int=None, # Size of the feature map whose attention to show (default: the last)
     points:str=None, # Query points row,column in pixels, such as 8,8;20,16 (default: picked for each image)
     # Picture to write (default: attention-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
-    device:str=None, # Where to compute (default: the first that is there)
+    device:str=None, # Device to compute on (default: the first available)
 ):
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
-        with loading(f'looking where points of images of {run} look'):
+        with loading(f'drawing the attention of {run}'):
             from sagan.runs import attend_run
         file = attend_run(run, label, n, seed, layer, parse_points(points), out, device)
         say(f'attention in {n} image{"s"[:n != 1]}: {file}')
@@ -156,8 +156,8 @@ def sagan_attend(
 @shell_command
 def sagan_walk(
     run:str, # Run folder; or digits, photographs or twins, which come with the package
-    seeds:str=None, # Seeds of the latents to pass, comma-separated (default: 0,1,2,3; 0 for several classes)
-    # Classes to pass, by name or number, comma-separated (default: the first ones, one for each seed)
+    seeds:str=None, # Seeds of the latents to visit, comma-separated (default: 0,1,2,3; 0 for several classes)
+    # Classes to visit, by name or number, comma-separated (default: the first ones, one for each seed)
     classes:str=None,
     frames:int=12, # Steps from one stop to the next
     # Animation (.gif, .webp) or strip (.png) to write (default: walk-seeds0,1,2,3.gif in the run folder, with
@@ -165,12 +165,12 @@ def sagan_walk(
     out:str=None,
     layer:int=None, # Size of the feature map whose attention to show (default: the last)
     point:str=None, # Point row,column in pixels whose attention to show, such as 8,8 (default: picked)
-    device:str=None, # Where to compute (default: the first that is there)
+    device:str=None, # Device to compute on (default: the first available)
 ):
     "Walk through the latents of a run: an animation of images and their attention"
     with plain_errors('sagan-walk'):
         numbers, at = parse_list(seeds, int, 'seeds'), parse_points(point)
-        _check(not at or len(at) == 1, f"--point is one pair row,column, such as 8,8; got {point!r}")
+        _check(not at or len(at) == 1, f"--point must be one pair row,column, such as 8,8, got {point!r}")
         with loading(f'walking through the latents of {run}'):
             from sagan.runs import find_device, load_run
             from sagan.walks import walk_run
@@ -186,10 +186,10 @@ def sagan_explore(
     images:str=None,
     out:str=None, # Page to write (stand-alone HTML) instead of opening a notebook
     port:int=None, # Port of the notebook's server on this machine (default: a free one)
-    browser:bool=True, # Open a browser? Otherwise the address is told
-    device:str=None, # Where to compute (default: the first that is there)
+    browser:bool=True, # Open a browser? If not, the address is printed
+    device:str=None, # Device to compute on (default: the first available)
 ):
-    "Move over images, and see where each point of them looks"
+    "Move over images and see where each of their points looks"
     with plain_errors('sagan-explore'):
         with loading(f'opening the explorer of {run}'):
             from sagan.runs import explore_run
@@ -200,25 +200,25 @@ def sagan_explore(
 @shell_command
 def sagan_eval(
     run:str, # Run folder; or digits, photographs or twins, which come with the package
-    # Images to draw, of classes as frequent as in the data (default: 1,000, with Inception the paper's
+    # Images to draw, with the data's class frequencies (default: 1,000, with Inception the paper's
     # 50,000)
     n:int=None,
-    seed:int=0, # Of the latents and of the classifier
+    seed:int=0, # Seed of the latents and of the classifier
     data:str=None, # Real images, if they have moved since the training
-    split:str='all', # Which part of the data set they are, for the record
-    # Who measures: 'small', trained on the real images only (without classes: random features), or
+    split:str='all', # Name of this part of the data set, stored with the scores
+    # Network that measures: 'small', trained on the real images only (without classes: random features), or
     # 'inception'
     evaluator:str='small',
-    weights:str=None, # File of Inception weights (default: fetched at first use)
-    # File to keep the statistics of the real images in (default: with Inception,
+    weights:str=None, # File of Inception weights (default: downloaded at first use)
+    # File for the statistics of the real images (default: with Inception,
     # reference-inception.safetensors in the run folder)
     reference:str=None,
-    # Images to measure the batch norm averages on again (standing statistics), 0 for those of the training
+    # Images to recompute batch norm averages from (standing statistics), 0 for the averages of training
     standing:int=0,
-    device:str=None, # Where to compute (default: the first that is there)
+    device:str=None, # Device to compute on (default: the first available)
     out:str=None, # Existing folder to write into (default: the run folder)
 ):
-    "Score images of a run against real ones; leaves eval.json and nearest.png, with options in their names"
+    "Score images of a run against real images; writes eval.json and nearest.png, with options in their names"
     with plain_errors('sagan-eval'):
         with loading(f'measuring {run}'):
             from sagan.reports import format_scores, UnstoredScores
@@ -232,15 +232,15 @@ def sagan_eval(
 # %% ../nbs/library/30_cli.ipynb #fd92a11a
 @shell_command
 def sagan_report(
-    *runs:str, # Run folders, or runs of the package such as digits; several are compared
+    *runs:str, # Run folders, or shipped runs such as digits; several are compared
     data:str=None, # For a single run: the images it was trained on, if they have moved
     # Page to write (default: report.html in the run folder, for several runs compare-A-B.html here)
     out:str=None,
-    device:str=None, # Where to compute (default: the first that is there)
+    device:str=None, # Device to compute on (default: the first available)
 ):
-    "Make the report of a run again, or compare runs side by side"
+    "Rebuild the report of a run, or compare runs side by side"
     with plain_errors('sagan-report'):
-        _check(runs, 'name a run folder, or several to compare')
+        _check(runs, 'no run was given; name a run folder, or several to compare')
         with loading(f'reporting on {", ".join(runs)}'):
             from sagan.comparison import report_runs
         say(f'open {report_runs(*runs, data=data, device=device, out=out)}')
@@ -250,19 +250,19 @@ def sagan_report(
 def sagan_experiment(
     experiment:str, # table1, table2, figure3, claim or local
     data:str='twins', # 'digits', 'twins', or a folder of images
-    # Folder for everything, gone on with if it holds the same (default: runs/ and experiment and data)
+    # Folder for all results, resumed if it holds the same experiment (default: runs/experiment-data)
     out:str=None,
-    preset:str='small', # What all rows have in common
+    preset:str='small', # Preset with the settings that all rows share
     seeds:int=3, # Seeds per row, from --seed on
     every:int=None, # Steps between measurements (default: a sixth of the steps)
     samples:int=None, # Images to draw for a measurement (default: 1,000, with Inception the paper's 50,000)
-    evaluator:str='small', # Who measures: 'small' or 'inception'
-    weights:str=None, # File of Inception weights (default: fetched at first use)
+    evaluator:str='small', # Network that measures: 'small' or 'inception'
+    weights:str=None, # File of Inception weights (default: downloaded at first use)
     jobs:int=1, # Networks that train at once, each with its share of the cores
-    device:str=None, # Where to compute (default: the first that is there)
-    **changes # Fields of `Config`, each an option of its own
+    device:str=None, # Device to compute on (default: the first available)
+    **changes # Fields of `Config`, each a separate option
 ):
-    "Train and measure each row of one of the paper's tables; leaves a table, curves, samples and report.html"
+    "Train and measure each row of one of the paper's tables; writes a table, curves, samples and report.html"
     start = perf_counter()
     with plain_errors('sagan-experiment'):
         with loading(f'preparing {experiment} on {data}'):
@@ -278,17 +278,17 @@ def sagan_import(
     # Files of one training: generator, averaged generator ('ema' in its name), discriminator, or one file
     # that holds them all
     *files:str,
-    out:str=None, # Run folder to make
-    classes:str=None, # File with the name of a class in each line (default: their numbers)
+    out:str=None, # Run folder to create
+    classes:str=None, # File with one class name per line (default: their numbers)
     eps:float=None, # Epsilon of the generator's conditional batch norms (default: the project's)
-    # Are the colors in the order blue, green, red? (default: as the project has them)
+    # Are the colors in the order blue, green, red? (default: the project's order)
     bgr:bool=None,
     # Do the discriminator's shortcuts start from rectified inputs? (default: as in the project)
     relu_skip:bool=None,
 ):
-    "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and leave a run folder"
+    "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and write a run folder"
     with plain_errors('sagan-import'):
-        _check(out, "name the run folder to make with --out")
+        _check(out, "no run folder was given; name the one to create with --out")
         with loading(f'reading {len(files)} file{"s"[:len(files) != 1]}'):
             from sagan.runs import import_run
         import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip, tell=say)

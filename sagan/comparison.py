@@ -35,7 +35,7 @@ def run_names(
     "The shortest names that distinguish runs; raises `ValueError` for a run that is given twice"
     whole = [f.resolve() for f in folders]
     if twice := [f for i, f in enumerate(whole) if f in whole[:i]]:
-        raise ValueError(f"{twice[0]} is named twice; name different runs to compare")
+        raise ValueError(f"{twice[0]} is given twice; give different runs to compare")
     for n in range(1, max(len(f.parts) for f in whole) + 1):
         names = [readable('/'.join(f.parts[-n:])) for f in whole]
         if len(set(names)) == len(names): break
@@ -118,7 +118,7 @@ def _settings_block(runs):
     rows = [[f.name, *(getattr(c, f.name) for c in cfgs)] for f in fields(Config)]
     rows = [r for r in rows if any(v != r[1] for v in r[2:])]
     if not rows: return '<h2>Configuration</h2><p>All settings are the same.</p>'
-    return (f'<h2>What was set differently</h2>{table_html(["Setting", *runs], rows)}'
+    return (f'<h2>Different settings</h2>{table_html(["Setting", *runs], rows)}'
             '<p>All other settings are the same.</p>')
 
 # %% ../nbs/library/57_comparison.ipynb #9e5dbdba
@@ -130,7 +130,7 @@ def comparison_page(
     first = next(iter(runs.values()))
     player = player_html(common_frames(runs), max(r.cfg.size for r in runs.values()),
                          first.classes[:10] if same else ())
-    samples = captioned_html(player, 'Drawn by the averaged generators, each from the same latents always.')
+    samples = captioned_html(player, 'Drawn by the averaged generators, always from the same latents.')
     names, pair = listed(list(runs), 5), [_figures_block(runs), _settings_block(runs)]
     return page_html(f'Runs compared: {names}', f'{len(runs)} runs of SAGAN side by side.',
                      f'<div class="pair"><div>{pair[0]}</div><div>{pair[1]}</div></div>',
@@ -142,7 +142,7 @@ def report_runs(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
     *others:Run|str|Path, # More runs to compare it with; none to rebuild its own report
     data:str|Path|None=None, # For a single run: the images that it was trained on, if they have moved
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first available one
     # File to write; None for report.html in the run folder. For a run of the package, None means
     # digits-report.html in the current folder, and for several runs compare- and their names there
     out:str|Path|None=None,
@@ -151,13 +151,13 @@ def report_runs(
 
     Raises `ValueError` for a run that is given twice or cannot draw, and the errors of `report_run`."""
     if not others: return report_run(run, data, device, out)
-    if data is not None: raise ValueError("data are for the report of one run; leave them out to compare")
+    if data is not None: raise ValueError("data is for the report of a single run; leave it out to compare")
     if out is not None:
         with suggest_out(out): check_output(out)
     loaded = [r if isinstance(r, Run) else load_run(r, find_device(device)) for r in (run, *others)]
     runs = dict(zip(run_names([r.folder for r in loaded]), loaded))
     for name, r in runs.items():
-        if r.model.ema is None: raise ValueError(f"{name} holds no generator, and cannot be compared")
+        if r.model.ema is None: raise ValueError(f"{name} has no generator to compare; leave it out")
     file = Path(out or file_name('compare-' + '-'.join(runs), '.html'))
     with suggest_out(file), atomic_write(file) as f: f.write_text(comparison_page(runs), encoding='utf-8')
     return file

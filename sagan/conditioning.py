@@ -62,7 +62,7 @@ class ConditionalBatchNorm2d(nn.Module):
     ):
         super().__init__()
         if tables not in ('zeros', 'xavier'):
-            raise ValueError(f"tables is 'zeros' or 'xavier', got {tables!r}")
+            raise ValueError(f"tables must be 'zeros' or 'xavier', got {tables!r}")
         check_count('n_classes', n_classes, 0)
         self.bn = BatchNorm2d(channels, group, affine=not n_classes)
         if n_classes:
@@ -125,7 +125,7 @@ def frozen_statistics(
 def _group_batch_norm(bn, x):
     "A batch norm layer in training over each `bn.group` of consecutive images of x (B, C, H, W)"
     if len(x) % bn.group:
-        raise ValueError(f"batch norm over groups of {bn.group} images takes a multiple of them, "
+        raise ValueError(f"batch norm over groups of {bn.group} images needs a multiple of them, "
                          f"got {len(x)}; change bn_group, or set it to 0 for one group of all")
     parts = x.split(bn.group)  # (group, C, H, W) each
     # (groups, C) each

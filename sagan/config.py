@@ -32,7 +32,7 @@ def _check_choices(cfg):
     for name, values in CHOICES.items():
         value = getattr(cfg, name)
         if type(value) is not type(values[0]) or value not in values:
-            raise ValueError(f"{name} is {' or '.join(map(repr, values))}, got {value!r}")
+            raise ValueError(f"{name} must be {' or '.join(map(repr, values))}, got {value!r}")
     if not isinstance(cfg.data, str) or not cfg.data:
         raise ValueError(f"data must be the name of a data set or a folder, got {cfg.data!r}")
 
@@ -57,7 +57,7 @@ def _check_tuples(cfg):
         width = getattr(cfg, name)
         several = isinstance(width, (tuple, list))
         channels = width if several else [width]
-        widths = tuple(_whole(name, c, 1, 2**16, ', or a tuple of such') for c in channels)
+        widths = tuple(_whole(name, c, 1, 2**16, ', or a tuple of such numbers') for c in channels)
         object.__setattr__(cfg, name, widths if several else widths[0])
 
 # %% ../nbs/library/20_config.ipynb #98a10fd7
@@ -71,7 +71,7 @@ def check_groups(
         processes = '1 process' if world == 1 else f'{world} processes'
         raise ValueError(f"bn_group must divide the {n} images that go through G at once "
                          f"(a batch of {cfg.batch}, {processes}, accumulate {cfg.accumulate}) "
-                         f"and be at least 2, got {g}; 0 takes one group of all images")
+                         f"and be at least 2, got {g}; 0 makes one group of all images")
 
 # %% ../nbs/library/20_config.ipynb #8c88142d
 _LOWEST = dict(
@@ -83,7 +83,7 @@ def _check_whole_numbers(cfg):
     # what `torch.manual_seed` takes
     object.__setattr__(cfg, 'seed', _whole('seed', cfg.seed, -2**63, 2**63 - 1))
     if cfg.size not in (32, 64, 128, 256):
-        raise ValueError("size must be 32, 64, 128 or 256 pixels (a power of two that the networks have), "
+        raise ValueError("size must be 32, 64, 128 or 256 pixels, the sizes that the networks support, "
                          f"got {cfg.size!r}")
     if cfg.batch % cfg.accumulate:
         raise ValueError(f"accumulate must divide the batch of {cfg.batch} images, got {cfg.accumulate}")
@@ -93,7 +93,7 @@ def _check_whole_numbers(cfg):
 _LARGEST = sys.float_info.max
 _BOUNDS:dict = dict(
     **dict.fromkeys(('lr_g', 'lr_d'), ('be positive and finite', lambda v: 0 < v <= _LARGEST)),
-    bias_lr=('not be negative, and be finite', lambda v: 0 <= v <= _LARGEST),
+    bias_lr=('be finite and not negative', lambda v: 0 <= v <= _LARGEST),
     **dict.fromkeys(('beta1', 'beta2', 'ema'), ('be in [0, 1)', lambda v: 0 <= v < 1)))
 
 def _check_numbers(cfg):
@@ -129,7 +129,7 @@ class _Checked:
         "A copy with some values changed; an unknown name raises `ValueError` with the nearest names"
         names = [f.name for f in fields(self)]
         for n in values:
-            if n not in names: raise ValueError(f"Config has no {n!r}; {_did_you_mean(n, names, .4)}")
+            if n not in names: raise ValueError(f"Config has no field {n!r}; {_did_you_mean(n, names, .4)}")
         return replace(self, **values)
 
 # %% ../nbs/library/20_config.ipynb #be32148e

@@ -143,9 +143,9 @@ def training_figure(
     panel:str|None=None,
 ) -> Figure: # Curves over the steps
     "Draw the curves of a training log; raises `ValueError` if it is empty, or for an unknown panel"
-    if not records: raise ValueError("the log has no records yet, so there are no curves")
+    if not records: raise ValueError("the log has no records yet, so there are no curves to draw")
     if panel is not None and panel not in _PANELS:
-        raise ValueError(f"there is no panel {panel!r}; there are {', '.join(_PANELS)}")
+        raise ValueError(f"there is no panel {panel!r}; the panels are {', '.join(_PANELS)}")
     panels = [panel] if panel else ['losses', 'gamma', 'sigma']
     size = (4, 2.5) if panel else (11, 2.6)
     fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout='constrained')

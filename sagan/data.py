@@ -52,8 +52,8 @@ def check_size(
 ) -> None:
     "Raise `ValueError` for a size that the networks do not have"
     if size not in (32, 64, 128, 256):
-        raise ValueError("size must be 32, 64, 128 or 256 pixels "
-                         f"(a power of two that the networks have), got {size!r}")
+        raise ValueError("size must be 32, 64, 128 or 256 pixels, "
+                         f"the sizes that the networks support, got {size!r}")
 
 # %% ../nbs/library/21_data.ipynb #c31faf46
 def _spread(n):
@@ -84,12 +84,12 @@ class Images:
 
     @property
     def size(self) -> int: # Pixels
-        "Of a side"
+        "Length of a side"
         return self.x.shape[-1]
 
     @property
     def digest(self) -> str: # 16 hexadecimal digits
-        "Of class names, labels, and up to 1,000 images spread over all: the same wherever they are kept"
+        "Digest of class names, labels, and up to 1,000 images spread over all; independent of where they are"
         return _digest(self.classes, self.y, take_images(self.x, _spread(len(self))))
 
     def batches(self,
@@ -168,7 +168,7 @@ def twins(
     exchange:bool=False, # Give the left twin the second pair of colors that is drawn, instead of the first?
 ) -> Images: # `n` images, 4 classes (the shapes); with `gap` upright bars and no classes
     "Images of two far-apart shapes of the same colors; raises `ValueError` for other sizes or gaps"
-    if size not in (32, 64): raise ValueError(f"twins are drawn at 32 or 64 pixels, got {size!r}")
+    if size not in (32, 64): raise ValueError(f"the size of twins must be 32 or 64 pixels, got {size!r}")
     widest = size - 8*(size//32)
     if gap is not None and (type(gap) is not int or gap % 2 or not 0 <= gap <= widest):
         raise ValueError(f"the gap must be an even number from 0 to {widest} pixels, got {gap!r}")
@@ -254,7 +254,7 @@ def _report_unreadable(path, names, bad, skip_bad):
 def folder(
     path:str|Path, # Folder of images, or of one subfolder per class
     size:int=128, # Pixels of a side after cropping and resizing
-    skip_bad:bool=False, # Leave out files that cannot be read, with a warning that names them, or refuse?
+    skip_bad:bool=False, # Leave out unreadable files, with a warning that names them, or raise?
     max_gb:float=8., # Largest set to hold in memory, GB; a larger one is decoded once into a cache file
     cache:str|Path|None=None, # Folder for cache files, None for `sagan` in $XDG_CACHE_HOME or ~/.cache
 ) -> Images: # The images; `classes` are the names of the subfolders, empty if there are none
@@ -281,7 +281,7 @@ def folder(
 
 # %% ../nbs/library/21_data.ipynb #5d378d45
 class ImageFiles:
-    "A folder of images that is read as it goes; like `Images`, but for passes in order, in constant memory"
+    "A folder of images that is read on the fly; like `Images`, but for passes in order, in constant memory"
     def __init__(self,
         path:str|Path, # Folder of images, or of one subfolder per class
         size:int=128, # Pixels of a side after cropping and resizing
@@ -298,7 +298,7 @@ class ImageFiles:
 
     @property
     def digest(self) -> str: # 16 hexadecimal digits
-        "As of `Images` that hold the same; reads up to 1,000 files"
+        "The same digest that `Images` of these files have; reads up to 1,000 files"
         some = copy(self)
         some.files = [self.files[i] for i in _spread(len(self))]
         return _digest(self.classes, self.y, torch.cat(list(some.batches())))
@@ -323,12 +323,12 @@ def _check_source(ds, columns):
         raise ValueError(f"this data set has the splits {', '.join(map(str, ds))}; give one of them, such as "
                          f"ds[{next(iter(ds), 'train')!r}]")
     if not hasattr(ds, '__len__') or not hasattr(ds, '__getitem__'):
-        raise ValueError("this data set is streamed and has no length, or no numbered items; load it without "
+        raise ValueError("this data set is streamed: it has no length or no numbered items; load it without "
                          "streaming=True or a DataLoader, or save its images to a folder")
     if not len(ds): raise ValueError("the data set has no images")
     for c in columns if hasattr(ds, 'column_names') else ():
         if c not in (*ds.features, None):
-            raise ValueError(f"the data set has no column {c!r}; give columns=(image, label) out of "
+            raise ValueError(f"the data set has no column {c!r}; choose columns=(image, label) from "
                              f"{', '.join(ds.features)}")
 
 # %% ../nbs/library/21_data.ipynb #fabbdddd
@@ -345,7 +345,7 @@ def _take_apart(item, columns):
     image, label = columns
     if isinstance(item, dict):
         if image not in item or label not in (*item, None):
-            raise ValueError(f"it has {', '.join(map(str, item))}; give columns=(image, label) out of these")
+            raise ValueError(f"it has {', '.join(map(str, item))}; choose columns=(image, label) from these")
         return item[image], None if label is None else item[label]
     if not isinstance(item, (tuple, list)): return item, None
     return item[0], item[1] if label is not None and len(item) > 1 else None
@@ -364,7 +364,7 @@ def _to_picture(a):
 
 # %% ../nbs/library/21_data.ipynb #bd43d7ef
 def _read_item(im, size):
-    "The image of an item, (3, S, S) uint8; raises `ValueError` for what is no image"
+    "The image of an item, (3, S, S) uint8; raises `ValueError` for anything but an image"
     if isinstance(im, (str, os.PathLike)):
         try: return read_image(Path(im), size)
         except ValueError as e: raise ValueError(f"its image {im} cannot be read ({e})") from e
@@ -376,7 +376,7 @@ def _read_item(im, size):
 
 # %% ../nbs/library/21_data.ipynb #cb88e705
 def _read_label(label, classes):
-    "The number of a label; raises `ValueError` for what is none, or no class"
+    "The number of a label; raises `ValueError` for an invalid label or an unknown class"
     if label is None:
         raise ValueError("it has no label; read images without labels with columns=('image', None)")
     if isinstance(label, str) and label in (classes or ()): return classes.index(label)
@@ -384,11 +384,11 @@ def _read_label(label, classes):
     try: number = -1 if boolean else operator.index(label)
     except TypeError: number = -1
     if number < 0:
-        raise ValueError(f"its label is {label!r:.60}; labels are whole numbers from 0 on, or names in "
+        raise ValueError(f"its label is {label!r:.60}; labels must be whole numbers from 0 on, or names in "
                          "ds.classes (Hugging Face: ds.class_encode_column); read images without labels with "
                          "columns=('image', None)")
     if classes is not None and number >= len(classes):
-        raise ValueError(f"its label is {number}, and the data set has {len(classes)} classes, from 0 on")
+        raise ValueError(f"its label is {number}, but the data set has {len(classes)} classes, from 0 on")
     return number
 
 # %% ../nbs/library/21_data.ipynb #b4248c33
@@ -413,7 +413,7 @@ def from_dataset(
             y.append(0 if columns[1] is None else _read_label(label, classes))
         except Exception as e:
             reason = str(e) if type(e) is ValueError else f'{type(e).__name__}: {e}'
-            raise ValueError(f"item {i} of the data set cannot be taken: {reason}") from e
+            raise ValueError(f"item {i} of the data set cannot be used: {reason}") from e
     if classes is None:  # the numbers that occur
         numbers = {c: k for k, c in enumerate(sorted(set(y)))}
         classes, y = [str(c) for c in numbers], [numbers[c] for c in y]
@@ -462,7 +462,7 @@ def _show_batch(
     imsize:float=1., # Inches of an image's side
     **kwargs, # Further arguments of fastai's `show_images`, such as `suptitle`
 ) -> None:
-    "Draw images of the batch that comes next, without taking it, with the names of their classes"
+    "Draw images of the next batch, without consuming it, with the names of their classes"
     x, y = self.one_batch()                                                   # (B, 3, S, S), (B,)
     classes = self.dataset.classes
     names = [figure_label(classes[c]) for c in y[:max_n]] if classes else None
@@ -470,9 +470,9 @@ def _show_batch(
 
 # %% ../nbs/library/21_data.ipynb #43870b88
 class MemoryLoader:
-    "Batches of x (B, 3, S, S) in [-1, 1] and y (B,); raises `ValueError` for what cannot be trained on"
+    "Batches of x (B, 3, S, S) in [-1, 1] and y (B,); raises `ValueError` for unsuitable images or settings"
     def __init__(self,
-        images:Images, # What to draw from
+        images:Images, # Images to draw batches from
         bs:int=64, # Images in a batch, at most `len(images)`
         steps:int|None=None, # Batches in an epoch, None for one pass through the data
         flip:bool=False, # Mirror half of the images at random?
@@ -507,10 +507,10 @@ class MemoryLoader:
     def to(self,
         device:str|torch.device, # Where batches should go
     ) -> None:
-        "fastai moves its loaders by this"
+        "fastai moves its loaders with this method"
         self.device = device
     def one_batch(self) -> tuple[Tensor, Tensor]: # x (B, 3, S, S), y (B,)
-        "The batch that comes next, without taking it"
+        "The next batch, without consuming it"
         i, mirrored, _ = self._draw(self.rng.clone_state())
         return self._make_batch(take_images(self.dataset.x, i), i, mirrored)
     show_batch = _show_batch
@@ -534,16 +534,16 @@ def image_dls(
 
 # %% ../nbs/library/21_data.ipynb #fce83589
 def choose_device(
-    dls:DataLoaders, # From `image_dls` or fastai; those that were made for a device keep it
-    tell:Callable=say, # Is given a line of text about a GPU
+    dls:DataLoaders, # From `image_dls` or fastai; loaders created for a device keep it
+    tell:Callable=say, # Called with a line of text about a GPU
 ) -> None:
-    "Let loaders deliver where commands would work; raises `ValueError` if `SAGAN_DEVICE` is not there"
+    "Move loaders to the device that commands would use; raises `ValueError` if `SAGAN_DEVICE` is missing"
     if '_device' in vars(dls): return
     device = find_device()
     for dl in dls.loaders:
         if hasattr(dl, 'to'): dl.to(device)
     dls._device = device
-    if device != 'cpu': tell(f"training on {device}; for the CPU, name it: image_dls(..., device='cpu')")
+    if device != 'cpu': tell(f"training on {device}; to train on the CPU, call image_dls(..., device='cpu')")
 
 # %% ../nbs/library/21_data.ipynb #7b6ccedb
 def named_twins(
@@ -558,8 +558,8 @@ def named_twins(
 # %% ../nbs/library/21_data.ipynb #961e4b4a
 def is_builtin(
     data:str, # Name of data
-) -> bool: # Is it drawn or brought by the package, and no folder?
-    "Tells `digits`, `twins` and `twins-gapN` from the paths of folders"
+) -> bool: # Does the package provide it, so that it is not a folder?
+    "Distinguish `digits`, `twins` and `twins-gapN` from paths of folders"
     return data == 'digits' or re.fullmatch(r'twins(-gap(0|[1-9]\d*))?', data) is not None
 
 # %% ../nbs/library/21_data.ipynb #3e39678d
@@ -570,7 +570,7 @@ def load_images(
     cache:str|Path|None=None, # Folder for the cache file of a folder too large for memory, see `folder`
     max_gb:float=8., # Largest folder to hold in memory, GB
 ) -> Images: # The images
-    "Images by name; the errors of `digits`, `twins` and `folder`"
+    "Load images by name; raises the errors of `digits`, `twins` and `folder`"
     if data == 'digits': return digits(size)
     if drawn := named_twins(data, size=size): return drawn
     return folder(data, size, skip_bad, max_gb=max_gb, cache=cache)

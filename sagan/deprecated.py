@@ -1,4 +1,4 @@
-"""Code that uses an older name keeps working for one minor version, with a warning that says the new one
+"""Code that uses an older name keeps working for one minor version, with a warning that gives the new one
 
 Docs: https://sagan-gan.github.io/sagan/library/deprecated.html.md"""
 
@@ -79,7 +79,7 @@ def processes() -> tuple[int, int]: # (rank of this process from 0, number of pr
 def deprecated_names(
     module:str, # Name of a module, such as 'sagan.data'
 ) -> Callable[[str], Any]: # What its `__getattr__` should be; raises `AttributeError` for other names
-    """Look up the older names of a module: gives what they mean now, with a warning that says where it is
+    """Look up the older names of a module, with a warning that gives the new name
 
     The function that it returns raises `AttributeError` for all other names, as Python expects."""
     def lookup(name):
@@ -94,7 +94,7 @@ def deprecated_names(
 def renamed_keywords(
     **renamed, # Older name of a keyword = its name now
 ) -> Callable: # A decorator of functions
-    "Let a function take older names of its keywords, with a warning that says the new one"
+    "Let a function take older names of its keywords, with a warning that gives the new one"
     def decorate(f):
         @wraps(f)
         def with_older(*args, **kwargs):
@@ -109,7 +109,7 @@ def renamed_attribute(
     old:str, # Name that a class had before
     new:str, # Its name now
 ) -> property: # To put into the class under the older name
-    "An older name of an attribute or a method, with a warning that says the new one"
+    "An older name of an attribute or a method, with a warning that gives the new one"
     def tell(self):
         warn(f"{type(self).__name__}.{old} is an older name; use {new}", DeprecationWarning, stacklevel=3)
     def get(self):

@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'check_device', 'find_device', 'has_instructions', 'fastest_
 import os, platform, re, torch
 
 # %% ../nbs/library/64_devices.ipynb #f900db2b
-KINDS = 'cuda', 'mps', 'cpu' # kinds of devices, the one that we prefer first
+KINDS = 'cuda', 'mps', 'cpu' # kinds of devices, in order of preference
 
 def _kind(device): return torch.device(device).type
 
@@ -24,23 +24,23 @@ def _is_there(kind):
 def check_device(
     device:str, # Name of a device, such as 'cuda'
 ) -> str: # The same
-    "Raise `ValueError` for a device that is not there, or that cannot give back a number, such as 'meta'"
+    "Raise `ValueError` for a device that is not available, or cannot return numbers, such as 'meta'"
     reason = 'PyTorch finds none' if device in KINDS and not _is_there(device) else ''
     try: reason or torch.zeros(1, device=device).add(1).item()
     except Exception as e: reason = str(e).split('\n')[0] or type(e).__name__
-    if reason: raise ValueError(f"there is no device {device!r} here ({reason}); cpu always works")
+    if reason: raise ValueError(f"the device {device!r} is not available ({reason}); cpu always works")
     return str(device)
 
 # %% ../nbs/library/64_devices.ipynb #608ab2b3
 def find_device(
-    name:str|None=None, # Name of a device, None for `SAGAN_DEVICE`, or else the first kind that is there
+    name:str|None=None, # Name of a device, None for `SAGAN_DEVICE`, or else the first available kind
 ) -> str: # Its name
-    "The device to work on; raises `ValueError` if it is not there, or cannot train in several processes"
+    "The device to use; raises `ValueError` if it is not available, or cannot train in several processes"
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     name = name or os.environ.get('SAGAN_DEVICE')
     if several and name == 'mps':
-        raise ValueError("several processes train together on cuda or cpu, not on mps; choose another "
-                         "device, or start one process")
+        raise ValueError("several processes can train together on cuda or cpu, but not on mps; choose "
+                         "another device, or start one process")
     if name: return check_device(name)
     return next(kind for kind in KINDS if _is_there(kind) and not (several and kind == 'mps'))
 
@@ -70,7 +70,7 @@ def training_dtype(
     "The dtype of convolutions and products; raises `ValueError` for one that the device does not have"
     if dtype == 'auto': return fastest_dtype(device)
     if dtype == 'bfloat16' and _kind(device) == 'mps' and not torch.backends.mps.is_macos_or_newer(14, 0):
-        raise ValueError("bfloat16 on mps takes macOS 14 or newer; choose float32 or float16 (dtype=, "
+        raise ValueError("bfloat16 on mps needs macOS 14 or newer; choose float32 or float16 (dtype=, "
                          "--dtype)")
     return dtype
 
@@ -84,24 +84,24 @@ def widest_dtype(
 # %% ../nbs/library/64_devices.ipynb #af09c15a
 def free_device_memory(
     device:str|torch.device, # A GPU, or another device
-) -> float: # Bytes, infinity if it is no GPU, or not there
-    "How much memory of a GPU can be taken"
+) -> float: # Bytes, infinity if it is not an available GPU
+    "The free memory of a GPU"
     kind = _kind(device)
     if kind not in ('cuda', 'mps') or not _is_there(kind): return float('inf')
     if kind == 'cuda': return torch.cuda.mem_get_info(device)[0]
     return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
 
 def full_device(
-    error:Exception, # Memory has run out
+    error:Exception, # An error that says that memory has run out
 ) -> str: # 'cuda', 'mps' or 'cpu'
-    "On which kind of device memory has run out"
+    "The kind of device whose memory has run out"
     if isinstance(error, torch.OutOfMemoryError): return 'cuda'
     return 'mps' if 'MPS backend' in str(error) else 'cpu'
 
 def synchronize(
     device:str|torch.device, # Any device
 ) -> None:
-    "Wait until a device has done all that it was given"
+    "Wait until a device has finished its work"
     if _kind(device) == 'cuda': torch.cuda.synchronize(device)
     if _kind(device) == 'mps': torch.mps.synchronize()
 

@@ -75,8 +75,8 @@ def _largest_weights(networks):
     return dict(sorted(largest.items(), key=lambda w: -rank[w[0]]))
 
 # %% ../nbs/library/26_diagnostics.ipynb #91791ea0
-_CAUSES = dict(data='of the real images', forward='first in the output of {}',
-               loss='of the loss alone', backward='in the backward pass, from {} on')
+_CAUSES = dict(data='in the real images', forward='first in the output of {}',
+               loss='only in the loss', backward='in the backward pass, starting at {}')
 
 def _diagnose(player, loss, opt, forward, images, networks):
     "The `NonFinite` that says where a step became non-finite"
@@ -131,15 +131,15 @@ def _signs_of_d(window):
     message = (f"over the last {len(window)} records D's loss is {loss:.3f} and its scores are "
                f"{real:.2f} for real, {fake:.2f} for generated images")
     if loss < BOUNDS['d_loss']:
-        signs['d_loss'] = (f"{message} (bound of the loss {BOUNDS['d_loss']}): D tells them apart by far, G "
-                           "may learn no more; if it stays so, go on with a smaller --lr-d")
+        signs['d_loss'] = (f"{message} (bound of the loss {BOUNDS['d_loss']}): D tells them apart too "
+                           "easily, and G may stop learning; if this lasts, resume with a smaller --lr-d")
     if max(abs(real), abs(fake)) > BOUNDS['scores']:
         signs['scores'] = (f"{message} (bound of the scores {BOUNDS['scores']:g}, the margins are -1 and 1): "
-                           "D may have run away; go on with a smaller --lr-d")
+                           "D may be diverging; resume with a smaller --lr-d")
     if difference < BOUNDS['difference']:
         signs['difference'] = (f"{message}, never more than {difference:.4f} apart "
-                               f"(bound {BOUNDS['difference']}): D may be dead, and tells G nothing; begin "
-                               "again with smaller rates (--lr-d, --bias-lr)")
+                               f"(bound {BOUNDS['difference']}): D may be dead and teach G nothing; start "
+                               "over with smaller rates (--lr-d, --bias-lr)")
     return signs
 
 # %% ../nbs/library/26_diagnostics.ipynb #15290220
@@ -150,8 +150,8 @@ def _sign_of_no_lead(window):
     if real - fake >= BOUNDS['lead']: return {}
     return dict(lead=f"over the last {SIGNS_WINDOW} records D's mean score is {real:.2f} for real and "
                 f"{fake:.2f} for generated images (bound: {BOUNDS['lead']} apart): D does not tell them "
-                "apart, so G learns nothing; unless the samples are as good as real images, go on with a "
-                "fifth of the rates (--resume with --lr-g and --lr-d), or begin again with a wider D "
+                "apart, so G learns nothing; unless the samples are as good as real images, resume with a "
+                "fifth of the rates (--resume with --lr-g and --lr-d), or start over with a wider D "
                 "(--d-width)")
 
 # %% ../nbs/library/26_diagnostics.ipynb #4a54357e
@@ -162,10 +162,10 @@ def signs_of_collapse(
     "Signs that a training has collapsed"
     signs = {}
     if diversity is not None and diversity < BOUNDS['diversity']:
-        signs['diversity'] = (f"the samples of a class differ by {diversity:.1%} of what real images do "
-                              f"(bound {BOUNDS['diversity']:.0%}): the generator may have collapsed; if the "
-                              "last grids show one image again and again, begin again with smaller rates "
-                              "(--lr-g, --lr-d)")
+        signs['diversity'] = (f"the diversity of samples within a class is {diversity:.1%} of that of real "
+                              f"images (bound {BOUNDS['diversity']:.0%}): the generator may have collapsed; "
+                              "if the last grids repeat one image, start over with smaller rates (--lr-g, "
+                              "--lr-d)")
     if len(window) >= 10: signs |= _signs_of_d(list(window)[-10:])
     return signs if 'difference' in signs else signs | _sign_of_no_lead(window)
 
@@ -185,7 +185,7 @@ def idle_attention(
         if travel < BOUNDS['gamma_travel'] or largest >= BOUNDS['gamma']: continue
         signs[k] = (f"after {now['step']:,} steps gamma of {net}'s layer at {place} is at most {largest:.4f} "
                     f"(bound {BOUNDS['gamma']}; trained layers reach 0.1 and more): it adds nothing to its "
-                    f"feature map; train longer, or begin again with attention elsewhere (--{net.lower()}"
+                    f"feature map; train longer, or start over with attention elsewhere (--{net.lower()}"
                     "-attention)")
     return signs
 
@@ -199,6 +199,6 @@ def few_passes(
     seen, enough = steps*batch, math.ceil(BOUNDS['passes']*images/batch)
     if steps >= enough: return {}
     passes = f'{seen/images:.2f} of one pass' if seen < images else f'{seen/images:.1f} passes'
-    return dict(passes=f"{seen:,} images are {passes} over the {images:,} (bound {BOUNDS['passes']}): too "
-                "few to learn more than colors and textures; ask for more steps (--steps "
-                f"{enough} are {BOUNDS['passes']} passes)")
+    return dict(passes=f"the run sees {seen:,} images, {passes} over the {images:,} (bound "
+                f"{BOUNDS['passes']}): too few to learn more than colors and textures; train for more steps "
+                f"(--steps {enough} makes {BOUNDS['passes']} passes)")

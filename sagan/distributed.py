@@ -47,9 +47,9 @@ def world_size() -> int: # 1 or more
 
 # %% ../nbs/library/23_distributed.ipynb #2b4cb7f2
 def shard(
-    n:int, # Number of things in a row
+    n:int, # Length of the sequence
 ) -> slice: # Those of this process: all of them when alone, otherwise nearly equal parts
-    "The part of a row that falls to this process; in the order of the ranks the parts are the whole"
+    "This process's part of a sequence; in the order of the ranks, the parts form the whole"
     check_count('n', n, 0)
     r, world = rank(), world_size()
     return slice(n*r//world, n*(r + 1)//world)
@@ -92,7 +92,7 @@ def all_reduce_mean(
 
 # %% ../nbs/library/23_distributed.ipynb #0b67e4c9
 def barrier() -> None:
-    "Wait until every process has come here; raises `ConnectionError` when one of them is gone"
+    "Wait until every process has reached this point; raises `ConnectionError` when one of them is gone"
     all_reduce(torch.zeros(()))
 
 # %% ../nbs/library/23_distributed.ipynb #b5249fa3
@@ -119,9 +119,9 @@ def all_gather(
 
 # %% ../nbs/library/23_distributed.ipynb #a0ac9f19
 def all_gather_object(
-    fact, # Anything that can be pickled
-) -> list: # One of each process, in the order of the ranks
-    "What each process has given, in every process"
+    fact, # Any object that can be pickled
+) -> list: # One object from each process, in the order of the ranks
+    "Gather the objects of all processes, in every process"
     facts = [fact]*world_size()
     if len(facts) > 1: dist.all_gather_object(facts, fact)
     return facts

@@ -36,13 +36,13 @@ def inception_score(
     splits:int=10, # Parts over which mean and spread are taken
     seed:int=2020, # Of the order in which the images are cut into parts; torch-fidelity's
 ) -> tuple: # (mean, standard deviation over the parts), mean between 1 and the number of classes
-    "Inception score (section 5, ref. [26]); raises `ValueError` for what are not probabilities"
+    "Inception score (section 5, ref. [26]); raises `ValueError` for anything but probabilities"
     check_count('splits', splits)
     check_tensor('p', p, ('n', 'classes'))
     sums_to_1 = torch.allclose(p.sum(1), torch.ones_like(p.sum(1)), atol=1e-3)
     if len(p) < splits or not (p >= 0).all() or not sums_to_1:
-        raise ValueError("inception_score takes probabilities (n, classes) that sum to 1, at "
-                         f"least {splits} rows; got shape {tuple(p.shape)} with values from "
+        raise ValueError("inception_score needs probabilities (n, classes) that sum to 1, in at "
+                         f"least {splits} rows, got shape {tuple(p.shape)} with values from "
                          f"{p.min() if p.numel() else math.nan:.3g}")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(p)))  # (n,)
     p = p[order]
@@ -59,11 +59,11 @@ def frechet_distance(
 ) -> float: # Squared Frechet distance, >= 0 up to rounding, in squared feature units
     """Frechet distance of two Gaussians (section 5, ref. [8])
 
-    Raises `ValueError` if sizes differ, or for NaN and matrices that are no covariances."""
+    Raises `ValueError` if sizes differ, for NaN, or for matrices that are not covariances."""
     (mu1, sigma1), (mu2, sigma2) = as_gaussian(1, mu1, sigma1), as_gaussian(2, mu2, sigma2)
     if mu1.shape != mu2.shape:
-        raise ValueError(f"statistics differ in dimension: {tuple(mu1.shape)} and "
-                         f"{tuple(mu2.shape)}")
+        raise ValueError(f"the statistics have different dimensions, {tuple(mu1.shape)} and "
+                         f"{tuple(mu2.shape)}; compute both with the same evaluator")
     e, V = torch.linalg.eigh(sigma1)                                          # (D,), (D, D)
     root = V * clip_eigenvalues('sigma1', e).sqrt() @ V.T             # sigma1^(1/2), (D, D)
     squared = torch.linalg.eigvalsh(root @ sigma2 @ root)                     # (D,)
@@ -94,15 +94,16 @@ def intra_frechet_distance(
                          f"but {len(y)} and {len(real_y)} classes")
     f, real_f = check_features(f), check_features(real_f)
     if f.shape[1] != real_f.shape[1]:
-        raise ValueError(f"features differ in dimension: {f.shape[1]} and {real_f.shape[1]}")
+        raise ValueError(f"the features have different dimensions, {f.shape[1]} and "
+                         f"{real_f.shape[1]}; compute both with the same evaluator")
     check_count('the number of images', min(len(f), len(real_f)))
     check_classes('y', y, len(f))
     check_classes('real_y', real_y, len(real_f))
     if few := describe_few(y, real_y, 2):
         raise ValueError(f"{few}; the distance within a class needs at least 2 of each")
     if few := describe_few(y, real_y, f.shape[1] + 1):
-        warn(f"{few}, but {f.shape[1]} features: the intra-FID comes out too large; "
-             f"take more than {f.shape[1]} of each class, better ten times as many")
+        warn(f"{few}, but there are {f.shape[1]} features, so the intra-FID comes out too large; "
+             f"use more than {f.shape[1]} of each class, ideally ten times as many")
     each = [_distance_of_samples(f[y == c], real_f[real_y == c]) for c in real_y.unique()]
     return sum(each)/len(each)
 
@@ -120,7 +121,8 @@ def _plain_features(f, g):
     "Two sets of features (n, D) on the CPU, checked, in float32 unless they are float64"
     for features in (f, g): check_features(features)
     if f.shape[1] != g.shape[1]:
-        raise ValueError(f"features differ in dimension: {f.shape[1]} and {g.shape[1]}")
+        raise ValueError(f"the features have different dimensions, {f.shape[1]} and {g.shape[1]}; "
+                         "compute both with the same evaluator")
     kind = torch.float64 if torch.float64 in (f.dtype, g.dtype) else torch.float32
     return f.detach().cpu().to(kind), g.detach().cpu().to(kind)
 
@@ -161,7 +163,7 @@ def _covered(points, centers, k):
 def precision_recall(
     f:Tensor, # Features of generated images, (n, D), n > k
     g:Tensor, # Features of real images, (m, D), m > k
-    k:int=3, # The neighbour that a ball reaches to
+    k:int=3, # The neighbor that a ball reaches to
 ) -> tuple: # (precision, recall), each in [0, 1]
     "Improved precision and recall; raises `ValueError` for NaN, and for too few features"
     f, g = _plain_features(f, g)
@@ -190,7 +192,7 @@ class Scores:
     # two images, or in an older record
     intra_fid:float|None = field(default=None, kw_only=True)
     samples:int          # Number of images scored
-    compared:int         # How many of them KID, precision, recall, diversity, intra-FID are of
+    compared:int         # How many of them KID, precision, recall, diversity and intra-FID use
     evaluator:str        # The network that measured, and its accuracy on held-out real images
     reference:str        # The real images compared with
     # Share of images with two twins; None for other data, like all below
@@ -212,7 +214,7 @@ def class_spread(
 ) -> Tensor: # (), >= 0, in feature units; NaN if no class has two vectors
     """Mean distance between two feature vectors of one class, over the classes with at least two
 
-    Raises `ValueError` for NaN in features, or what are no classes."""
+    Raises `ValueError` for NaN in features, or for invalid classes."""
     check_features(f)
     check_classes('y', y, len(f))
     per_class = [torch.pdist(f[y == c][:500]).mean() for c in y.unique() if (y == c).sum() > 1]
@@ -223,7 +225,7 @@ def _diversity(f, y, real):
     "Spread within a class of features (n, D) and classes (n,), in that of a reference, or None"
     spread = class_spread(real.features, real.labels).item()
     if spread <= 1e-5*real.features.norm(dim=1).mean():                       # but rounding
-        warn("diversity is None: the real images of each class are all alike")
+        warn("diversity is None, because the real images of each class are all alike")
         return None
     ratio = class_spread(f, y).item()/spread
     return None if math.isnan(ratio) else ratio
@@ -251,15 +253,15 @@ def _in_batches(x, size, colours):
 
 def _check_scorable(y, evaluator, real):
     if real.evaluator != evaluator.name:
-        raise ValueError(f"the reference was measured by another evaluator: {real.evaluator!r}, "
-                         f"not {evaluator.name!r}")
+        raise ValueError(f"the reference was measured by {real.evaluator!r}, not by "
+                         f"{evaluator.name!r}; use the same evaluator for both")
     check_classes('y', y, len(y))
     if len(real.features) < 4:
         raise ValueError("scores need at least 4 real images, "
                          f"got {len(real.features)} of {real.data}")
     if len(y) < 10 or not (y.bincount() > 1).any():
-        raise ValueError(f"scores need at least 10 images, and two of some class; got {len(y)} of "
-                         f"{len(y.unique())} classes")
+        raise ValueError("scores need at least 10 images, two of them of the same class, got "
+                         f"{len(y)} of {len(y.unique())} classes")
 
 # %% ../nbs/07_evaluation.ipynb #ce984fec
 def score(
@@ -276,7 +278,7 @@ def score(
     Raises `ValueError` for images outside [-1, 1], too few, or another evaluator's reference, and
     `FloatingPointError` for a score that is not finite."""
     if not isinstance(real, (Reference, Images, ImageFiles)):
-        raise ValueError(f"real is a Reference, or real images, got a {type(real).__name__}")
+        raise ValueError(f"real must be a Reference or Images, got a {type(real).__name__}")
     if not isinstance(real, Reference): real = reference(real, evaluator)
     _check_scorable(y, evaluator, real)
     drawn = real.data != 'digits' and is_builtin(real.data)                   # twins?

@@ -91,23 +91,23 @@ class Variant:
         folder:str|Path, # Folder of an experiment
         seed:int, # One of its seeds
     ) -> list[dict]: # One dictionary per measurement
-        "What was measured of it; raises `FileNotFoundError` if that is missing"
+        "Its measurements; raises `FileNotFoundError` if they are missing"
         file = Path(folder)/self.name/f'seed{seed}'/'records.json'
         if file.exists(): return read_records(file)
         raise FileNotFoundError(f"{folder} is not finished: {self.label} with seed {seed} is "
-                                "missing; run the same sagan-experiment again to go on")
+                                "missing; run the same sagan-experiment again to continue")
 
 # %% ../nbs/10_experiments.ipynb #23ee73db
 def _check_base(base):
-    "Raise `ValueError` if the base is none, or sets what the rows differ in"
+    "Raise `ValueError` for anything but a configuration, or for one that sets what the rows set"
     if not isinstance(base, Config):
-        raise ValueError(f"base is a Config, such as preset('small'), got {base!r}")
+        raise ValueError(f"base must be a Config, such as preset('small'), got {base!r}")
     for k, v in dict(g_sn=True, head='projection', n_d=1).items():
         if getattr(base, k) != v:
-            raise ValueError(f"{k} is what the rows of the experiments differ in; "
-                             f"leave it at {v!r}")
+            raise ValueError(f"the rows of the experiments set {k}, so the base must leave it at "
+                             f"{v!r}")
     if base.form == 'residual':
-        raise ValueError("form 'residual' is what rows of table 1 differ in; choose "
+        raise ValueError("some rows of table 1 set form to 'residual'; choose "
                          f"{' or '.join(map(repr, FORMS))} for the others")
 
 # %% ../nbs/10_experiments.ipynb #19cdd9d0
@@ -119,7 +119,7 @@ def variants(
 
     Raises `ValueError` for an unknown experiment, or a base that sets what the rows differ in."""
     if not isinstance(experiment, str) or experiment not in experiments:
-        raise ValueError(f"there is no experiment {experiment!r}; there are "
+        raise ValueError(f"there is no experiment {experiment!r}; the experiments are "
                          f"{', '.join(experiments)}")
     _check_base(base)
     cfgs, merged = systems(base), dict[Config, list[Row]]()

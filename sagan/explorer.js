@@ -2,9 +2,10 @@
 //
 // anywidget calls `render`; a stand-alone page starts itself at the end of this file. `model` holds the state, with
 // get, set, save_changes and on. All that can be asked of a generator goes through it, too: label, seed, towards,
-// far, gamma, hide, cut and uploads are set here, and header, data, effect and changed come back. Who draws, a
-// kernel or, on a stand-alone page, the `drawer` of generator.js, makes no difference; a model without `drawing` is one
-// that nobody draws for.
+// far, gamma, hide, cut and uploads are set here. Header and data come back, the image as trained and its maps; and,
+// where attention is changed, effect, changed and after: what it did in words and as a picture, and the changed image
+// with its maps. Who draws, a kernel or, on a stand-alone page, the `drawer` of generator.js, makes no difference; a
+// model without `drawing` is one that nobody draws for.
 
 const CSS = `
 .sagan { --ink: var(--jp-ui-font-color0, var(--vscode-editor-foreground, #1a1a1a));
@@ -21,7 +22,6 @@ const CSS = `
 html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan[hidden], .sagan [hidden] { display: none !important }
 .sagan .bar { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem .9rem; margin: 0 0 .5rem }
-.sagan .bars { display: flex; flex-wrap: wrap; column-gap: .9rem }
 .sagan label { display: flex; align-items: center; gap: .45rem; margin: 0 }
 .sagan :is(select, button, input[type=number]) { font: inherit; color: inherit; background: var(--paper);
   border: 1px solid var(--line); border-radius: 4px; padding: .2rem .65rem; min-height: 2.25rem; margin: 0 }
@@ -34,47 +34,63 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .group { display: flex } .sagan .group button { border-radius: 0; margin-left: -1px }
 .sagan .group button:first-of-type { border-radius: 4px 0 0 4px; margin-left: 0 }
 .sagan .group button:last-of-type { border-radius: 0 4px 4px 0 }
-.sagan .group > span { align-self: center; margin-right: .45rem } .sagan .end { margin-left: auto; display: flex; gap: .4rem; flex-wrap: wrap }
 .sagan :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
-.sagan .notice { min-height: 1.45em; padding: .2rem .6rem; margin: 0 0 .5rem; border-left: 4px solid var(--accent); background: var(--soft) }
-.sagan .notice.error { border-color: #d55e00; outline: 2px solid #d55e00 } .sagan .notice p { margin: 0 }
+.sagan .notice { display: flex; align-items: center; gap: .75rem; margin: 0 0 .25rem } .sagan .notice p { margin: 0; padding: .2rem 0 } .sagan .notice button { flex: none; min-width: 2.25rem }
+.sagan .notice.tool p, .sagan .notice.error p { padding: .2rem .6rem; background: var(--soft); box-shadow: -4px 0 var(--accent) }
+.sagan .notice.error p { box-shadow: -4px 0 #d55e00; outline: 2px solid #d55e00 }
 .sagan.framed { --side: min(100%, 34rem) }
-.sagan .content { display: flex; flex-direction: column }
-.sagan .panels { display: grid; gap: .5rem 1.25rem; max-width: calc(var(--side) * 2.47 + 2.5rem); grid-template-columns: repeat(2, minmax(0, 1fr)) minmax(8rem, .47fr) }
-.sagan .strips section + section { margin-top: .75rem }
-.sagan .causes .effect { grid-area: 1 / 3 / 3 } .sagan .causes .strips { grid-area: 2 / 1 / 3 / 3; display: flex; flex-wrap: wrap; gap: .75rem 2rem }
-.sagan .causes .strips section + section { margin-top: 0 } .sagan .panels.causes { grid-template-rows: auto 1fr }
+.sagan .content { display: flex; flex-direction: column; max-width: calc(var(--side) * 2 + 1.25rem) }
+.sagan .content.causes { max-width: calc(var(--side) * 2.47 + 2.5rem) }
+.sagan .panels { display: grid; gap: .75rem 1.25rem; grid-template-columns: repeat(2, minmax(0, 1fr)) }
+.sagan .causes .panels { grid-template: auto 1fr / repeat(2, minmax(0, 1fr)) minmax(10rem, .47fr) }
+.sagan .causes .effect { grid-area: 1 / 3 / 3 } .sagan .below { grid-column: 1 / 3; min-width: 0 }
+.sagan .strips { display: flex; flex-wrap: wrap; gap: .75rem 2rem; margin-top: .25rem }
 .sagan figure { margin: 0; min-width: 0 } .sagan figcaption { font-size: 14px; line-height: 1.35; margin: .2rem 0 }
 .sagan h3 { font: 600 14px/1.4 system-ui, sans-serif; margin: 0 0 .2rem; color: inherit }
 .sagan canvas { display: block; width: 100%; border-radius: 3px; background: #000 }
 .sagan .pixels { image-rendering: pixelated }
 .sagan .panels figure > canvas { touch-action: pan-y pinch-zoom; cursor: crosshair }
+.sagan .effect canvas, .sagan .effect figure > canvas { cursor: inherit }
 .sagan canvas.drag { touch-action: none !important; cursor: cell }
 .sagan .under { padding-top: .4rem; font-size: 14px } .sagan .under label { width: 100% }
 .sagan .under input { flex: 1 }
-.sagan .scale { position: relative; height: 2.9rem; line-height: 1.2; font-size: 14px }
+.sagan .scale { position: relative; height: 2.4rem; padding-top: .75rem; line-height: 1.2; font-size: 14px }
 .sagan .scale i { position: absolute; inset: 0 0 auto; height: .75rem; border-radius: 2px }
 .sagan .scale b { position: absolute; top: 0; width: 2px; height: .75rem; background: #fff; outline: 1px solid #000 }
-.sagan .scale span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale span:last-of-type { right: 0 }
-.sagan .scale span.even { top: .75rem; padding-top: .15rem; border-left: 2px solid var(--ink); padding-left: .3rem }
-.sagan .scale span.even.left { border: 0; transform: translateX(-100%); border-right: 2px solid var(--ink); padding-right: .3rem }
-.sagan .effect { display: flex; flex-direction: column; gap: .4rem } .sagan .effect .bar { margin: 0 } .sagan .stored { margin: 0; font-size: 14px; max-width: 60ch } .sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 }
-.sagan .status { margin: .4rem 0; min-height: 4.35em; font-variant-numeric: tabular-nums }
+.sagan .scale > span { position: absolute; top: .9rem; white-space: nowrap } .sagan .scale > span:last-of-type { right: 0; top: 2.05rem }
+.sagan .scale > span.even { position: static; display: block; width: max-content; box-sizing: border-box; padding: .15rem 0 0 .3rem; border-left: 2px solid var(--ink) }
+.sagan .scale > span.even.left { border: 0; border-right: 2px solid var(--ink); padding: .15rem .3rem 0 0; text-align: right }
+.sagan .term { border-bottom: 2px dotted; cursor: help }
+.sagan .term:is(:hover, :focus)::after { content: attr(data-meaning); position: absolute; z-index: 2; left: 0; top: 100%; max-width: min(100%, 24rem);
+  width: max-content; box-sizing: border-box; padding: .35rem .6rem; border-radius: 4px; background: var(--ink); color: var(--paper);
+  font-size: 14px; line-height: 1.35; text-align: left; white-space: normal }
+.sagan .effect { display: flex; flex-direction: column; gap: .5rem } .sagan .effect .bar { margin: 0 }
+.sagan .effect p { margin: 0; font-size: 14px; line-height: 1.35 } .sagan .effect .verdict { font-weight: 600 }
+.sagan .pictures { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; align-items: start } .sagan .pictures figure { grid-column: 1 / 3 }
+.sagan .pictures button { padding: .3rem; line-height: 1.25 }
+.sagan .status { position: relative; margin: 0 0 .5rem; min-height: 2.9em; font-size: 16px; font-variant-numeric: tabular-nums }
+.sagan .more { margin: 0 0 .5rem } .sagan summary { cursor: pointer; padding: .35rem 0; font-weight: 600; width: max-content }
+.sagan .more h3 { flex: 0 0 6.5rem; margin: 0 } .sagan .bar p { margin: 0; max-width: 60ch; font-size: 14px }
 .sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
 .sagan .card { position: relative } .sagan .card > button:first-child { display: block; width: 7.2rem; padding: .3rem; text-align: left; line-height: 1.25; font-size: 13px; height: 100% }
 .sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; top: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
 .sagan dialog { color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 6px; max-width: 34rem; padding: 1rem 1.25rem }
 .sagan dialog::backdrop { background: #0008 } .sagan dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: .6rem 0 }
 .sagan dt { font-weight: 600 } .sagan dd { margin: 0 } .sagan textarea { width: 100%; box-sizing: border-box; font: 13px/1.4 monospace; color: inherit; background: var(--soft); border: 1px solid var(--line) }
+@media (max-width: 66rem) { .sagan .panels > figure h3 { min-height: 2.8em } }
 @media (pointer: coarse), (max-width: 40rem) {
   .sagan :is(select, button, input[type=number]) { min-height: 44px; min-width: 44px }
   .sagan input[type=range] { height: 44px } .sagan label:has([type=checkbox]) { min-height: 44px }
   .sagan .card .away { min-height: 44px } }
 @media (max-width: 40rem) {
-  .sagan, .sagan.framed { --side: 100% } .sagan :is(.panels, .bars) { display: contents }
-  .sagan .content { gap: .5rem } .sagan :is(.options, .more) { order: 1 } .sagan .strips { order: 2 }
-  .sagan .effect { display: grid; grid-template-columns: 1fr 1fr } .sagan .effect > :is(p, .bar, h3) { grid-column: 1 / -1 }
-  .sagan .end { margin-left: 0 } }`
+  .sagan, .sagan.framed { --side: 100% } .sagan { padding: 0 } .sagan .bar { gap: .4rem .6rem }
+  .sagan .panels, .sagan .causes .panels { grid-template: none / repeat(2, minmax(0, 1fr)); gap: .5rem }
+  .sagan .causes .effect { grid-area: auto / 1 / auto / 3 } .sagan .effect { gap: .4rem }
+  .sagan .status { font-size: 15px; line-height: 1.35; min-height: 5.4em; margin: 0 0 .3rem } .sagan .notice { margin: 0 0 .3rem }
+  .sagan h3, .sagan figcaption, .sagan .scale { font-size: 13px }
+  .sagan .under { padding: 0 } .sagan .under input { min-width: 0 } .sagan .under + figcaption { margin: 0 } .sagan .scale { height: 44px }
+  .sagan .pictures { grid-template-columns: repeat(3, 1fr) } .sagan .pictures figure { grid-column: auto }
+  .sagan .more h3 { flex-basis: 100% } }`
 
 // ---- Numbers
 
@@ -86,11 +102,19 @@ function unpack(header, view) {
   const vectors = (start, n, depth) => image => new Int16Array(bytes.buffer, start + 2 * image * n * depth, n * depth)
   const layers = header.layers.map(l => {
     const [nq, nk] = [l.queries, l.keys].map(([a, b]) => a * b)
-    return { ...l, nq, nk, q: vectors(l.q, nq, l.depth), k: vectors(l.k, nk, l.depth), sums: {} }
+    return { ...l, nq, nk, q: vectors(l.q, nq, l.depth), k: vectors(l.k, nk, l.depth), sums: {}, common: {} }
   })
   const magma = bytes.subarray(header.magma, header.magma + 768)
   const colors = Uint32Array.from({ length: 256 }, (_, i) => (255 << 24) + (magma[3 * i + 2] << 16) + (magma[3 * i + 1] << 8) + magma[3 * i])
   return { bytes, layers, magma, colors, contours: {}, plain: {} }   // the last two are filled as they are needed
+}
+
+// Keys that no query sees, and queries that get nothing, where attention was changed: hide and cut are boxes
+function alter(view, { layer, view: { size } }, hide, cut) {
+  const l = view.layers.find(l => l.name === layer)
+  if (l && hide) l.hidden = covered(hide, l.keys, size)
+  if (l && cut) l.cut = covered(cut, l.queries, size)
+  return view
 }
 
 // Scalar products of vectors, one after the other in an array, with one vector
@@ -107,13 +131,19 @@ function products(vectors, one, factor) {
 const largest = values => { let best = 0; for (let i = 1; i < values.length; i++) if (values[i] > values[best]) best = i; return best }
 const row = (vectors, i, depth) => vectors.subarray(i * depth, (i + 1) * depth)
 
+// The logits of a query, minus infinity where a key is hidden
+function logits(l, image, j) {
+  const z = products(l.k(image), row(l.q(image), j, l.depth), l.factors[image])
+  return l.hidden ? z.map((v, i) => l.hidden[i] ? -Infinity : v) : z
+}
+
 // Of each query: the logarithm of the sum in its softmax; and the largest weight of all, times the number of keys
 function sums(l, image) {
   if (l.sums[image]) return l.sums[image]
-  const [q, k] = [l.q(image), l.k(image)], logs = new Float64Array(l.nq)
+  const logs = new Float64Array(l.nq)
   let top = 0
   for (let j = 0; j < l.nq; j++) {
-    const z = products(k, row(q, j, l.depth), l.factors[image]), most = z[largest(z)]
+    const z = logits(l, image, j), most = z[largest(z)]
     let sum = 0
     for (let i = 0; i < l.nk; i++) sum += Math.exp(z[i] - most)
     logs[j] = most + Math.log(sum)
@@ -122,17 +152,28 @@ function sums(l, image) {
   return l.sums[image] = { logs, top }
 }
 
+// The key at which most queries look most, and the share of the queries that do, of about a thousand
+function common(l, image) {
+  return l.common[image] ??= (() => {
+    const votes = new Uint32Array(l.nk), step = Math.ceil(l.nq / 1024)
+    let n = 0
+    for (let j = 0; j < l.nq; j += step, n++) votes[largest(logits(l, image, j))]++
+    const key = largest(votes)
+    return { key, share: votes[key] / n }
+  })()
+}
+
 const cellAt = ([r, c], grid, size) => Math.floor(r * grid[0] / size[0]) * grid[1] + Math.floor(c * grid[1] / size[1])
 
 // Weights that the query of a point gives to all keys, or that its key is given by all queries (equation 1), in
 // multiples of an even spread
 function weigh(l, image, point, direction, size) {
-  const [q, k, factor] = [l.q(image), l.k(image), l.factors[image]]
   if (direction === 'to') {
-    const { logs } = sums(l, image)
-    return products(q, row(k, cellAt(point, l.keys, size), l.depth), factor).map((z, j) => l.nk * Math.exp(z - logs[j]))
+    const { logs } = sums(l, image), i = cellAt(point, l.keys, size), z = products(l.q(image), row(l.k(image), i, l.depth), l.factors[image])
+    return z.map((v, j) => l.hidden?.[i] || l.cut?.[j] ? 0 : l.nk * Math.exp(v - logs[j]))
   }
-  const z = products(k, row(q, cellAt(point, l.queries, size), l.depth), factor), most = z[largest(z)]
+  const j = cellAt(point, l.queries, size), z = logits(l, image, j), most = z[largest(z)]
+  if (l.cut?.[j]) return z.fill(0)
   let sum = 0
   for (let i = 0; i < z.length; i++) sum += z[i] = Math.exp(z[i] - most)
   return z.map(v => l.nk * v / sum)
@@ -171,6 +212,26 @@ function inside(weights) {
 // Marching squares: which sides of a square (0 top, 1 right, 2 bottom, 3 left) a line joins, by the corners above the level
 const SIDES = { 1: [3, 0], 2: [0, 1], 3: [3, 1], 4: [1, 2], 5: [3, 0, 1, 2], 6: [0, 2], 7: [3, 2], 8: [2, 3], 9: [2, 0],
   10: [0, 1, 2, 3], 11: [2, 1], 12: [1, 3], 13: [1, 0], 14: [0, 3] }
+
+// The borders of some cells of a grid, in pixels of the image
+function border(cells, [h, w], [H, W]) {
+  const path = new Path2D(), at = (r, c) => r >= 0 && c >= 0 && r < h && c < w && Boolean(cells[r * w + c]), y = H / h, x = W / w
+  for (let r = 0; r <= h; r++) for (let c = 0; c <= w; c++) {
+    if (at(r, c) !== at(r - 1, c)) { path.moveTo(c * x, r * y); path.lineTo((c + 1) * x, r * y) }
+    if (at(r, c) !== at(r, c - 1)) { path.moveTo(c * x, r * y); path.lineTo(c * x, (r + 1) * y) }
+  }
+  return path
+}
+// Some cells of a grid as boxes of pixels that follow each other, one for each run of cells in a row
+function boxes(cells, [h, w], [H, W]) {
+  const found = []
+  for (let r = 0; r < h; r++) for (let c = 0, from = 0; c < w; c++) {
+    if (!cells[r * w + c]) continue
+    if (!c || !cells[r * w + c - 1]) from = c
+    if (c === w - 1 || !cells[r * w + c + 1]) found.push(...[r * H / h, from * W / w, (r + 1) * H / h, (c + 1) * W / w].map(Math.round))
+  }
+  return found
+}
 
 // Lines between the pixels above a level and those below, in pixels of the image; outside of it all is below
 function outline(values, [H, W], level) {
@@ -237,8 +298,8 @@ function fromBase64(text) {
   return bytes
 }
 
-const SHOWN = ['point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same']
-const BYTES = ['data', 'changed', 'weights']
+const SHOWN = ['point', 'pins', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same', 'before']
+const BYTES = ['data', 'changed', 'after', 'weights']
 const DRAWN = ['label', 'seed', 'towards', 'far', 'gamma', 'hide', 'cut']
 
 // The stand-alone page of a model: its state is put into the page's gaps, as `AttentionExplorer.static` does in Python
@@ -252,18 +313,24 @@ function page(model) {
 
 const KEYS = [['Arrow keys', 'move the point by one cell'], ['Enter, Space', 'keep the point; with Hide or Cut, set a corner'],
   ['Delete', 'let go of the point kept last or chosen'], ['Escape', 'let go of all points'], ['F', 'from here, or to here'],
-  ['L', 'next layer'], ['?', 'this list']]
+  ['L', 'next layer'], ['H', 'hide where the point looks'], ['B', 'before the change, or after it'], ['?', 'this list']]
+const TOOLS = {
+  hide: 'Drag over the image: the generator draws it again, and no point may look into that region.',
+  cut: 'Drag over the image: the generator draws it again, and the points of that region get nothing from attention.' }
+const EVEN = 'an even spread', MEANING = 'An even spread: if the point looked everywhere alike, each place would get the same weight. That weight is 1 here.'
 
 const hovers = () => !matchMedia('(hover: none)').matches
 const peaked = max => Math.round(10 * max) >= 10 * STRONG   // as the number beside it is rounded
 const times = v => v.toFixed(1) + ' times'
+const strong = v => v >= STRONG
+const upper = text => text[0].toUpperCase() + text.slice(1)
 const place = ([r, c]) => `row ${Math.floor(r)}, column ${Math.floor(c)}`
 const network = name => name.replace(/^G /, 'Generator ').replace(/^D /, 'Discriminator ')
 const same = (a, b) => String(a) === String(b)
 
 function render({ model, el }) {
-  let header, view, current = null, pressed = null, hovering = false, tool = 'look', box = null, choice = null
-  let drawn = false, asked = false, playing = false, shown = null
+  let header, view, trained, altered = null, current = null, pressed = null, hovering = false, tool = 'look', box = null, choice = null
+  let drawn = false, asked = false, playing = false, shown = null, told = null
   const set = values => { for (const k in values) model.set(k, values[k]); model.save_changes() }
   const live = () => model.get('drawing')?.classes
   const colour = i => header.colours[i % header.colours.length]
@@ -289,47 +356,57 @@ function render({ model, el }) {
   const random = button('Random', () => set({ seed: Math.floor(Math.random() * 1000000) }), 'Another seed')
   const play = button('Play', () => { playing = !playing; choices(); if (playing) walk() }, 'Walk from one seed to the other, and back')
   const own = button('Own images', () => files.click(), 'Where the discriminator looks in images of your own')
-  const classField = field('Class', klass), seedField = field('Seed', seeds)
-  const walking = [field('Towards seed', towards), field('How far', far), play]
-  const gammaField = field('Strength of attention', gamma, strength)
-  const which = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random)
-  const stored = make('p', { className: 'stored' })
-  const more = make('div', { className: 'bar more' }, ...walking, gammaField, own, files, stored), bar = make('div', { className: 'bars' }, which, more)
-
-  const overlay = slider('overlay', 1, 'oninput'), smooth = check('smooth'), sameScale = check('same')
+  const classField = field('Class', klass), seedField = field('Seed', seeds), stored = make('p')
   const direction = group('Direction', { from: 'From here', to: 'To here' }, v => set({ direction: v }))
-  const tools = group('Tool', { look: 'Look', hide: 'Hide', cut: 'Cut' }, use)
-  const clear = button('Clear points', () => letGo([])), help = button('?', () => ask())
-  help.setAttribute('aria-label', 'Keys and help')
-  const saves = make('div', { className: 'end' }, clear, button('Copy view', copy, 'A link or JSON that restores this view'),
-    button('Save PNG', savePNG), button('Save HTML', () => download(name('html'), new Blob([page(model)], { type: 'text/html' }))), help)
-  const options = make('div', { className: 'bar options' }, direction, tools, field('Same scale for all points', sameScale), field('Smooth', smooth), saves)
+  const help = attributes(button('?', () => ask()), { 'aria-label': 'Keys and help', title: 'Keys and help' })
+  const bar = make('div', { className: 'bar' }, classField, seedField, field('Seed', seed), next, random, direction, stored)
+  attributes(direction, { title: 'Where this point looks, or which points look at it' })
 
-  const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert)
+  // What is needed less often is folded
+  const overlay = slider('overlay', 1, 'oninput'), smooth = check('smooth'), sameScale = check('same')
+  const tools = group('Tool', { look: 'Look', hide: 'Hide', cut: 'Cut' }, use)
+  for (const b of tools.children) b.title = TOOLS[b.value] ?? 'Move over the image, and see where that point looks.'
+  const clear = button('Clear points', () => letGo([]), 'Let go of all kept points')
+  const titled = (text, ...parts) => make('div', { className: 'bar' }, make('h3', { textContent: text }), ...parts)
+  const changes = titled('Attention', tools, field('Strength of attention', gamma, strength))
+  const walking = titled('Walk', field('Towards seed', towards), field('How far', far), play)
+  const needs = make('p', { textContent: 'They need Python: sagan-explore RUN opens the explorer of a run folder, where this is a button.' })
+  const imports = titled('Own images', own, files, needs)
+  const more = make('details', { className: 'more' }, make('summary', { textContent: 'More' }), changes, walking,
+    titled('Map', field('Same scale for all points', sameScale), field('Smooth', smooth), clear), imports,
+    titled('Save', button('Copy view', copy, 'A link or JSON that restores this view'), button('Save PNG', savePNG, 'A picture of image and map'),
+      button('Save HTML', () => download(name('html'), new Blob([page(model)], { type: 'text/html' })), 'This page as a file that works by itself')))
+
+  const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert, help)
   const canvas = attributes(make('canvas', { tabIndex: 0, className: 'pixels' }), { role: 'application' })
   const map = attributes(make('canvas', {}), { role: 'img' })
-  const scale = make('div', { className: 'scale' }), READ = `${hovers() ? 'Move over' : 'Touch'} the map to read its values.`, value = make('figcaption', { textContent: READ })
-  const changed = attributes(make('canvas', { className: 'pixels' }), { role: 'img', 'aria-label': 'The changed image' })
-  const apart = attributes(make('canvas', { className: 'pixels' }), { role: 'img' })
-  const apartScale = make('div', { className: 'scale' }), effect = attributes(make('p'), { role: 'status' })
-  const changedTitle = make('figcaption')
+  const scale = make('div', { className: 'scale' }), value = make('figcaption')
+  const READ = `Gray lines: contours of the image. ${hovers() ? 'Move over' : 'Touch'} the map for values.`
+  value.textContent = READ
+  const term = textContent => attributes(make('span', { className: 'term', tabIndex: 0, textContent }), { role: 'button', 'data-meaning': MEANING, 'aria-description': MEANING })
+  const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' }), meaning = term(EVEN)
+  const imageTitle = make('h3'), title = make('h3')
+
+  // What attention causes: the image before and after, which are a switch, too, and the difference
+  const version = (text, before) => { const c = make('canvas', { className: 'pixels' }), b = button('', () => set({ before })); b.append(c, text); return { b, c } }
+  const former = version('Before', true), later = version('After', false)
+  const apart = attributes(make('canvas', { className: 'pixels' }), { role: 'img' }), apartWords = make('figcaption')
+  const pictures = attributes(make('div', { className: 'pictures' }, former.b, later.b, make('figure', {}, apart, apartWords)), { role: 'group', 'aria-label': 'Before and after' })
+  const verdict = make('p', { className: 'verdict' }), effect = attributes(make('p'), { role: 'status' })
   const undo = button('Undo changes', () => set({ hide: null, cut: null, gamma: 1 }))
-  const without = button('Hide where it looks', () => set({ hide: strongest() }), 'No point may look at the place that the arrow goes to')
-  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What if it may not look there?' }), make('div', { className: 'bar' }, without, undo), make('figure', {}, changed, changedTitle), make('figure', {}, apart, apartScale), effect)
-  const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' })
-  const panels = make('div', { className: 'panels' },
-    make('figure', {}, make('h3', { textContent: 'The image' }), canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' }))), status),
-    make('figure', {}, make('h3'), map, make('div', { className: 'under' }, scale), value))
-  const title = map.previousSibling
+  const without = button('Hide where it looks', hideOutlined, 'No point may look at the outlined place, and the generator draws the image again.')
+  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What if it may not look there?' }), make('div', { className: 'bar' }, without, undo), verdict, pictures, effect)
+
   const layers = make('div', { className: 'strip' }), kept = make('div', { className: 'strip pins' })
   const strips = make('div', { className: 'strips' }, make('section', {}, make('h3', { textContent: 'All layers at this point' }), layers),
     make('section', {}, make('h3', { textContent: 'Kept points' }), kept))
-  const dialog = make('dialog'), content = make('div', { className: 'content' }, bar, options, panels)
-  panels.append(effects, strips)
+  const panels = make('div', { className: 'panels' },
+    make('figure', {}, imageTitle, canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' })))),
+    make('figure', {}, title, map, make('div', { className: 'under' }, scale), value), effects, make('div', { className: 'below' }, bar, more, strips))
+  overlay.setAttribute('aria-label', 'From the image to the map')
+  const dialog = make('dialog'), content = make('div', { className: 'content' }, status, panels)
   const root = make('div', { className: model.framed ? 'sagan framed' : 'sagan' }, notice, content, dialog)
   root.dataset.lmSuppressShortcuts = 'true'
-  attributes(direction, { title: 'Where this point looks, or which points look at it' })
-  overlay.setAttribute('aria-label', 'From the image to the map')
   el.append(make('style', { textContent: CSS }), root)
   const ctx = canvas.getContext('2d'), over = map.getContext('2d'), small = document.createElement('canvas')
 
@@ -338,18 +415,18 @@ function render({ model, el }) {
     const image = model.get('image'), to = model.get('direction') === 'to', grid = to ? layer.queries : layer.keys, size = header.size
     const weights = weigh(layer, image, point, model.get('direction'), size), best = largest(weights), max = weights[best]
     const limit = Math.max(2, model.get('same') ? sums(layer, image).top : max)   // so that an even spread never looks strong
-    return { point, layer: layer.name, grid, weights, max, limit,   // `to`: the middle of the strongest cell, in pixels from the corner
+    return { point, layer: layer.name, grid, weights, best, max, limit,   // `to`: the middle of the strongest cell, in pixels from the corner
       to: [(Math.floor(best / grid[1]) + .5) * size[0] / grid[0], (best % grid[1] + .5) * size[1] / grid[1]],
       get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length,
       get values() { return upsample(weights, grid, size, model.get('smooth')) } }   // made when asked for
   }
-  const pixels = (image = model.get('image')) => view.bytes.subarray(3 * header.size[0] * header.size[1] * image)
+  const pixels = (from = view) => from.bytes.subarray(3 * header.size[0] * header.size[1] * model.get('image'))
   const fit = (target, h, w) => { if (target.width !== w || target.height !== h) { target.width = w; target.height = h } return target.getContext('2d') }
 
   // The image, one canvas pixel for each of its own
-  function plain() {
-    return view.plain[model.get('image')] ??= (() => {
-      const [H, W] = header.size, rgb = pixels(), c = fit(document.createElement('canvas'), H, W), out = c.createImageData(W, H)
+  function plain(from = view) {
+    return from.plain[model.get('image')] ??= (() => {
+      const [H, W] = header.size, rgb = pixels(from), c = fit(document.createElement('canvas'), H, W), out = c.createImageData(W, H)
       for (let i = 0; i < H * W; i++) out.data.set([rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], 255], 4 * i)
       c.putImageData(out, 0, 0)
       return c.canvas
@@ -362,6 +439,12 @@ function render({ model, el }) {
     const c = fit(document.createElement('canvas'), map.height, map.width)
     line(c, sketch(pixels(), header.size), [2, '#0005'], [1, '#fff9'])
     return view.contours[model.get('image')] = c.canvas
+  }
+  // The map, so fine that the middle of each cell is one of its pixels: there the color is that of the cell's number
+  function fine({ weights, grid, limit }) {
+    if (!model.get('smooth')) return colored(small, weights, grid, limit)
+    const size = grid.map(n => n * (2 * Math.floor(Math.max(0, 192 / n - 1) / 2) + 1))
+    return colored(small, upsample(weights, grid, size, true), size, limit)
   }
   // Values as colors, a canvas pixel for each
   function colored(target, values, [h, w], limit) {
@@ -390,7 +473,7 @@ function render({ model, el }) {
   let density = 1   // canvas pixels in one of the screen
   function line(c, path, ...strokes) {   // `path` is in pixels of the image
     const s = c.canvas.width / header.size[1], u = density
-    c.save(); c.scale(s, s); c.lineJoin = 'round'
+    c.save(); c.scale(s, s); c.lineJoin = 'round'; c.lineCap = 'square'
     for (const [width, style] of strokes) { c.lineWidth = width * u / s; c.strokeStyle = style; c.stroke(path) }
     c.restore()
   }
@@ -412,34 +495,38 @@ function render({ model, el }) {
     c.beginPath(); c.arc(point[1], point[0], 6 * u, 0, 7); c.fillStyle = colour; c.fill()
     c.lineWidth = 2 * u; c.strokeStyle = '#fff'; c.stroke()
   }
-  function region(c, [top, left, bottom, right], text) {
-    const s = c.canvas.width / header.size[1], u = density, [x, y, w, h] = [left * s, top * s, (right - left) * s, (bottom - top) * s]
-    c.fillStyle = '#0006'; c.fillRect(x, y, w, h)
-    for (const [style, dash] of [['#000', []], ['#fff', [5 * u, 5 * u]]]) { c.setLineDash(dash); c.lineWidth = 2 * u; c.strokeStyle = style; c.strokeRect(x, y, w, h) }
-    c.setLineDash([])
+  function region(c, boxes, trait) {   // the cells that are hidden, or cut
+    const grid = regionGrid(trait), cells = covered(boxes, grid, header.size), s = c.canvas.width / header.size[1], u = density, [y, x] = grid.map((n, i) => header.size[i] / n * s)
+    c.fillStyle = '#0007'
+    if (view === altered) cells.forEach((inside, i) => { if (inside) c.fillRect(i % grid[1] * x, Math.floor(i / grid[1]) * y, x, y) })
+    const path = border(cells, grid, header.size), first = cells.indexOf(true)
+    line(c, path, [2, '#000']); c.setLineDash([5 * u / s, 5 * u / s]); line(c, path, [2, '#fff']); c.setLineDash([])
     c.font = `600 ${13 * u}px system-ui, sans-serif`; c.textBaseline = 'top'; c.lineWidth = 3 * u; c.strokeStyle = '#000'; c.fillStyle = '#fff'
-    c.strokeText(text, x + 4 * u, y + 4 * u); c.fillText(text, x + 4 * u, y + 4 * u)
+    const text = trait === 'hide' ? 'hidden' : 'cut', at = [Math.min(first % grid[1] * x + 4 * u, c.canvas.width - 50 * u), Math.floor(first / grid[1]) * y + 4 * u]
+    if (first >= 0) { c.strokeText(text, ...at); c.fillText(text, ...at) }
   }
 
   function draw() {
     if (!header?.size) return
     const point = model.get('point'), pins = model.get('pins'), i = pins.findIndex(p => same(p, point)), mine = colour(i < 0 ? pins.length : i)
     current = point && look(point)
-    const values = current?.values, a = model.get('overlay'), size = header.size
+    const a = model.get('overlay'), size = header.size
     ctx.imageSmoothingEnabled = false
-    ctx.drawImage(current && a ? blended(small, values, current.limit, a) : plain(), 0, 0, canvas.width, canvas.height)
+    ctx.drawImage(current && a ? blended(small, current.values, current.limit, a) : plain(), 0, 0, canvas.width, canvas.height)
     over.imageSmoothingEnabled = model.get('smooth')
-    if (current) over.drawImage(colored(small, values, size, current.limit), 0, 0, map.width, map.height)
+    if (current) over.drawImage(fine(current), 0, 0, map.width, map.height)
     else { over.fillStyle = '#000'; over.fillRect(0, 0, map.width, map.height) }
     over.drawImage(contours(), 0, 0)
-    if (current && peaked(current.max)) line(ctx, outline(values, size, STRONG), [4, '#fff'], [2, mine])
-    for (const trait of ['hide', 'cut']) if (model.get(trait)) region(ctx, model.get(trait), trait === 'hide' ? 'hidden' : 'cut')
-    if (box) region(ctx, snapped(box), tool === 'hide' ? 'hide' : 'cut')
+    if (current && peaked(current.max)) line(ctx, border(current.weights.map(strong), current.grid, size), [4, '#fff'], [2, mine])
+    for (const trait of ['hide', 'cut']) if (model.get(trait)) for (const c of [ctx, over]) region(c, model.get(trait), trait)
+    if (box) region(ctx, snapped(box), tool)
     points.forEach(({ seen }, k) => { if (k !== i) mark(ctx, seen, colour(k)) })
     if (current) { mark(ctx, current, mine); mark(over, current, mine) }
     say(); ruler(); thumbnails()
     clear.disabled = !pins.length && !point
-    without.disabled = !point
+    without.disabled = !point || model.get('direction') === 'to' || chosen().name[0] !== 'G'
+    if (!altered) effect.textContent = without.disabled ? 'For a point, a layer of the generator and "From here", one click hides where the point looks.'
+      : 'One click hides the outlined place from all points, and the generator draws the image again.'
   }
   // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
   function paint() {
@@ -448,22 +535,26 @@ function render({ model, el }) {
     requestAnimationFrame(() => { drawn = false; if (asked) { asked = false; paint() } })
   }
 
-  function describe({ point, to, max, mean, inside }) {
-    const here = place(point), most = `${times(max)} the weight of an even spread`, even = `nearly everywhere alike, at most ${times(max)} an even spread.`
-    if (model.get('direction') === 'to') return peaked(max)
-      ? `To ${here}: ${place(to)} looks here most, with ${most}. On average a point gives it ${times(mean)}.`
-      : `To ${here}: points look here ${even}`
-    return peaked(max)
-      ? `From ${here}: looks most at ${place(to)}, with ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.`
-      : `From ${here}: looks ${even}`
+  function describe({ point, layer, best, to, max, mean, inside }) {
+    const here = place(point), most = `${times(max)} ${EVEN}`, the = view === altered ? 'Now the' : 'The'
+    if (model.get('direction') === 'to') return peaked(max) ? `${upper(place(to))} looks most at ${here}: ${most}. The average of all points is ${times(mean)}.`
+      : max < .05 ? `No point looks at ${here}.`
+      : max < .95 ? `Hardly any point looks at ${here}: none gives it more than ${most}.`
+      : `All points look at ${here} nearly alike, at most ${most}.`
+    if (!max) return `${the} point at ${here} is cut: it gets nothing from attention.`
+    if (!peaked(max)) return `${the} point at ${here} looks nearly everywhere alike, at most ${most}.`
+    const { key, share } = common(view.layers.find(l => l.name === layer), model.get('image'))
+    return `${the} point at ${here} looks most at ${place(to)}: ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.` +
+      (view === trained && key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most: such a shared place is a property of the model, not a bug.` : '')
   }
   function say() {
     const text = current ? describe(current) : 'No point is chosen. Move over the image, or tap it.'
-    if (status.textContent !== text) status.textContent = text
+    if (status.textContent === text) return
+    const [start, ...rest] = text.split(EVEN)
+    status.replaceChildren(start, ...rest.length ? [meaning, rest.join(EVEN)] : [])
   }
   // The color bar: from nothing to the limit, with a tick at an even spread
-  const ramp = make('i'), tick = make('b'), even = make('span', { textContent: 'an even spread' }), zero = make('span', { textContent: '0' })
-  const most = make('span', { style: 'top: 1.85rem' })
+  const ramp = make('i'), tick = make('b'), even = make('span', {}, term('even spread')), zero = make('span', { textContent: '0' }), most = make('span')
   scale.append(ramp, tick, zero, even, most)
   function ruler() {
     scale.style.visibility = current ? 'visible' : 'hidden'
@@ -472,8 +563,9 @@ function render({ model, el }) {
     if (most.textContent === text) return
     most.textContent = text
     zero.hidden = at < 18
-    tick.style.left = even.style.left = `${at}%`
+    tick.style.left = `${at}%`
     even.className = at > 50 ? 'even left' : 'even'
+    even.style = at > 50 ? `width: ${at}%` : `margin-left: ${at}%`
   }
   const gradient = () => Array.from({ length: 17 }, (_, i) => { const m = 3 * Math.min(255, 16 * i); return `rgb(${view.magma.subarray(m, m + 3).join()})` }).join()
 
@@ -527,14 +619,12 @@ function render({ model, el }) {
     const message = model.get('message')
     playing &&= !message
     alert.textContent = message; hint.hidden = Boolean(message); alert.hidden = !message
-    notice.classList.toggle('error', Boolean(message))
+    notice.classList.toggle('error', Boolean(message)); notice.classList.toggle('tool', tool !== 'look')
     content.hidden = !header?.size
     if (content.hidden) return
     const image = header.images[model.get('image')], drawing = model.get('drawing') ?? {}, generates = Boolean(live())
-    hint.textContent = tool === 'hide' ? 'Drag over the image: what the generator draws when no point may look there.'
-      : tool === 'cut' ? 'Drag over the image: what the generator draws when attention gives nothing to these points.'
-      : !hovers() ? 'Tap the image: the map shows where that point looks, from dark (not at all) to bright (most).'
-      : 'Move over the image: the map shows where that point looks, from dark (not at all) to bright (most). A click keeps the point, ? lists the keys.'
+    hint.textContent = TOOLS[tool] ?? (hovers() ? 'Move over the image: the map shows where that point looks. A click keeps the point.'
+      : 'Tap the image: the map shows where that point looks.')
     if (generates) fill(klass, drawing.classes.map((c, i) => [String(i), c]), String(model.get('label')))
     else {
       const names = [...new Set(header.images.map(i => i.class))]
@@ -546,23 +636,26 @@ function render({ model, el }) {
       seedField.hidden = header.images.length < 2 || header.numbered === 'seed'
       if (!seedField.hidden) { fill(seeds, header.images.map(i => [i.seed, i.seed]), image.seed); seedField.firstChild.textContent = 'Image' }
     }
-    for (const e of [seed.parentNode, next, random, ...walking]) e.hidden = !generates
-    gammaField.hidden = tools.hidden = !drawing.attention
-    effects.hidden = !drawing.attention && !model.get('effect')?.words
-    panels.classList.toggle('causes', !effects.hidden)
+    for (const e of [seed.parentNode, next, random, walking]) e.hidden = !generates
+    changes.hidden = !drawing.attention
+    without.hidden = !generates; undo.hidden = !generates || model.get('gamma') === 1 && !model.get('hide') && !model.get('cut')
+    effects.hidden = !drawing.attention && !altered
+    content.classList.toggle('causes', !effects.hidden)
+    const { note: why, D } = model.get('network') ?? {}
     own.hidden = !drawing.own
-    const note = model.get('network')?.note
-    stored.hidden = generates || !note
-    stored.textContent = `These images are stored in the page. It cannot draw others: ${note}.`
-    for (const part of [which, more]) part.hidden = [...part.children].every(e => e.hidden)
+    needs.hidden = drawing.own || !D
+    imports.hidden = own.hidden && needs.hidden
+    stored.hidden = generates || !why
+    stored.textContent = `These images are stored in the page. It cannot draw others: ${why}.`
     seed.value = model.get('seed'); towards.value = model.get('towards'); far.value = model.get('far'); gamma.value = model.get('gamma')
     strength.textContent = `×${model.get('gamma')}`
     play.textContent = playing ? 'Pause' : 'Play'
     overlay.value = model.get('overlay'); smooth.checked = model.get('smooth'); sameScale.checked = model.get('same')
     press(direction, model.get('direction')); press(tools, tool)
     canvas.classList.toggle('drag', tool !== 'look')
-    const to = model.get('direction') === 'to', what = chosen()
-    title.textContent = `${to ? 'Who looks here' : 'Where this point looks'}: ${network(what.name)}`
+    const to = model.get('direction') === 'to', what = chosen(), later = view === altered
+    imageTitle.textContent = later ? 'The image after the change' : altered ? 'The image before the change' : 'The image'
+    title.textContent = `${to ? 'Who looks here' : 'Where this point looks'}${later ? ' now' : ''}: ${network(what.name)}`
     canvas.setAttribute('aria-label', `${image.class ? `Class ${image.class}, ` : ''}${header.numbered} ${image.seed}, ${header.size[1]} by ${header.size[0]} pixels, ` +
       `with attention of layer ${what.name}. Arrow keys move the point, Enter keeps it, Escape clears.`)
     map.setAttribute('aria-label', `Map of layer ${what.name}, from dark for no attention to bright for the most`)
@@ -574,32 +667,38 @@ function render({ model, el }) {
     resize(); drawPins()
   }
 
-  // Another view has come: header and data belong together, and each may come first
+  // Another view has come, or another change: what belongs together may come one after the other
   function receive() {
-    const [h, data] = [model.get('header'), model.get('data')]
-    if (h.size && data?.byteLength !== h.bytes || h === header && data === shown) return
-    header = h; shown = data
-    if (h.size) view = unpack(h, data)
-    choices(); showEffect(); walk()
+    const [h, data, e, changed, after] = ['header', 'data', 'effect', 'changed', 'after'].map(k => model.get(k))
+    if (h.size && data?.byteLength !== h.bytes || h === header && data === shown && e === told) return
+    if (e?.words && (after?.byteLength !== e.view.bytes || changed?.byteLength !== h.size[0] * h.size[1])) return
+    if (h.size && (h !== header || data !== shown)) trained = unpack(h, data)
+    if (e !== told) altered = e?.words ? alter(unpack(e.view, after), e, model.get('hide'), model.get('cut')) : null
+    header = h; shown = data; told = e
+    choose(); walk()
+  }
+  // What is looked at: the image as trained, or as it is with changed attention
+  function choose() {
+    view = altered && !model.get('before') ? altered : trained
+    choices(); showEffect()
   }
   function showEffect() {
-    const e = model.get('effect') ?? {}, data = model.get('changed'), [H, W] = header?.size ?? []
-    const none = !e.words || data?.byteLength !== 4 * H * W
-    for (const part of [changed, changedTitle, apart, apartScale]) part.hidden = none
-    undo.hidden = none || !live(); without.hidden = !live()
-    effect.textContent = none ? 'The generator draws the image again, without that attention. For a region of your own choose Hide, and drag over the image.' : e.words
-    if (none) return
-    changedTitle.textContent = `Drawn again: ${parseFloat(e.top) < 5 ? 'hardly any change' : 'the image changes'}`
-    const bytes = bytesOf(data)
-    for (const [target, at] of [[changed, i => [3 * i, 3 * i + 1, 3 * i + 2]], [apart, i => Array(3).fill(3 * H * W + i)]]) {
-      target.width = W; target.height = H
-      const c = target.getContext('2d'), out = c.createImageData(W, H)
-      for (let i = 0; i < H * W; i++) out.data.set([...at(i).map(j => bytes[j]), 255], 4 * i)
-      c.putImageData(out, 0, 0)
+    verdict.hidden = pictures.hidden = !altered
+    if (!altered) return
+    const e = told, some = e.most >= 1e-3
+    effect.textContent = e.words
+    verdict.textContent = !some ? 'The image does not change.' : `The image ${e.most < .05 ? 'hardly changes' : 'changes'}: by at most ${e.top}.`
+    for (const [{ b, c }, from] of [[former, trained], [later, altered]]) {
+      fit(c, ...header.size).drawImage(plain(from), 0, 0)
+      b.setAttribute('aria-pressed', from === view)
     }
+    const [H, W] = header.size, bytes = bytesOf(model.get('changed')), c = fit(apart, H, W), out = c.createImageData(W, H)
+    for (let i = 0; i < H * W; i++) out.data.set([bytes[i], bytes[i], bytes[i], 255], 4 * i)
+    c.putImageData(out, 0, 0)
+    const factor = 1 / e.most
+    apart.hidden = !some
+    apartWords.textContent = !some ? '' : `Difference${factor < 1.05 ? '' : `, amplified ${+factor.toPrecision(2)} times`}`
     apart.setAttribute('aria-label', `Difference, amplified: ${e.words}`)
-    apartScale.replaceChildren(make('i', { style: 'background: linear-gradient(to right, #000, #fff)' }), make('span', { textContent: 'no change' }),
-      make('span', { textContent: e.top, style: 'top: 1.9rem' }))
   }
   function walk() {
     if (!playing) return
@@ -625,7 +724,7 @@ function render({ model, el }) {
   function ask(...parts) {
     const close = button('Close', () => dialog.close())
     const keys = make('dl', {}, ...KEYS.flatMap(([k, what]) => [make('dt', { textContent: k }), make('dd', { textContent: what })]))
-    const words = make('p', { textContent: 'The map shows where the chosen point looks: the brighter, the more. An even spread would give every place the same. ' +
+    const words = make('p', { textContent: `The map shows where the chosen point looks: the brighter, the more. ${MEANING} ` +
       'From 1.5 times an even spread on, an outline surrounds the place, and an arrow goes to the strongest one.' })
     dialog.replaceChildren(...parts.length ? parts : [make('h3', { textContent: 'Keys on the image' }), keys, words], close)
     dialog.showModal()
@@ -665,28 +764,27 @@ function render({ model, el }) {
     set(pins.some(k => same(k, point)) ? { point } : { point, pins: [...pins, point] })
   }
   function use(value) { tool = value; box = null; choices() }
-  // A region covers whole cells: of keys, to hide them; of queries, to cut them
+  // A region covers whole cells of the generator's layer: of keys, to hide them; of queries, to cut them
+  const regionGrid = trait => (chosen().name[0] === 'G' ? chosen() : view.layers.findLast(l => l.name[0] === 'G') ?? chosen())[trait === 'hide' ? 'keys' : 'queries']
   function snapped([[r0, c0], [r1, c1]]) {
-    const grid = regionLayer()[tool === 'hide' ? 'keys' : 'queries']
+    const grid = regionGrid(tool)
     const ends = [[r0, r1], [c0, c1]].map(([a, b], i) => {
       const cell = v => Math.floor(v * grid[i] / header.size[i]), edge = n => Math.round(n * header.size[i] / grid[i])
       return [edge(cell(Math.min(a, b))), edge(cell(Math.max(a, b)) + 1)]
     })
     return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]]
   }
-  // Around the cell that the point looks at most: all strong cells that hang together with it, as a region
-  function strongest() {
-    const l = regionLayer(), [h, w] = l.keys, weights = weigh(l, model.get('image'), model.get('point'), 'from', header.size)
-    const best = largest(weights), found = new Set([best]), [H, W] = header.size
-    for (const i of found) for (const dr of [-1, 0, 1]) for (const dc of [-1, 0, 1]) {
-      const j = i + dr * w + dc
-      if (i % w + dc >= 0 && i % w + dc < w && weights[j] >= STRONG) found.add(j)
-    }
-    const rows = [...found].map(i => Math.floor(i / w)), columns = [...found].map(i => i % w)
-    return [Math.min(...rows) * H / h, Math.min(...columns) * W / w, (Math.max(...rows) + 1) * H / h, (Math.max(...columns) + 1) * W / w].map(Math.round)
+  // What is outlined, or where it is nowhere, the strongest cell; together with what is hidden in the map that is seen
+  function hideOutlined() {
+    const { weights, best, grid, max } = current, outlined = peaked(max) && weights[best] >= STRONG
+    const cells = Array.from(weights, (v, i) => outlined ? strong(v) : i === best)
+    set({ hide: [...view === altered && model.get('hide') || [], ...boxes(cells, grid, header.size)], before: false })
   }
-  const regionLayer = () => chosen().name[0] === 'G' ? chosen() : view.layers.findLast(l => l.name[0] === 'G') ?? chosen()
-  function finish() { const done = snapped(box); box = null; set({ [tool]: done }) }
+  function finish() {
+    const done = snapped(box), trait = tool
+    box = null; tool = 'look'
+    set({ [trait]: done, before: false })
+  }
 
   const at = e => {
     const b = e.target.getBoundingClientRect(), inside = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)))
@@ -750,6 +848,8 @@ function render({ model, el }) {
     else if (key === 'Escape') { if (box) { box = null; paint() } else letGo([]) }
     else if (key === 'f') set({ direction: model.get('direction') === 'to' ? 'from' : 'to' })
     else if (key === 'l') { const names = view.layers.map(l => l.name); set({ layer: names[(names.indexOf(chosen().name) + 1) % names.length] }) }
+    else if (key === 'b' && altered) set({ before: !model.get('before') })
+    else if (key === 'h' && !without.hidden && !without.disabled) hideOutlined()
     else if (key === '?') ask()
     else return
     e.preventDefault(); e.stopPropagation()
@@ -771,8 +871,8 @@ function render({ model, el }) {
   root.attention = () => current   // for tests, and for whoever looks into it
   model.on('change:point', paint)
   model.on('change:pins', drawPins)
-  for (const k of ['header', 'data']) model.on(`change:${k}`, receive)
-  for (const k of ['effect', 'changed']) model.on(`change:${k}`, showEffect)
+  model.on('change:before', choose)
+  for (const k of ['header', 'data', 'effect', 'changed', 'after']) model.on(`change:${k}`, receive)
   for (const k of ['message', 'layer', 'image', 'overlay', 'smooth', 'direction', 'same', ...DRAWN]) model.on(`change:${k}`, choices)
   choice = model.get('point')
   receive()

@@ -203,8 +203,9 @@ class _DrawingState(AttentionExplorer):
     towards = T.Int(1, min=0, max=10**6, help='Seed of the latent to walk towards').tag(sync=True)
     far = T.Float(0., min=0, max=1, help='How far').tag(sync=True)
     gamma = T.Float(1., min=0, max=2, help='Factor on the gamma of all layers').tag(sync=True)
-    hide = T.List(T.Int(), None, allow_none=True, help='(top, left, bottom, right)').tag(sync=True)
-    cut = T.List(T.Int(), None, allow_none=True, help='(top, left, bottom, right)').tag(sync=True)
+    # (top, left, bottom, right) of one box of pixels, or of several that follow each other
+    hide = T.List(T.Int(), None, allow_none=True, help='No point looks there').tag(sync=True)
+    cut = T.List(T.Int(), None, allow_none=True, help='Attention gives it nothing').tag(sync=True)
     uploads = T.List(T.Dict(), help='name and content of files').tag(sync=True)
     _settings = ['label', 'seed', 'towards', 'far', 'gamma', *AttentionExplorer._settings, 'hide',
                  'cut']
@@ -213,10 +214,11 @@ class _DrawingState(AttentionExplorer):
     def _validate_region(self, p):
         if p.value is None: return None
         H, w = self.header.get('size', (0, 0))
-        if len(p.value) != 4 or not (0 <= p.value[0] < p.value[2] <= H and
-                                     0 <= p.value[1] < p.value[3] <= w):
+        boxes = [p.value[i:i + 4] for i in range(0, len(p.value), 4)]
+        if not boxes or not all(len(b) == 4 and 0 <= b[0] < b[2] <= H and 0 <= b[1] < b[3] <= w
+                                for b in boxes):
             raise ValueError(f"{p.trait.name} is a region (top, left, bottom, right) of {H}x{w} "
-                             f"pixels, got {p.value}")
+                             f"pixels, or several that follow each other, got {p.value}")
         return p.value
 
 @contextmanager
@@ -229,6 +231,7 @@ def _show_errors(out):
 # %% ../nbs/09_explorer.ipynb #ec801bdf
 class _Effects(_DrawingState):
     "Adds what the image becomes when its attention is changed as `gamma`, `hide` and `cut` say"
+    _model:Any = None
     _G:Any = None
     _inputs:Any = None                 # of the image in view, and the next two, if it was drawn
     _image:Tensor|None = None
@@ -239,7 +242,7 @@ class _Effects(_DrawingState):
         # a layer of the discriminator draws nothing: then the generator's last one is changed
         layer = self.layer if self.layer in self._maps else next(reversed(self._maps), None)
         regions = {k: tuple(v) for k in ('hide', 'cut') if (v := getattr(self, k))}
-        effect, changed = {}, b''
+        out = dict(effect={}, changed=b'', after=b'')
         with _show_errors(self):
             if self.gamma != 1 or regions:
                 if not self._maps:
@@ -249,10 +252,13 @@ class _Effects(_DrawingState):
                     for name, m in self._maps.items():
                         how = regions if name == layer else {}
                         stack.enter_context(intervene(self._G, m, self.gamma, **how))
-                    x = self._G(*self._inputs)
-                effect, changed = pack_change(self._describe(layer), self._image, x[0])
+                    x, maps = generated_maps(self._model, *self._inputs)
+                shown, out['after'] = view(x, maps, [('', '')])
+                said, out['changed'] = pack_change(self._describe(layer), self._image, x[0])
+                out['effect'] = said | dict(layer=layer, view=shown)
             self.message = ''
-        with self.hold_sync(): self.effect, self.changed = effect, changed
+        with self.hold_sync():
+            for k, v in out.items(): setattr(self, k, v)
 
     def _describe(self, layer):
         "What was changed, in words"
@@ -264,7 +270,6 @@ class _Effects(_DrawingState):
 # %% ../nbs/09_explorer.ipynb #972651da
 class _Drawing(_Effects):
     "Adds drawing itself, and looking at images of one's own"
-    _model:Any = None
     _own:Any = None                    # images and names
     _classes:tuple = ()
 
@@ -284,8 +289,9 @@ class _Drawing(_Effects):
             if change and change.name == 'far': shown[0]['start'] = self.header['start']
             self._inputs, self._image = inputs, x[0]
             self._maps = {name: m for name, m in maps.items() if name[0] == 'G'}
-            self.show(*shown)
-            self._change()
+            with self.hold_sync():
+                self.show(*shown)
+                self._change()
 
     def _upload(self, change):
         "Look at images of one's own"
@@ -300,9 +306,10 @@ class _Drawing(_Effects):
         with _show_errors(self):
             x, names = self._own
             y = self._labels(len(x))
-            self.show(*image_view(self._model, x, y, self._classes, names))
             self._inputs, self._image, self._maps = None, None, {}
-            self.effect, self.changed = {}, b''
+            with self.hold_sync():
+                self.show(*image_view(self._model, x, y, self._classes, names))
+                self.effect, self.changed, self.after = {}, b'', b''
 
 # %% ../nbs/09_explorer.ipynb #289bd0ca
 class Explorer(_Drawing):

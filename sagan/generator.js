@@ -225,60 +225,69 @@ function packChange(caption, before, after) {
   const n = before.length / 3, apart = Float64Array.from({ length: n }, (_, i) => [i, n + i, 2 * n + i].reduce((sum, j) => sum + Math.abs(after[j] - before[j]), 0) / 6)
   const top = apart.reduce((a, b) => Math.max(a, b), 0), mean = apart.reduce((a, b) => a + b) / n, percent = v => `${+(100 * v).toPrecision(2)}%`
   const words = `${caption}: pixels change by ${percent(mean)} of the range from black to white on average, ${percent(top)} at most`
-  const bytes = Uint8Array.from([...interleave(after, n), ...apart.map(v => Math.round(255 * v / Math.max(top, 1e-12)))])
-  return [{ words: words[0].toUpperCase() + words.slice(1), top: `${percent(top)} of black to white` }, new DataView(bytes.buffer)]
+  const bytes = Uint8Array.from(apart, v => Math.round(255 * v / Math.max(top, 1e-12)))
+  return [{ words: words[0].toUpperCase() + words.slice(1), top: `${percent(top)} of black to white`, most: top }, new DataView(bytes.buffer)]
 }
 
-const centers = ([top, left, bottom, right], S, size) => Array.from({ length: S * S }, (_, i) => {
-  const [r, c] = [Math.floor(i / S), i % S].map(v => (v + .5) * size / S)
-  return top <= r && r < bottom && left <= c && c < right
+// Which cells of a grid have their center in one of the boxes, which follow each other: top, left, bottom, right
+const covered = (boxes, [h, w], [H, W]) => Array.from({ length: h * w }, (_, i) => {
+  const r = (Math.floor(i / w) + .5) * H / h, c = (i % w + .5) * W / w
+  for (let b = 0; b < boxes.length; b += 4)
+    if (boxes[b] <= r && r < boxes[b + 2] && boxes[b + 1] <= c && c < boxes[b + 3]) return true
+  return false
 })
 
 // Draws what the traits of a stand-alone page ask for. `follow` takes the names of those that have changed
 function drawer(model, network, bytes) {
-  const layers = openNetwork(network, bytes), get = k => model.get(k)
-  let drawn = null   // the latent, the class, the image and all maps of what is in view
+  const layers = openNetwork(network, bytes), get = k => model.get(k), size = [network.size, network.size]
+  const magma = header => new Uint8Array(get('data').buffer, get('data').byteOffset + header.magma, 768)
+  let drawn = null   // the latent, the class, the image and the generator's maps of what is in view
   function generated() {
     const z = latent(network, get('seed'), get('towards'), get('far')), y = network.classes.length ? get('label') : 0
     if (network.classes.length && !network.classes[y]) throw Error(`there is no class ${y} here; they go from 0 to ${network.classes.length - 1}`)
     return drawn = { z, y, ...generate(network, layers, z, y) }
   }
-  function draw(walking) {
-    const { image, maps } = generated(), far = get('far'), header = get('header'), all = network.D ? [...maps, ...look(network, layers, image)] : maps
-    const data = get('data'), magma = new Uint8Array(data.buffer, data.byteOffset + header.magma, 768)
-    const seed = `${get('seed')}${far ? ` towards ${get('towards')} at ${far}` : ''}`
-    const [newer, packed] = pack(header, magma, image, all, { class: network.classes[get('label')] ?? '', seed })
-    if (!walking) newer.start = propose(maps.at(-1) ?? all.at(-1), network.size)
-    const proposed = String(get('pins')) === String(header.start) && String(get('point')) === String(header.start)
-    model.put({ data: packed, header: newer, image: 0, ...proposed ? { point: newer.start, pins: [newer.start] } : {} })
+  // A view of an image, with the maps of both networks
+  function shown({ image, maps }, names) {
+    const header = get('header'), all = network.D ? [...maps, ...look(network, layers, image)] : maps
+    return [...pack(header, magma(header), image, all, names), all]
   }
-  const nothing = () => [{}, new DataView(new ArrayBuffer(0))]
-  function change() {
+  function draw(walking) {
+    const image = generated(), far = get('far'), former = get('header').start
+    const seed = `${get('seed')}${far ? ` towards ${get('towards')} at ${far}` : ''}`
+    const [newer, data, all] = shown(image, { class: network.classes[get('label')] ?? '', seed })
+    if (!walking) newer.start = propose(image.maps.at(-1) ?? all.at(-1), network.size)
+    const proposed = String(get('pins')) === String(former) && String(get('point')) === String(former)
+    return { data, header: newer, image: 0, ...proposed ? { point: newer.start, pins: [newer.start] } : {} }
+  }
+  const none = new DataView(new ArrayBuffer(0)), nothing = { effect: {}, changed: none, after: none }
+  function change(names) {
     const regions = ['hide', 'cut'].filter(get), gamma = get('gamma')
-    if (gamma !== 1 || regions.length) {
-      if (get('header').numbered !== 'seed') throw Error('the generator has not drawn this image; the next seed is one that it has')
-      const { z, y, image, maps } = drawn ?? generated(), changes = {}
-      const layer = maps.find(m => m.name === get('layer')) ?? maps.at(-1)   // one of the discriminator draws nothing
-      for (const { name } of maps) changes[name] = { factor: gamma }
-      if (get('hide')) {
-        const hidden = changes[layer.name].hidden = centers(get('hide'), layer.keys[0], network.size)
-        if (hidden.every(Boolean)) throw Error('nothing is left to look at: the hidden region covers the whole image')
-      }
-      if (get('cut')) changes[layer.name].cut = centers(get('cut'), layer.queries[0], network.size)
-      const said = [gamma !== 1 && `attention times ${gamma}`, get('hide') && `nothing in ${layer.name} looks at the hidden region`,
-        get('cut') && `attention gives nothing to the cut region in ${layer.name}`].filter(Boolean)
-      const after = generate(network, layers, z, y, changes).image
-      return packChange(said.join(', '), image, after)
+    if (gamma === 1 && !regions.length) return nothing
+    if (!names && get('header').numbered !== 'seed') throw Error('the generator has not drawn this image; the next seed is one that it has')
+    const { z, y, image, maps } = drawn ?? generated(), changes = {}
+    const layer = maps.find(m => m.name === get('layer')) ?? maps.at(-1)   // one of the discriminator draws nothing
+    for (const { name } of maps) changes[name] = { factor: gamma }
+    if (get('hide')) {
+      const hidden = changes[layer.name].hidden = covered(get('hide'), layer.keys, size)
+      if (hidden.every(Boolean)) throw Error('Nothing is left to look at: the hidden region covers the whole image.')
     }
-    return nothing()
+    if (get('cut')) changes[layer.name].cut = covered(get('cut'), layer.queries, size)
+    const said = [gamma !== 1 && `attention times ${gamma}`, get('hide') && `nothing in ${layer.name} looks at the hidden region`,
+      get('cut') && `attention gives nothing to the cut region in ${layer.name}`].filter(Boolean)
+    const altered = generate(network, layers, z, y, changes), [effect, changed] = packChange(said.join(', '), image, altered.image)
+    const [view, after] = shown(altered, names ?? get('header').images[0])
+    return { effect: { ...effect, layer: layer.name, view }, changed, after }
   }
   return names => {
     const anew = names.some(k => ['label', 'seed', 'towards', 'far'].includes(k))
     if (!anew && !names.some(k => ['gamma', 'hide', 'cut', 'layer'].includes(k))) return
-    let message = '', done = nothing()
-    try { if (anew) draw(!names.includes('seed') && !names.includes('label')); done = change() }
-    catch (e) { message = e.message }
-    model.put({ effect: done[0], changed: done[1] })
+    let message = '', view = {}, done = nothing
+    try {
+      if (anew) view = draw(!names.includes('seed') && !names.includes('label'))
+      done = change(view.header?.images[0])
+    } catch (e) { message = e.message }
+    model.put({ ...view, ...done })
     if (message !== get('message')) model.put({ message })
   }
 }

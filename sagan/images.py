@@ -27,7 +27,7 @@ def _white(im):
     "The value of white in an image of 16-bit integers or floats; raises `ValueError` if it is unknown"
     if im.mode == 'F': return 1.
     if im.mode == 'I' and im.format not in ('PNG', 'PPM'):  # Pillow's mode for 16 bits in PNG and PPM
-        raise ValueError("signed or 32-bit integers do not say which value is white; save the image with 8 "
+        raise ValueError("signed or 32-bit integers do not define a value for white; save the image with 8 "
                          "or 16 bits")
     bits = getattr(im, 'tag_v2', {}).get(ExifTags.Base.BitsPerSample, (16,))  # of TIFF files
     return 2**bits[0] - 1
@@ -37,7 +37,7 @@ def _to_gray(im):
     "Convert 16-bit integers or floats to 8 bits; raises `ValueError` for values out of range"
     white, a = _white(im), np.asarray(im)                                     # (height, width)
     if not 0 <= a.min() <= a.max() <= white:
-        raise ValueError(f"values from {a.min():.4g} to {a.max():.4g} do not say which one is white; "
+        raise ValueError(f"values from {a.min():.4g} to {a.max():.4g} do not define a value for white; "
                          f"they must be in [0, {white:.4g}]")
     gray = np.rint(np.multiply(a, 255/white, dtype=np.float32)).astype(np.uint8)
     if getattr(im, 'tag_v2', {}).get(ExifTags.Base.PhotometricInterpretation) == 0: gray = 255 - gray
@@ -99,7 +99,7 @@ def _find_reason(file, e):
         return (f"{str(e).split(',')[0]}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS, or the "
                 "environment variable SAGAN_MAX_IMAGE_PIXELS")
     if isinstance(e, FileNotFoundError) and file.is_symlink():
-        return f'a link to {os.readlink(file)}, which is not there'
+        return f'a link to {os.readlink(file)}, which does not exist'
     if isinstance(e, OSError) and e.strerror: return e.strerror
     if type(e) is ValueError: return str(e)
     if not file.stat().st_size: return 'zero bytes'
@@ -117,7 +117,7 @@ def read_image(
     "Read an image upright, cropped to a square and resized; raises `ValueError` with the reason if it fails"
     _allow_large_images()
     try:
-        if not S_ISREG(file.stat().st_mode): raise ValueError('no regular file')  # a pipe, a terminal
+        if not S_ISREG(file.stat().st_mode): raise ValueError('not a regular file')  # a pipe, a terminal
         with Image.open(file) as im, _one_large if im.width*im.height > _LARGE else nullcontext():
             return fit_image(im, size)
     except Exception as e: raise ValueError(encodable(_find_reason(file, e))) from e
@@ -153,7 +153,7 @@ class _Unread:
     def __str__(self):
         kinds = [f'{n:,} {kind} (such as {example})' 
                  for kind, (n, example) in sorted(self.kinds.items())]
-        return f"files in {self.path} that are not read: {', '.join(kinds)}" if kinds else ''
+        return f"ignored files in {self.path}: {', '.join(kinds)}" if kinds else ''
 
 # %% ../nbs/library/44_images.ipynb #d41b0141
 def _scan(path, inside, unread):
@@ -170,13 +170,13 @@ def _scan(path, inside, unread):
             elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 folders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS: images.append(entry.name)
-            else: unread.add('with other endings', name)
+            else: unread.add('with other extensions', name)
     return sorted(images), sorted(folders)
 
 # %% ../nbs/library/44_images.ipynb #2060abb2
 def _count_nested(path, inside, unread):
     "Count the files in a folder within a class; a link counts as one, because it may lead in a circle"
-    kind = 'in folders within a class'
+    kind = 'in subfolders of a class'
     if (path/inside).is_symlink(): return unread.add(kind, inside)
     for at, _, names in os.walk(path/inside):
         names = sorted(n for n in names if not n.startswith('.'))
@@ -207,7 +207,7 @@ def list_images(
     Raises `FileNotFoundError` if there is no folder, `OSError` if it cannot be listed, `ValueError` if it has
     no images or mixes images with subfolders."""
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or of one "
+        raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or one with a "
                                 "subfolder of images per class")
     unread = _Unread(path)
     here, subfolders = _scan(path, '', unread)
@@ -217,9 +217,9 @@ def list_images(
                                    "per class"))
     if not here and not subfolders:
         told = f'; {unread}' if unread.kinds else ''
-        raise ValueError(encodable(f"{path} holds no images; they may end in {', '.join(EXTENSIONS)}{told}"))
+        raise ValueError(encodable(f"{path} holds no images; they must end in {', '.join(EXTENSIONS)}{told}"))
     per_class = _list_classes(path, subfolders, unread)
-    if unread.kinds: warn(encodable(f"{unread}. Images end in {', '.join(EXTENSIONS)}"))
+    if unread.kinds: warn(encodable(f"{unread}. Image files end in {', '.join(EXTENSIONS)}"))
     if here: return here, torch.zeros(len(here), dtype=torch.int64), []
     counts = torch.tensor([len(names) for names in per_class.values()])  # (classes,)
     names = [f'{c}/{n}' for c, names in per_class.items() for n in names]

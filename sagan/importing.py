@@ -61,9 +61,9 @@ def _load(path):
         with zipfile.ZipFile(path) as z:
             # torch.save does not compress, so contents larger than the file would fill the memory
             if sum(i.file_size for i in z.infolist()) > Path(path).stat().st_size:
-                raise zipfile.BadZipFile('more in it than its size')
+                raise zipfile.BadZipFile('its contents are larger than the file')
             # torch.load does not check
-            if bad := z.testzip(): raise zipfile.BadZipFile(f'wrong checksum of {bad}')
+            if bad := z.testzip(): raise zipfile.BadZipFile(f'{bad} has a wrong checksum')
     with catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
         simplefilter('ignore')  # problems become errors below
         return torch.load(path, map_location='cpu', weights_only=True)
@@ -75,15 +75,15 @@ def read_file(
     """Read a file of tensors and plain values without executing code
 
     Raises `FileNotFoundError`, or `ValueError` for a file that is incomplete or holds anything else."""
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}")
+    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}; check its path")
     try: saved = _load(path)
     except Exception as e:
         if isinstance(e, UnpicklingError) and (unsafe := re.search(r'GLOBAL ([\w.]+\w) ', str(e))):
             raise ValueError(f"{path} holds more than tensors and plain values: {unsafe[1]}. "
-                             "Reading that can execute code, so it is refused; where you trust the file, "
-                             f"save its state dict alone: torch.save({{'state_dict': ...}}, file)") from None
-        raise ValueError(f"{path} is not a whole PyTorch file of tensors and plain values; it may be "
-                         f"truncated, or something else ({type(e).__name__}); "
+                             "Reading it could execute code, so it is rejected; if you trust the file, "
+                             f"save only its state dict: torch.save({{'state_dict': ...}}, file)") from None
+        raise ValueError(f"{path} is not a complete PyTorch file of tensors and plain values "
+                         f"({type(e).__name__}); it may be truncated or in another format; "
                          "nothing in it was executed") from None
     if not isinstance(saved, dict):
         raise ValueError(f"{path} holds a {type(saved).__name__}; expected a dictionary of tensors")
@@ -96,8 +96,8 @@ def _problem(t, shape):
     if shape is not None and t.shape != shape: return f"has shape {tuple(t.shape)}, expected {tuple(shape)}"
     plain = t.layout == torch.strided and t.device.type == 'cpu' and not (t.is_quantized or t.is_complex())
     if not plain or t.nbytes > t.untyped_storage().nbytes():
-        return f"is no plain tensor of numbers ({t.dtype}, {t.layout}, {t.device})"
-    if not t.numel(): return f"has shape {tuple(t.shape)} and no numbers in it"
+        return f"is not a plain tensor of numbers ({t.dtype}, {t.layout}, {t.device})"
+    if not t.numel(): return f"has shape {tuple(t.shape)} and holds no numbers"
     return '' if t.float().isfinite().all() else "has numbers that are not finite in float32"
 
 def _printable(name):
@@ -117,7 +117,7 @@ class ForeignNetwork:
         prefix:str='', # Prefix of the names in the file, for messages
     ):
         if kind not in ('G', 'ema', 'D') or project not in range(len(PROJECTS)):
-            raise ValueError(f"kind is 'G', 'ema' or 'D' and project 0, 1 or 2, got {kind!r} and {project!r}")
+            raise ValueError(f"kind must be 'G', 'ema' or 'D' and project 0, 1 or 2, got {kind!r}, {project}")
         self.path, self.kind, self.project = path, kind, project
         self.tensors, self.prefix, self.used = tensors, prefix, set[str]()
 
@@ -171,9 +171,9 @@ def _single_network(path, tensors):
     "The network in a file that holds one network"
     studio = _any_starts_with(tensors, 'blocks.0.0.conv2d')
     if not studio and not _any_starts_with(tensors, 'blocks.0.0.conv1.'):
-        reason = f"the first thing in it is '{_printable(next(iter(tensors)))}'" if tensors else 'it is empty'
+        reason = f"it begins with '{_printable(next(iter(tensors)))}'" if tensors else 'it is empty'
         if 'param_groups' in tensors: reason = 'it is the state of an optimizer; leave it out'
-        raise ValueError(f"{path} is no SAGAN of {', '.join(PROJECTS)}: {reason}")
+        raise ValueError(f"{path} is not a SAGAN of {', '.join(PROJECTS)}: {reason}")
     kind = 'ema' if 'ema' in Path(path).stem.lower() else 'G'
     if not _any_starts_with(tensors, 'blocks.0.0.bn1.'): kind = 'D'
     return ForeignNetwork(path, kind, int(studio), tensors)
@@ -194,7 +194,7 @@ def find_networks(
     tensors, step = saved.get('state_dict', saved.get('model', saved)), _training_step(saved)
     if 'itr' in saved and not any(isinstance(v, Tensor) for v in saved.values()): return [], step
     if not isinstance(tensors, dict) or not all(isinstance(k, str) for k in tensors):
-        raise ValueError(f"{path} has no names of tensors in it")
+        raise ValueError(f"{path} holds no named tensors")
     if all(k.startswith('module.') for k in tensors):
         tensors = {k.removeprefix('module.'): t for k, t in tensors.items()}  # of a network on several GPUs
     if _any_starts_with(tensors, 'generator.', 'generator_ema.', 'discriminator.'):
@@ -267,8 +267,8 @@ def _count_classes(f, p):
     if not (found := _table_names(f, p)): return 0
     (name, _), columns = found
     if f.project == 0 and _norm_form(f, f'{p}.{name}'):
-        raise f.error('shared.weight', f"is missing: {p}.{name} is not a table of classes, "
-                                       "but applied to what they share")
+        raise f.error('shared.weight', f"is missing: {p}.{name} is not a class table, "
+                                       "but is applied to vectors that the classes share")
     return _raw_weight(f, f'{p}.{name}', 2)[1].shape[columns]
 
 # %% ../nbs/library/28_importing.ipynb #a3f2d1e1
@@ -276,8 +276,8 @@ def _table_from_shared(f, p, channels):
     "The table of a linear layer on the classes' shared vectors, (classes, C)"
     shared, (name, W) = f.take('shared.weight'), _raw_weight(f, p, 2)              # (classes, s), (C, s)
     if W.shape[1] > shared.shape[1]:
-        raise f.error(name, f"has shape {tuple(W.shape)}, expected {(channels, shared.shape[1])}: it reads a "
-                            "part of the latent, too, as in BigGAN, and is not of a SAGAN")
+        raise f.error(name, f"has shape {tuple(W.shape)}, expected {(channels, shared.shape[1])}: it also "
+                            "reads a part of the latent, as in BigGAN but not in a SAGAN")
     return shared @ _normalized_weight(f, p, (channels, shared.shape[1])).mT
 
 # %% ../nbs/library/28_importing.ipynb #cea329ba
@@ -304,7 +304,7 @@ def _read_statistics(f, at, channels, eps):
     n = f.take(f'{at}.num_batches_tracked', ()) if counted else torch.zeros(())
     if f.holds(f'{at}.accumulation_counter') and (sums := f.take(f'{at}.accumulation_counter').item()):
         mean, var = mean/sums, var/sums
-    if (var + eps <= 0).any(): raise f.error(f'{at}.{kind}_var', "has variances below 0")
+    if (var + eps <= 0).any(): raise f.error(f'{at}.{kind}_var', "has negative variances")
     return mean, var, n
 
 # %% ../nbs/library/28_importing.ipynb #64f82143
@@ -346,7 +346,7 @@ def _blocks_and_attention(f):
         parts = {k[len(e)+1:].split('.')[0]: k for k in f.tensors if k.startswith(e + '.')}
         if odd := [k for p, k in parts.items() if p not in block | attention]: raise f.error(odd[0])
         if not attention & parts.keys(): blocks.append(e)
-        elif not blocks or len(blocks) - 1 in at: raise f.error(e, "is attention, but not after a block")
+        elif not blocks or len(blocks) - 1 in at: raise f.error(e, "is attention that follows no block")
         else: at[len(blocks) - 1] = e
     return blocks, at
 
@@ -357,8 +357,8 @@ def _image_size(f, blocks):
     size = (2 if f.kind == 'D' else 4) << len(blocks)
     if size not in D_DOWN:
         raise ValueError(f"{f.path}: {len(blocks)} blocks make a "
-                         f"{'discriminator' if f.kind == 'D' else 'generator'} for {size} pixels; there are "
-                         f"SAGANs for {', '.join(map(str, D_DOWN))}")
+                         f"{'discriminator' if f.kind == 'D' else 'generator'} for {size} pixels; SAGANs "
+                         f"here are for {', '.join(map(str, D_DOWN))}")
     # mmgeneration's goes down to 2x2 at 64 pixels
     return size, 5 if f.project == 2 and size == 64 else D_DOWN[size]
 
@@ -411,7 +411,7 @@ def _convert_layer(f, p, m, reverse):
             raise f.error(f'{p}.u0', 'is missing')
         if not W.any():
             name, _ = _raw_weight(f, p, W.ndim)
-            raise f.error(name, "is 0 everywhere, and a network of ours would divide it by 0")
+            raise f.error(name, "is 0 everywhere, so our spectral norm would divide it by 0")
         u, v = _unit_vectors(W)
     if reverse == 0: W, u, bias = W.flip(0), u.flip(0), bias.flip(0)
     if reverse == 1: W, v = W.flip(1), v.view(W.shape[1:]).flip(0).flatten()
@@ -459,7 +459,7 @@ def convert_state_dict(
     """Convert all tensors of another project's network to ours
 
     Raises `ValueError` for the first tensor that is missing, has the wrong shape, or is left over."""
-    if 'blocks.0' not in names: raise ValueError(f"names come from infer_layout, got {names!r}")
+    if 'blocks.0' not in names: raise ValueError(f"names must come from infer_layout, got {names!r}")
     def theirs(name):
         at, _, part = name.rpartition('.')
         return f'{names[at]}.{f.name(part)}' if at in names else f.name(name)
@@ -493,7 +493,7 @@ def _find_all_networks(files):
         for f in nets:
             if f.kind in found:
                 other = found[f.kind][0].path
-                raise ValueError(f"{other} and {path} both hold {_KINDS[f.kind]}; give one of each "
+                raise ValueError(f"{other} and {path} both hold {_KINDS[f.kind]}; give only one of each "
                                  "(the file of an averaged generator has 'ema' in its name)")
             found[f.kind] = f, *infer_layout(f)
     if not found:
@@ -506,20 +506,20 @@ def _check_shared(f, fields):
     "Raise `ValueError` if a generator alone may have lost its classes' shared vectors"
     one_hot = f.project == 1 and f.holds('blocks.0.0.bn1.gain.') and not f.holds('shared.')
     if one_hot and fields['n_classes'] == fields['z_dim']:
-        raise f.error('shared.weight', "is missing, or there are as many classes as numbers in a latent, "
-                                       f"{fields['z_dim']}; give the discriminator's file, too, which tells")
+        raise f.error('shared.weight', "is missing, unless there are as many classes as numbers in a latent, "
+                                       f"{fields['z_dim']}; give the discriminator's file as well")
 
 def _merge_fields(found):
     "The fields that the networks' layouts give; raises `ValueError` if they disagree"
     (first, *_), fields = next(iter(found.values())), {}
     for f, _, own_fields in found.values():
         if f.project != first.project:
-            raise ValueError(f"{f.path} does not belong to {first.path}: it is of {PROJECTS[f.project]}, the "
-                             f"other of {PROJECTS[first.project]}")
+            raise ValueError(f"{f.path} does not belong to {first.path}: it comes from "
+                             f"{PROJECTS[f.project]}, the other from {PROJECTS[first.project]}")
         for k, v in own_fields.items():
             if fields.setdefault(k, v) != v:
-                raise ValueError(f"{f.path} does not belong to {first.path}: {k} is {v!r} there, "
-                                 f"{fields[k]!r} here")
+                raise ValueError(f"{f.path} does not belong to {first.path}: {k} is {v!r} in the one and "
+                                 f"{fields[k]!r} in the other")
     G = found.get('G') or found.get('ema')
     if G and 'D' not in found: _check_shared(G[0], fields)
     return fields
@@ -537,7 +537,7 @@ def _check_arguments(eps, **switches):
     if eps is not None and not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
         raise ValueError(f"eps must be finite and not negative, got {eps!r}")
     for name, value in switches.items():
-        if value not in (None, True, False): raise ValueError(f"{name} is True, False or None, got {value!r}")
+        if value not in (None, True, False): raise ValueError(f"{name} must be a bool or None, got {value!r}")
 
 # %% ../nbs/library/28_importing.ipynb #c0dabb5a
 def import_checkpoint(
@@ -557,7 +557,7 @@ def import_checkpoint(
     fields = dict(g_width=(), g_attention=(), d_width=(), d_attention=()) | _merge_fields(found)
     if 'D' in found: fields |= dict(d_relu_skip=relu_skip)
     cfg = presets['official'].change(data='imported', bn_group=0, **fields)
-    with torch.device('meta'): form = SAGAN(cfg).eval()  # takes no memory until all shapes are known to fit
+    with torch.device('meta'): form = SAGAN(cfg).eval()  # takes no memory until all shapes fit
     converted = {kind: convert_state_dict(f, names, getattr(form, kind), eps, bgr)
                  for kind, (f, names, _) in found.items()}
     model = SAGAN(cfg).eval()
@@ -570,24 +570,24 @@ def import_checkpoint(
 # %% ../nbs/library/28_importing.ipynb #90906c70
 def _read_names(file):
     "The lines of a text file that are not empty"
-    if not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with the names of classes")
+    if not Path(file).is_file(): raise FileNotFoundError(f"there is no file {file} with class names")
     try: lines = Path(file).read_text(encoding='utf-8-sig').split('\n')
     except UnicodeDecodeError as e:
-        raise ValueError(f"{file} is no text in UTF-8 ({e.reason} at byte {e.start}); save it as UTF-8")
+        raise ValueError(f"{file} is not text in UTF-8 ({e.reason} at byte {e.start}); save it as UTF-8")
     return [name for line in lines if (name := line.strip())]
 
 def _class_names(classes, n):
-    "Names of n classes from a list, or a file with one in each line; without either their numbers"
+    "Names of n classes from a list, or a file with one per line; without either, their numbers"
     if classes is None: return [str(i) for i in range(n)]
     if not isinstance(classes, (str, Path, Iterable)):
-        raise ValueError(f"classes are a list of names, or a file with one in each line, got {classes!r}")
+        raise ValueError(f"classes must be a list of names, or a file with one per line, got {classes!r}")
     in_file = isinstance(classes, (str, Path))
     names, where = (_read_names(classes), classes) if in_file else (list(classes), 'the list')
     if wrong := [name for name in names if not isinstance(name, str)]:
-        raise ValueError(f"names of classes are strings, got {wrong[0]!r}")
-    if len(names) != n: raise ValueError(f"the model has {n} classes; {where} has {len(names)} names")
+        raise ValueError(f"class names must be strings, got {wrong[0]!r}")
+    if len(names) != n: raise ValueError(f"the model has {n} classes, but {where} has {len(names)} names")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{where} has the name {twice[0]!r} twice; every class needs one of its own")
+        raise ValueError(f"{where} has the name {twice[0]!r} twice; every class needs its own name")
     return names
 
 # %% ../nbs/library/28_importing.ipynb #2bd0c808
@@ -595,12 +595,12 @@ def _check_out(folder):
     "Raise `FileExistsError` if a folder holds anything but the remains of a killed import"
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
-            raise FileExistsError(f"{folder} is there, and is not a folder; name another one with --out")
+            raise FileExistsError(f"{folder} exists and is not a folder; name another one with --out")
         return
     held = [f.name for f in folder.iterdir() if not f.name.startswith('.')]
     if not held or held == ['config.json'] and read_config(folder)[0].data == 'imported': return
     content = 'a run' if 'config.json' in held else 'other files'
-    raise FileExistsError(f"{folder} already holds {content}; choose another folder with --out, or remove it")
+    raise FileExistsError(f"{folder} already holds {content}; remove it, or choose another folder with --out")
 
 def _describe_import(c, about, folder):
     "Describe what was read, and with which settings"
@@ -609,11 +609,11 @@ def _describe_import(c, about, folder):
     networks = ('a generator', c.g_width, c.g_attention), ('a discriminator', c.d_width, c.d_attention)
     parts = [f'{name} {with_attention(at)}' for name, width, at in networks if width]
     step = f", step {about['step']}" if about['step'] else ''
-    colors = 'BGR, which are RGB now' if about['bgr'] else 'RGB'
+    colors = 'BGR, converted to RGB' if about['bgr'] else 'RGB'
     rectified = 'rectified ' if about['relu_skip'] else ''
     skip = f", the discriminator's shortcuts from {rectified}inputs" if c.d_width else ''
     return (f"{' and '.join(parts)}, {c.size} pixels, {c.n_classes} classes{step}: {folder}\n"
-            f"read as {about['project']}'s, colours {colors}{skip}")
+            f"read as {about['project']}'s, colors {colors}{skip}")
 
 # %% ../nbs/library/28_importing.ipynb #6458ca16
 def import_run(

@@ -29,7 +29,7 @@ def _on_same_device(t, like):
 def _dtype_message(name, t, like):
     "What is wrong with the dtype of t, and what to do"
     wanted = 'float' if like is None else str(like.dtype).removeprefix('torch.')
-    hint = ('bytes of images are scaled by `to_unit`' if t.dtype == torch.uint8
+    hint = ('scale images of bytes with `to_unit`' if t.dtype == torch.uint8
             else f"convert with .to({torch.float32 if like is None else like.dtype})")
     return f"{name} must be {wanted}, got {str(t.dtype).removeprefix('torch.')}; {hint}"
 
@@ -48,7 +48,7 @@ def check_tensor(
         wanted = ', '.join(map(str, shape)) + ','*(len(shape) == 1)
         raise ValueError(f"{name} must have shape ({wanted}), got {got}")
     if like is not None and not _on_same_device(t, like):
-        raise ValueError(f"{name} is on {t.device}, the weights are on {like.device}; "
+        raise ValueError(f"{name} is on {t.device}, but the weights are on {like.device}; "
                          "move one of them with .to(device)")
     if not _fits_dtype(t, like): raise ValueError(_dtype_message(name, t, like))
 
@@ -65,7 +65,7 @@ def check_labels(
                              "and takes no labels; pass y=None")
         return
     if y is None:
-        raise ValueError("this network is conditional and needs labels: an int64 tensor "
+        raise ValueError("this network is conditional and needs labels; pass an int64 tensor "
                          f"of shape ({batch},) with values from 0 to {n_classes-1}")
     if not isinstance(y, Tensor) or y.shape != (batch,) or y.dtype != torch.int64:
         raise ValueError(f"labels must be int64 of shape ({batch},), got " + (
@@ -73,7 +73,7 @@ def check_labels(
             f"a {type(y).__name__}; make it a tensor, as in torch.tensor([0, 1])"))
     readable = not torch.compiler.is_compiling() and y.device.type == 'cpu'
     if readable and len(y) and not (0 <= y.min() and y.max() < n_classes):
-        raise ValueError(f"labels go from 0 to {n_classes-1}, "
+        raise ValueError(f"labels must be from 0 to {n_classes-1}, "
                          f"got values from {y.min()} to {y.max()}")
 
 # %% ../nbs/library/47_inputs.ipynb #f344bdb3

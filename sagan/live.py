@@ -25,10 +25,10 @@ def fold_batch_norm(
     "What batch norm does in eval mode, as `factor*x + summand`"
     bn:Any = getattr(m, 'bn', m)
     tables:Any = m if getattr(m, 'n_classes', 0) else None
-    if tables: gain, bias = 1 + tables.gain.weight.double(), tables.bias.weight
-    else: gain, bias = bn.weight.double()[None], bn.bias[None]                 # (classes or 1, C)
-    factor = gain/(bn.running_var.double() + bn.eps).sqrt()                    # (classes or 1, C)
-    return factor.float(), (bias - bn.running_mean*factor).float()
+    if tables: gain, bias = 1 + tables.gain.weight, tables.bias.weight
+    else: gain, bias = bn.weight[None], bn.bias[None]                          # (classes or 1, C)
+    factor = gain/(bn.running_var + bn.eps).sqrt()                             # (classes or 1, C)
+    return factor, bias - bn.running_mean*factor
 
 # %% ../nbs/library/61_live.ipynb #cdd173e9
 def _is_shown(name, blocks):

@@ -51,7 +51,7 @@ def ttur(
     "Two Adams with their own rates (sections 4.2 and 5); raises `ValueError` for invalid settings"
     for name, lr in dict(lr_g=lr_g, lr_d=lr_d, bias_lr=bias_lr).items(): check_number(name, lr)
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"betas is a pair of decay rates, as for Adam, got {betas!r}")
+        raise ValueError(f"betas must be a pair of decay rates, as for Adam, got {betas!r}")
     for beta in betas: check_number('each of betas', beta, below=1)
     def adam(net, lr):
         weights = [p for name, p in net.named_parameters() if not name.endswith('bias')]

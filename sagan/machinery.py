@@ -45,8 +45,8 @@ def split_batch(
     check_count('accumulate', n)
     odd = [len(t) for t in tensors if t is not None and len(t) % n]
     if odd:
-        raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; accumulate "
-                         "must divide the images of a process")
+        raise ValueError(f"a batch of {odd[0]} cannot be split into {n} equal parts; choose an "
+                         "accumulate that divides the batch of each process")
     return zip(*[[None]*n if t is None else t.chunk(n) for t in tensors])
 
 # %% ../nbs/library/66_machinery.ipynb #cf367eeb
@@ -68,7 +68,7 @@ def score_together(
 def frozen_weights(
     net:nn.Module, # Network that is used but not trained
 ) -> Iterator[None]:
-    "Within this context the weights of `net` ask for no gradient"
+    "Within this context the weights of `net` need no gradient"
     learning = [p for p in net.parameters() if p.requires_grad]
     for p in learning: p.requires_grad_(False)
     try: yield
@@ -80,7 +80,7 @@ def finish_step(
     player:str, # Whose step it is, 'G' or 'D'
     losses:list[Tensor], # Of each part of this process's batch, ()
     opt:torch.optim.Optimizer, # The player's optimizer
-    scaler:LossScaler, # What the loss was multiplied by
+    scaler:LossScaler, # Factor by which the loss was multiplied
     forward:Callable, # Repeats the forward passes of the step, to find the layer that fails
     images:Tensor|None=None, # Real images of the step, (B, 3, S, S)
     **networks:nn.Module, # G and D
@@ -117,17 +117,17 @@ def _call_checked(net, call, *args):
 def _check_generated(name, x, size):
     "Raise `ValueError` unless `x` are two images"
     if not isinstance(x, Tensor) or x.shape != (2, 3, size, size):
-        raise ValueError(f"{name} must give images of shape (B, 3, {size}, {size}); for B = 2 it "
-                         f"gave {tuple(x.shape) if isinstance(x, Tensor) else x!r}")
+        raise ValueError(f"{name} must return images of shape (B, 3, {size}, {size}); for B = 2 it "
+                         f"returned {tuple(x.shape) if isinstance(x, Tensor) else x!r}")
     if x.abs().max() > 1:
-        raise ValueError(f"{name} must give images in [-1, 1], it gave values from {x.min():.3g} "
+        raise ValueError(f"{name} must return images in [-1, 1], it returned values from {x.min():.3g} "
                          f"to {x.max():.3g}; end it with a tanh")
 
 def _check_scores(name, out):
     "Raise `ValueError` unless `out` are two scores, or a pair of such"
     scores = out if isinstance(out, tuple) and len(out) == 2 else [out]
     if not all(isinstance(s, Tensor) and s.shape == (2,) for s in scores):
-        raise ValueError(f"{name} must give one score per image, of shape (B,); for B = 2 it gave "
+        raise ValueError(f"{name} must return one score per image, of shape (B,); for B = 2 it returned "
                          f"{tuple(out.shape) if isinstance(out, Tensor) else out!r}")
 
 # %% ../nbs/library/66_machinery.ipynb #339af42a
@@ -135,14 +135,14 @@ def _check_scores(name, out):
 def check_networks(
     G:nn.Module, # Generator, called as G(z, y)
     D:nn.Module, # Discriminator, called as D(x, y)
-    cfg:Config, # What they are for: `size`, `n_classes` and `z_dim`
+    cfg:Config, # Configuration that they must fit: `size`, `n_classes` and `z_dim`
 ) -> None:
-    "Raise `ValueError` unless the networks take and give what those of this package do"
+    "Raise `ValueError` unless the networks take and return what those of this package do"
     g, d, S, n = type(G).__name__, type(D).__name__, cfg.size, cfg.n_classes
     for a in ('z_dim', 'n_classes'):
         if getattr(G, a, None) != getattr(cfg, a):
             raise ValueError(f"the generator {g} must have the attribute {a} = {getattr(cfg, a)}, "
-                             f"as the configuration and the data; it has {getattr(G, a, 'none')}")
+                             f"like the configuration and the data; it has {getattr(G, a, 'none')}")
     device, seeded = next(G.parameters()).device, torch.Generator().manual_seed(0)
     z = torch.randn(2, cfg.z_dim, generator=seeded).to(device)  # (2, z_dim)
     y = torch.arange(2, device=device) % n if n else None  # (2,)
@@ -154,7 +154,7 @@ def check_networks(
 
 # %% ../nbs/library/66_machinery.ipynb #2761633c
 class TwoOptimizers:
-    "G's and D's optimiser behind the one interface that fastai expects"
+    "G's and D's optimizers behind the one interface that fastai expects"
     def __init__(self,
         opt_g:torch.optim.Optimizer, # G's optimiser
         opt_d:torch.optim.Optimizer, # D's optimiser
@@ -177,19 +177,19 @@ class TwoOptimizers:
         self.opt_d.step()
 
     def state_dict(self) -> dict: # {'g': state of G's optimiser, 'd': of D's}
-        "What Adam remembers"
+        "The state of both optimizers"
         return dict(g=self.opt_g.state_dict(), d=self.opt_d.state_dict())
 
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
-        "Put both into the state"
+        "Restore both optimizers"
         self.opt_g.load_state_dict(state['g'])
         self.opt_d.load_state_dict(state['d'])
 
 # %% ../nbs/library/66_machinery.ipynb #ee473c10
 class NumericHypers(OptimWrapper):
-    "fastai's wrapper of an optimizer, with no settings but numbers"
+    "fastai's wrapper of an optimizer, with numeric settings only"
     @property
     def hypers(self) -> list: # One dict {name: number} per parameter group
         "Settings of each parameter group that are numbers"
@@ -240,12 +240,12 @@ class TrainingFigures(Callback):
 # %% ../nbs/library/66_machinery.ipynb #74c67eda
 def check_images(
     x:Tensor, # A batch of training images, (B, 3, S, S)
-    scaled:bool=False, # Are they known to be scaled? Otherwise not all may be above 0
+    scaled:bool=False, # Are they known to be scaled? If not, some value must be 0 or lower
 ) -> None:
     "Raise `ValueError` unless the batch is of finite images in [-1, 1]"
     check_tensor('a batch of images', x, ('B', 3, 'S', 'S'))
     if x.shape[2] != x.shape[3] or not len(x):
-        raise ValueError("a batch of images must have shape (B, 3, S, S), square and at least one, "
+        raise ValueError("a batch must hold at least one image, square, as (B, 3, S, S), "
                          f"got {tuple(x.shape)}")
     low, high = x.min().item(), x.max().item()
     if not -1.01 <= low <= high <= 1.01 or (low >= 0 and not scaled):
@@ -257,15 +257,15 @@ def check_images(
 def check_monitors(
     learn:Learner, # With its callbacks and metrics
 ) -> None:
-    "Raise `ValueError` for callbacks that monitor what is not measured, or act on a copy"
+    "Raise `ValueError` for callbacks that monitor an unmeasured quantity, or change a copy"
     measured = list(learn.recorder.metric_names[1:-1])
     for cb in learn.cbs:
         if isinstance(cb, ReduceLROnPlateau):
-            raise ValueError(f"{cb} changes a copy of the learning rates, when the optimiser is "
-                             "PyTorch's; give a schedule, such as ParamScheduler, instead")
+            raise ValueError(f"{cb} changes only a copy of a PyTorch optimizer's learning rates; "
+                             "use a schedule such as ParamScheduler instead")
         if isinstance(cb, TrackerCallback) and cb.monitor not in measured:
-            raise ValueError(f"{cb} cannot monitor {cb.monitor!r}, as a GAN has no validation set; "
-                             f"give monitor one of {', '.join(measured)}, "
+            raise ValueError(f"{cb} cannot monitor {cb.monitor!r}, because a GAN has no "
+                             f"validation set; set monitor to one of {', '.join(measured)}, "
                              "or add a metric to `learn.metrics`")
 
 # %% ../nbs/library/66_machinery.ipynb #a5efd616
@@ -275,7 +275,7 @@ def _acts_in_step(cb):
                for when in ('before', 'after') for what in ('backward', 'step'))
 
 def _requested_dtype(learn):
-    "What `to_bf16` or `to_fp16` asks for, otherwise None, and settings for the scale of the loss"
+    "The dtype that `to_bf16` or `to_fp16` requests, otherwise None, and settings of the loss scale"
     mixed = [cb for cb in learn.cbs if isinstance(cb, MixedPrecision)]
     for cb in mixed:
         cb.after_fit()
@@ -283,8 +283,8 @@ def _requested_dtype(learn):
     idle = [cb for cb in learn.cbs if cb not in mixed and _acts_in_step(cb)]
     if idle:
         raise ValueError(f"{idle[0]} acts between fastai's backward pass and its step, "
-                         "which two networks in turn do not have; leave it out. "
-                         "For less memory there is `accumulate`")
+                         "which two networks that take turns do not have; leave it out. "
+                         "To save memory, use `accumulate`")
     if not mixed: return None, {}
     last = mixed[-1]
     settings = {k.removeprefix('init_'): v for k, v in last.kwargs.items() if k != 'enabled'}
@@ -292,12 +292,12 @@ def _requested_dtype(learn):
 
 # %% ../nbs/library/66_machinery.ipynb #8933332f
 def choose_precision(
-    learn:Learner, # Whose callbacks may ask for a dtype
-    cfg:Config, # Says the dtype otherwise
+    learn:Learner, # Learner whose callbacks may request a dtype
+    cfg:Config, # Configuration that gives the dtype otherwise
     device:torch.device, # That trains
-    scaler:LossScaler|None=None, # Of a training that goes on
-) -> tuple[str, AbstractContextManager, LossScaler|None]: # Dtype, its autocast, the scale in float16
-    """The precision of the steps
+    scaler:LossScaler|None=None, # Scaler of a resumed training
+) -> tuple[str, AbstractContextManager, LossScaler|None]: # Dtype, its autocast, the scaler in float16
+    """Choose the precision of the steps
 
     Raises `ValueError` for callbacks that act between fastai's backward pass and its step."""
     requested, settings = _requested_dtype(learn)
@@ -308,8 +308,8 @@ def choose_precision(
 # %% ../nbs/library/66_machinery.ipynb #d5d3e71d
 def remember_trainer(
     trainer:Callback, # A `SAGANTrainer`
-) -> Callable: # Call it to go back
-    "A function that takes a trainer, and a loader in memory, back to where they are now"
+) -> Callable: # Call it to restore them
+    "A function that restores a trainer, and a loader in memory, to their present state"
     loader, names = trainer.dls.train, ('step', 'd_loss', 'g_loss', 'scores', 'text', 'loss_scale')
     kept = {k: deepcopy(getattr(trainer, k)) for k in names}
     in_memory = isinstance(loader, MemoryLoader)
@@ -325,7 +325,7 @@ def remember_trainer(
 def ends_trial(
     trainer:Callback, # A `SAGANTrainer`; it has `go_back` during a trial
 ) -> Iterator[None]:
-    "Within this context a number that is not finite ends a trial, and is an error elsewhere"
+    "Within this context a non-finite number ends a trial; outside trials it raises an error"
     try: yield
     except FloatingPointError:  # such as `NonFinite`
         if trainer.go_back: raise CancelFitException from None
@@ -372,7 +372,7 @@ def _data_fields(dls, x):
     given = dls.train.rank, dls.train.world
     if given != (rank(), world_size()):
         raise ValueError(f"this is process {rank()} of {world_size()}, but its loader is "
-                         f"for process {given[0]} of {given[1]}; give image_dls rank and world")
+                         f"for process {given[0]} of {given[1]}; pass rank and world to image_dls")
     return fields | dict(data=dls.train.dataset.name, flip=dls.train.flip)
 
 # %% ../nbs/library/66_machinery.ipynb #e5dbd505
@@ -382,13 +382,13 @@ def fit_config(
     x:Tensor, # Its first images, (B, 3, S, S)
     G:nn.Module|None, # A generator of your own, or None
     D:nn.Module|None, # A discriminator of your own, or None
-    changes:dict, # Fields that are asked for
+    changes:dict, # Requested fields
 ) -> Config: # For these data and networks
     """The configuration for a loader
 
     Raises `ValueError` for a network without width, or for another process's loader."""
     if not (base.g_width and base.d_width):
-        raise ValueError("training takes two networks, and this configuration has no "
+        raise ValueError("training needs two networks, but this configuration has no "
                          f"{'discriminator' if base.g_width else 'generator'}; give it a width")
     fields = _data_fields(dls, x)
     if G is not None: fields |= dict(g_width=(), z_dim=getattr(G, 'z_dim', base.z_dim))
@@ -411,9 +411,9 @@ def plain_batch(
 
 # %% ../nbs/library/66_machinery.ipynb #96621005
 def refused_method(
-    name:str, # Of the method
+    name:str, # Name of the method
     instead:str, # What to do instead
-) -> Callable: # To put into a class under that name
+) -> Callable: # Method to put into a class under that name
     "A method that a GAN's learner does not have; calling it raises `ValueError`"
     def method(self, *args, **kwargs):
         raise ValueError(f"learn.{name} makes no sense for a GAN; {instead}")
@@ -423,7 +423,7 @@ def refused_method(
 _DRAW = "draw images with generate(learn.model.ema, ...) and score them with sagan.evaluation"
 _KEEP = "keep it with learn.save, or train in a run folder with sagan.runs.train_run"
 _LOOK = "print(learn.model.G) and print(learn.model.D) show the layers of the two networks"
-_TRAIN = "train both networks with learn.fit, after learn.load at lower rates if you like"
+_TRAIN = "train both networks with learn.fit, at lower rates after learn.load if you like"
 
 class SAGANLearner(Learner):
     """fastai's `Learner` for two networks

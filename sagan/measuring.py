@@ -65,25 +65,25 @@ def make_evaluator(
 ) -> Evaluator: # The evaluator
     "Make an evaluator by name; raises `ValueError` for an unknown name, or a file without such weights"
     if name not in ('small', 'inception'):
-        raise ValueError(f"evaluator is 'small' or 'inception', got {name!r}")
+        raise ValueError(f"evaluator must be 'small' or 'inception', got {name!r}")
     if name == 'inception' or weights: return inception(weights, device)
     return train_evaluator(images, seed=seed)
 
 # %% ../nbs/library/42_measuring.ipynb #814c7acc
 def _read_evaluator(file, images):
     "The small classifier from its file; raises `ValueError` if it is damaged or of different images"
-    again = 'remove it together with what was measured by it'
+    again = 'remove it together with its measurements'
     net = Classifier(len(images.classes) if len(images.classes) > 1 else 0)
     try:
-        if not file.is_file(): raise ValueError('it is no file')
+        if not file.is_file(): raise ValueError('it is not a file')
         kept = torch.load(file, weights_only=True)
         digest, found = kept.get('digest', images.digest), Evaluator(net, kept['name'], kept['held_out'])
         if digest == images.digest: net.load_state_dict(kept['net'])
     except Exception as e:
         raise ValueError(f"{file} is damaged ({type(e).__name__}); {again}") from None
     if digest == images.digest: return found
-    raise ValueError(f"{file} was trained on other images than {images.name}; give those it was trained on, "
-                     f"or {again}")
+    raise ValueError(f"{file} was not trained on {images.name}; give the images that it was trained on, or "
+                     f"{again}")
 
 def load_or_train_evaluator(
     file:str|Path, # File of the classifier; created if it does not exist
@@ -112,14 +112,14 @@ def evaluation_images(
     cfg = run.cfg
     if data == 'imported':
         raise ValueError(f"{run.folder} was imported and does not know its images; "
-                         "name a folder of real ones with --data")
+                         "name a folder of real images with --data")
     images:Any
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))
     # a run without classes ignores labels
     if not run.classes: images.classes, images.y = [], torch.zeros_like(images.y)
     if images.classes != run.classes:
-        hint = '; sagan-import --classes names them' if cfg.data == 'imported' else ''
+        hint = '; name them with sagan-import --classes' if cfg.data == 'imported' else ''
         raise ValueError(f"the classes of {images.name} ({listed(images.classes)}) are not those of "
                          f"the run ({listed(run.classes)}){hint}")
     return images
@@ -135,7 +135,7 @@ def read_settings(
     Raises `FileNotFoundError` if the file is missing, `ValueError` if it holds anything else."""
     file = Path(folder)/'experiment.json'
     if not file.exists():
-        raise FileNotFoundError(f"{folder} holds no experiment; make one with sagan-experiment")
+        raise FileNotFoundError(f"{folder} does not hold an experiment; run one with sagan-experiment")
     try:
         settings:dict[str, Any] = dict(evaluator=None, digest=None) | dict(read_json(file))
         for k, kind in _KINDS.items():
@@ -147,11 +147,11 @@ def read_settings(
         Config().change(**settings['base'])
     except (ValueError, TypeError) as e:
         reason = str(e).removeprefix(f'{file} is damaged: ')
-        raise ValueError(f"{file} is damaged: {reason}; choose another folder, or remove this one") from None
+        raise ValueError(f"{file} is damaged: {reason}; choose another folder, or remove this file") from None
     return settings
 
 # %% ../nbs/library/42_measuring.ipynb #faf0d725
-_AGAIN = 'remove it, and the same sagan-experiment trains this network again'
+_AGAIN = 'remove it, and run the same sagan-experiment to train this network again'
 
 def check_records(
     records:list, # The contents of a file
@@ -159,7 +159,7 @@ def check_records(
 ) -> list[dict]: # The same records, a dictionary per measurement
     "Check the measurements of one training; raises `ValueError` that names the file if they are invalid"
     try:
-        if not isinstance(records, list) or not records: raise ValueError('it holds no records')
+        if not isinstance(records, list) or not records: raise ValueError('it does not hold records')
         for r in records:
             if not isinstance(r, dict) or not is_whole(r.get('step')) or not is_number(r.get('seconds')):
                 raise ValueError('one of its records lacks step or seconds')

@@ -99,7 +99,7 @@ def class_numbers(
     if wanted is None: return list(range(len(classes)))
     if not classes: raise ValueError("this run is unconditional and has no classes to choose from")
     numbers = {str(i): i for i in range(len(classes))} | {n: i for i, n in enumerate(classes)}
-    if not (wanted := _listed(wanted)): raise ValueError("an empty list names no class; leave it out for all")
+    if not (wanted := _listed(wanted)): raise ValueError("the list of classes is empty; leave it out for all")
     def find(w):
         if isinstance(w, str): return numbers.get(encodable(w))
         return w if w in range(len(classes)) else None
@@ -107,7 +107,7 @@ def class_numbers(
     if None in found:
         unknown = listed([str(w) for w, i in zip(wanted, found) if i is None])
         names = [f'{i} ({readable(n, 40)})' if n != str(i) else n for i, n in enumerate(classes)]
-        raise ValueError(f"there is no class {unknown}; there are {listed(names, 50)}")
+        raise ValueError(f"there is no class {unknown}; the classes are {listed(names, 50)}")
     return [i for i in found if i is not None]
 
 # %% ../nbs/library/48_names.ipynb #f9486b18

@@ -42,7 +42,7 @@ def nearest_images(
     "Real images nearest to generated ones; raises `ValueError` for another size or evaluator"
     check_count('k', k)
     if not isinstance(images, (Images, ImageFiles, Reference)):
-        raise ValueError(f"images is a set of images or a Reference, got a {type(images).__name__}")
+        raise ValueError(f"images must be Images or a Reference, got a {type(images).__name__}")
     if not len(as_images(x[:1])): raise ValueError("give at least one generated image, got none")
     if x.shape[-1] != images.size:
         raise ValueError(f"images of {x.shape[-1]} px cannot be compared "
@@ -64,7 +64,7 @@ def real_distances(
     "Distance of real images to their nearest other one; raises `ValueError` for fewer than 2"
     check_count('n', n)
     if len(real.features) < 2:
-        raise ValueError(f"the nearest other image takes 2 real images, got {len(real.features)}")
+        raise ValueError(f"a nearest other image needs at least 2 real images, got {len(real.features)}")
     order = torch.randperm(len(real.features), generator=torch.Generator().manual_seed(0))
     _, distance = _nearest(real.features[order[:n]], real.features.split(1000), 2)
     return distance[:, 1]                                     # the first is the image itself, at 0

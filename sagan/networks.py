@@ -135,7 +135,7 @@ def _resolve_channels(table, size, width):
         return [m*width for m in table[size]]
     ends_early = table is D_CHANNELS and 1 <= len(width) < n
     if len(width) != n and not ends_early:
-        raise ValueError(f"width is a number, or the {n} numbers of channels of a network for "
+        raise ValueError(f"width must be a number, or the {n} numbers of channels of a network for "
                          f"{size} pixels, got {width!r}")
     for channels in width: check_count('width', channels)
     return list(width)
@@ -152,7 +152,8 @@ def name_places(
 def _check_places(net, placement, places):
     "Raise `ValueError`, with all places, unless each requested one is a feature map of the network"
     if not isinstance(placement, (tuple, list)):
-        raise ValueError(f"attention is a tuple of map sizes such as (16, 32), got {placement!r}")
+        raise ValueError("attention must be a tuple of map sizes such as (16, 32), "
+                         f"got {placement!r}")
     for p in map(str, placement):
         if p in places: continue
         order = sorted(places, key=lambda p: ('-' in p, *map(int, p.split('-'))))
@@ -164,7 +165,7 @@ def _make_attention(net, placement, places, channels, form, sn=True):
     "{place: layer} for each place, or an error that says where attention can be"
     _check_places(net, placement, places)
     if resolve_form(form) not in (*FORMS, 'residual'):
-        raise ValueError(f"form is {', '.join(map(repr, FORMS))} or 'residual', got {form!r}")
+        raise ValueError(f"form must be {', '.join(map(repr, FORMS))} or 'residual', got {form!r}")
     channels_at = dict(zip(places, channels))
     def layer(c): return ResidualBlock(c, sn) if form == 'residual' else SelfAttention(c, form, sn)
     return nn.ModuleDict({p: layer(channels_at[p]) for p in map(str, placement)})
@@ -217,7 +218,7 @@ def _count_halvings(size, down, n_blocks):
     "How many of D's blocks halve the size: `down`, or by the table if 0; raises `ValueError`"
     check_count('down', down, 0)
     if down > n_blocks:
-        raise ValueError(f"down is at most {n_blocks}, "
+        raise ValueError(f"down must be at most {n_blocks}, "
                          f"the number of blocks at {size} pixels, got {down}")
     return down or D_DOWN[size]
 
@@ -240,7 +241,7 @@ class Discriminator(nn.Module):
     ):
         super().__init__()
         if head not in ('projection', 'auxiliary'):
-            raise ValueError(f"head is 'projection' or 'auxiliary', got {head!r}")
+            raise ValueError(f"head must be 'projection' or 'auxiliary', got {head!r}")
         ch = _resolve_channels(D_CHANNELS, size, width)
         down = _count_halvings(size, down, len(ch))
         self.size, self.n_classes = size, n_classes
@@ -270,8 +271,8 @@ def _count_images(G, y, n, seed, batch, least=1):
     if not hasattr(G, 'z_dim'):
         raise ValueError(f"G must be a generator, such as model.ema, got a {type(G).__name__}")
     if y is None and n is None:
-        raise ValueError("how many images? Give labels y, "
-                         "or for an unconditional generator their number n")
+        raise ValueError("the number of images is missing; give labels y, "
+                         "or for an unconditional generator the number n")
     if n is None and isinstance(y, Tensor): n = y.numel()
     if n is not None: check_count('the number of images', n, least)
     check_count('batch', batch, least)
@@ -327,7 +328,7 @@ def standing_statistics(
     seed:int=0, # Seed of the latents
     batch:int=100, # Images in a batch, at least 2; a few fewer where that makes batches equal
 ) -> Generator: # A copy in eval mode whose batch norm averages are means over these batches
-    """Measure the batch norm averages again, with the weights as they are.
+    """Recompute the batch norm averages for the present weights.
 
     Raises `ValueError` for labels or a batch that do not fit."""
     n, G = _count_images(G, y, n, seed, batch, least=2), deepcopy(G).train()

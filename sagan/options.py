@@ -1,4 +1,4 @@
-"""What may stand behind a command, read off the function that it calls
+"""The options of a command, read from the signature of its function
 
 Docs: https://sagan-gan.github.io/sagan/library/options.html.md"""
 
@@ -30,8 +30,8 @@ from .names import prepare_output, say
 # %% ../nbs/library/53_options.ipynb #0ffc03f4
 def read_options(
     command:Callable, # A function whose parameters have comments
-) -> dict[str, tuple[Parameter, str]]: # {name: (parameter, what its comment says)}
-    "The parameters of a command, and in place of `**changes` all fields of `Config`"
+) -> dict[str, tuple[Parameter, str]]: # {name: (parameter, its comment)}
+    "The parameters of a command, with all fields of `Config` in place of `**changes`"
     texts, own = docments(command), dict(signature(command).parameters)
     found = {k: (p, texts[k] or '') for k, p in own.items() if p.kind != Parameter.VAR_KEYWORD}
     if len(found) == len(own): return found
@@ -97,19 +97,19 @@ _FORMS = dict(
     reference='FILE', resume='RUN', init_from='RUN', label='CLASS', split='NAME', preset='NAME')
 
 def _placeholder(name):
-    "What help shows behind the name of an option that takes text"
+    "The placeholder that help shows after an option that takes text"
     return '{' + ','.join(_WORDS[name]) + '}' if name in _WORDS else _FORMS.get(name, name.upper())
 
 def _number(kind):
-    "The function that makes a number of text, or says what was expected"
+    "The function that converts text to a number, or says what was expected"
     def read(text):
         try: return kind(text)
-        except ValueError: raise ArgumentTypeError(f'{_NUMBERS[kind][1]} is expected, got {text!r}') from None
+        except ValueError: raise ArgumentTypeError(f'expected {_NUMBERS[kind][1]}, got {text!r}') from None
     return read
 
 # %% ../nbs/library/53_options.ipynb #5078a1ab
 def _add_option(group, name, parameter, text):
-    "Add an option, or what must be given, to a group of a parser"
+    "Add an option, or a required argument, to a group of a parser"
     kind = {tuple: str, int|tuple: int}.get(parameter.annotation, parameter.annotation)
     default = None if parameter.default is Parameter.empty else parameter.default
     shown = f' (default: {default})' if default not in (None, True) else ''
@@ -123,7 +123,7 @@ def _add_option(group, name, parameter, text):
 
 # %% ../nbs/library/53_options.ipynb #509cdd8c
 class _Parser(ArgumentParser):
-    "Says what is wrong in one sentence"
+    "A parser that reports an error in one sentence"
     def error(self, message):
         say(f'{self.prog}: {message}; --help lists all options', sys.stderr)
         raise SystemExit(2)
@@ -131,8 +131,8 @@ class _Parser(ArgumentParser):
 # %% ../nbs/library/53_options.ipynb #8729ae15
 def make_parser(
     command:Callable, # A function whose parameters have comments
-) -> ArgumentParser: # Its parser, which ends with status 0 after help, with 2 if something is wrong
-    "The parser of a command, with its options in groups"
+) -> ArgumentParser: # Its parser, which exits with status 0 after help and 2 after an error
+    "Make the parser of a command, with its options in groups"
     options, name = read_options(command), command.__name__
     first = FIRST.get(name, [])
     given = {k: k.upper() + '...'*(p.kind == Parameter.VAR_POSITIONAL)
@@ -154,17 +154,17 @@ def make_parser(
 # %% ../nbs/library/53_options.ipynb #57a847f7
 def parse_options(
     command:Callable, # A function whose parameters have comments
-    args:list[str]|None=None, # What stands behind the command, None for `sys.argv`
-) -> tuple[list, dict]: # What to call it with: positional arguments and keywords; fields only if given
-    "The arguments of a command; raises `SystemExit` with status 0 after help, 2 for what is not one"
+    args:list[str]|None=None, # Arguments after the command, None for `sys.argv`
+) -> tuple[list, dict]: # Its positional arguments and keywords; fields only if given
+    "Parse the arguments of a command; raises `SystemExit` with status 0 after help, 2 after an error"
     parser, own = make_parser(command), signature(command).parameters
     known, rest = parser.parse_known_args(args)
     for a in rest[:1]:
         names = parser._option_string_actions.keys() - {'--version'}
         near = get_close_matches(a.partition('=')[0], sorted(names), cutoff=.5)
         what = f"there is no option {a}" if a.startswith('-') else (
-            f"{a} stands alone, but every value follows the name of its option, as in --data digits")
-        hint = f"did you mean {' or '.join(near)}?" if near else '--help lists them all'
+            f"{a} is not an option; every value must follow the name of its option, as in --data digits")
+        hint = f"did you mean {' or '.join(near)}?" if near else '--help lists all options'
         say(f'{parser.prog}: {what}; {hint}', sys.stderr)
         raise SystemExit(2)
     options = {k: v for k, v in vars(known).items() if k in own or v is not None}
@@ -173,43 +173,43 @@ def parse_options(
 
 # %% ../nbs/library/53_options.ipynb #12681d6d
 def parse_list(
-    text:str|None, # Such as '16,32', None for no wish
-    kind:Callable, # What to make of each part
-    what:str, # What they are, for the message
-) -> list|None: # The parts, None without a wish
-    "Parts of comma-separated text; raises `ValueError` for one that is not of the kind"
+    text:str|None, # Such as '16,32', None if not given
+    kind:Callable, # Function that converts each part
+    what:str, # Description of the parts, for the message
+) -> list|None: # The parts, None if not given
+    "Split comma-separated text; raises `ValueError` for a part that cannot be converted"
     try: return None if text is None else [kind(part.strip()) for part in text.split(',')]
     except ValueError:
-        raise ValueError(f"{what} are numbers with commas between, such as 16,32; got {text!r}") from None
+        raise ValueError(f"{what} must be comma-separated numbers such as 16,32, got {text!r}") from None
 
 # %% ../nbs/library/53_options.ipynb #439a667a
 def _size(text):
-    "A feature map size, or such as 8-2"
+    "A feature map size, or a name such as 8-2"
     if not re.fullmatch(r'\d+(-\d+)?', text): raise ValueError
     return int(text) if text.isdigit() else text
 
 # %% ../nbs/library/53_options.ipynb #bdb76b4a
 def parse_fields(
     changes:dict, # Fields of `Config`, attention perhaps as text such as '16,32' or 'none'
-) -> dict: # The same with attention as sizes
-    "Fields of the configuration from a command; raises `ValueError` for sizes that are none"
+) -> dict: # The same fields, with attention as sizes
+    "Parse fields of the configuration from a command; raises `ValueError` for invalid sizes"
     def read(v): return () if v == 'none' else tuple(parse_list(v, _size, 'feature map sizes') or ())
     placed = ('g_attention', 'd_attention')
     try: return {k: read(v) if k in placed and isinstance(v, str) else v for k, v in changes.items()}
     except ValueError as e:
-        raise ValueError(f"attention is placed by comma-separated feature map sizes, or none: {e}") from None
+        raise ValueError(f"attention must be none, or a list of sizes: {e}") from None
 
 # %% ../nbs/library/53_options.ipynb #fbbed693
 def parse_points(
-    text:str|None, # Such as '8,8;20,16'
-) -> list[tuple[int, int]]|None: # Pairs (row, column), None for no wish
-    "Points of an image; raises `ValueError` for what are no pairs of numbers"
+    text:str|None, # Such as '8,8;20,16', None if not given
+) -> list[tuple[int, int]]|None: # Pairs (row, column), None if not given
+    "Parse points of an image; raises `ValueError` for anything but pairs of numbers"
     def read(pair):
         row, column = pair.split(',')
         return int(row), int(column)
     try: return [read(pair) for pair in text.split(';')] if text else None
     except ValueError:
-        raise ValueError("points are pairs of row,column with ; between them, such as 8,8;20,16; got "
+        raise ValueError("points must be pairs row,column with semicolons between, such as 8,8;20,16, got "
                          f"{text!r}") from None
 
 # %% ../nbs/library/53_options.ipynb #28264c22
@@ -217,7 +217,7 @@ def check_config(
     preset:str|None, # Name of a preset, None for the one that suits the data
     changes:dict, # Fields of `Config` that differ from it
 ) -> None:
-    "Raise `ValueError` for an unknown preset, and for fields that no preset that may be meant can have"
+    "Raise `ValueError` for an unknown preset, and for fields that fit none of the possible presets"
     errors, names = [], [preset] if preset else ['small', 'photos']
     for name in names:
         try:
@@ -229,9 +229,9 @@ def check_config(
 # %% ../nbs/library/53_options.ipynb #1fe239e1
 def print_once(
     text:str, # One or more lines
-    file:TextIO|None=None, # Where to, None for standard output
+    file:TextIO|None=None, # Output stream, None for standard output
 ) -> None:
-    "Print text; of several processes only the first one does"
+    "Print text, in the first of several processes only"
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or os.environ.get('RANK') == '0': say(text, file)
 
 # %% ../nbs/library/53_options.ipynb #59b3592b
@@ -239,7 +239,7 @@ def print_once(
 def loading(
     doing:str, # What a command does, such as 'drawing images'
 ) -> Iterator[None]:
-    "Within this context a command imports modules; says what it does if PyTorch is among them"
+    "Within this context a command imports modules; reports its task if PyTorch is among them"
     if 'torch' in sys.modules:
         yield
         return
@@ -258,7 +258,7 @@ def loading(
 
 # %% ../nbs/library/53_options.ipynb #08c9bcb3
 def _is_script(frame):
-    "Is this the top level of a file that is run by itself?"
+    "Is this the top level of a file that is run as a script?"
     names = frame.f_globals
     return (frame.f_locals is names and names.get('__name__') == '__main__'
             and names.get('__file__') == frame.f_code.co_filename)
@@ -266,8 +266,8 @@ def _is_script(frame):
 # %% ../nbs/library/53_options.ipynb #4a0ca8d9
 def shell_command(
     command:Callable, # A function whose parameters have comments
-) -> Callable: # The same; called without arguments by a script, or by its `from_shell(args)`, it parses
-    "Make a command of a function; parsing may raise `SystemExit`"
+) -> Callable: # The same function; a script's call without arguments, or `from_shell(args)`, parses options
+    "Make a function a command; parsing may raise `SystemExit`"
     def from_shell(args=None):
         prepare_output()
         try: several, options = parse_options(command, args)

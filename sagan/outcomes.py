@@ -21,7 +21,7 @@ from .training import SAGAN
 
 # %% ../nbs/library/63_outcomes.ipynb #4d9e67c9
 def _spread(records, *keys):
-    "Mean and standard deviation of each key; None where nothing, or only one, was measured"
+    "Mean and standard deviation of each key; None where too little was measured"
     out = {}
     for key in keys:
         values = [r[key] for r in records if r.get(key) is not None]
@@ -60,12 +60,12 @@ def _table_row(variant, seeds):
 
 # %% ../nbs/library/63_outcomes.ipynb #b2deecda
 def _check_results(results):
-    "Raise `ValueError` for something that is no list of variants with their records"
+    "Raise `ValueError` for anything but a list of variants with their records"
     try: whole = all(v.rows and v.cfg and seeds and all(seeds) for v, seeds in results)
     except (TypeError, ValueError, AttributeError): whole = False
     if not whole or not results:
-        raise ValueError("results are what load_experiment returns, each variant with the "
-                         f"records of its seeds; got {results!r:.60}")
+        raise ValueError("results must be what load_experiment returns, variants with the "
+                         f"records of their seeds, got {results!r:.60}")
 
 # %% ../nbs/library/63_outcomes.ipynb #8af4b38b
 def table(
@@ -122,7 +122,7 @@ def table_columns(
 ) -> dict[str, list[str]]: # {heading: the text of each row}
     "The outcome as text; raises `ValueError` for a column that does not exist"
     if unknown := sorted(set(columns or ()) - _COLUMNS.keys()):
-        raise ValueError(f"there is no column {unknown[0]!r}; there are {', '.join(_COLUMNS)}")
+        raise ValueError(f"there is no column {unknown[0]!r}; the columns are {', '.join(_COLUMNS)}")
     def cell(row, column): return column(row) if callable(column) else format_score(row, *column)
     cells = {heading: [cell(r, _COLUMNS[heading]) for r in rows] for heading in columns or _COLUMNS}
     return {heading: texts for heading, texts in cells.items() if any(texts)}
@@ -182,7 +182,7 @@ def curves_figure(
 ) -> Figure: # One panel per measure, one line per variant
     """Figure 3: FID and Inception score over training (on twins, also kappa and D's AUC)
 
-    Raises `ValueError` for anything else than results."""
+    Raises `ValueError` for anything but results."""
     panels = [measure] if measure else measures(results)
     n = max(1, len(panels))
     figsize = (4.4, 2.6) if measure else (5.2*n, 3.2)
@@ -204,7 +204,7 @@ def _strip(folder, variant, seed):
     return strip if len(strip) <= 4 else [strip[round(i*(len(strip) - 1)/3)] for i in range(4)]
 
 def _open_picture(file):
-    "A picture; raises `ValueError` for a file that is none"
+    "A picture; raises `ValueError` for any other file"
     try:
         with Image.open(file) as im: return im.convert('RGB')
     except Exception as e:

@@ -36,7 +36,7 @@ def seconds_per_step(
     clock = _Clock(n_d)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=clock)
     if len(clock.times) < 2:
-        raise ValueError(f"timing takes at least {2*n_d} batches, got {len(learn.dls.train)}")
+        raise ValueError(f"timing needs at least {2*n_d} batches, got {len(learn.dls.train)}")
     cycles = [after - before for before, after in zip(clock.times, clock.times[1:])]
     return max(all_gather_object(median(cycles)/n_d))
 
@@ -50,7 +50,7 @@ def check_minutes(
     check_number('minutes', minutes, least=.001)
     if 'steps' in config:
         raise ValueError(f"minutes={minutes:g} and steps={config['steps']} both say how long to train; "
-                         "name one of them")
+                         "give only one of them")
 
 # %% ../nbs/library/56_pace.ipynb #1b7f0553
 def describe_duration(

@@ -152,12 +152,12 @@ def player_html(
 
 # %% ../nbs/library/55_pages.ipynb #bdd48ed5
 def tiles_html(
-    tiles:Iterable[tuple], # (name, figure, note) of each
+    tiles:Iterable[tuple], # (name, figure, note) of each, or with 'good', 'bad' or 'unknown' as a fourth
 ) -> str: # A block
-    "Show headline figures"
-    def tile(name, figure, note):
-        more = f'<dd>{html_text(note)}</dd>' if note else ''
-        return f'<div><dt>{html_text(name)}</dt><dd>{html_text(figure)}</dd>{more}</div>'
+    "Show headline figures; the fourth tells how a figure looks"
+    def tile(name, figure, note, kind=''):
+        more, look = f'<dd>{html_text(note)}</dd>' if note else '', f' class="{kind}"' if kind else ''
+        return f'<div{look}><dt>{html_text(name)}</dt><dd>{html_text(figure)}</dd>{more}</div>'
     return f'<dl class="tiles">{"".join(tile(*t) for t in tiles)}</dl>'
 
 # %% ../nbs/library/55_pages.ipynb #ec592ae0

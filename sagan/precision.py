@@ -18,7 +18,7 @@ from .devices import fastest_dtype  # older code imports it from here
 def no_autocast(
     t:Tensor, # On the device in question, any shape
 ) -> AbstractContextManager: # A context for `with`
-    "Within this context autocast, in which training runs in bfloat16, is off"
+    "Within this context autocast, which training in bfloat16 uses, is off"
     kind = t.device.type
     available = torch.amp.is_autocast_available(kind)
     return torch.autocast(kind, enabled=False) if available else nullcontext()
@@ -26,7 +26,7 @@ def no_autocast(
 # %% ../nbs/library/25_precision.ipynb #d16964bc
 def autocast_dtype(
     x:Tensor, # Input of a convolution, any shape
-) -> torch.dtype: # That of autocast where it is on, otherwise that of `x`
+) -> torch.dtype: # That of autocast if it is on, otherwise that of `x`
     "The dtype in which a convolution of `x` runs"
     kind = x.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -35,7 +35,7 @@ def autocast_dtype(
 # %% ../nbs/library/25_precision.ipynb #89ea6439
 @dataclass
 class LossScaler:
-    "What the loss is multiplied by on its way back, so that its gradients fit into float16"
+    "The factor on the loss in the backward pass, so that its gradients fit into float16"
     scale:float = 2.**16 # The scale now
     growth_interval:int = 2000 # Good steps in a row, of both networks, after which it is doubled
     good:int = 0 # Good steps in a row so far
@@ -43,7 +43,7 @@ class LossScaler:
     def backward(self,
         loss:Tensor, # The loss, ()
     ) -> None:
-        "Backward pass of the scaled loss, in the dtypes that the forward pass had"
+        "Backward pass of the scaled loss, in the dtypes of the forward pass"
         with no_autocast(loss): (self.scale*loss).backward()
 
     def unscale(self,

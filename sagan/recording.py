@@ -322,15 +322,15 @@ def _check_data(folder, notes, images):
     here = describe_data(images)
     for k, v in notes['data'].items():
         if here.get(k) != v:
-            raise ValueError(f"{folder} was trained on other data: {k} {v} there, {here.get(k)} here; "
-                             "give the same data (if they have moved, with --data)")
+            raise ValueError(f"{folder} was trained on different data: {k} {v} there, {here.get(k)} here; "
+                             "give the original data (with --data if they have moved)")
 
 # %% ../nbs/library/34_recording.ipynb #72e5e20c
 def _read_run_state(path):
     "Read a run's training state, whose notes identify its data; raises `DamagedState`"
     notes = (state := read_state(path))['notes']
     if not isinstance(notes, dict) or not isinstance(notes.get('data'), dict):
-        raise DamagedState(path, 'its notes do not say on what data it was trained')
+        raise DamagedState(path, 'its notes do not identify its training data')
     return state
 
 # %% ../nbs/library/34_recording.ipynb #9484a42e
@@ -350,9 +350,9 @@ def restore_newest(
             restore_state(f, state, learn, tell=tell)
             return
         except DamagedState as e:
-            tell(f"{f} is not a whole training state ({e.reason}); the one before it is taken")
-    raise ValueError(f"none of the {len(files)} training states in {folder} is whole; "
-                     "start again in another folder")
+            tell(f"{f} is not a complete training state ({e.reason}); using the one before it")
+    raise ValueError(f"none of the {len(files)} training states in {folder} is complete; "
+                     "start over in another folder")
 
 # %% ../nbs/library/34_recording.ipynb #6951311f
 def settle_run(
@@ -394,7 +394,7 @@ def _write_nan_report(learn, error):
     more = dict(d_loss=t.d_loss.item(), g_loss=float(t.g_loss)) | _rates(learn.opt)
     if rank() == 0:
         with explain_write_errors(file): write_json(file, _as_json(dict(step=step) | report | more))
-    return f"step {step}: {report['message']} (figures in {file})"
+    return f"step {step}: {report['message']} (details in {file})"
 
 # %% ../nbs/library/34_recording.ipynb #b72abf04
 ROLLBACKS = 3  # without a checkpoint in between
@@ -405,17 +405,17 @@ def _roll_back(learn, error, on_nan):
     writer, message = learn.run_writer, _write_nan_report(learn, error)
     last = states(writer.folder)[-1]
     if on_nan == 'stop':
-        raise NonFinite(f"{message}. The checkpoint of step {file_step(last)} is whole; go on from it with "
-                        "smaller learning rates (--lr-g, --lr-d), or with other images and noise by --on-nan "
-                        "rollback", error.report) from None
+        raise NonFinite(f"{message}. The checkpoint of step {file_step(last)} is intact; resume from it with "
+                        "smaller learning rates (--lr-g, --lr-d), or with different images and noise "
+                        "(--on-nan rollback)", error.report) from None
     if writer.rollbacks == ROLLBACKS:
-        raise NonFinite(f"{message}. This is after {ROLLBACKS} rollbacks to step {file_step(last)} with no "
-                        "checkpoint in between; go on with smaller learning rates (--lr-g, --lr-d)",
+        raise NonFinite(f"{message}. This happened after {ROLLBACKS} rollbacks to step {file_step(last)} "
+                        "with no checkpoint in between; resume with smaller learning rates (--lr-g, --lr-d)",
                         error.report) from None
     load_state(last, learn, draws=False)
     truncate_run(writer.folder, learn.sagan_trainer.step, writer.tell)
     writer.rollbacks += 1
-    writer.warn(f"rolled back from {message}; {writer.rollbacks} of {ROLLBACKS}")
+    writer.warn(f"rolled back after {message}; rollback {writer.rollbacks} of {ROLLBACKS}")
 
 # %% ../nbs/library/34_recording.ipynb #03829bbd
 def fit_run(
@@ -473,7 +473,7 @@ class Interrupted(Exception):
     def __str__(self):
         what = 'interrupted' if self.signal == 'SIGINT' else f'stopped by {self.signal}'
         return (f"{what} at step {self.step} of {self.steps}; its weights are in {self.folder} and can be "
-                f"sampled; go on with sagan-train --resume {self.folder}")
+                f"sampled; resume with sagan-train --resume {self.folder}")
 
 # %% ../nbs/library/34_recording.ipynb #72b5d4e2
 from sagan.deprecated import renamed_attribute

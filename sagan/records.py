@@ -24,13 +24,13 @@ def check_scores(
     s:dict, # Scores, from a log or from `sagan-eval`
 ) -> None:
     "Check scores; raises `ValueError` if a number or a name is missing or of the wrong type"
-    if not isinstance(s, dict): raise ValueError(f"scores are a dictionary, got {s!r}")
+    if not isinstance(s, dict): raise ValueError(f"scores must be a dictionary, got {s!r}")
     def is_text(v): return isinstance(v, str)
     def is_score(v): return v is None or is_number(v)
     wanted = dict(fid=is_number, step=is_whole, samples=is_whole, evaluator=is_text, reference=is_text)
     for k, fits in (wanted | {k: is_score for k in _SCORES if k in s}).items():
         if not fits(s.get(k)):
-            raise ValueError(f"{k} of scores is {s[k]!r}" if k in s else f"the scores have no {k}")
+            raise ValueError(f"the scores have a bad {k}, {s[k]!r}" if k in s else f"the scores have no {k}")
 
 # %% ../nbs/library/49_records.ipynb #a8e9c474
 _NUMBERS = ('d_loss', 'g_loss', 'd_real', 'd_fake', 'images_per_s', 'loss_scale', 'lr_g', 'lr_d', 'seconds',
@@ -39,7 +39,7 @@ _NUMBERS = ('d_loss', 'g_loss', 'd_real', 'd_fake', 'images_per_s', 'loss_scale'
 # %% ../nbs/library/49_records.ipynb #d176141c
 def _check_record(r):
     "Raise `ValueError` for anything but a record of a step"
-    if not isinstance(r, dict) or not is_whole(r.get('step')): raise ValueError('it is no record of a step')
+    if not isinstance(r, dict) or not is_whole(r.get('step')): raise ValueError('it is not a step record')
     for k, v in r.items():
         number = k in _NUMBERS or k.startswith(('gamma ', 'sigma '))
         if number and v is not None and not is_number(v): raise ValueError(f"{k} is {v!r}")
@@ -59,7 +59,7 @@ def _parse_log(lines):
             r = parse_json(line)
             _check_record(r)
         except ValueError as e:
-            if line.strip() and i < len(lines): faults.append(f"line {i} is spoiled and left out ({e})")
+            if line.strip() and i < len(lines): faults.append(f"line {i} is damaged and was left out ({e})")
             continue
         records[r['step']] = r
     return records, faults

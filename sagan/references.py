@@ -41,7 +41,7 @@ def as_images(
         raise ValueError(f"images must be uint8, or float in [-1, 1], got {x.dtype}")
     if x.numel() and not (x.isfinite().all() and x.min() >= -1.01 and x.max() <= 1.01):
         raise ValueError(f"images must be finite and in [-1, 1], got values from {x.min():.3g} to "
-                         f"{x.max():.3g}; or give bytes as uint8")
+                         f"{x.max():.3g}; scale them, or give bytes as uint8")
     return x
 
 # %% ../nbs/library/38_references.ipynb #e91681f5
@@ -122,7 +122,7 @@ def train_evaluator(
     check_count('steps', steps)
     if len(images) < 4:
         raise ValueError(f"measuring needs at least 4 real images, got {len(images)} of {images.name}; "
-                         "add images, or measure against others")
+                         "add images, or measure against other images")
     train, held_out = images.split(.2, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -153,8 +153,8 @@ def _fetch(path):
         with atomic_write(path) as new:
             download_url_to_file(URL_INCEPTION_V3, str(new), hash_prefix=path.stem.split('-')[-1])
     except (OSError, RuntimeError) as e:
-        raise OSError(f"the Inception weights cannot be fetched ({e}); download {URL_INCEPTION_V3} "
-                      "where there is a network, and give the file (weights=, --weights)")
+        raise OSError(f"the Inception weights cannot be downloaded ({e}); download {URL_INCEPTION_V3} "
+                      "on a machine with a network, and give the file (weights=, --weights)")
 
 # %% ../nbs/library/38_references.ipynb #57a5c095
 def inception(
@@ -167,13 +167,13 @@ def inception(
     path = Path(weights or Path(get_dir())/'checkpoints'/Path(URL_INCEPTION_V3).name)
     if weights is None and not path.exists(): _fetch(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there are no Inception weights at {path}; leave the file out to fetch them")
+        raise FileNotFoundError(f"there are no Inception weights at {path}; leave it out to download them")
     try:
         torch.load(path, weights_only=True)  # tensors only, or this fails
         net = _Inception(path)
     except (RuntimeError, UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as e:
-        raise ValueError(f"{path} is not a file of torch-fidelity's Inception weights: it is damaged, or "
-                         f"holds other things than its tensors ({type(e).__name__})")
+        raise ValueError(f"{path} is not a file of torch-fidelity's Inception weights: it is damaged or "
+                         f"holds something else ({type(e).__name__})")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     name = f'Inception-v3 of torch-fidelity {version("torch-fidelity")}, weights {digest}'
     return Evaluator(net.to(device), name)
@@ -188,7 +188,7 @@ def check_features(
         raise ValueError(f"features must have shape (n, D) with n >= 2, got {got}")
     if not f.isfinite().all():
         raise ValueError(f"{(~f.isfinite()).any(1).sum()} of {len(f)} rows of features are NaN or infinite; "
-                         "the images or the network that measures are broken")
+                         "check the images and the evaluator")
     return f.detach().cpu().double()
 
 # %% ../nbs/library/38_references.ipynb #f625c9fe
@@ -202,7 +202,7 @@ def feature_statistics(
     for b in map(check_features, [f] if isinstance(f, Tensor) else f):
         if not len(b): continue
         if n and b.shape[1] != len(mu):
-            raise ValueError(f"features of a batch have {b.shape[1]} numbers, those before it {len(mu)}")
+            raise ValueError(f"a batch has features of {b.shape[1]} numbers, earlier batches {len(mu)}")
         n, old = n + len(b), mu
         mu = old + (b - old).sum(0)/n                                         # (D,)
         S = S + (b - old).T @ (b - mu)                      # (D, D), squares around the current mean
@@ -234,7 +234,7 @@ def _check_count(n, D):
     "Warn of too few images for the covariance of D features"
     if n > D: return
     warn(f"{n} images are too few for {D} features: their covariance has rank {n-1} at most, and the Frechet "
-         f"distance comes out too large; take more than {D}, better ten times as many")
+         f"distance comes out too large; use more than {D}, ideally ten times as many")
 
 # %% ../nbs/library/38_references.ipynb #fac55c02
 def measure_all(
@@ -258,7 +258,7 @@ def measure_all(
             yield f
     statistics = feature_statistics(features())
     if done != part.stop:
-        raise ValueError(f"there are {done - part.start} images for {part.stop - part.start} labels")
+        raise ValueError(f"got {done - part.start} images for {part.stop - part.start} labels")
     rows = (chosen >= part.start) & (chosen < part.stop)                      # (m,)
     f = all_gather(torch.cat(kept), len(chosen), rows)                        # (m, D)
     mu, sigma = _pooled(part.stop - part.start, *statistics)
@@ -270,32 +270,32 @@ def as_gaussian(
     mu:Tensor, # Mean, (D,)
     sigma:Tensor, # Covariance, (D, D)
 ) -> tuple: # The same in float64
-    "Mean and covariance in float64; raises `ValueError` for what cannot be such"
+    "Mean and covariance in float64; raises `ValueError` for anything that cannot be one"
     check_tensor(f'mu{name}', mu, ('D',))
     check_tensor(f'sigma{name}', sigma, (len(mu), len(mu)))
     check_count(f'the number of features in mu{name}', len(mu))
     mu, sigma = mu.double(), sigma.double()
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise ValueError(f"mu{name} or sigma{name} has NaN or infinite numbers; "
-                         "the features that they come from are broken")
+                         "check the features that they come from")
     if (sigma - sigma.T).abs().max() > 1e-4*sigma.abs().max():
-        raise ValueError(f"sigma{name} is not symmetric, so it is no covariance")
+        raise ValueError(f"sigma{name} is not symmetric, so it is not a covariance")
     return mu, sigma
 
 def clip_eigenvalues(
     name:str, # Of the matrix, for messages
     eigenvalues:Tensor, # (D,)
 ) -> Tensor: # (D,), all >= 0
-    "Eigenvalues, with those that rounding brought below 0 at 0; raises `ValueError` for a larger one"
+    "Set eigenvalues that rounding made negative to 0; raises `ValueError` for clearly negative ones"
     if eigenvalues.min() < -1e-3*eigenvalues.abs().max():
-        raise ValueError(f"{name} is no covariance: it has the eigenvalue {eigenvalues.min():.3g}")
+        raise ValueError(f"{name} is not a covariance: it has the eigenvalue {eigenvalues.min():.3g}")
     return eigenvalues.clamp(min=0)
 
 # %% ../nbs/library/38_references.ipynb #3342ba69
 def check_classes(
     name:str, # Of the argument, for messages
     y:Tensor, # Classes, (n,) int64
-    n:int, # Images that they are of
+    n:int, # Number of images
 ) -> None:
     "Raise `ValueError` unless y are the classes of n images"
     fits = isinstance(y, Tensor) and y.shape == (n,) and not y.is_floating_point()
@@ -354,20 +354,20 @@ def _check_facts(file, header, facts):
     for k, v in facts.items():
         if k == 'data' or plain(header.get(k)) == plain(v): continue
         what = 'digest of the images' if k == 'digest' else k
-        raise ValueError(f"{file} is not the reference that is needed: its {what} is {header.get(k)!r}, "
-                         f"here it is {str(v)!r}; name another file, or remove it, and it is computed again")
+        raise ValueError(f"{file} is not the reference that is needed: its {what} is {header.get(k)!r} "
+                         f"instead of {str(v)!r}; name another file, or remove this one to compute it again")
 
 def _load_reference(file, facts, images, evaluator):
     "A `Reference` from a file whose header must state the same facts"
-    if not file.is_file(): raise ValueError(f"{file} is no file of reference statistics; name another one")
+    if not file.is_file(): raise ValueError(f"{file} is not a file of reference statistics; name another one")
     try:
         with safe_open(file, 'pt') as f:
             header, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as e:
-        raise ValueError(f"{file} is not a whole file of reference statistics ({e}); "
-                         "remove it, and it is computed again") from None
+        raise ValueError(f"{file} is not a complete file of reference statistics ({e}); "
+                         "remove it to compute it again") from None
     if tensors.keys() != {'mu', 'sigma', 'features', 'labels'}:
-        raise ValueError(f"{file} holds no reference statistics, but other tensors; name another file")
+        raise ValueError(f"{file} holds other tensors than reference statistics; name another file")
     _check_facts(file, header, {k: v for k, v in facts.items() if k != 'digest'})
     if 'digest' not in header and _of_these(tensors['features'], images, evaluator):
         header['digest'] = facts['digest']
@@ -402,5 +402,5 @@ def reference(
     r = Reference(mu, sigma, features, images.y[chosen], **facts)
     if file is not None and rank() == 0:
         try: _save_reference(file, r, facts)
-        except OSError as e: warn(f"the reference statistics cannot be kept for the next time: {e}")
+        except OSError as e: warn(f"the reference statistics cannot be stored for later use: {e}")
     return r

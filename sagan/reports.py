@@ -266,8 +266,8 @@ from sagan.widget import own_images
 r, folder = load_run({run!r}, {device!r}), {images!r}
 explore(r.model, r.classes, *own_images(folder, r.cfg.size, r.classes) if folder else ())"""
 _INTRODUCTION = (
-    "# Attention explorer\nSee where a network looks: each point of an image gets its information from other "
-    "places, and the map shows from which. Then change what attention may do, and see what is drawn instead.")
+    "# Attention explorer\nEach point of an image gets its information from other places. See from which, "
+    "and what the generator draws without them.")
 
 def open_notebook(
     folder:str|Path, # A run folder
@@ -329,8 +329,9 @@ def summarize_run(
 ) -> str: # One or two sentences
     "Summarize a run in words"
     classes, size, seconds = len(images.classes), run.cfg.size, run_seconds(run)
-    text = (f'A SAGAN trained for {run.step:,} steps of {run.cfg.batch} images on {len(images):,} images of '
-            f'{images.name}' + (f' in {classes:,} classes' if classes else '') + f', at {size}x{size} pixels')
+    text = (f'A SAGAN, a GAN with self-attention, trained for {run.step:,} steps of {run.cfg.batch} images '
+            f'on {len(images):,} images of {images.name}' + (f' in {classes:,} classes' if classes else '')
+            + f', at {size}x{size} pixels')
     if seconds is not None: text += f', in {format_seconds(seconds)}'
     known = run.records and run.records[-1]['step'] == run.step
     return text + ('.' if known else '. The figures of its last step are not in its log.')
@@ -357,23 +358,26 @@ def run_notes(
 def run_tiles(
     run:Run, # A run
     images:Images, # The images that it was trained on
-) -> list[tuple]: # (name, figure, note) of each tile
+) -> list[tuple]: # (name, figure, note) of each tile, some with 'good', 'bad' or 'unknown'
     "The headline figures of a run"
     last, best, n = run.records[-1] if run.records else {}, best_record(run.records), len(images)
     seen, seconds, speed = run.step*run.cfg.batch, run_seconds(run), last.get('images_per_s')
     classes = f'{len(images.classes):,} classes' if images.classes else 'without classes'
-    tiles = [('Images', f'{n:,}', classes),
-             ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
-             ('Passes over the data', f'{seen/n:.3g}', f'{seen:,} images seen'),
-             ('Time', 'unknown' if seconds is None else format_seconds(seconds),
-              '' if speed is None else f'{speed:.0f} images per second')]
+    tiles:list[tuple] = [
+        ('Images', f'{n:,}', classes),
+        ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
+        ('Passes over the data', f'{seen/n:.3g}', f'{seen:,} images seen'),
+        ('Time', 'unknown' if seconds is None else format_seconds(seconds),
+         '' if speed is None else f'{speed:.0f} images per second')]
     if best:
         judge = best['evaluator'].partition(' (weights ')[0]
         tiles.append(('FID, lower is better', f'{best["fid"]:.2f}',
                       f'at step {best["step"]:,}, {best["samples"]:,} samples, by {judge}'))
-    else: tiles.append(('Score', 'none', f'sagan-eval {shlex.quote(str(run.folder.name))} measures one'))
+    else: tiles.append(('Score', 'not measured yet',
+                        f'sagan-eval {shlex.quote(str(run.folder.name))} measures one', 'unknown'))
     warned = sum(note.startswith('Warning') for note in run_notes(run))
-    tiles.append(('Warnings', str(warned or 'none'), 'see below' if warned else 'while it trained'))
+    tiles.append(('Warnings', f'{warned}', 'see below', 'bad') if warned else
+                 ('Warnings', 'none', 'no sign of trouble while it trained', 'good'))
     return tiles
 
 # %% ../nbs/library/36_reports.ipynb #429b61c1
@@ -390,9 +394,12 @@ def run_frames(
     return frames
 
 _READ = dict(
-    losses=("D's loss is 2 while it cannot tell real images from generated ones, and falls as it learns to. "
-            "These losses need not fall: while both keep their level, the two networks keep up with each "
-            "other. Bold lines are running means of the records behind them."),
+    losses=("The generator, G, draws images; the discriminator, D, tells them from real ones. The dotted "
+            "line is the loss of a D that knows nothing. A level just below it is good: the two networks "
+            "keep up with each other, and neither loss needs to fall. For long on the line or above it is "
+            "bad, as G learns nothing then: go on with a fifth of both rates (--resume with --lr-g and "
+            "--lr-d), or begin again with a wider D (--d-width). Near 0 is bad, too, as D wins: lower "
+            "--lr-d. Bold lines are running means."),
     scores=("How real D finds real images, and how real generated ones. The gap is what D can tell; real "
             "should stay above generated."),
     gamma=("γ is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "
@@ -439,11 +446,11 @@ def _attention_block(run, folder):
     if run.cfg.g_attention:
         fig = draw_attention(run)
         if folder: save_figure(fig, folder/'attention.png')
-        figure = captioned_html(figure_html(fig, 'Attention maps'), (
+        figure = captioned_html(f'<div class="wide">{figure_html(fig, "Attention maps")}</div>', (
             'Each row is an image with points, and beside it where each of them looks in the last attention '
             "layer of the generator (the paper's figures 1 and 5)."))
     explorer = frame_html(explorer_page(run).static())
-    return f'<h2>Attention</h2><div class="attention"><div>{figure}</div>{explorer}</div>'
+    return f'<h2>Attention</h2>{explorer}<div class="attention">{figure}</div>'
 
 # %% ../nbs/library/36_reports.ipynb #26f24817
 @torch.no_grad()

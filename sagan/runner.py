@@ -138,7 +138,7 @@ def _start(threads, file, digest):
     global _plan
     torch.set_num_threads(threads)
     data = Path(file).read_bytes()
-    if sha256(data).hexdigest() != digest: raise ValueError(f"{file} is not what was written")
+    if sha256(data).hexdigest() != digest: raise ValueError(f"{file} has changed since it was written")
     _plan = pickle.loads(data)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=lambda: (wait([parent_process().sentinel]), os._exit(1)), daemon=True).start()
@@ -180,9 +180,9 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
         except BaseException as e:
             for p in active_children(): p.terminate()
             if not isinstance(e, BrokenProcessPool): raise
-            raise OSError("a process that trained was killed, perhaps for lack of memory; the same "
-                          "experiment again goes on where it was, with fewer jobs it needs less. A script "
-                          "of yours calls this under if __name__ == '__main__':") from None
+            raise OSError("a training process was killed, perhaps because memory ran out; run the same "
+                          "experiment again to continue, with fewer jobs to need less memory. A script "
+                          "must call this under if __name__ == '__main__':") from None
 
 # %% ../nbs/library/39_runner.ipynb #23c291fd
 def _train_all(folder, todo, seeds, plan, jobs, tell):
@@ -234,7 +234,7 @@ _FILES = ('experiment.json', 'evaluator.pt', 'reference.safetensors', 'table.csv
 def _refuse_other(folder, difference):
     "Raise `ValueError` for a folder of another experiment"
     raise ValueError(f"{folder} holds another experiment: {difference}; choose another folder (out=, --out), "
-                     "or remove it")
+                     "or remove this one")
 
 # %% ../nbs/library/39_runner.ipynb #33786667
 def _check_folder(folder, settings):
@@ -324,7 +324,7 @@ def _write_report(folder, experiment, base, plan, results, how):
                   "Thin lines are seeds, thick ones their means (the paper's figure 3)."))]
     if frames := _sample_frames(folder, results, base.seed):
         blocks.append(captioned_html(player_html(frames, base.size), (
-            "Samples, always of the same latents (the paper's figure 4).")))
+            "Samples, always from the same latents (the paper's figure 4).")))
     html = page_html(f'{experiment} on {plan.images.name}', description, *blocks, configuration_block(base))
     with atomic_write(folder/'report.html') as new: new.write_text(html, encoding='utf-8')
 
@@ -414,7 +414,7 @@ def experiment_run(
     evaluator:str='small', # Network that measures: 'small' or 'inception'
     weights:str|Path|None=None, # File of Inception weights, None to download it at first use
     jobs:int=1, # Number of networks that train at once, each with its share of the cores
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first available one
     # Called with a line of text after each measurement (with several jobs, after each network)
     tell:Callable=say,
     **config, # Fields of `Config` that differ from the preset; attention is placed by the rows
@@ -423,13 +423,13 @@ def experiment_run(
 
     Raises `ValueError`, `OSError` or `MemoryError`, before anything is written, for impossible settings;
     `BlockingIOError` if the folder is in use."""
-    if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
+    if not callable(tell): raise ValueError(f"tell must be a function of a line of text, got {tell!r}")
     if '' in (data, out, weights):
         raise ValueError("data, out and weights cannot be empty; leave them out for defaults")
     variants(experiment, named_preset('tiny'))  # rejects an unknown name before data are read
     if config.keys() & {'g_attention', 'd_attention'}:
-        raise ValueError("where attention is placed is what the rows of an experiment differ in; leave out "
-                         "--g-attention and --d-attention")
+        raise ValueError("the rows of an experiment set the places of attention; leave out --g-attention "
+                         "and --d-attention")
     base, device = configure(preset, **config), find_device(device)
     images, judge = training_images(str(data), base, config.get('n_classes')), None
     if weights or evaluator != 'small': judge = make_evaluator(evaluator, images, weights, 0, device)

@@ -130,21 +130,22 @@ OPTIONS = dict(keep=2, measure_every=0, evaluator='small', weights=None, samples
 
 def _check_options(tell, remembered, **given):
     "The options of a run, None replaced by the stored value or the default; raises `ValueError`"
-    if not callable(tell): raise ValueError(f"tell is called with each line of text, got {tell!r}")
+    if not callable(tell): raise ValueError(f"tell must be a function of a line of text, got {tell!r}")
     o = OPTIONS | remembered | {k: v for k, v in given.items() if v is not None}
     check_count('keep', o['keep'], 1)
     check_count('measure_every', o['measure_every'], 0)
     if o['on_nan'] not in ('stop', 'rollback'):
-        raise ValueError(f"on_nan is 'stop' or 'rollback', got {o['on_nan']!r}")
+        raise ValueError(f"on_nan must be 'stop' or 'rollback', got {o['on_nan']!r}")
     if o['evaluator'] not in ('small', 'inception'):
-        raise ValueError(f"evaluator is 'small' or 'inception', got {o['evaluator']!r}")
+        raise ValueError(f"evaluator must be 'small' or 'inception', got {o['evaluator']!r}")
     if o['samples'] is not None: check_count('samples', o['samples'], 10)
     if given['cache'] is not None:
         check_folder(given['cache'])
         o['cache'] = str(Path(o['cache']).resolve())
     if given['weights'] is not None:
         if not Path(o['weights']).is_file():
-            raise FileNotFoundError(f"there are no Inception weights at {o['weights']}")
+            raise FileNotFoundError(f"there are no Inception weights at {o['weights']}; leave weights out to "
+                                    "download them")
         o['weights'] = str(Path(o['weights']).resolve())
     return o
 
@@ -182,7 +183,7 @@ def _fit(learn, writer, on_nan, line, lower):
             with explain_memory(lower, needed): fit_run(learn, on_nan)
         except ConnectionError as e:
             raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {t.step}; the last "
-                                  f"checkpoint is in {folder}, go on with sagan-train --resume "
+                                  f"checkpoint is in {folder}; resume with sagan-train --resume "
                                   f"{folder}") from None
     if writer.stop: raise Interrupted(writer.stop, t.step, cfg.steps, folder)
 
@@ -216,20 +217,19 @@ def _check_unfinished(folder, cfg, options, tell):
     found = states(folder)
     if not found:
         if (folder/'weights.safetensors').exists():
-            raise ValueError(f"{folder} holds no training states, only weights: it was made by a version "
-                             "that kept none, or they were removed. It can be sampled and measured, but not "
-                             "continued")
+            raise ValueError(f"{folder} holds weights but no training states: an older version made it, or "
+                             "the states were removed. The run can be sampled and measured, but not resumed")
         if began := options.get('init_from'):
-            raise ValueError(f"{folder} was stopped before its first training state, without the weights of "
-                             f"{began.get('run')} that it began from; begin again with the same sagan-train "
-                             "--init-from")
-        tell(f'{folder} has no training state yet: it was stopped before the first; beginning at step 0')
+            raise ValueError(f"{folder} was stopped before its first training state, so it lacks the weights "
+                             f"of {began.get('run')} that it started from; run the same sagan-train "
+                             "--init-from again")
+        tell(f'{folder} was stopped before its first training state; starting at step 0')
         return False
     step = file_step(found[-1])
     whole = weights_step(folder) == step and (folder/'report.html').exists()
     if step > cfg.steps or step == cfg.steps and whole:
-        raise ValueError(f"{folder} has done {step} steps, and {cfg.steps} were asked for: it is finished; "
-                         "to go on, ask for more with --steps")
+        raise ValueError(f"{folder} is finished: it has done {step} steps, and {cfg.steps} were requested; "
+                         "to continue, request more with --steps")
     return True
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
@@ -238,7 +238,7 @@ def _write_report(run, images, out=None):
     best, other = best_record(run.records), None
     if best and best['step'] != run.step:
         try: other = load_run(run.folder, best=True)
-        except (ValueError, FileNotFoundError) as e: warn(f"{e}; the report does without the best weights")
+        except (ValueError, FileNotFoundError) as e: warn(f"{e}; the report leaves out the best weights")
     return write_report(run, images, other, out) if out else write_report(run, images, other)
 
 # %% ../nbs/library/27_runs.ipynb #7ec39787
@@ -253,7 +253,7 @@ def _note_rates(folder, cfg, step, options, tell):
     was = read_config(folder)[0]
     changed = {k: [getattr(was, k), getattr(cfg, k)] for k in RATES if getattr(was, k) != getattr(cfg, k)}
     if changed: options['changes'] = [*(options.get('changes') or []), dict(step=step) | changed]
-    for k, (before, now) in changed.items(): tell(f'from step {step} on {k} is {now:g}, not {before:g}')
+    for k, (before, now) in changed.items(): tell(f'from step {step} on, {k} is {now:g}, not {before:g}')
 
 # %% ../nbs/library/27_runs.ipynb #43adcf40
 def _set_up(folder, learn, images, options, judge, resumed, tell):
@@ -301,7 +301,7 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
         if first: _write_report(run, images)
         more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
         seconds = max((r.get('seconds') or 0 for r in run.records), default=0)
-        done = f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or go on with {more}'
+        done = f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or continue with {more}'
         tell(done)
     return run
 
@@ -312,7 +312,7 @@ def _choose_config(start, preset, data, config):
     cfg = starting_config(start, preset, **config) if start else configure(str(preset), **config)
     if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
         what = start.folder if start else f'preset {preset!r}'
-        raise ValueError(f"{what} brings no data; name them with --data: a folder of images, 'digits' or "
+        raise ValueError(f"{what} names no data; name them with --data: a folder of images, 'digits' or "
                          "'twins'")
     return '' if start else preset, cfg
 
@@ -323,7 +323,7 @@ def _choose_folder(data, out):
     folder = Path(out or Path('runs')/Path(data).resolve().name)
     check_folder(folder)
     if not is_builtin(str(data)) and Path(data).resolve() in folder.resolve().parents:
-        raise ValueError(f"{folder} lies in {data}, whose images would not be the same any more; choose "
+        raise ValueError(f"{folder} is inside {data}, so the run would change these data; choose "
                          "another folder with --out")
     return str(data), folder
 
@@ -340,7 +340,7 @@ def _begin_from(start, learn, images, options):
     "Copy the weights of `start`, if given, and record their origin; returns a note"
     if not start: return ''
     options['init_from'] = began = fill_from(learn, start, images.classes)
-    return f'; begins from {began["run"]} of step {began["step"]}'
+    return f'; starts from {began["run"]} at step {began["step"]}'
 
 # %% ../nbs/library/27_runs.ipynb #9d65d0c8
 @explain_memory(SMALLER)
@@ -364,7 +364,7 @@ def train_run(
     # data
     on_nan:str='stop',
     cache:str|Path|None=None, # Folder for the decoded copy of data larger than 8 GB, None for the user's
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first available one
     tell:Callable=print, # Called with each line of progress; `print` draws a line in a terminal
     **config, # Fields of `Config` that differ from the preset
 ) -> Run: # The finished run, loaded
@@ -392,8 +392,8 @@ def train_run(
 def _resumed_config(folder, cfg, preset, config):
     "The configuration of a resumed run; raises `ValueError` for fields that differ, or an imported run"
     if cfg.data == 'imported':
-        raise ValueError(f"{folder} was imported and has no training states to go on from; train it on in "
-                         "Python, as the page on public weights does")
+        raise ValueError(f"{folder} was imported and has no training states to resume from; continue its "
+                         "training in Python, as the page on public weights does")
     asked = configure(preset, **config) if preset else cfg.change(**config)
     for f in fields(Config):
         if not (f.name in config or (preset and f.name not in ('data', 'n_classes'))): continue
@@ -401,7 +401,7 @@ def _resumed_config(folder, cfg, preset, config):
         may_change = f.name == 'steps' or f.name in RATES and f.name in config
         if not may_change and getattr(asked, f.name) != getattr(cfg, f.name):
             raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, "
-                             f"{getattr(asked, f.name)!r} was asked for; a run goes on as it began, only "
+                             f"but {getattr(asked, f.name)!r} was requested; in a resumed run only "
                              f"{', '.join(('steps', *RATES, *OPTIONS))} may change")
     return cfg.change(**{k: config[k] for k in ('steps', *RATES) if k in config})
 
@@ -419,7 +419,7 @@ def resume_run(
     samples:int|None=None, # Images per measurement
     on_nan:str|None=None, # 'stop' or 'rollback'
     cache:str|Path|None=None, # Folder for the decoded copy of large data
-    device:str|None=None, # The device that the run began on, None for the first that is there
+    device:str|None=None, # The device that the run began on, None for the first available one
     tell:Callable=print, # Called with each line of progress; `print` draws a line in a terminal
     # `steps` to train longer, `lr_g`, `lr_d` or `bias_lr` for other rates from here on; other fields of
     # `Config` must match the run
@@ -432,7 +432,7 @@ def resume_run(
     `train_run`."""
     folder = folder.folder if isinstance(folder, Run) else Path(folder)
     if _is_shipped(folder):
-        raise ValueError(f"{folder} comes with the package, without training states, and cannot go on")
+        raise ValueError(f"{folder} comes with the package, without training states, and cannot be resumed")
     with _join_group(device) as device:
         was, classes, remembered = read_config(folder)
         cfg = _resumed_config(folder, was, preset, config)
@@ -460,12 +460,12 @@ def _open_run(run, device):
 # %% ../nbs/library/27_runs.ipynb #1f3c5a71
 def open_generator(
     run:Run|str|Path, # A run, its folder, or the name of one that comes with the package: 'digits'
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
 ) -> Run: # The run, loaded, on this device
     "Open a run that can draw; raises `ValueError` for a run without a generator, and `load_run`'s errors"
     opened = _open_run(run, _run_device(run, device))
     if opened.model.ema is None:
-        raise ValueError(f"{opened.folder} holds a discriminator without a generator, and cannot draw; "
+        raise ValueError(f"{opened.folder} holds a discriminator without a generator and cannot draw; "
                          "import both files (sagan-import), or let it look at images (sagan-explore "
                          "--images FOLDER)")
     return opened
@@ -475,7 +475,7 @@ def _pairs(points):
     "Query points as a list of number pairs, None if there are none; raises `ValueError` for anything else"
     try: return [(index(row), index(column)) for row, column in points or ()] or None
     except (TypeError, ValueError):
-        raise ValueError("points are pairs (row, column) of whole numbers, as in [(8, 8), (20, 16)]; got "
+        raise ValueError("points must be pairs (row, column) of whole numbers, as in [(8, 8), (20, 16)], got "
                          f"{points!r}") from None
 
 # %% ../nbs/library/27_runs.ipynb #9e7f0565
@@ -490,14 +490,14 @@ def attend_run(
     # Picture to write, with other options in its name; None for attention-seed<seed>.png in the run folder,
     # or digits-attention-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
 ) -> Path: # The picture
     """Show where points of generated images look, in the style of the paper's figure 1
 
     Raises `ValueError` for a class, layer or point that does not exist."""
     check_count('n', n, 1)
     check_seed(seed)
-    if n > 300: raise ValueError(f"n must be at most 300, as each image is a row of the figure, got {n}")
+    if n > 300: raise ValueError(f"n must be at most 300, one row of the figure per image, got {n}")
     pairs = _pairs(points)
     r = open_generator(run, device)
     number = None if label is None else class_numbers(r.classes, [label])[0]
@@ -517,7 +517,7 @@ def explore_run(
     # classes
     images:str|Path|None=None,
     out:str|Path|None=None, # Page to write (stand-alone HTML) instead of opening a notebook
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
     tell:Callable=say, # Called with a line of text that holds the address of the notebook
     port:int|None=None, # Port of the notebook's server on this machine, 1 to 65535; None for a free port
     browser:bool=True, # Open a browser?
@@ -541,12 +541,14 @@ def _check_evaluation(n, standing, seed, data, weights, reference, out):
     if '' in (data, weights, reference, out):
         raise ValueError("data, weights, reference and out cannot be empty; leave them out for defaults")
     if weights and not Path(weights).is_file():
-        raise FileNotFoundError(f"there are no Inception weights at {weights}")
+        raise FileNotFoundError(f"there are no Inception weights at {weights}; leave weights out to "
+                                "download them")
     check_count('n', n, 10)
     check_count('standing', standing, 0)
     check_seed(seed)
     if reference and not Path(reference).exists(): check_output(reference)
-    if out and not Path(out).is_dir(): raise FileNotFoundError(f"there is no folder {out} to write into")
+    if out and not Path(out).is_dir():
+        raise FileNotFoundError(f"there is no folder {out} to write into; create it first")
 
 # %% ../nbs/library/27_runs.ipynb #efe41ccc
 def _store_scores(scores, draw, place, asked):
@@ -575,7 +577,7 @@ def evaluate_run(
     # reference-inception.safetensors in the run folder
     reference:str|Path|None=None,
     standing:int=0, # Images to recompute batch norm's averages from, 0 to use those of training
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
     # Existing folder to write into, for example if the run is read-only; None for the run folder
     out:str|Path|None=None,
 ) -> dict: # The scores, as in `eval.json`, and `nearest`, the path of the picture
@@ -610,7 +612,7 @@ def report_run(
     # A run with at least one checkpoint, its folder, or the name of one that comes with the package
     folder:Run|str|Path,
     data:str|Path|None=None, # The images that the run was trained on, if they have moved
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first available one
     # File to write, for example if the run folder is read-only; attention.png goes beside it. None for
     # report.html in the run folder, or digits-report.html in the current folder for a run of the package
     out:str|Path|None=None,
@@ -625,7 +627,7 @@ def report_run(
     run = open_generator(_run_folder(folder), _run_device(folder, device))
     if not run.records:
         why = 'it was imported' if run.cfg.data == 'imported' else 'it was stopped before the first record'
-        raise ValueError(f"{run.folder} has no log to report on; {why}")
+        raise ValueError(f"{run.folder} has no log to report on, because {why}")
     images = run_images(data, run.cfg, run.classes, read_config(run.folder)[2].get('cache'))
     if out is not None:
         with suggest_out(out): return _write_report(run, images, Path(out))

@@ -99,8 +99,8 @@ def _grid_columns(rows, n, size, classless):
     lines = (_MOST_HIGH - 2)//pitch//rows  # lines per row
     if -(-n//columns) > lines:
         raise ValueError(f"{rows*n:,} images of {size} pixels do not fit into a picture of {_MOST_WIDE}x"
-                         f"{_MOST_HIGH} pixels; ask for fewer images or classes, or for a folder of single "
-                         "images (an out that ends in /)")
+                         f"{_MOST_HIGH} pixels; draw fewer images or classes, or a folder of single "
+                         "images (with / at the end of out)")
     return columns
 
 # %% ../nbs/library/50_sampling.ipynb #77c69f50
@@ -149,15 +149,15 @@ def _check_room(path, n_bytes):
     "Raise `OSError` if the disk of a path, which need not exist, lacks space for samples"
     found = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     if (free := shutil.disk_usage(found).free) < n_bytes:
-        raise OSError(f"{path} takes {n_bytes/1e9:,.1f} GB or more, and {free/1e9:,.1f} GB are free; ask for "
-                      "fewer images (--n), or name another disk with --out (out=)")
+        raise OSError(f"{path} needs at least {n_bytes/1e9:,.1f} GB, but only {free/1e9:,.1f} GB are free; "
+                      "draw fewer images (--n), or choose another disk with --out (out=)")
 
 # %% ../nbs/library/50_sampling.ipynb #26afac20
 def _check_images(path):
     "Raise `OSError` unless the folder is empty or can be created"
     check_folder(path)
     if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path} already holds files; empty it, or name another one with --out (out=)")
+        raise FileExistsError(f"{path} already holds files; empty it, or choose another with --out (out=)")
 
 # %% ../nbs/library/50_sampling.ipynb #61fa8ea8
 def _write_images(path, pixels, folders, stem):
@@ -187,7 +187,7 @@ def truncate(
     "Redraw values beyond a threshold (BigGAN's truncation trick); raises `ValueError` unless it is above 0"
     check_number('truncation', threshold)
     if not threshold: raise ValueError("truncation must be above 0: at 0, all images have the same latent")
-    # on the CPU, as not every GPU has float64
+    # on the CPU, because not every GPU has float64
     t, far = torch.tensor(threshold/math.sqrt(2)).double(), z.cpu().double().abs()/math.sqrt(2)
     u = far.erfc()/t.erfc()                                # uniform in (0, 1) for values beyond
     again = math.sqrt(2)*(u*t.erf()).erfinv()
@@ -268,7 +268,7 @@ def sample_run(
     # other options in its name; None for samples-seed<seed>.png in the run folder, or
     # digits-samples-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
     # Threshold above 0 beyond which latents are redrawn: a lower one gives more typical, less diverse images;
     # None for none
     truncation:float|None=None,
@@ -315,7 +315,7 @@ def nearest_run(
     # Picture to write, with other options in its name; None for nearest-seed<seed>.png in the run folder, or
     # digits-nearest-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
     truncation:float|None=None, # As in `sample_run`
 ) -> dict: # `picture` (path), `distances` (of each image to its nearest real one), `usual`, `evaluator`
     """Draw images, each above the three nearest real images
@@ -325,7 +325,7 @@ def nearest_run(
     other classes; `OSError` for missing images, or a picture that cannot be written."""
     check_count('n', n)
     check_seed(seed)
-    if n > 40: raise ValueError(f"n must be at most 40, as each image is a column of the figure, got {n}")
+    if n > 40: raise ValueError(f"n must be at most 40, one column of the figure per image, got {n}")
     r = open_generator(run, device)
     number = None if label is None else class_numbers(r.classes, [label])[0]
     by_inception = evaluator == 'inception' or weights is not None

@@ -52,15 +52,16 @@ def _hide_paths(v, data):
 def _check_description(classes, step, records, evals, n_classes):
     "Raise `ValueError` for class names that do not match the classes, or for invalid scores"
     if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
-        raise ValueError(f"class names are a list of strings, got {classes!r:.100}")
+        raise ValueError(f"class names must be a list of strings, got {classes!r:.100}")
     if len(classes) != n_classes:
-        raise ValueError(f"the model has {n_classes} classes, but there are {len(classes)} class names")
+        raise ValueError(f"the model has {n_classes} classes, but there are {len(classes)} class names; "
+                         "give one per class")
     if not is_whole(step): raise ValueError(f"step must be a whole number, at least 0, got {step!r}")
     if not all(isinstance(r, dict) for r in records):
-        raise ValueError(f"records are a list of dictionaries, as read_log gives it, got {records!r:.100}")
+        raise ValueError(f"records must be a list of dictionaries, as from read_log, got {records!r:.100}")
     for name, s in evals.items():
         if not re.fullmatch(r'eval(-[^/\\]+)?', name):
-            raise ValueError(f"scores are kept under the name eval or eval-..., got {name!r}")
+            raise ValueError(f"scores must be named eval or eval-..., got {name!r}")
         check_scores(s)
     for r in records:
         if r.get('fid') is not None: check_scores(r)
@@ -86,7 +87,7 @@ class DescribedSAGAN(SAGAN):
         # The options in its `config.json`; options that name files are left out
         options:dict|None=None,
     ):
-        if not isinstance(model, SAGAN): raise TypeError(f"model is a SAGAN, got {type(model).__name__}")
+        if not isinstance(model, SAGAN): raise TypeError(f"model must be a SAGAN, got {type(model).__name__}")
         evals = evals or {}
         _check_description(classes, step, records, evals, model.cfg.n_classes)
         options = {k: v for k, v in (options or {}).items() if k not in ('cache', 'weights')}
@@ -104,7 +105,7 @@ def nearest_preset(
     """The preset with the fewest differing fields, ignoring data, classes and the seed
 
     Raises `TypeError` for anything but a configuration."""
-    if not isinstance(cfg, Config): raise TypeError(f"cfg is a Config, got {type(cfg).__name__}")
+    if not isinstance(cfg, Config): raise TypeError(f"cfg must be a Config, got {type(cfg).__name__}")
     ignored = 'data', 'n_classes', 'seed'
     def differing(preset):
         return {k: v for k, v in vars(cfg).items() if k not in ignored and getattr(preset, k) != v}
@@ -216,10 +217,10 @@ def _drawing_parts(model):
 def _license_text(model, license):
     "The sentence on the license; `license` is None if the author named none"
     if not (project := _source_project(model)):
-        return f'{_escape(license)}.' if license else 'The author of this model has named no licence.'
+        return f'{_escape(license)}.' if license else 'The author of this model has not named a license.'
     named = f' Named here: {_escape(license)}.' if license else ''
-    return (f'The weights were trained by others, with {_escape(project)}, and come under the licence that '
-            f'they were given there.{named}')
+    return (f'The weights were trained by others, with {_escape(project)}, and keep the license that '
+            f'they have there.{named}')
 
 # %% ../nbs/library/29_sharing.ipynb #4dd98802
 _CARD = '''# SAGAN: {name}
@@ -245,7 +246,7 @@ The files are plain tensors and JSON; loading them runs no code.{commands}
 
 {scores}
 
-## Licence
+## License
 
 {licence}
 '''
@@ -270,7 +271,7 @@ def _find_folder(name, download):
     if Path(name).is_dir(): return Path(name)
     try: return Path(snapshot_download(str(name), allow_patterns=_FILES, **download))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError) as e:
-        raise FileNotFoundError(f"there is no folder {name}, and the hub gave no model of that name "
+        raise FileNotFoundError(f"there is no folder {name}, and the hub returned no model of that name "
                                 f"({type(e).__name__}: {' '.join(str(e).split())})") from e
 
 def _read_evals(folder):
@@ -333,10 +334,10 @@ class _SavableSAGAN(DescribedSAGAN, ModelHubMixin, **_HUB_INFO):
         folder = Path(save_directory)
         card = _card_arguments(kw, repo_id or folder.absolute().name, license)
         kw.pop('config', None)  # the mixin's argument; we write the configuration ourselves
-        if kw and not push_to_hub: raise TypeError(f"{', '.join(kw)}: only with push_to_hub=True")
+        if kw and not push_to_hub: raise TypeError(f"{', '.join(kw)} can be given only with push_to_hub=True")
         empty = folder.is_dir() and all(f.name.startswith('.') for f in folder.iterdir())
         if folder.exists() and not empty:
-            raise FileExistsError(f"{folder} already holds something; give another folder")
+            raise FileExistsError(f"{folder} is not empty; choose another folder")
         self.generate_model_card(**card)
         with new_folder(folder, last='config.json') as new:
             super().save_pretrained(new, model_card_kwargs=card)
@@ -384,7 +385,7 @@ def fold_spectral_norm(
     net:nn.Module, # Network with spectrally normalized layers, not changed
 ) -> nn.Module: # A copy on the CPU in eval mode with ordinary layers, whose weights are the quotients
     "Copy a network without spectral norm but with the same outputs; raises `TypeError` for anything else"
-    if not isinstance(net, nn.Module): raise TypeError(f"net is a network, got {type(net).__name__}")
+    if not isinstance(net, nn.Module): raise TypeError(f"net must be a network, got {type(net).__name__}")
     net = deepcopy(net).cpu().eval()
     for m in net.modules():
         if parametrize.is_parametrized(m, 'weight'):

@@ -57,8 +57,8 @@ def training_images(
     most = min(8, free_memory()/2e9)  # GB
     images = load_images(data, cfg.size, cfg.skip_bad, cache, most/world_size())
     if n_classes not in (None, 0, len(images.classes)):
-        raise ValueError(f"{images.name} has {len(images.classes)} classes; n_classes can only be that, or 0 "
-                         "to ignore them")
+        raise ValueError(f"n_classes must be {len(images.classes)}, the number of classes of "
+                         f"{images.name}, or 0 to ignore them, got {n_classes}")
     if n_classes != 0: return images
     return Images(images.x, torch.zeros_like(images.y), [], images.name, images.interpolation)
 
@@ -73,7 +73,7 @@ def run_images(
     images = training_images(str(data or cfg.data), cfg, None if cfg.n_classes else 0, cache)
     if images.classes != classes:
         here = listed(images.classes)
-        raise ValueError(f"the run has classes {listed(classes)}; {images.name} has {here}")
+        raise ValueError(f"the run has classes {listed(classes)}, but {images.name} has {here}")
     return images
 
 # %% ../nbs/library/52_starting.ipynb #100a4e1b
@@ -94,8 +94,8 @@ def _check_fit(cfg, run):
     for k in there:
         if getattr(cfg, k) != getattr(run.cfg, k):
             raise ValueError(
-                f"{k} is {getattr(run.cfg, k)!r} in {run.folder}, {getattr(cfg, k)!r} was asked for, and "
-                "weights fit only networks of the same shape; take the value of that run, or begin without "
+                f"{k} is {getattr(run.cfg, k)!r} in {run.folder}, but {getattr(cfg, k)!r} was requested, and "
+                "weights fit only networks of the same shape; use the value of that run, or start without "
                 "its weights")
 
 # %% ../nbs/library/52_starting.ipynb #f3d9b2b2
@@ -184,7 +184,7 @@ def init_from(
 
     Raises `ValueError` for networks of a different shape, or if the names of the classes are unknown."""
     if not isinstance(run, Run):
-        raise ValueError(f"run is a loaded run, such as load_run('digits'), got {run!r}")
+        raise ValueError(f"run must be a loaded run, such as load_run('digits'), got {run!r}")
     model, old = learn.model, run.model
     new = [str(c) for c in (getattr(learn.dls, 'vocab', []) if classes is None else classes)]
     if len(new) != model.cfg.n_classes:

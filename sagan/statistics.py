@@ -65,7 +65,7 @@ def map_statistics(
     "Figure 5's claim as numbers; raises `ValueError` for NaN, or if images and map do not fit"
     check_maps(x, m)
     if not all(t.isfinite().all() for t in (x, m.q, m.k)):
-        raise ValueError("images or map have NaN or infinite numbers; the network is broken")
+        raise ValueError("the images or the map hold NaN or infinity; check the network's weights")
     x = x.to(m.q.device)
     at, keys = [_centers(grid, x.device) for grid in (m.queries, m.keys)]  # (Nq, 2), (N, 2)
     asking, asked = [_colors(x, grid) for grid in (m.queries, m.keys)]  # (B, Nq, 3), (B, N, 3)

@@ -41,9 +41,9 @@ def check_output(
 
 # %% ../nbs/library/22_storage.ipynb #7231449c
 def open_append(
-    path:str|Path, # A file, made if it is not there
-) -> BinaryIO: # Bytes that are written to it come after those that it has
-    "Open a file at its end, but no link, device or pipe; raises `OSError`"
+    path:str|Path, # A file, created if missing
+) -> BinaryIO: # The file, open for appending
+    "Open a file for appending; raises `OSError` for a link, a device or a pipe"
     check_output(path)
     no_follow = getattr(os, 'O_NOFOLLOW', 0)  # Windows has none
     try: return open(path, 'ab', opener=lambda name, flags: os.open(name, flags | no_follow, 0o666))
@@ -107,7 +107,7 @@ def file_lock(
     folder:str|Path, # An existing folder
     wait:bool=False, # Wait until it is free, and say so, instead of raising?
 ) -> Iterator[None]:
-    """Within this context the folder belongs to this process; what killed ones left unfinished is removed
+    """Within this context the folder belongs to this process; unfinished files of killed ones are removed
 
     Raises `BlockingIOError` if it belongs to another process and `wait` is False, `OSError` if it cannot be
     written."""
@@ -124,7 +124,7 @@ def file_lock(
 
 # %% ../nbs/library/22_storage.ipynb #7eb5eba5
 def _explain(path, e):
-    "Raise a failed write as an `OSError` that says it in a sentence; do nothing about another error"
+    "Raise a failed write as an `OSError` with a plain sentence; do nothing about another error"
     full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     inside = re.search('os error|inline_container', str(e))  # safetensors, torch
     if not full and not inside and not _TEMPORARY.search(str(getattr(e, 'filename', ''))): return
@@ -146,11 +146,11 @@ def _make_locked(folder, stack):
 # %% ../nbs/library/22_storage.ipynb #064f74cf
 @contextmanager
 def temporary_folder(
-    path:str|Path, # What it is for: the folder lies beside it, and has its name
+    path:str|Path, # What it is for: the folder is beside it and carries its name
 ) -> Iterator[Path]: # Yields the folder, `.NAME.TOKEN.new`
-    """A hidden folder that is removed in the end; after a kill, by the next process that makes one there
+    """A hidden folder that is removed at the end, or after a kill by the next process that creates one there
 
-    Raises `OSError` if it cannot be made."""
+    Raises `OSError` if it cannot be created."""
     path = Path(path)
     _remove_leftovers(path.parent)
     with ExitStack() as stack:
@@ -187,7 +187,7 @@ def _replace(new, path):
 def atomic_write(
     path:str|Path, # The file to write or replace
 ) -> Iterator[Path]: # Yields the temporary path
-    """Yield a temporary path that replaces `path` when the block ends well, and is removed otherwise
+    """Yield a temporary path that replaces `path` after the block, or is removed if it raises an error
 
     Raises `OSError` if `path` cannot be written (see `check_output`), or its disk is full."""
     path = Path(path)
@@ -208,7 +208,7 @@ def atomic_write(
 
 # %% ../nbs/library/22_storage.ipynb #80cbad63
 def _finite(v):
-    "The same with `None` for numbers that JSON does not have"
+    "A copy with `None` in place of numbers that JSON does not have"
     if isinstance(v, dict): return {k: _finite(w) for k, w in v.items()}
     if isinstance(v, (list, tuple)): return [_finite(w) for w in v]
     return None if isinstance(v, float) and not math.isfinite(v) else v
@@ -226,7 +226,7 @@ def write_json(
     path:str|Path, # The file to write or replace
     value:Any, # Dictionaries, lists, numbers, strings
 ) -> None:
-    "Write a JSON file, whole or not at all; raises `OSError` if it cannot"
+    "Write a JSON file, whole or not at all; raises `OSError` if it cannot be written"
     with atomic_write(path) as new: new.write_text(json_text(value, 1), encoding='utf-8')
 
 # %% ../nbs/library/22_storage.ipynb #29132755
@@ -239,7 +239,7 @@ def _finite_number(text):
 def parse_json(
     text:str|bytes, # JSON, UTF-8
 ) -> Any: # Dictionaries, lists, numbers, strings
-    "Read strict JSON; raises `ValueError` for anything else, also for NaN and infinities"
+    "Read strict JSON; raises `ValueError` for anything else, including NaN and infinities"
     try: return json.loads(text, parse_float=_finite_number, parse_constant=_finite_number)
     except RecursionError: raise ValueError("it is nested too deeply") from None
 
@@ -262,7 +262,7 @@ def read_json(
 # %% ../nbs/library/22_storage.ipynb #2cd3f510
 def is_whole(
     value:Any, # A value from a file
-    low:int=0, # The lowest that counts
+    low:int=0, # Smallest allowed value
 ) -> bool: # Is it a whole number, at least `low`, that fits into 64 bits?
     "Whether a value is a Python `int` that can be used as a count"
     return type(value) is int and low <= value < 2**63
@@ -293,12 +293,12 @@ def _move_files(new, path, last):
 # %% ../nbs/library/22_storage.ipynb #80805faf
 @contextmanager
 def new_folder(
-    path:str|Path, # Folder to make; if it is there, it should hold no files of the same names
-    last:str='', # The file without which the others count for nothing, '' if there is none
+    path:str|Path, # Folder to create; an existing one should hold no files of the same names
+    last:str='', # The file that makes the others valid, put in place last; '' if there is none
 ) -> Iterator[Path]: # Yields a temporary folder for files and subfolders
-    """Yield a temporary folder that becomes `path` when the block ends well, and is removed otherwise
+    """Yield a temporary folder that becomes `path` after the block, or is removed if it raises an error
 
-    Raises `OSError` if it cannot be made."""
+    Raises `OSError` if it cannot be created."""
     path = Path(path)
     home = path if path.exists() else path.parent
     made = [p for p in (home, *home.parents) if not p.exists()]
@@ -312,7 +312,7 @@ def new_folder(
                 _move_files(new, path, last)
             except OSError as e:
                 _explain(path, e)
-                raise OSError(f"{path} cannot be made: {str(e).replace(str(new), str(path))}") from e
+                raise OSError(f"{path} cannot be created: {str(e).replace(str(new), str(path))}") from e
     finally:
         with suppress(OSError):
             for folder in made: folder.rmdir()  # those that are empty
@@ -346,7 +346,7 @@ class MappedImages:
 
     @property
     def shape(self) -> torch.Size: # (n, 3, S, S)
-        "As of a tensor"
+        "As for a tensor"
         return torch.Size([len(self), *self.bytes.shape[1:]])
 
     def __getitem__(self, i):
@@ -357,7 +357,7 @@ class MappedImages:
     def rows(self,
         i:slice|Tensor, # A slice, or a tensor (m,) of numbers or (n,) of bools
     ) -> 'MappedImages': # Its images
-        "Only the images `i` of the same file, in this order; none of them is read"
+        "The images `i` of the same file, in this order, without reading them"
         new = MappedImages.__new__(MappedImages)
         vars(new).update(vars(self), index=self.index[i])
         return new
@@ -375,7 +375,7 @@ def take_images(
 
 # %% ../nbs/library/22_storage.ipynb #efb59598
 class Prefetcher:
-    "A context in which images are taken by number while a second thread reads those that come next"
+    "A context that returns images by number while a second thread reads the next ones"
     def __init__(self,
         x:Tensor|MappedImages, # Images, (n, 3, S, S) uint8; a thread helps if they are in a file
     ):
@@ -387,9 +387,9 @@ class Prefetcher:
 
     def take(self,
         i:Tensor, # Which images, (B,) int64
-        ahead:Tensor|None=None, # Those that probably come next, (B,) int64; None if unknown
+        ahead:Tensor|None=None, # The images that probably come next, (B,) int64; None if unknown
     ) -> Tensor: # Images `i`, (B, 3, S, S) uint8
-        "Images by number; starts to read those that come next"
+        "Images by number; starts to read the next ones"
         read = self.ahead[1] if self.ahead and torch.equal(self.ahead[0], i) else None
         images = read.result() if read else take_images(self.x, i)
         self.ahead = None
@@ -402,7 +402,7 @@ def digest_files(
     path:str|Path, # Folder
     names:Sequence[str], # Files in it, relative to it
 ) -> str: # 16 hexadecimal digits
-    "Digest of what the files are called, how large they are and when they were changed"
+    "Digest of the names, sizes and modification times of files"
     h = sha256()
     for n in names:
         try: s = os.stat(f'{path}/{n}')
@@ -433,7 +433,7 @@ def cache_folder(
 
 # %% ../nbs/library/22_storage.ipynb #01745d7d
 class _StaleCache(Exception):
-    "A cache that cannot be used: the message says why, and is empty if there is none"
+    "A cache that cannot be used: the message says why, and is empty without a cache"
 
 def _read_about(at):
     "The description of the cache in the folder `at`, and its file of bytes"
@@ -459,7 +459,7 @@ def _check_cache(at, wanted, row, decode):
     whole = (wanted['number of files'] - len(bad))*row
     if stored != whole: raise _StaleCache(f'its images take {stored:,} bytes instead of {whole:,}')
     if _digest_sample(file, row) != about.get('sample'):
-        raise _StaleCache('its images are not those that were written')
+        raise _StaleCache('its images have changed since they were written')
     still_bad = decode(list(bad), lambda image: None) if bad else {}
     if repaired := [name for name in bad if name not in still_bad]:
         raise _StaleCache(f'{repaired[0]} can be read now')
@@ -487,7 +487,7 @@ def _make_cache(at, path, names, wanted, row, decode, reason):
         with atomic_write(file) as new, open(new, 'wb') as f:
             bad = decode(names, lambda image: f.write(image.numpy()))
     except OSError as e:
-        raise type(e)(f"making {at} stopped ({e}); nothing of it is kept") from None
+        raise type(e)(f"creating {at} failed ({e}); its files were removed") from None
     about = wanted | dict(sample=_digest_sample(file, row), bad=bad)
     if file.name != 'images': about |= dict(file=file.name)
     write_json(at/'about.json', about)
@@ -508,11 +508,11 @@ def cached_images(
     path:str|Path, # Folder of images
     names:Sequence[str], # Their files, relative to it
     size:int, # Pixels of a side after decoding
-    interpolation:str, # How they are brought to this size
+    interpolation:str, # How they are resized
     decode:Callable, # decode(names, put): puts images (3, S, S) uint8, returns the unreadable: name -> reason
     cache:str|Path|None=None, # Folder for all caches, see `cache_folder`
 ) -> tuple[Path, dict[str, str]]: # File for `MappedImages`, and what it leaves out: name -> reason
-    "The decoded images of a folder in a file, made where it is missing; raises `OSError` where it cannot be"
+    "The decoded images of a folder in a file, created if missing; raises `OSError` if it cannot be written"
     at, row = cache_folder(path, size, cache), 3*size**2
     wanted = {'number of files': len(names), 'size': size, 'interpolation': interpolation,
               'digest of names, sizes and times': digest_files(path, names)}

@@ -44,9 +44,9 @@ def d_step(
     y:Tensor|None, # Their labels, (B,), None if unconditional
     z:Tensor, # Latents for the fakes, (B', z_dim)
     y_fake:Tensor|None, # Labels for the fakes, (B',), None if unconditional
-    scores:dict|None=None, # Takes the mean scores of both parts as 'd_real' and 'd_fake', each ()
+    scores:dict|None=None, # Gets the mean scores of both parts as 'd_real' and 'd_fake', each ()
     accumulate:int=1, # Parts to go through D one after the other; must divide B and B'
-    # What the loss is multiplied by on its way back, for float16; changed by the step
+    # The factor on the loss in the backward pass, for float16; changed by the step
     scale:LossScaler|None=None,
     augment:Callable=nn.Identity(), # Changes images (B, 3, S, S), real and generated, before D
 ) -> Tensor: # (), the loss before the step
@@ -80,7 +80,7 @@ def g_step(
     z:Tensor, # Latents, (B, z_dim)
     y:Tensor|None, # Labels, (B,), None if unconditional
     accumulate:int=1, # Parts to go through both networks one after the other; must divide B
-    # What the loss is multiplied by on its way back, for float16; changed by the step
+    # The factor on the loss in the backward pass, for float16; changed by the step
     scale:LossScaler|None=None,
     augment:Callable=nn.Identity(), # Changes images (B, 3, S, S), differentiably, before D
 ) -> Tensor: # (), the loss before the step
@@ -118,7 +118,7 @@ def ema_update(
     check_number('decay', decay, below=1 + 1e-9)
     if old.keys() != new.keys():
         raise ValueError(f"ema must have the architecture of net, a {type(net).__name__}; "
-                         "make it by deepcopy(net)")
+                         "create it with deepcopy(net)")
     mean = [k for k, v in new.items() if v.is_floating_point() and not k.endswith(('.u', '.v'))]
     torch._foreach_lerp_([old[k] for k in mean], [new[k] for k in mean], 1 - decay)
     for k in new.keys() - set(mean): old[k].copy_(new[k])
@@ -127,7 +127,7 @@ def ema_update(
 def draw_inputs(
     y:Tensor, # Labels of this process's batch, (B,)
     cfg:Config, # Says how many numbers a latent has, and whether there are classes
-    rng:torch.Generator, # Source of chance, on the device of `y`; advances
+    rng:torch.Generator, # Random generator, on the device of `y`; advances
 ) -> tuple: # (latents (B, z_dim), labels (B,) or None if unconditional)
     "Inputs of the generator, labels drawn from those of the batch; each process takes its share"
     n = len(y)*world_size()
@@ -174,7 +174,7 @@ class SAGANTrainer(_Players):
         raise CancelBatchException
 
     def after_train(self):
-        "End the epoch, as there is nothing to validate"
+        "End the epoch, because there is nothing to validate"
         raise CancelEpochException
 
 # %% ../nbs/06_training.ipynb #9c8ee777
@@ -192,7 +192,7 @@ def _build_networks(cfg):
 
 # %% ../nbs/06_training.ipynb #e655426b
 class SAGAN(nn.Module):
-    """Both networks of a `Config` and the averaged generator `ema`; one whose width is () is None
+    """Both networks of a `Config` and the averaged generator `ema`; a network of width () is None
 
     Raises `ValueError` for anything but a `Config`."""
     def __init__(self,
@@ -251,15 +251,15 @@ def sagan_learner(
 ) -> SAGANLearner: # `learn.fit(epochs)`, as with any fastai `Learner`; `learn.model` is a `SAGAN`
     """A fastai `Learner` that trains a SAGAN on `dls`
 
-    It takes over image size, classes (`dls.vocab`, or give `n_classes`), batch size and steps
-    (the batches of an epoch) from the data. It trains on the device of the data, or without one
-    where commands would, and says so of a GPU. Raises `ValueError` for what does not fit."""
+    It takes image size, classes (`dls.vocab`, or give `n_classes`), batch size and steps (the
+    batches of an epoch) from the data. It trains on the device of the data; without one, it
+    chooses as commands do and reports a GPU. Raises `ValueError` for anything that does not fit."""
     base = preset(cfg) if isinstance(cfg, str) else cfg
     if not hasattr(dls, 'train') or not isinstance(base, Config):
         raise ValueError("sagan_learner takes DataLoaders, as from image_dls, and a Config or the "
                          f"name of a preset, got a {type(dls).__name__} and {cfg!r}")
     if not all(net is None or isinstance(net, nn.Module) for net in (G, D)):
-        raise ValueError("G and D are modules of your own, or None, "
+        raise ValueError("G and D must be modules or None, "
                          f"got a {type(G).__name__} and a {type(D).__name__}")
     choose_device(dls)
     x, *y = first_batch(dls.train)

@@ -39,7 +39,7 @@ def grid_image(
 def png_data_uri(
     figure, # Matplotlib figure, which is closed, PIL image, or bytes of a PNG
 ) -> str: # 'data:image/png;base64,...'
-    "A picture as an address that holds all of it, for HTML"
+    "A picture as a data URI for HTML"
     if isinstance(figure, bytes): data = figure
     else:
         out = io.BytesIO()
@@ -59,7 +59,7 @@ def class_rows(
 ) -> Figure: # One row of images per class
     "Figure 6: a row of samples per class; raises `ValueError` if the images do not fill the rows"
     if not names or len(x) % len(names):
-        raise ValueError(f"{len(x)} images do not fill {len(names)} rows")
+        raise ValueError(f"{len(x)} images cannot fill {len(names)} rows equally")
     columns = len(x)//len(names)
     fig, ax = plt.subplots(figsize=(.55*columns + 1.2, .55*len(names)))
     ax.imshow(grid_image(x, columns))
@@ -80,8 +80,8 @@ def nearest_figure(
 ) -> Figure: # One column per generated image, with the nearest real one below it, and so on
     "Samples and the real images nearest to them; raises `ValueError` if the shapes do not fit"
     if near.shape[:2] != distance.shape or len(x) != len(near) or x.shape[1:] != near.shape[2:]:
-        raise ValueError(f"images of shape {tuple(x.shape)} need as many rows of real ones and "
-                         f"distances, got shapes {tuple(near.shape)} and {tuple(distance.shape)}")
+        raise ValueError(f"near and distance must have a row for each of {len(x)} images, got "
+                         f"shapes {tuple(near.shape)} and {tuple(distance.shape)}")
     n, k = distance.shape
     fig, axes = plt.subplots(1 + k, n, figsize=(.75*n, .9*(1 + k) + .3), squeeze=False)
     for column, sample, images, d in zip(axes.T, x.cpu(), near.cpu(), distance.tolist()):
@@ -179,7 +179,7 @@ def attention_figure(
     check_maps(x, m)
     for p in points or []:
         if not isinstance(p, (tuple, list)) or len(p) != 2:
-            raise ValueError(f"a point is a pair (row, column) of pixels, got {p!r}")
+            raise ValueError(f"a point must be a pair (row, column) of pixels, got {p!r}")
     x, S = x.cpu(), x.shape[-1]
     queries = [points or spread_points(im) for im in x]
     # one map (h, w) for each point, in multiples of an even spread
@@ -207,7 +207,7 @@ def effect_figure(
     # {caption: image (3, S, S) in [-1, 1]}; the first is what the others are compared with
     images:dict,
 ) -> Figure: # Two rows: the images, and their pixel-wise difference from the first
-    "What a change did to an image; raises `ValueError` for no image, or images of several shapes"
+    "What a change did to an image; raises `ValueError` without images, or for several shapes"
     if len({x.shape for x in images.values()}) != 1:
         raise ValueError("a figure of effects needs images (3, S, S) of one size, "
                          f"got {[tuple(x.shape) for x in images.values()]}")

@@ -211,8 +211,8 @@ def _paired_stops(seeds, classes, names):
     if len(seeds) == 1: seeds = seeds*len(labels)
     if len(labels) == 1: labels = labels*len(seeds)
     if labels and len(seeds) != len(labels):
-        raise ValueError(f"{len(seeds)} seeds and {len(labels)} classes do not go together; give one of "
-                         "either, or as many of both")
+        raise ValueError(f"{len(seeds)} seeds and {len(labels)} classes do not go together; give equally "
+                         "many of both, or only one of either")
     if len({*zip(seeds, labels or seeds)}) < 2:
         raise ValueError("a walk needs at least two different stops; give several seeds, or several classes")
     return seeds, labels
@@ -231,7 +231,7 @@ def _check_walk(path, frames, stops):
     "Raise `ValueError` for a file that cannot hold a walk, or a walk that is too long for it"
     ending = path.suffix.lower()
     if ending in ('.mp4', '.mov', '.mkv', '.avi', '.webm', '.m4v'):
-        raise ValueError(f"videos such as {path.name} take a program that encodes them; write a .gif, and "
+        raise ValueError(f"a video such as {path.name} needs a program that encodes it; write a .gif and "
                          f"convert it: ffmpeg -i walk.gif {path.name}")
     if ending not in ('.gif', '.webp', '.png'):
         raise ValueError(f"{path} must end in .gif or .webp for an animation, or in .png for a strip")
@@ -249,7 +249,7 @@ def _check_point(point):
         row, column = map(index, point)
         return row, column
     except (TypeError, ValueError):
-        raise ValueError("point is a pair (row, column) of whole numbers, such as (8, 8); got "
+        raise ValueError("point must be a pair (row, column) of whole numbers, such as (8, 8), got "
                          f"{point!r}") from None
 
 # %% ../nbs/library/51_walks.ipynb #de4657fa
@@ -287,7 +287,7 @@ def walk_run(
     out:str|Path|None=None,
     layer:int|None=None, # Size of the feature map whose attention to show, None for the last
     point:tuple[int, int]|None=None, # (row, column) of the point that looks, in pixels, None to pick one
-    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for where the run is, or the first that is there
+    device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
 ) -> Path: # The animation or the strip
     """Walk between latents and classes, with the attention of one point along the way
 

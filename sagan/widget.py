@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from torch import Tensor
-from .data import to_bytes, to_unit
+from .data import to_unit
 from .images import decode_images, list_images
 from .names import listed, readable
 from .storage import atomic_write, parse_json, temporary_folder
@@ -25,16 +25,17 @@ _PAGE = (
     'content="width=device-width,initial-scale=1"><title>Attention explorer</title>\n'
     '<style>html{color-scheme:light dark}body{margin:0;padding:1rem;background:#fff;color:#1a1a1a;'
     'font:15px/1.45 system-ui,sans-serif}h1{font-size:1.5rem;margin:0 0 .2rem}'
-    'h1+p{margin:0 0 .75rem;max-width:60rem}'
+    'h1+p{margin:0 0 .5rem;max-width:60rem}'
     '@media(prefers-color-scheme:dark){body{background:#181818;color:#eee}}'
-    '@media(max-width:500px){body{padding:.5rem}}</style>\n'
-    '<h1>Attention explorer</h1><p>See where a network looks: each point of an image gets its information '
-    'from other places, and the map shows from which.</p>\n'
+    '@media(max-width:500px){body{padding:.5rem}h1{font-size:1.2rem}h1+p{display:none}}</style>\n'
+    '<h1>Attention explorer</h1><p>Each point of an image gets its information from other places. '
+    'See from which, and what the generator draws without them.</p>\n'
     '<main id="sagan-view" aria-label="Attention explorer"></main>'
     '<noscript>The explorer needs JavaScript.</noscript>\n'
     '<script type="application/json" id="sagan-state">@@state@@</script>'
     '<script type="text/plain" id="sagan-data">@@data@@</script>\n'
     '<script type="text/plain" id="sagan-changed">@@changed@@</script>\n'
+    '<script type="text/plain" id="sagan-after">@@after@@</script>\n'
     '<script type="text/plain" id="sagan-weights">@@weights@@</script>\n'
     '<script type="module" id="sagan-js">@@js@@</script></html>\n')
 
@@ -53,8 +54,10 @@ class _ExplorerState(anywidget.AnyWidget):
     smooth = T.Bool(True, help='Interpolate between cells?').tag(sync=True)
     direction = T.Enum(['from', 'to'], 'from', help='Where a point looks, or who looks at it').tag(sync=True)
     same = T.Bool(False, help='The same colors for all points?').tag(sync=True)
-    effect = T.Dict(help='From `pack_change`').tag(sync=True)
+    before = T.Bool(False, help='Show the image as trained, although attention is changed?').tag(sync=True)
+    effect = T.Dict(help='From `pack_change`, the changed layer, and a header from `view`').tag(sync=True)
     changed = T.Bytes(help='From `pack_change`').tag(sync=True)
+    after = T.Bytes(help='From `view`, of the changed image').tag(sync=True)
     network = T.Dict(help='From `pack_networks`').tag(sync=True)
     weights = T.Bytes(help='From `pack_networks`').tag(sync=True)
     message = T.Unicode(help='An error, in words').tag(sync=True)
@@ -92,7 +95,7 @@ class _CheckedState(_ExplorerState):
 # %% ../nbs/library/59_widget.ipynb #ae0a8166
 class _Settings(_CheckedState):
     "Adds all that one looks at as one value"
-    _settings = 'layer image point pins overlay smooth direction same'.split()
+    _settings = 'layer image point pins overlay smooth direction same before'.split()
 
     @property
     def settings(self) -> dict: # {name of a trait: value}, good for JSON
@@ -145,7 +148,8 @@ class AttentionExplorer(_Settings):
         names = ['header', *self._settings, 'effect', 'network', 'page']
         state = {k: getattr(self, k) for k in names} | dict(message='' if self.header else self.message)
         parts = dict(state=json.dumps(state).replace('<', '\\u003c'), js=self._esm)
-        for k in ('data', 'changed', 'weights'): parts[k] = base64.b64encode(getattr(self, k)).decode()
+        for k in ('data', 'changed', 'after', 'weights'):
+            parts[k] = base64.b64encode(getattr(self, k)).decode()
         return re.sub(r'@@(\w+)@@', lambda gap: parts[gap[1]], self.page)
 
     def save(self,
@@ -202,13 +206,13 @@ def pack_change(
     caption:str, # What was changed
     before:Tensor, # Image as trained, (3, S, S) in [-1, 1]
     after:Tensor, # Image with attention changed, (3, S, S)
-) -> tuple: # ({'words', 'top'}, bytes)
-    "What a change did to an image, in words and as a picture of 4*S*S bytes"
+) -> tuple: # ({'words', 'top', 'most'}: the largest change in words and from 0 to 1, bytes)
+    "What a change did to an image, in words and as a picture of S*S bytes"
     change = (after - before).abs().mean(0)/2                  # (S, S), 0 to 1: from black to white
     top = change.max().item()
     def percent(v): return f'{float(f"{100*v:.2g}"):g}%'                       # 100%, not 1e+02%
     words = (f'{caption}: pixels change by {percent(change.mean())} of the range from black to white on '
              f'average, {percent(top)} at most')
-    pixels = to_bytes(after).permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
-    apart = (change/max(top, 1e-12)*255).round().to(torch.uint8).cpu().numpy().tobytes()
-    return dict(words=words[:1].upper() + words[1:], top=f'{percent(top)} of black to white'), pixels + apart
+    apart = (change/max(top, 1e-12)*255).round().to(torch.uint8)               # (S, S)
+    said = dict(words=words[:1].upper() + words[1:], top=f'{percent(top)} of black to white', most=top)
+    return said, apart.cpu().numpy().tobytes()

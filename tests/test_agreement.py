@@ -21,7 +21,7 @@ def test_images_without_twins_are_left_out():
 
 
 def test_luck_takes_two_images():
-    with pytest.raises(ValueError, match='two images of some class'):
+    with pytest.raises(ValueError, match='two images of one class'):
         agreement(torch.zeros(1, 2, 2, dtype=torch.int64), torch.tensor([0]))
 
 

@@ -295,7 +295,7 @@ def test_visible_keys(miniature):
     left = _visible_keys(m, (0, 0, 16, 8)).view(4, 4)
     assert left.tolist() == [[False, False, True, True]]*4
     with pytest.raises(ValueError, match='all keys'): _visible_keys(m, (0, 0, 16, 16))
-    with pytest.raises(ValueError, match='hides no key; a key is 4x4 of 16x16 pixels'):
+    with pytest.raises(ValueError, match='hides no key; choose another: a key covers 4x4 of 16x16 pixels'):
         _visible_keys(m, (4, 4, 5, 5))
 
 def test_the_layer_is_itself_again_after_an_intervention(miniature):
@@ -333,7 +333,7 @@ def test_maps_and_interventions_that_are_refused(miniature):
         attention_maps(net, x, layers=['0'])
     with pytest.raises(IndexError, match='rows go from 0 to 15'): m.at(16, 0)
     with pytest.raises(IndexError, match='columns from 0 to 15'): m.looked_at_from(0, -1)
-    with pytest.raises(ValueError, match='altered already'), intervene(net, m), intervene(net, m): pass
+    with pytest.raises(ValueError, match='already altered'), intervene(net, m), intervene(net, m): pass
     with pytest.raises(ValueError, match="no attention layer 1; it has '1'"): attention_maps(net, x, layers=1)
     with pytest.raises(ValueError, match=r'q must have shape \(2, 25, 2\), got \(2, 64, 2\)'):
         AttentionMap('1', m.q, m.k, (5, 5), (4, 4), (16, 16))

@@ -32,7 +32,7 @@ def test_weights_that_are_not_there_or_not_whole(tmp_path):
     save_weights(tmp_path/'w', SAGAN(CFG), 12)
     with pytest.raises(FileNotFoundError, match='no weights at'): load_weights(tmp_path/'nothing')
     (tmp_path/'empty').touch()
-    with pytest.raises(ValueError, match='not a whole safetensors file'): load_weights(tmp_path/'empty')
+    with pytest.raises(ValueError, match='not a complete safetensors file'): load_weights(tmp_path/'empty')
     (tmp_path/'half').write_bytes((tmp_path/'w').read_bytes()[:5000])
     with pytest.raises(ValueError, match='truncated'): load_weights(tmp_path/'half')
     # safetensors by itself would let nobody else read it
@@ -44,7 +44,7 @@ def test_weights_of_others(tmp_path, tensors):
     with pytest.raises(ValueError, match='not written by this package'): load_weights(tmp_path/'foreign')
     for header in (dict(step='x'), dict(config='{'), dict(config='[1]'), dict(config='{"foo": 1}')):
         refused(tmp_path/'bad', tensors, 'bad: its header is damaged', **header)
-    refused(tmp_path/'bad', tensors, "there is no device 'foo' here", device='foo')
+    refused(tmp_path/'bad', tensors, "the device 'foo' is not available", device='foo')
 
 
 def test_the_first_tensor_that_does_not_fit_is_named(tmp_path, tensors):
@@ -83,7 +83,7 @@ def test_states_that_are_not_whole(saved, tmp_path):
     whole, bias = file.read_bytes(), learn.model.ema.conv.bias.numpy().tobytes()
     for content in (whole[:2000], b'', whole.replace(bias, bytes(len(bias)))):
         (tmp_path/'bad.pt').write_bytes(content)
-        with pytest.raises(DamagedState, match='not a whole training state') as e:
+        with pytest.raises(DamagedState, match='not a complete training state') as e:
             read_state(tmp_path/'bad.pt')
     again = pickle.loads(pickle.dumps(e.value))  # as a process of an experiment sends it
     assert str(again) == str(e.value) and again.path == tmp_path/'bad.pt' and again.reason in str(again)
@@ -128,7 +128,7 @@ CONTENTS = {
 def test_states_that_hold_something_else(saved, tmp_path, kind):
     "A whole file, as another program may write it: one sentence that names it"
     torch.save(CONTENTS[kind](torch.load(saved[0], weights_only=True)), tmp_path/'state.pt')
-    with pytest.raises(DamagedState, match='state.pt is not a whole training state') as e:
+    with pytest.raises(DamagedState, match='state.pt is not a complete training state') as e:
         load_state(tmp_path/'state.pt', saved[1])
     assert '\n' not in str(e.value) and len(str(e.value)) < 600
 
@@ -173,20 +173,20 @@ def test_the_newest_whole_checkpoint(saved, tmp_path):
     model, step = load_newest(folder, cfg)
     assert step == 2 and (model.ema.conv.bias == 2).all() and not model.training
     (folder/'states/step-0000009.pt').write_bytes(state_file(folder, 2).read_bytes())
-    with pytest.warns(UserWarning, match='it is of step 2.*an older checkpoint is taken'):
+    with pytest.warns(UserWarning, match='its step is 2.*using an older checkpoint'):
         assert load_newest(folder, cfg)[1] == 2
     (folder/'states/step-0000009.pt').unlink()
     state_file(folder, 2).write_bytes(state_file(folder, 2).read_bytes()[:9000])
-    with pytest.warns(UserWarning, match='step-0000002.pt is not a whole'):
+    with pytest.warns(UserWarning, match='step-0000002.pt is not a complete'):
         model, step = load_newest(folder, cfg)
     assert step == 1 and (model.ema.conv.bias == 1).all()
     # weights that are damaged, too
     (folder/'weights.safetensors').write_bytes(b'x')
     assert weights_step(folder) == -1
-    with pytest.warns(UserWarning, match='step-0000002.pt is not a whole'):
+    with pytest.warns(UserWarning, match='step-0000002.pt is not a complete'):
         assert load_newest(folder, cfg)[1] == 1
     for f in states(folder): f.unlink()
-    with pytest.raises(ValueError, match='not a whole safetensors file'): load_newest(folder, cfg)
+    with pytest.raises(ValueError, match='not a complete safetensors file'): load_newest(folder, cfg)
 
 
 @posix
@@ -226,14 +226,14 @@ def test_config(tmp_path):
     refused(b'{"config": ', 'Expecting value')
     refused(b'\xff' + whole, "'utf-8' codec can't decode")
     refused(b'['*100_000, 'it is nested too deeply')
-    refused(b'[]', 'it holds no dictionary')
+    refused(b'[]', 'it does not hold a dictionary')
     refused(whole.replace(b'"seed": 0', b'"seed": NaN'), '')
     for change, message in [
             (dict(classes=None), names), (dict(classes=4), names), (dict(classes='0123456789'), names),
             (dict(classes=list(range(10))), names),
-            (dict(config=dict(foo=1)), "Config has no 'foo'"),
-            (dict(config=[]), 'the configuration is no dictionary'),
-            (dict(config=None), 'the configuration is no dictionary'),
+            (dict(config=dict(foo=1)), "Config has no field 'foo'"),
+            (dict(config=[]), 'the configuration is not a dictionary'),
+            (dict(config=None), 'the configuration is not a dictionary'),
             (dict(config=dict(seed='x')), "seed must be a whole number"),
             (dict(config=dict(g_width=10**30)), 'g_width must be at most 65,536'),
             (dict(options=[]), 'the options must be a dictionary'),
@@ -252,12 +252,12 @@ def test_scores():
     scores = dict(fid=5., step=4, samples=100, evaluator='an evaluator', reference='digits')
     check_scores(scores)
     for s, message in [
-            ([], 'a dictionary'), (scores | dict(fid=math.nan), 'fid of scores is nan'),
-            (scores | dict(evaluator=3), 'evaluator of scores is 3'),
-            (scores | dict(fid=True), 'fid of scores is True'),
-            (scores | dict(samples=-1), 'samples of scores is -1'),
-            (scores | dict(kid='x'), "kid of scores is 'x'"),
-            (scores | dict(step=2.), 'step of scores is 2.0'),
+            ([], 'a dictionary'), (scores | dict(fid=math.nan), 'the scores have a bad fid, nan'),
+            (scores | dict(evaluator=3), 'the scores have a bad evaluator, 3'),
+            (scores | dict(fid=True), 'the scores have a bad fid, True'),
+            (scores | dict(samples=-1), 'the scores have a bad samples, -1'),
+            (scores | dict(kid='x'), "the scores have a bad kid, 'x'"),
+            (scores | dict(step=2.), 'the scores have a bad step, 2.0'),
             ({k: scores[k] for k in ('fid', 'step')}, 'have no samples')]:
         with pytest.raises(ValueError, match=message): check_scores(s)
 
@@ -277,7 +277,7 @@ def test_a_spoiled_line_of_the_log(tmp_path, line):
     told = []
     (tmp_path/'log.jsonl').write_bytes(b'{"step": 2}\n' + line + b'\n{"step": 6}\n{"step": 8}\n')
     assert [r['step'] for r in read_log(tmp_path, told.append)] == [2, 6, 8]
-    assert len(told) == 1 and 'log.jsonl: line 2 is spoiled and left out' in told[0] and '\n' not in told[0]
+    assert len(told) == 1 and 'log.jsonl: line 2 is damaged and was' in told[0] and '\n' not in told[0]
 
 
 @posix
@@ -296,8 +296,8 @@ def test_a_log(tmp_path):
     assert steps(b'{"step": 2}\n{"step": 6}\n{"step": 4}\n{"step": 2, "d_loss": 1.5}\n') == [2, 4, 6]
     assert told == [] and read_log(tmp_path)[0] == dict(step=2, d_loss=1.5)
     assert steps(b'{"step": 2}\n\0\n{}\n{"step": 4}\n') == [2, 4]
-    assert 'line 2 is spoiled' in told[0] and told[0].endswith('; and 1 more')
-    with pytest.warns(UserWarning, match='line 2 is spoiled'): read_log(tmp_path)
+    assert 'line 2 is damaged' in told[0] and told[0].endswith('; and 1 more')
+    with pytest.warns(UserWarning, match='line 2 is damaged'): read_log(tmp_path)
     log.unlink()
     os.mkfifo(log)
     with pytest.raises(ValueError, match='log.jsonl is not a file'): read_log(tmp_path)

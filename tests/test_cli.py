@@ -146,7 +146,7 @@ def test_weights_of_another_configuration(folder, tmp_path):
     c = json.loads((other/'config.json').read_text())
     c['config']['d_width'] = 8
     (other/'config.json').write_text(json.dumps(c))
-    refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there, 8 here')
+    refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there and 8 here')
 
 @posix
 def test_interrupt_at_once(tmp_path):
@@ -195,18 +195,18 @@ def words_of(capsys, name, *args, **kw):
     ('train: there is no folder', 'train', dict(data='nowhere')),
     ('train: size must be 32, 64, 128 or 256', 'train', dict(size=48)),
     ('train: the generator has no 64x64 feature map', 'train', dict(g_attention='64')),
-    ('train: attention is placed by comma-separated feature map sizes', 'train', dict(g_attention='16;8')),
+    ('train: attention must be none, or a list of sizes', 'train', dict(g_attention='16;8')),
     ('train: the batch size must be from 1 to 1797', 'train', dict(batch=4096)),
     ("train: there is no preset 'bigan'; did you mean biggan", 'train', dict(preset='bigan')),
-    ("train: preset 'cifar' brings no data", 'train', dict(preset='cifar')),
-    ('train: digits has 10 classes; n_classes can only be that, or 0', 'train', dict(n_classes=7)),
-    ('train: twins are drawn at 32 or 64 pixels, got 128', 'train', dict(data='twins', size=128)),
+    ("train: preset 'cifar' names no data", 'train', dict(preset='cifar')),
+    ('train: n_classes must be 10, the number of classes of digits, or 0', 'train', dict(n_classes=7)),
+    ('train: the size of twins must be 32 or 64 pixels, got 128', 'train', dict(data='twins', size=128)),
     ('train: lr_g must be positive and finite, got -1.0', 'train', dict(lr_g=-1.)),
     ('train: keep must be a whole number, at least 1, got 0', 'train', dict(keep=0)),
-    ("train: on_nan is 'stop' or 'rollback', got 'skip'", 'train', dict(on_nan='skip')),
-    ("train: evaluator is 'small' or 'inception', got 'vgg'", 'train', dict(evaluator='vgg')),
+    ("train: on_nan must be 'stop' or 'rollback', got 'skip'", 'train', dict(on_nan='skip')),
+    ("train: evaluator must be 'small' or 'inception', got 'vgg'", 'train', dict(evaluator='vgg')),
     ("experiment: there is no experiment 'table3'", 'experiment', dict(experiment='table3')),
-    ('experiment: where attention is placed is', 'experiment', dict(experiment='table1', g_attention='16')),
+    ('experiment: the rows of an experiment', 'experiment', dict(experiment='table1', g_attention='16')),
 ])
 def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
     assert words_of(capsys, name, out=str(tmp_path/'new'), **kw).startswith(f'sagan-{message}')
@@ -215,26 +215,26 @@ def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
 @pytest.mark.parametrize('message, name, kw', [
     ('train: {run} already holds a run; choose another folder with --out', 'train', dict(out='{run}')),
     ('train: --resume names the run folder; leave out --out', 'train', dict(resume='{run}', out='new')),
-    ('train: {run} has done 20 steps, and 20 were asked for: it is finished', 'train', dict(resume='{run}')),
-    ('train: {run} has done 20 steps, and 10 were asked for', 'train', dict(resume='{run}', steps=10)),
-    ('train: batch is 16 in {run}, 8 was asked for', 'train', dict(resume='{run}', steps=40, batch=8)),
-    ('train: size is 32 in {run}, 128 was', 'train', dict(resume='{run}', steps=40, preset='official')),
+    ('train: {run} is finished: it has done 20 steps, and 20 were requested', 'train', dict(resume='{run}')),
+    ('train: {run} is finished: it has done 20 steps', 'train', dict(resume='{run}', steps=10)),
+    ('train: batch is 16 in {run}, but 8 was requested', 'train', dict(resume='{run}', steps=40, batch=8)),
+    ('train: size is 32 in {run}, but 128 was', 'train', dict(resume='{run}', steps=40, preset='official')),
     ('train: the run has classes 0, 1, 2', 'train', dict(resume='{run}', steps=40, data='twins')),
     ('train: nowhere is not a run folder', 'train', dict(resume='nowhere')),
     ('experiment: {run} holds other', 'experiment', dict(experiment='figure3', out='{run}', preset='tiny')),
     ('eval: {run}/config.json is not a file of', 'eval', dict(run='{run}', weights='{run}/config.json')),
-    ("eval: evaluator is 'small' or 'inception', got 'vgg'", 'eval', dict(run='{run}', evaluator='vgg')),
+    ("eval: evaluator must be 'small' or 'inception', got 'vgg'", 'eval', dict(run='{run}', evaluator='vgg')),
     ('eval: n must be a whole number, at least 10, got 0', 'eval', dict(run='{run}', n=0)),
     ('eval: n must be a whole number, at least 10, got 5', 'eval', dict(run='{run}', n=5)),
     ('sample: nowhere is not a run folder', 'sample', dict(run='nowhere')),
-    ('sample: there is no class 10; there are 0, 1', 'sample', dict(run='{run}', classes='10')),
+    ('sample: there is no class 10; the classes are 0, 1', 'sample', dict(run='{run}', classes='10')),
     ('attend: there is no attention at 8x8', 'attend', dict(run='{run}', layer=8)),
     ('attend: ', 'attend', dict(run='{run}', points='40,2')),
-    ('attend: points are pairs of row,column', 'attend', dict(run='{run}', points='8 8')),
+    ('attend: points must be pairs row,column', 'attend', dict(run='{run}', points='8 8')),
     ('attend: n must be a whole number, at least 1, got 0', 'attend', dict(run='{run}', n=0)),
-    ("attend: there is no device 'warp' here", 'attend', dict(run='{run}', device='warp')),
+    ("attend: the device 'warp' is not available", 'attend', dict(run='{run}', device='warp')),
     ('explore: there is no folder cats', 'explore', dict(run='cats')),
-    ('import: name the run folder to make with --out', 'import', dict(eps=1e-5)),
+    ('import: no run folder was given; name the one to create with --out', 'import', dict(eps=1e-5)),
 ])
 def test_what_a_run_cannot_do(folder, capsys, message, name, kw):
     run = folder/'runs/digits'
@@ -247,7 +247,7 @@ def test_a_wrong_option_is_refused_with_the_nearest_names(capsys):
     "With status 2, and by `sagan train`, too"
     for args, message in (
         (['--ema-begin', '5'], 'there is no option --ema-begin; did you mean --ema or --ema-start'),
-        (['digits'], 'digits stands alone'), (['--qqqq'], 'no option --qqqq; --help lists')):
+        (['digits'], 'digits is not an option'), (['--qqqq'], 'no option --qqqq; --help lists')):
         with patch.object(sys, 'argv', ['sagan', 'train', *args]), pytest.raises(SystemExit) as e: main.main()
         said = capsys.readouterr().err
         assert e.value.code == 2 and said.startswith('sagan-train: ') and message in said

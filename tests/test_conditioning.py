@@ -26,7 +26,7 @@ def test_groups_are_pytorchs_layer_on_each_of_them():
 
 
 def test_groups_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match='takes a multiple of them, got 4'):
+    with pytest.raises(ValueError, match='needs a multiple of them, got 4'):
         BatchNorm2d(4, group=3)(torch.zeros(4, 4, 5, 5))
     with pytest.raises(ValueError, match='group must be .* at least 0, got -2'): BatchNorm2d(4, group=-2)
 
@@ -39,7 +39,7 @@ def test_names_of_parameters_and_states():
 
 
 def test_the_start_of_the_tables():
-    with pytest.raises(ValueError, match="tables is 'zeros' or 'xavier', got 'ones'"):
+    with pytest.raises(ValueError, match="tables must be 'zeros' or 'xavier', got 'ones'"):
         ConditionalBatchNorm2d(4, 3, tables='ones')
     torch.manual_seed(0)
     start = ConditionalBatchNorm2d(1024, 1000, tables='xavier')

@@ -40,7 +40,7 @@ def test_impossible_gaps_of_twins(gap):
 
 @pytest.mark.parametrize('size', [48, 128])
 def test_impossible_sizes_of_twins(size):
-    with pytest.raises(ValueError, match='drawn at 32 or 64 pixels'): twins(2, size)
+    with pytest.raises(ValueError, match='must be 32 or 64 pixels'): twins(2, size)
 
 
 def test_a_size_that_the_networks_do_not_have(photos):
@@ -57,7 +57,7 @@ def test_no_folder(photos):
 def test_a_class_without_images(photos):
     (photos/'empty').mkdir()
     with pytest.raises(ValueError, match='class without images in .*: empty; add images'): folder(photos, 32)
-    with pytest.raises(ValueError, match='holds no images; they may end in .jpg'): folder(photos/'empty', 32)
+    with pytest.raises(ValueError, match='holds no images; they must end in .jpg'): folder(photos/'empty', 32)
 
 
 def test_one_level_too_many(photos):
@@ -233,14 +233,14 @@ def test_items_without_labels(items):
 
 @pytest.mark.parametrize('label, message', [
     (None, "it has no label; read images without labels with columns=..image., None"),
-    (-1, 'its label is -1; labels are whole numbers from 0 on'), (1.7, 'its label is 1.7'),
+    (-1, 'its label is -1; labels must be whole numbers from 0 on'), (1.7, 'its label is 1.7'),
     (1., 'its label is 1.0'), (True, 'its label is True'), (np.bool_(True), 'its label is .*True'),
     (torch.tensor(True), r'its label is tensor.True'), (torch.tensor(1.), 'its label is tensor'),
     ([0, 1], r'its label is \[0, 1\]'), ('bird', "its label is 'bird'"),
     (torch.zeros(40), 'its label is tensor'), (PICTURE, 'its label is <PIL'),
-    (2, 'its label is 2, and the data set has 2 classes, from 0 on')])
+    (2, 'its label is 2, but the data set has 2 classes, from 0 on')])
 def test_labels_that_are_no_classes(label, message):
-    with pytest.raises(ValueError, match=f'^item 1 of the data set cannot be taken: {message}'):
+    with pytest.raises(ValueError, match=f'^item 1 of the data set cannot be used: {message}'):
         from_dataset(Named([(PICTURE, 0), (PICTURE, label)]), 32)
 
 
@@ -255,7 +255,7 @@ def test_labels_that_are_no_classes(label, message):
     (None, 'of type NoneType'), (b'bytes', 'of type bytes'),
     ('nowhere.png', 'nowhere.png cannot be read .No such')])
 def test_items_that_are_no_images(image, message):
-    with pytest.raises(ValueError, match=f'^item 1 of the data set cannot be taken: its image .*{message}'):
+    with pytest.raises(ValueError, match=f'^item 1 of the data set cannot be used: its image .*{message}'):
         from_dataset([(PICTURE, 0), (image, 0)], 32)
 
 
@@ -263,9 +263,9 @@ def test_items_that_fail():
     "The number of the item is named, with the reason"
     class Damaged(list):
         def __getitem__(self, i): return [(PICTURE, 0), ()][i] if i < 2 else 1/0
-    with pytest.raises(ValueError, match='item 1 of the data set cannot be taken: IndexError'):
+    with pytest.raises(ValueError, match='item 1 of the data set cannot be used: IndexError'):
         from_dataset(Damaged([0]*2), 32)
-    with pytest.raises(ValueError, match="item 0 .*it has picture, label; give columns="):
+    with pytest.raises(ValueError, match="item 0 .*it has picture, label; choose columns="):
         from_dataset([dict(picture=PICTURE, label=0)], 32)
 
 

@@ -86,7 +86,7 @@ def test_a_run(gpu, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, 'train_evaluator', untrained)
     with monkeypatch.context() as m:
         m.setattr(runs, '_write_report', lambda *_: None)  # comes last
-        run = train_run('digits', preset='tiny', steps=1, z_dim=8, batch=4,
+        run = train_run('digits', preset='tiny', steps=1, z_dim=16, batch=4,
                         diffaug='color,translation,cutout')
         assert f'on {gpu} in float32' in capsys.readouterr().out
         run = resume_run(run, steps=2)

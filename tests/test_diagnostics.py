@@ -119,11 +119,11 @@ def test_idle_attention(change, expected):
 
 
 @pytest.mark.parametrize('images, said', [
-    (5761, '28,800 images are 5.0 passes over the 5,761'),
-    (28_801, '28,800 images are 1.00 of one pass'), (50_000, '0.58 of one pass over the 50,000 (bound 5)')])
+    (5761, '28,800 images, 5.0 passes over the 5,761'),
+    (28_801, '28,800 images, 1.00 of one pass'), (50_000, '0.58 of one pass over the 50,000 (bound 5)')])
 def test_few_passes(images, said):
     "The steps that it names are enough, and one less is not"
     sign = few_passes(images, 1800, 16)
     assert said in sign['passes']
-    enough = int(re.search(r'--steps (\d+) are', sign['passes'])[1])
+    enough = int(re.search(r'--steps (\d+) makes', sign['passes'])[1])
     assert few_passes(images, enough, 16) == {} and few_passes(images, enough - 1, 16)

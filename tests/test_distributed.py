@@ -214,7 +214,7 @@ def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(ru
     output = (run.parent/'output').read_text()
     assert f'from step {step} to 1,000 steps' in output
     assert 'sagan-train: one of the 2 processes is gone' in output
-    assert 'go on with sagan-train --resume run' in output
+    assert 'resume with sagan-train --resume run' in output
     assert load_run(run).step >= step + 20
     with open(run/'config.json') as f: assert '"batch": 16' in f.read()
     steps = str(load_run(run).step + 10)

@@ -106,7 +106,7 @@ def test_statistics_and_closed_forms():
     other = feature_statistics(torch.randn(2000, 16) @ torch.randn(16, 16))
     assert frechet_distance(mu, sigma, *other)/fd_by_scipy(mu, sigma, *other) == pytest.approx(1, abs=1e-9)
     with pytest.raises(ValueError, match='NaN'): feature_statistics(f*torch.nan)
-    with pytest.raises(ValueError, match='differ in dimension'):
+    with pytest.raises(ValueError, match='different dimensions'):
         frechet_distance(mu, sigma, mu[:4], sigma[:4, :4])
 
 
@@ -189,7 +189,7 @@ def test_kernel_distance_precision_and_recall_of_torch_fidelity():
     assert spread/theirs['kernel_inception_distance_std'] == pytest.approx(1, abs=1e-4)
     assert precision_recall(a, b) == (theirs['precision'], theirs['recall'])
     with pytest.raises(ValueError, match='more than 3 features'): precision_recall(a[:3], b)
-    with pytest.raises(ValueError, match='differ in dimension'): kernel_distance(a, b[:, :4])
+    with pytest.raises(ValueError, match='different dimensions'): kernel_distance(a, b[:, :4])
     assert _covered(a, a, 1) == 1
 
 
@@ -258,13 +258,13 @@ def test_a_reference_belongs_to_its_images(evaluator, inception_file, tmp_path):
     assert torch.allclose(ref.mu, whole.double().mean(0), rtol=0, atol=1e-6)
     other = inception(inception_file)
     for message, args in {"its evaluator is 'small CNN": (digits(), other),
-                          "its count is '1797', here it is '100'": (digits()[:100], evaluator),
-                          "its size is '32', here it is '64'": (digits(64), evaluator),
-                          "its split is 'all', here it is 'test'": (digits(), evaluator, 'test')}.items():
+                          "its count is '1797' instead of '100'": (digits()[:100], evaluator),
+                          "its size is '32' instead of '64'": (digits(64), evaluator),
+                          "its split is 'all' instead of 'test'": (digits(), evaluator, 'test')}.items():
         with pytest.raises(ValueError, match=message): reference(*args, file=file)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match='not a whole file'): reference(digits(), evaluator, file=file)
-    with pytest.raises(ValueError, match='another evaluator'): score(digits().x, digits().y, other, ref)
+    with pytest.raises(ValueError, match='not a complete file'): reference(digits(), evaluator, file=file)
+    with pytest.raises(ValueError, match='use the same evaluator'): score(digits().x, digits().y, other, ref)
 
 
 def test_too_few_images_for_a_covariance(evaluator):

@@ -40,20 +40,20 @@ def test_rows_that_are_one_network_at_32_pixels():
 
 
 @pytest.mark.parametrize('experiment, changes, message', [
-    ('figure3', dict(g_sn=False), 'g_sn is what the rows'),
-    ('table1', dict(form='residual'), "form 'residual' is what"),
-    ('table3', {}, 'there are table1, table2, figure3, claim, local')])
+    ('figure3', dict(g_sn=False), 'set g_sn, so the base'),
+    ('table1', dict(form='residual'), "some rows of table 1 set form to 'residual'"),
+    ('table3', {}, 'the experiments are table1, table2, figure3, claim, local')])
 def test_unknown_experiments_and_bases_that_set_what_rows_differ_in(experiment, changes, message):
     with pytest.raises(ValueError, match=message): variants(experiment, small.change(**changes))
 
 
 @pytest.mark.parametrize('message, f', [
     ('there is no experiment', lambda: variants(['table1'], small)),
-    ("base is a Config, such as preset", lambda: variants('table1', 'small')),
-    ('results are what load_experiment returns', lambda: table([])),
-    ('results are what load_experiment returns', lambda: curves_figure('results')),
-    ('results are what load_experiment returns', lambda: strips_figure(stored, None, 0)),
-    ("there is no column 'fids'; there are row", lambda: table_markdown([], ['fids']))])
+    ("base must be a Config, such as preset", lambda: variants('table1', 'small')),
+    ('results must be what load_experiment returns', lambda: table([])),
+    ('results must be what load_experiment returns', lambda: curves_figure('results')),
+    ('results must be what load_experiment returns', lambda: strips_figure(stored, None, 0)),
+    ("there is no column 'fids'; the columns are row", lambda: table_markdown([], ['fids']))])
 def test_arguments_of_the_wrong_kind(message, f):
     with pytest.raises(ValueError, match=message): f()
 

@@ -60,7 +60,7 @@ def test_images_without_spread(n):
     s, warned = scores_of(noise(n, 2, like=120), 30)
     assert s['fid'] < 1e-6 and abs(s['kid']) < 1e-4 and s['inception_score'] < 1 + 1e-6
     assert (s['precision'], s['recall'], s['diversity']) == (1, 1, None)
-    assert 'diversity is None: the real images of each class are all alike' in warned
+    assert 'diversity is None, because the real images of each class are all alike' in warned
 
 
 def test_distances_of_covariances_without_full_rank():
@@ -107,7 +107,7 @@ def test_empty_batches_change_nothing():
     for a, b in zip(feature_statistics([f[:0], f[:7], f[7:7], f[7:]]), feature_statistics(f)):
         assert torch.allclose(a, b)
     with pytest.raises(ValueError, match='got 0 of them'): feature_statistics([f[:0]])
-    with pytest.raises(ValueError, match='3 numbers, those before it 8'): feature_statistics([f, f[:, :3]])
+    with pytest.raises(ValueError, match='3 numbers, earlier batches 8'): feature_statistics([f, f[:, :3]])
 
 
 def test_measured_generators():
@@ -130,6 +130,6 @@ def test_measured_generators():
             with pytest.raises(ValueError, match='must have shape'): nearest_images(bad, images)
         for labels in (y.float(), y - 5, y.tolist(), y[:, None]):
             with pytest.raises(ValueError, match='y must be int64'): score(x, labels, evaluator, real)
-        with pytest.raises(ValueError, match='real is a Reference'): score(x, y, evaluator, None)
+        with pytest.raises(ValueError, match='real must be a Reference'): score(x, y, evaluator, None)
         huge = Evaluator(torch.nn.Sequential(evaluator.net, torch.nn.Threshold(1e30, 1e30)), 'means')
         with pytest.raises((FloatingPointError, ValueError)): score(x, y, huge, images)

@@ -104,7 +104,7 @@ MAKERS = dict(layer=lambda f: SelfAttention(16, f), network=lambda f: Generator(
 @pytest.mark.parametrize('make', MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize('form', ['pooled', 'Paper', '', None, ['paper'], 1])
 def test_an_unknown_form_is_refused_with_the_names_of_the_three(make, form):
-    names = "form is 'preprint'(,| or) 'published'(,| or) 'released'.*got"
+    names = "form must be 'preprint'(,| or) 'published'(,| or) 'released'.*got"
     with pytest.raises(ValueError, match=names): make(form)
 
 

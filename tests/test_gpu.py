@@ -1,5 +1,5 @@
 "What a GPU would be given, without one; and the script for a GPU at a tiny size on the CPU"
-import json, sys
+import json, runpy, sys
 from pathlib import Path
 
 import pytest, torch, torch.nn as nn
@@ -61,29 +61,72 @@ def test_the_average_follows_on_the_gpu():
         assert {t.device.type for t in on_gpu(model, follow)} == {'cuda'}
 
 
-def test_batches_reach_the_gpu():
+@pytest.mark.parametrize('held', ['cpu', 'cuda'])
+def test_batches_reach_the_gpu(held):
+    "From images in the memory of either; mirrored ones, and the batch that is only looked at, too"
     x, y = torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64)
-    images = Images(x, y, [], 'x')
     with FakeTensorMode(allow_non_fake_inputs=True):
-        x, y = next(iter(MemoryLoader(images, 8, device='cuda')))
-        assert (x.device.type, y.device.type, x.dtype, x.shape) == (
-            'cuda', 'cuda', torch.float32, (8, 3, 32, 32))
+        loader = MemoryLoader(Images(x, y, [], 'x').to(held), 8, flip=True, device='cuda')
+        for x, y in (next(iter(loader)), loader.one_batch()):
+            assert (x.device.type, y.device.type, x.dtype, x.shape) == (
+                'cuda', 'cuda', torch.float32, (8, 3, 32, 32))
 
 
-def test_the_script_for_a_gpu(gpu, tmp_path):
-    "Its parts at a tiny size, and what it leaves; a part that failed is noted"
-    steps = gpu.time_steps('cpu', True, lambda: 600)
-    assert [r['dtype'] for r in steps] == ['plain', 'float32'] and all(r['seconds'] > 0 for r in steps)
-    parts = dict(step=steps, attention=gpu.measure_attention('cpu', True),
-                 loading=gpu.measure_loading('cpu', True), resumed=gpu.compare_resumed(tmp_path, 'cpu', True))
-    assert [r['call'] for r in parts['attention']] == ['ours', 'direct']*2
-    assert [r['images_in'] for r in parts['loading']] == ['host', 'device']
-    assert all(r['largest_difference'] == 0 for r in parts['resumed'])
-    results = dict(machine='a machine', torch='2', tiny=True,
-                   parts={name: dict(rows=rows, seconds=1.) for name, rows in parts.items()})
-    results['parts']['pages'] = dict(rows=[], seconds=0., error='OSError: no pages\n\n')
-    gpu.write(tmp_path, results)
-    assert json.loads((tmp_path/'gpu.json').read_text()) == results
-    text = (tmp_path/'gpu.md').read_text()
-    assert 'times plain' in text and 'OSError: no pages\n\nnot measured' in text
+def in_this_process(command, capsys):
+    "The output of a process that the script starts, without starting it"
+    program, *args = map(str, command[1:] if command[0] == sys.executable else command)
+    assert Path(program).is_file()
+    if Path(program).name == 'nbdev-test': return f'{args[0]} passed'
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as done:
+        patch.setattr(sys, 'argv', [program, *args])
+        runpy.run_path(program, run_name='__main__')
+    assert not done.value.code
+    return capsys.readouterr().out
+
+
+def test_the_script_for_a_gpu(gpu, tmp_path, monkeypatch, capsys):
+    "To its end at a tiny size; and the page on speed shows what it leaves"
+    monkeypatch.setattr(gpu, 'call', lambda command, left: ('', in_this_process(command, capsys)))
+    gpu.main(['--tiny', '--device', 'cpu', '--out', str(tmp_path)])
+    results = json.loads((tmp_path/'gpu.json').read_text(encoding='utf-8'))
+    rows = {name: part['rows'] for name, part in results['parts'].items()}
+    assert [r['dtype'] for r in rows['step']] == ['plain', 'float32']
+    assert all(r['seconds'] > 0 and r['batch'] == 4 for r in rows['step'])
+    assert [r['call'] for r in rows['attention']] == ['ours', 'direct']*2
+    assert [r['images_in'] for r in rows['loading']] == ['host', 'device']
+    assert [r['largest_difference'] for r in rows['resumed']] == [0]
+    assert rows['pages'] == [dict(page='56_pace.ipynb', result='passed')]
+    assert [(r['step'], r['images']) for r in rows['photographs']] == [(1, 4)]
+    assert (tmp_path/'photographs'/'attention-seed0.png').exists()
+    text = (tmp_path/'gpu.md').read_text(encoding='utf-8')
+    assert text.count('### ') == 6 and 'times plain' in text and 'Not measured' not in text
+    assert page_shows(tmp_path) == text
+
+
+def page_shows(folder):
+    "What the page on speed and scale shows of a GPU with results in a folder"
+    cells = json.loads((root/'nbs'/'library'/'31_scale.ipynb').read_text(encoding='utf-8'))['cells']
+    source, = [s for s in map(''.join, (c['source'] for c in cells)) if "'gpu.md'" in s]
+    names = {}
+    exec('from pathlib import Path\nfrom IPython.display import Markdown\n' + source, names)
+    return names['show_gpu'](folder).data
+
+
+def test_a_gpu_that_fails_or_is_taken_away(gpu, tmp_path):
+    "What failed is listed below what was measured; without results the page says that there are none"
+    assert 'ZeroDivisionError' in gpu.call([sys.executable, '-c', '1/0'], lambda: 60)[0]
+    assert gpu.call([sys.executable, '-c', 'while True: pass'], lambda: .2)[0] == 'stopped after 0.2 s'
+    assert [r['failed'] for r in gpu.time_steps('cpu', True, lambda: 0)] == ['no time was left']*2
+    jobs = gpu.plan_steps('cuda', False)
+    assert {j[:2] for j in jobs} == {(32, 64), (128, 256)} and len(jobs) == 14
+    assert [j[3] for j in jobs] == [False]*10 + [True]*4
+    step = dict(px=32, batch=64, without=None, compiled=False, memory_gb=1.)
+    rows = [step | dict(dtype='plain', seconds=2.), step | dict(dtype='tf32', seconds=.5),
+            step | dict(dtype='float16', failed='out of memory'),
+            step | dict(px=128, dtype='tf32', seconds=1.)]
+    parts = dict(step=dict(rows=rows, seconds=9.), pages=dict(rows=[], seconds=0., error='OSError: no pages'))
+    gpu.write(tmp_path, dict(machine='a GPU', torch='2', tiny=False, parts=parts))
+    text = (tmp_path/'gpu.md').read_text(encoding='utf-8')
+    assert all(s in text for s in ('4.00', 'out of memory', 'OSError: no pages', 'a GPU'))
+    assert 'has not been measured' in page_shows(tmp_path/'none')
     assert [p.name for p in gpu.find_cuda_pages()] == ['21_data.ipynb']

@@ -71,11 +71,11 @@ def test_a_16_bit_png_of_an_older_pillow():
 
 
 @pytest.mark.parametrize('a, message', [
-    (GRAYS.astype(np.int32), 'do not say which value is white; save the image with 8 or 16 bits'),
-    ((GRAYS*257).astype(np.int32), 'signed or 32-bit integers do not say'),
-    (GRAYS.astype(np.int16), 'signed or 32-bit integers do not say'),
-    (GRAYS.astype(np.float32), r'values from 0 to 255 do not say which one is white; .* in \[0, 1\]'),
-    (GRAYS/255 - .5, 'values from -0.5 to 0.5 do not say'),
+    (GRAYS.astype(np.int32), 'do not define a value for white; save the image with 8 or 16 bits'),
+    ((GRAYS*257).astype(np.int32), 'signed or 32-bit integers do not define'),
+    (GRAYS.astype(np.int16), 'signed or 32-bit integers do not define'),
+    (GRAYS.astype(np.float32), r'values from 0 to 255 do not define a value for white; .* in \[0, 1\]'),
+    (GRAYS/255 - .5, 'values from -0.5 to 0.5 do not define'),
     (np.full((8, 8), np.nan), 'values from nan to nan'),
     (np.full((8, 8), np.inf), 'values from inf to inf')])
 def test_numbers_without_a_white(a, message, tmp_path):
@@ -225,11 +225,11 @@ IMAGES = ['cat/0.png', 'cat/1.png', 'dog/0.png', 'dog/1.png']
 @pytest.mark.parametrize('files, message', [
     (['cat/._0.png', '.DS_Store', 'dog/.hidden.png', '__MACOSX/cat/._0.png', '.cache/a/b.png'],
      '5 hidden .such as .DS_Store'),
-    (['cat/a.jfif', 'cat/b.ppm', 'notes.txt', 'dog/Thumbs.db'], '4 with other endings .such as cat/a.jfif'),
+    (['cat/a.jfif', 'cat/b.ppm', 'notes.txt', 'dog/Thumbs.db'], '4 with other extensions .such as cat/a'),
     (['cat/more/a.png', 'cat/more/b.heic', 'cat/more/.x', 'dog/still/more/c.png'],
-     '3 in folders within a class .such as cat/more/a.png'),
+     '3 in subfolders of a class .such as cat/more/a.png'),
     (['cat/._0.png', 'a.avif', 'cat/b/c.png'],
-     '1 hidden .* 1 in folders within a class .* 1 with other endings')])
+     '1 hidden .* 1 in subfolders of a class .* 1 with other extensions')])
 def test_what_is_not_read_is_told_once(photos, files, message):
     for f in files:
         (photos/f).parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,7 @@ def test_what_is_not_read_is_told_once(photos, files, message):
     assert (names, classes) == (IMAGES, ['cat', 'dog'])
     with pytest.warns(UserWarning, match=message): folder(photos, 32)
     with pytest.warns(UserWarning, match=message): ImageFiles(photos, 32)
-    assert only.startswith(f'files in {photos} that are not read: ') and 'Images end in .jpg' in only
+    assert only.startswith(f'ignored files in {photos}: ') and 'Image files end in .jpg' in only
 
 
 def test_nothing_is_told_without_need(photos):
@@ -250,7 +250,7 @@ def test_nothing_is_told_without_need(photos):
 def test_no_image_of_an_ending_that_is_read(tmp_path):
     "The error says what is there"
     (tmp_path/'photo.heic').touch()
-    with pytest.raises(ValueError, match='they may end in .jpg.*1 with other endings .such as photo.heic'):
+    with pytest.raises(ValueError, match='must end in .jpg.*1 with other extensions .such as photo.heic'):
         list_images(tmp_path)
 
 
@@ -263,12 +263,12 @@ def test_links(photos, tmp_path):
     assert told(photos) == (IMAGES, ['cat', 'dog'], [])
     os.symlink(photos, photos/'cat'/'circle')
     names, _, (message,) = told(photos)
-    assert names == IMAGES and '1 in folders within a class (such as cat/circle)' in message
+    assert names == IMAGES and '1 in subfolders of a class (such as cat/circle)' in message
     os.symlink('nowhere.png', photos/'cat'/'lost.png')
     os.symlink('self.png', photos/'cat'/'self.png')
     with pytest.warns(UserWarning), pytest.raises(ValueError) as e: folder(photos, 32)
     assert '2 of 6 ' in str(e.value)
-    assert 'lost.png (a link to nowhere.png, which is not there)' in str(e.value)
+    assert 'lost.png (a link to nowhere.png, which does not exist)' in str(e.value)
     assert 'self.png (Too many levels of symbolic links)' in str(e.value)
     for gb in (8, 0):
         with pytest.warns(UserWarning, match='lost.png.*left out'):
@@ -288,7 +288,7 @@ def test_only_regular_files_are_opened(photos):
         finally: os.chdir(here)
         names = ['cat/pipe.png', 'cat/terminal.png', 'cat/folder.png', 'cat/socket.png']
         bad = decode_images(photos, [*names, 'cat/0.png'], 32, lambda image: None)
-        assert bad == dict.fromkeys(names, 'no regular file')
+        assert bad == dict.fromkeys(names, 'not a regular file')
         with pytest.raises(ValueError, match='3 of 7 files'): folder(photos, 32)
 
 

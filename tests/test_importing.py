@@ -376,8 +376,8 @@ def test_any_missing_extra_or_misshapen_tensor_is_refused_by_name(files, refused
     refused(f'{bias} has shape (4,), expected (8,)', G=G | {bias: torch.zeros(4)})
     refused('extra does not belong', G=G | {'extra': torch.zeros(4)})
     refused(f'{var} has numbers that are not finite', G=G | {var: torch.full((8,), torch.nan)})
-    refused(f'{var} has variances below 0', G=G | {var: -G[var]})
-    refused(f'{bias} is no plain tensor of numbers', G=G | {bias: torch.zeros(8).to_sparse()})
+    refused(f'{var} has negative variances', G=G | {var: -G[var]})
+    refused(f'{bias} is not a plain tensor of numbers', G=G | {bias: torch.zeros(8).to_sparse()})
 
 def test_other_models_are_refused(files, refused):
     G, D, attempt, tmp = files
@@ -388,8 +388,8 @@ def test_other_models_are_refused(files, refused):
     deep = {k.replace('blocks.0.0', 'blocks.0.1'): t for k, t in G.items() if 'blocks.0.0' in k}
     refused('conv3.weight does not belong', G=G | deep | {'blocks.0.0.conv3.weight': torch.zeros(8, 8, 3, 3)})
     resnet = {'conv1.weight': torch.zeros(64, 3, 7, 7), 'fc.bias': torch.zeros(10)}
-    refused("the first thing in it is 'conv1.weight'", G=resnet)
-    refused('no SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN, mmgeneration', G=resnet)
+    refused("it begins with 'conv1.weight'", G=resnet)
+    refused('not a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN, mmgeneration', G=resnet)
     style = {'generator.mapping.weight': torch.zeros(3)}
     refused('generator.mapping.weight does not belong to a SAGAN', G=style)
     refused('state of an optimizer', G=dict(state={}, param_groups=[dict(lr=1e-4)]))
@@ -415,7 +415,7 @@ def test_networks_of_two_projects_and_half_a_spectral_norm(files, refused):
     G, D, attempt, tmp = files
     def without_norm(own, p): return {k: t for k, t in own.items() if k not in (f'{p}.u0', f'{p}.sv0')}
     studio = pair(ST, 74, **SMALL, tables='columns')[1]
-    refused("it is of PyTorch-StudioGAN, the other of BigGAN-PyTorch", D=studio)
+    refused("it comes from PyTorch-StudioGAN, the other from BigGAN-PyTorch", D=studio)
     refused('blocks.1.0.conv1.u0 is missing', G=without_norm(G, 'blocks.1.0.conv1'))
     twice = G['linear.weight'].repeat(2, 1)
     refused('linear.u0 has shape', 'beside linear.weight of shape', G=G | {'linear.weight': twice})
@@ -435,23 +435,23 @@ class Code:
 
 def test_files_that_are_not_whole_or_hold_code_are_refused(files, refused):
     G, D, attempt, tmp = files
-    refused('system', 'can execute code', G=G | {'meta': Code(tmp/'made')})
+    refused('system', 'could execute code', G=G | {'meta': Code(tmp/'made')})
     module = dict(itr=3, config=torch.nn.Sequential())
-    refused('torch.nn.modules.container.Sequential', 'can execute code', G=module)
+    refused('torch.nn.modules.container.Sequential', 'could execute code', G=module)
     def damaged(data, *words):
         (tmp/'G.pth').write_bytes(data)
         refused(*words, by=lambda: sagan_import(str(tmp/'G.pth'), out=str(tmp/'run')))
-    damaged(pickle.dumps(Code(tmp/'made')), 'not a whole', 'nothing in it was executed')
-    damaged(pickle.dumps(Code(tmp/'made'), protocol=2), 'G.pth', 'can execute code')
+    damaged(pickle.dumps(Code(tmp/'made')), 'not a complete', 'nothing in it was executed')
+    damaged(pickle.dumps(Code(tmp/'made'), protocol=2), 'G.pth', 'could execute code')
     for legacy in (True, False):
         torch.save(G, tmp/'whole.pth', _use_new_zipfile_serialization=not legacy)
         whole = (tmp/'whole.pth').read_bytes()
         for n in (0, 10, 300, len(whole)//2, len(whole) - 5):
-            damaged(whole[:n], 'G.pth is not a whole PyTorch file')
+            damaged(whole[:n], 'G.pth is not a complete PyTorch file')
         assert import_checkpoint(tmp/'whole.pth')[0].G is not None
     at = whole.index(G['linear.bias'].numpy().tobytes()[:16])
-    damaged(whole[:at] + b'\0' + whole[at+1:], 'not a whole')   # one byte of a weight
-    damaged(b'no pickle at all', 'not a whole')
+    damaged(whole[:at] + b'\0' + whole[at+1:], 'not a complete')   # one byte of a weight
+    damaged(b'no pickle at all', 'not a complete')
     assert not (tmp/'made').exists()
 
 @posix
@@ -466,7 +466,7 @@ def test_command_line_refusals_leave_nothing(files, refused):
     (tmp/'latin.txt').write_bytes(b'caf\xe9\nb\nc\n')
     os.mkfifo(tmp/'pipe')
     for name, words in {'twice.txt': "twice.txt has the name 'a' twice", 'pipe': 'no file',
-                        'latin.txt': 'latin.txt is no text in UTF-8'}.items():
+                        'latin.txt': 'latin.txt is not text in UTF-8'}.items():
         refused(words, by=lambda: sagan_import(file, out=out, classes=str(tmp/name)))
     refused('no file', by=lambda: sagan_import(str(tmp/'pipe'), out=out))
     refused('no file nowhere', by=lambda: sagan_import('nowhere', out=out))
@@ -479,7 +479,7 @@ def test_a_disk_that_is_full_leaves_nothing(files, refused, monkeypatch):
     _, _, attempt, tmp = files
     def full(*_): raise OSError('no space left on device')
     monkeypatch.setattr('sagan.importing.write_config', full)
-    refused('run cannot be made: no space left')
+    refused('run cannot be created: no space left')
     assert not [f for f in tmp.iterdir() if f.is_dir()]
 
 
@@ -505,9 +505,9 @@ def test_numbers_that_would_not_be_finite_and_shapes_without_numbers(files, refu
     refused(f'{bias} has numbers that are not finite', G=G | {bias: G[bias].double()*1e300})
     refused(f'{conv} would be divided by', G=G | {conv: G[conv]*1e-42})
     refused(f'{conv} would be divided by', G=G | {conv: G[conv]*1e37})
-    refused(f'{gain} has shape (1000000000, 0) and no numbers', G=G | {gain: torch.zeros(10**9, 0)})
+    refused(f'{gain} has shape (1000000000, 0) and holds no numbers', G=G | {gain: torch.zeros(10**9, 0)})
     wide = {k: torch.zeros(1, 1).expand(10**9, 1) for k in ('linear.weight',)}
-    refused('linear.weight is no plain tensor', G=G | wide)
+    refused('linear.weight is not a plain tensor', G=G | wide)
     rows = 60_000  # each alone is small, but our network of these widths would take terabytes
     wide = {f'blocks.{i}.0.conv1.weight': torch.ones(rows, 1, 1, 1) for i in range(3)}
     refused('has shape', 'expected', G=G | wide)
@@ -520,7 +520,7 @@ def test_an_archive_that_holds_more_than_its_size(files, refused):
     with zipfile.ZipFile(tmp/'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as z:
         z.writestr('a/data.pkl', bytes(10**7))
     assert (tmp/'bomb.pth').stat().st_size < 20_000
-    refused('bomb.pth is not a whole', by=lambda: sagan_import(str(tmp/'bomb.pth'), out=str(tmp/'run')))
+    refused('bomb.pth is not a complete', by=lambda: sagan_import(str(tmp/'bomb.pth'), out=str(tmp/'run')))
 
 
 @pytest.mark.parametrize('text', [
@@ -535,9 +535,9 @@ def test_names_of_classes(files, text):
 
 
 @pytest.mark.parametrize('arguments, message', [
-    (dict(classes=[1, 2, 3]), 'names of classes are strings, got 1'), (dict(classes=3), 'classes are a list'),
+    (dict(classes=[1, 2, 3]), 'names must be strings, got 1'), (dict(classes=3), 'classes must be a list'),
     (dict(eps='small'), "eps must be finite and not negative, got 'small'"), (dict(eps=math.nan), 'eps must'),
-    (dict(bgr='no'), "bgr is True, False or None, got 'no'")])
+    (dict(bgr='no'), "bgr must be a bool or None, got 'no'")])
 def test_arguments_of_the_wrong_kind(files, arguments, message):
     G, _, _, tmp = files
     torch.save(G, tmp/'G.pth')
@@ -580,7 +580,7 @@ def test_an_import_cut_off_by_an_earlier_version(files):
     kept = load_file(weights)
     weights.unlink()
     (tmp/'run/.lock').touch()
-    with pytest.raises(FileNotFoundError, match='its import was cut off; run the same sagan-import again'):
+    with pytest.raises(FileNotFoundError, match='its import was interrupted; run the same sagan-import'):
         load_run(tmp/'run')
     attempt()
     again = load_file(weights)

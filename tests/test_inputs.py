@@ -59,9 +59,9 @@ REFUSED = {
     FLOAT: [
         lambda: layer(h.double()), lambda: layer(h.long()), lambda: G(z.double(), y),
         lambda: D(x.double(), y), lambda: attend(q, k.double(), v), lambda: projection(rows.double(), two)],
-    'bytes of images are scaled by `to_unit`': [
+    'scale images of bytes with `to_unit`': [
         lambda: D(x.byte(), y), lambda: check_images(x.byte()), lambda: grid_image(x.byte())],
-    'x is on meta, the weights are on cpu': [lambda: D(x.to('meta'), y), lambda: layer(h.to('meta'))],
+    'x is on meta, but the weights are on cpu': [lambda: D(x.to('meta'), y), lambda: layer(h.to('meta'))],
     r'W must|u must have shape \(3,\)|takes a matrix': [
         lambda: power_iteration(torch.randn(3, 4), torch.randn(4)), lambda: power_iteration(h, q)],
     # labels
@@ -71,7 +71,7 @@ REFUSED = {
         lambda: projection(rows, two[:, None]), lambda: auxiliary(rows, two.float()),
         lambda: generate(G, [1, 2]), lambda: generate(G, y.float()), lambda: generate(G, y, n=3),
         lambda: standing_statistics(G, y[None])],
-    'labels go from 0 to': [
+    'labels must be from 0 to': [
         lambda: G(z, y + 7), lambda: D(x, y - 1), lambda: cbn(h, two + 2), lambda: cbn(h, -two),
         lambda: projection(rows, two + 2), lambda: auxiliary(rows, two - 1), lambda: generate(G, y - 1),
         lambda: g_step(G, D, opts[0], z, y + 7)],
@@ -99,14 +99,14 @@ REFUSED = {
         lambda: ttur(G, D, lr_g=-1.), lambda: ttur(G, D, '1'), lambda: ttur(G, D, bias_lr=-1),
         lambda: ttur(G, D, lr_d=nan), lambda: ttur(G, D, betas=(0, 1)), lambda: ema_update(G, G, 2.),
         lambda: ema_update(G, G, nan)],
-    'betas is a pair': [lambda: ttur(G, D, betas=.9), lambda: ttur(G, D, betas=(.9,))],
+    'betas must be a pair': [lambda: ttur(G, D, betas=.9), lambda: ttur(G, D, betas=(.9,))],
     # networks that do not exist
     'size must be one of 32, 64, 128, 256': [
         lambda: Generator('32'), lambda: Generator([32]), lambda: Discriminator(32.)],
-    'attention is a tuple of map sizes': [
+    'attention must be a tuple of map sizes': [
         lambda: Generator(32, 0, 2, 16), lambda: Generator(32, 0, 2, '16'),
         lambda: Discriminator(32, 0, 2, None)],
-    'form is': [lambda: Generator(32, 0, 2, (), 'ours'), lambda: SelfAttention(16, 3)],
+    'form must be': [lambda: Generator(32, 0, 2, (), 'ours'), lambda: SelfAttention(16, 3)],
     # the wrong things
     'at least one score': [
         lambda: d_hinge_loss(f[:0], f), lambda: d_hinge_loss((f, f), f), lambda: d_hinge_loss(y, y),
@@ -116,24 +116,24 @@ REFUSED = {
     'sagan_learner takes DataLoaders': [
         lambda: sagan_learner(None), lambda: sagan_learner('digits'),
         lambda: sagan_learner(image_dls(images, 4), cfg=5)],
-    'G and D are modules': [lambda: sagan_learner(image_dls(images, 4), 'tiny', G=3)],
+    'G and D must be modules': [lambda: sagan_learner(image_dls(images, 4), 'tiny', G=3)],
     'ema must have the architecture': [lambda: ema_update(G, U, .9)],
     'the attribute z_dim = 128': [lambda: check_networks(G, D, preset('tiny'))],
-    'square and at least one': [lambda: check_images(x[:0]), lambda: check_images(x[..., :16])],
+    'at least one image, square': [lambda: check_images(x[:0]), lambda: check_images(x[..., :16])],
     r'images must have shape \(B, 3, S, S\), got': [
         lambda: as_images(x[0]), lambda: as_images('x'), lambda: as_images(x[..., :8]),
         lambda: nearest_images(x[..., :8], images)],
-    'images is a set of images': [lambda: nearest_images(x, 'digits')],
+    'images must be Images': [lambda: nearest_images(x, 'digits')],
     'has no attention layer': [
         lambda: attention_maps(G, z, y, layers=16), lambda: attention_maps(G, z, y, layers='16')],
-    'cut is a pixel': [lambda: intervene(G, m, cut=3).__enter__()],
-    'hide is a box': [lambda: intervene(G, m, hide=(1, 2)).__enter__()],
-    'a point is a pair': [lambda: attention_figure(x, m, [3])],
-    'NaN or infinite': [lambda: map_statistics(x*nan, m), lambda: kernel_distance(f*nan, f)],
+    'cut must be a pixel': [lambda: intervene(G, m, cut=3).__enter__()],
+    'hide must be a box': [lambda: intervene(G, m, hide=(1, 2)).__enter__()],
+    'a point must be a pair': [lambda: attention_figure(x, m, [3])],
+    'NaN or infini': [lambda: map_statistics(x*nan, m), lambda: kernel_distance(f*nan, f)],
     'needs at least one map|has no records yet|needs images': [
         lambda: statistics_figure({}), lambda: training_figure([]), lambda: effect_figure({}),
         lambda: effect_figure(dict(a=x[0], b=x[0, :, :8]))],
-    'colours must be|y must be|needs two images|name of twins': [
+    'colours must be|y must hold|needs two images|name a set of twins': [
         lambda: agreement(x, y), lambda: agreement(colours, -y), lambda: agreement(colours, y[:2]),
         lambda: agreement(colours[:1], y[:1]), lambda: agreement_auc(D, 'digits')],
 }

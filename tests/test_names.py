@@ -113,8 +113,8 @@ def test_classes_with_commas():
     def found(text): return class_numbers(names, split_classes(text, names))
     assert [found(t) for t in ('salt, pepper', 'a,b', '2,cat', 'cat, 2', 'caf\udce9', '1')] == [
         [1], [2], [2, 0], [0, 2], [3], [4]]
-    with pytest.raises(ValueError, match="there is no class ''; there are 0 .cat., "): found('')
-    with pytest.raises(ValueError, match='there are 0 .c., .* and 950 more'): class_numbers(['c']*1000, 'dog')
+    with pytest.raises(ValueError, match="there is no class ''; the classes are 0 .cat., "): found('')
+    with pytest.raises(ValueError, match='are 0 .c., .* and 950 more'): class_numbers(['c']*1000, 'dog')
 
 
 # One seed, one picture

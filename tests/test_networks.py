@@ -317,8 +317,8 @@ def test_standing_statistics(G):
     (lambda: ResidualBlock(12), 'divisible by 8'),
     (lambda: Discriminator(32, attention=(32,)), 'it has 8, 16, 8-2, 8-3'),
     (lambda: Discriminator(32, attention=('8-4',)), 'no 8-4 feature map'),
-    (lambda: Discriminator(32, attention=(), down=5), 'down is at most 4'),
-    (lambda: Discriminator(32, head='concat'), "head is 'projection' or 'auxiliary'"),
+    (lambda: Discriminator(32, attention=(), down=5), 'down must be at most 4'),
+    (lambda: Discriminator(32, head='concat'), "head must be 'projection' or 'auxiliary'"),
     (lambda: Discriminator(32, attention=(), head='auxiliary'), 'at least 2 classes')))
 def test_networks_that_cannot_be_built(make, message):
     with pytest.raises(ValueError) as e: make()
@@ -330,7 +330,7 @@ def test_networks_that_cannot_be_built(make, message):
     (lambda G, D: G(torch.randn(4, 16), torch.arange(4) + 7), 'from 0 to 9'),
     (lambda G, D: D(torch.randn(4, 3, 64, 64), torch.arange(4)), '(B, 3, 32, 32)'),
     (lambda G, D: generate(G, n=3), 'needs labels'),
-    (lambda G, D: generate(G), 'how many images'),
+    (lambda G, D: generate(G), 'the number of images is missing'),
     (lambda G, D: standing_statistics(G, torch.arange(20) % 10, batch=1), 'at least 2, got 1')))
 def test_inputs_that_do_not_fit(G, D, use, message):
     with pytest.raises(ValueError) as e: use(G, D)

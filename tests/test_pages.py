@@ -193,7 +193,8 @@ def test_built(site, name):
 
 @pytest.mark.skipif(not built, reason='needs the site that Quarto built: SAGAN_SITE=_docs')
 def test_built_as_a_whole():
-    assert not [f for f in ('404.html', 'llms.txt', 'images/explorer.html', 'images/card.png')
+    assert not [f for f in ('404.html', 'llms.txt', 'images/explorer.html', 'images/photographs.html',
+                            'images/card.png')
                 if not (Path(built)/f).is_file()]
 
 

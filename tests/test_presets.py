@@ -94,7 +94,7 @@ def test_a_conditional_group_takes_labels_of_its_own_images(n_classes):
 
 
 def test_part_of_a_group_is_refused():
-    message = 'groups of 4 images takes a multiple of them, got 6; change bn_group, or set it to 0'
+    message = 'groups of 4 images needs a multiple of them, got 6; change bn_group, or set it to 0'
     with pytest.raises(ValueError, match=message): BatchNorm2d(4, 4)(batch())
     BatchNorm2d(4, 4).eval()(batch())                                         # only training knows groups
     cfg = preset('tiny')
@@ -104,7 +104,7 @@ def test_part_of_a_group_is_refused():
             (dict(bn_group=1), 'be at least 2, got 1'),
             (dict(bn_group=16, accumulate=2), 'the 8 images .*a batch of 16, 1 process, accumulate 2'),
             (dict(bn_group=2.), 'whole number'),
-            (dict(bn_group=32), 'got 32; 0 takes one group')):
+            (dict(bn_group=32), 'got 32; 0 makes one group')):
         with pytest.raises(ValueError, match=message): cfg.change(**bad)
     for good in (dict(bn_group=16), dict(bn_group=8, accumulate=2), dict(bn_group=2, accumulate=8)):
         cfg.change(**good)

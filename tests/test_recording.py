@@ -67,7 +67,7 @@ def test_an_exception_leaves_the_last_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match='cable pulled'): fit(run(tmp_path/'run', 10, At(3, pull_cable)))
     assert load_run(tmp_path/'run').step == 2
     with open(tmp_path/'run/log.jsonl', 'a') as f: f.write('\0\0\0\n{"step": 4, "d_l')
-    with pytest.warns(UserWarning, match='line 2 is spoiled'): records = load_run(tmp_path/'run').records
+    with pytest.warns(UserWarning, match='line 2 is damaged'): records = load_run(tmp_path/'run').records
     assert [r['step'] for r in records] == [2]
     with pytest.raises(FileNotFoundError, match='was not measured'): load_run(tmp_path/'run', best=True)
 
@@ -76,17 +76,17 @@ def test_what_cannot_go_on_is_refused_before_anything_is_removed(tmp_path):
     "Other data, or no whole state"
     folder = fit(run(tmp_path/'run', 4)).run_writer.folder
     files = {f.relative_to(folder) for f in folder.rglob('*')}
-    with pytest.raises(ValueError, match='other data: images 1797 there, 1000 here'):
+    with pytest.raises(ValueError, match='different data: images 1797 there, 1000 here'):
         resume(folder, learner(8, digits()[:1000]))
     changed = digits()
     changed.x[0] = 255 - changed.x[0]
-    with pytest.raises(ValueError, match='other data: digest'): resume(folder, learner(8, changed))
+    with pytest.raises(ValueError, match='different data: digest'): resume(folder, learner(8, changed))
     assert describe_data(digits()[:49])['images'] == 49
     for f in states(folder): f.write_bytes(b'')
     messages = []
     with pytest.raises(ValueError, match='none of the 2 training states'):
         resume(folder, learner(8), messages.append)
-    assert len(messages) == 2 and all('the one before it is taken' in m for m in messages)
+    assert len(messages) == 2 and all('using the one before it' in m for m in messages)
     assert {f.relative_to(folder) for f in folder.rglob('*')} == files
 
 
@@ -175,7 +175,7 @@ def test_a_run_that_ended_before_its_last_weights(finished, copied, quick_report
     assert resume_run(copied, tell=silent).step == 4
     assert same_weights(finished, copied) and (copied/'report.html').exists()
     assert [file_step(f) for f in states(copied)] == [3, 4]
-    with pytest.raises(ValueError, match='it is finished'): resume_run(copied, tell=silent)
+    with pytest.raises(ValueError, match='is finished'): resume_run(copied, tell=silent)
 
 
 @pytest.mark.parametrize('lost', ['report.html', 'weights.safetensors'])
@@ -186,7 +186,7 @@ def test_a_finished_run_that_lost_a_file(finished, copied, quick_report, lost):
 
 
 def test_a_finished_run_that_lost_its_log(copied):
-    "It cannot be made again; the report says so"
+    "It cannot be created again; the report says so"
     (copied/'log.jsonl').unlink()
     (copied/'report.html').unlink()
     resume_run(copied, tell=silent)
@@ -202,7 +202,7 @@ def test_a_state_of_something_else_is_left_for_the_one_before_it(finished, copie
     torch.save(torch.load(file, weights_only=True) | change, file)
     resume(copied, learn, told.append)
     text, = told
-    assert 'step-0000004.pt is not a whole training state' in text and 'the one before it is taken' in text
+    assert 'step-0000004.pt is not a complete training state' in text and 'using the one before it' in text
     assert (learn.sagan_trainer.step, weights_step(copied), [*map(file_step, states(copied))]) == (3, 3, [3])
     learn.add_cb(RunWriter(copied))
     fit(learn)
@@ -215,7 +215,7 @@ def test_a_run_goes_on_without_its_best_state(copied, quick_report):
     with open(copied/'log.jsonl', 'a') as f:
         for step in (1, 2): f.write(json.dumps(dict(step=step) | scores) + '\n')
     (copied/'report.html').unlink()
-    with pytest.warns(UserWarning, match='does without the best weights'): resume_run(copied, tell=silent)
+    with pytest.warns(UserWarning, match='leaves out the best weights'): resume_run(copied, tell=silent)
     assert (copied/'report.html').exists()
 
 
@@ -225,7 +225,7 @@ def test_a_spoiled_line_of_the_log_loses_no_other_when_a_run_goes_on(copied):
     log.write_bytes(b''.join([lines[0], b'\0' + lines[1][1:], *lines[2:], b'{"st']))
     learn = learner_of(copied, 5)
     resume(copied, learn, told.append)
-    assert len(told) == 1 and 'log.jsonl: line 2 is spoiled and left out' in told[0]
+    assert len(told) == 1 and 'log.jsonl: line 2 is damaged and was left out' in told[0]
     learn.add_cb(RunWriter(copied))
     fit(learn)
     assert log.read_bytes().startswith(lines[0] + lines[2] + lines[3])
@@ -270,7 +270,7 @@ def test_other_rates_at_resume(finished, copied, tmp_path, quick_report):
         assert [r.get('changes') for r in records] == [None]*4 + [[change], None, None]
         assert [r['lr_g'] for r in records] == [1e-3]*4 + [1e-4]*3
         # what was said at the beginning is not said again
-        assert records[0]['warnings'][0].startswith('32 images are 0.02 of one pass')
+        assert records[0]['warnings'][0].startswith('the run sees 32 images, 0.02 of one')
         assert not any('passes' in r.get('signs', []) for r in records[1:])
     groups = torch.load(state_file(copied, 7), weights_only=True)['optimisers']['g']['param_groups']
     assert [g['lr'] for g in groups] == [1e-4, 5e-5]

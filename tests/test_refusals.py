@@ -78,48 +78,48 @@ def snapshot(root):
 def refusals():
     "(name, part of the message, call)"
     for device in ('meta', 'mps', 'xla', 'cuda:7', 'warp', 'x'*5000):
-        yield f'train on {device[:9]}', 'no device', partial(train, 'pics', device=device)
+        yield f'train on {device[:9]}', 'is not available', partial(train, 'pics', device=device)
     for f in (resume_run, sample_run, attend_run, explore_run, evaluate_run, report_run):
-        yield f'{f.__name__} on meta', 'no device', partial(f, 'run', device='meta')
+        yield f'{f.__name__} on meta', 'is not available', partial(f, 'run', device='meta')
     for name, message, change in [
         ('no such data', 'no folder nowhere', dict(data='nowhere')),
         ('data in a file', 'no folder file', dict(data='file')),
         ('batch', 'batch size must be from 1 to 12', dict(batch=16)),
         ('parts', 'accumulate must divide', dict(accumulate=3)),
-        ('classes', 'has 2 classes', dict(n_classes=3)),
+        ('classes', 'n_classes must be 2', dict(n_classes=3)),
         ('keep', 'keep must be a whole number, at least 1', dict(keep=0)),
-        ('on_nan', 'on_nan is', dict(on_nan='go on')),
-        ('tell', 'tell is called', dict(tell=None)),
+        ('on_nan', 'on_nan must be', dict(on_nan='go on')),
+        ('tell', 'tell must be', dict(tell=None)),
         ('no weights', 'no Inception weights at nowhere', dict(weights='nowhere')),
         ('no weights to measure', 'no Inception weights at nowhere', dict(weights='nowhere', **MEASURED)),
         ('other weights', 'not a file of torch-fidelity', dict(weights='file', **MEASURED)),
-        ('evaluator', 'evaluator is', dict(evaluator='me')),
-        ('cache', 'file is no folder', dict(cache='file')),
+        ('evaluator', 'evaluator must be', dict(evaluator='me')),
+        ('cache', 'file is not a folder', dict(cache='file')),
         ('samples', 'measuring 1000000000000 images needs', dict(measure_every=1, samples=10**12)),
         ('too wide', 'needs at least .* GB of memory', dict(g_width=4096)),
         ('empty name', 'cannot be empty', dict(data='')),
-        ('out among the data', 'lies in pics', dict(out='pics/new')),
-        ('out is a file', 'file is no folder', dict(out='file')),
-        ('out in a file', 'file is no folder', dict(out='file/a/b')),
-        ('out is a link', 'link is no folder', dict(out='link')),
+        ('out among the data', 'is inside pics', dict(out='pics/new')),
+        ('out is a file', 'file is not a folder', dict(out='file')),
+        ('out in a file', 'file is not a folder', dict(out='file/a/b')),
+        ('out is a link', 'link is not a folder', dict(out='link')),
         ('out is a run', 'already holds a run', dict(out='run')),
         ('out holds files', 'already holds other files', dict(out='pics')),
-        ('long name', 'a shorter name', dict(out='a/b/' + 'x'*300)),
-        ('no name', 'a shorter name', dict(out='a/b\0c'))]:
+        ('long name', 'choose a shorter', dict(out='a/b/' + 'x'*300)),
+        ('no name', 'choose a shorter', dict(out='a/b\0c'))]:
         yield f'train: {name}', message, partial(train, **dict(data='pics', out='a/b/new') | change)
     for name, message, change in [
-        ('finished', 'it is finished', dict(steps=2)),
+        ('finished', 'is finished', dict(steps=2)),
         ('other rate of decay', 'beta2 is', dict(beta2=.5)),
         ('no rate', 'lr_g must be positive', dict(lr_g=-1.)),
         ('other batch', 'batch is 4', dict(batch=6)),
-        ('other data', 'trained on other data', dict(data='others')),
+        ('other data', 'trained on different data', dict(data='others')),
         ('other classes', 'the run has classes a, b', dict(data='digits')),
         ('no such data', 'no folder .*nowhere', dict(data='nowhere')),
         ('no weights', 'no Inception weights at nowhere', dict(weights='nowhere')),
         ('other weights', 'not a file of torch-fidelity', dict(weights='file')),
-        ('cache', 'file is no folder', dict(cache='file')),
+        ('cache', 'file is not a folder', dict(cache='file')),
         ('keep', 'keep must be a whole number, at least 1', dict(keep=0)),
-        ('tell', 'tell is called', dict(tell=None)),
+        ('tell', 'tell must be', dict(tell=None)),
         ('samples', 'measuring 1000000000000 images needs', dict(samples=10**12))]:
         yield f'resume: {name}', message, partial(resume, **dict(folder='run', steps=4) | change)
     one = partial(sample_run, 'run', device='cpu')
@@ -130,7 +130,7 @@ def refusals():
     yield 'sample: seed', 'seed must be below 2', partial(one, seed=2**64)
     yield 'sample: folder', 'no folder a', partial(one, out='a/b.png')
     yield 'sample: over a folder', 'already holds files', partial(one, out='pics')
-    yield 'sample: among files', 'file is no folder', partial(one, out='file')
+    yield 'sample: among files', 'file is not a folder', partial(one, out='file')
     yield 'sample: ending', 'name a picture', partial(one, out='a.jpg')
     yield 'sample: empty name', 'cannot be empty', partial(one, out='')
     yield 'sample: too large', 'GB are free', partial(one, n=10**12, out='a.npz')
@@ -142,7 +142,7 @@ def refusals():
     yield 'nearest: too many', 'n must be at most 40', partial(near, n=41)
     yield 'nearest: data', 'no folder nowhere', partial(near, data='nowhere')
     yield 'nearest: folder', 'no folder a', partial(near, out='a/b.png')
-    yield 'nearest: evaluator', 'evaluator is', partial(near, evaluator='me')
+    yield 'nearest: evaluator', 'evaluator must be', partial(near, evaluator='me')
     yield 'nearest: truncation', 'truncation must be above 0', partial(near, truncation=0)
     walk = partial(walk_run, 'run', device='cpu')
     yield 'walk: class', 'no class c', partial(walk, classes='c')
@@ -154,7 +154,7 @@ def refusals():
     yield 'walk: too wide', 'are too many', partial(walk, frames=100, out='a.png')
     yield 'walk: layer', 'no attention at 8x8', partial(walk, layer=8)
     yield 'walk: point', 'rows go from', partial(walk, point=(99, 99))
-    yield 'walk: no point', 'point is a pair', partial(walk, point=(1, 2, 3))
+    yield 'walk: no point', 'point must be a pair', partial(walk, point=(1, 2, 3))
     yield 'walk: video', 'ffmpeg', partial(walk, out='a.mp4')
     yield 'walk: ending', 'must end in', partial(walk, out='a')
     yield 'walk: empty name', 'cannot be empty', partial(walk, out='')
@@ -179,10 +179,10 @@ def refusals():
         yield f'eval: empty {name}', 'cannot be empty', partial(measure, **{name: ''})
     for name in ('data', 'out', 'weights'):
         yield f'experiment: empty {name}', 'cannot be empty', partial(experiment_run, 'local', **{name: ''})
-    yield 'eval: evaluator', 'evaluator is', partial(measure, evaluator='me')
-    yield 'eval: weights as reference', 'no reference statistics', partial(
+    yield 'eval: evaluator', 'evaluator must be', partial(measure, evaluator='me')
+    yield 'eval: weights as reference', 'other tensors than reference statistics', partial(
         measure, n=10, reference='run/weights.safetensors')
-    yield 'eval: folder as reference', 'no file of reference', partial(measure, n=10, reference='pics')
+    yield 'eval: folder as reference', 'not a file of reference', partial(measure, n=10, reference='pics')
     yield 'eval: reference', 'no folder a', partial(measure, reference='a/reference.safetensors')
     again = partial(report_run, 'run', device='cpu')
     yield 'report: classes', 'the run has classes a, b', partial(again, data='digits')
@@ -225,7 +225,7 @@ def test_a_run_that_fails_before_its_first_step(here, name):
             train('pics', 'a/new', **MEASURED)
         assert snapshot(here) == before
         if module is runs:
-            with pytest.raises(wanted, match='what else takes memory' if 'memory' in name else error.args[0]):
+            with pytest.raises(wanted, match='memory use of other' if 'memory' in name else error.args[0]):
                 resume('run', steps=4)
             assert snapshot(here) == before
 
@@ -304,7 +304,7 @@ def test_statistics_of_other_pictures(here):
     for file in ('r.safetensors', 'old'):
         with pytest.raises(ValueError, match='its digest of the images is'):
             reference(folder('pics', 32), evaluator, file=file)
-    with pytest.raises(ValueError, match='trained on other data'): resume('run', steps=4, data='pics')
+    with pytest.raises(ValueError, match='trained on different data'): resume('run', steps=4, data='pics')
 
 
 def test_an_evaluator_of_other_pictures(here):
@@ -312,7 +312,7 @@ def test_an_evaluator_of_other_pictures(here):
     train('others', 'new')
     shutil.copy('kept.pt', 'new/evaluator.pt')
     before = snapshot(here)
-    with pytest.raises(ValueError, match='evaluator.pt was trained on other images than'):
+    with pytest.raises(ValueError, match='evaluator.pt was not trained on'):
         resume('new', steps=4, **MEASURED)
     (here/'new/evaluator.pt').write_bytes(b'damaged')
     with pytest.raises(ValueError, match='evaluator.pt is damaged'): resume('new', steps=4, **MEASURED)

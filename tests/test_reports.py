@@ -68,6 +68,7 @@ def test_a_report_tells_the_run(run, tmp_path):
                  'It began with the weights of digits at step 1800', 'Step 4, 0.0178 passes',
                  'Setting This run Preset tiny Meaning z_dim 8 128'):
         assert part.replace(' ', '') in text.replace(' ', ''), part
+    assert '<div class="bad"><dt>Warnings</dt>' in page
     own = re.sub('srcdoc="[^"]*"', '', page)
     assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
 
@@ -104,8 +105,8 @@ def test_runs_side_by_side(run, tmp_path, monkeypatch):
     assert 'cannot be compared' in text and '://' not in page
     frames = json.loads(re.search("data-frames=\"([^\"]*)\"", page)[1].replace('&quot;', '"'))
     assert [step for step, _ in frames] == [0, 1, 2, 4] and page.count('alt="Samples other"') == 4
-    with pytest.raises(ValueError, match='is named twice'): report_runs(run, other, run)
-    with pytest.raises(ValueError, match='data are for'): report_runs(run, other, data='digits')
+    with pytest.raises(ValueError, match='is given twice'): report_runs(run, other, run)
+    with pytest.raises(ValueError, match='data is for'): report_runs(run, other, data='digits')
     with pytest.raises(OSError, match='--out'): report_runs(run, other, out=tmp_path/'none'/'page.html')
 
 

@@ -132,7 +132,7 @@ def test_an_interrupted_experiment_goes_on_and_is_not_done_twice(tmp_path, once)
     ('table1', twins(200), {}, dict(seeds=10**9), 'seeds must be at most 1,000'),
     ('table1', twins(200), {}, dict(jobs=10**9), 'jobs must be at most 1,000'),
     ('table1', twins(200), {}, dict(samples=10**12), 'measuring 1,000,000,000,000 samples needs'),
-    ('table1', twins(200), {}, dict(device='meta'), "no device 'meta'"),
+    ('table1', twins(200), {}, dict(device='meta'), "device 'meta' is not available"),
     ('table1', twins(200), dict(g_width=4096), {}, 'memory'),
     ('table1', twins(200).x, {}, {}, 'images must be of type'),
     ('table1', twins(1), dict(batch=2), {}, 'batch size must be from 1 to 1'),
@@ -154,7 +154,7 @@ def test_folders_of_something_else(tmp_path, once):
         run_experiment('table1', twins(200), TINY, folder.parent)
     with file_lock(folder), pytest.raises(BlockingIOError, match='in use by another process'):
         experiment(folder)
-    with pytest.raises(FileNotFoundError, match='holds no experiment'): load_experiment(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='not hold an experiment'): load_experiment(tmp_path/'nowhere')
     shutil.copytree(folder, tmp_path/'damaged')
     (tmp_path/'damaged'/'table2-sagan'/'seed0'/'records.json').write_text('[{"st')
     with pytest.raises(ValueError, match='records.json is damaged'): load_experiment(tmp_path/'damaged')
@@ -288,9 +288,9 @@ def test_an_experiment_by_name(tmp_path, capsys):
 
 @pytest.mark.parametrize('message, experiment, options', [
     ("there is no experiment 'table3'", 'table3', {}),
-    ('where attention is placed is what the rows', 'table1', dict(g_attention=(16,))),
-    ("evaluator is 'small' or 'inception', got 'vgg'", 'table1', dict(evaluator='vgg')),
-    ('tell is called with each line of text, got None', 'table1', dict(tell=None)),
+    ('the rows of an experiment set the places of attention', 'table1', dict(g_attention=(16,))),
+    ("evaluator must be 'small' or 'inception', got 'vgg'", 'table1', dict(evaluator='vgg')),
+    ('tell must be a function of a line of text, got None', 'table1', dict(tell=None)),
     ('there are no Inception weights at', 'table1', dict(weights='nowhere.pt'))])
 def test_an_experiment_that_cannot_be(tmp_path, message, experiment, options):
     with pytest.raises((ValueError, FileNotFoundError), match=message):

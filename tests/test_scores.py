@@ -66,7 +66,7 @@ def test_too_few_images_are_refused(y, z, words):
 
 def test_no_more_images_than_features_are_warned_of():
     y = torch.zeros(8, dtype=torch.int64)
-    with pytest.warns(UserWarning, match='class 0 has 8 generated and 8 real images, but 8 features'):
+    with pytest.warns(UserWarning, match='class 0 has 8 generated and 8 real images, but there are 8'):
         intra_frechet_distance(drawn(8, 8, 0), y, drawn(8, 8, 1), y)
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -102,7 +102,7 @@ def test_download_by_the_hubs_own_library(hub):
         for k, v in here.state_dict().items(): assert torch.equal(v, model.state_dict()[k]), k
     # and none of the needless ones
     assert set(asked) == {'config.json', 'weights.safetensors', 'log.jsonl', 'eval.json', 'eval-n20.json'}
-    message = 'there is no folder user/other, and the hub gave no model'
+    message = 'there is no folder user/other, and the hub returned no model'
     with pytest.raises(FileNotFoundError, match=message) as e:
         PretrainedSAGAN.from_pretrained('user/other', **at)
     assert isinstance(e.value.__cause__, RepositoryNotFoundError)
@@ -132,17 +132,17 @@ def edit(name, f): return lambda folder: (folder/name).write_bytes(f((folder/nam
 @pytest.mark.parametrize('change, error, message', [
     (remove('config.json'), FileNotFoundError, 'it has no config.json'),
     (remove('weights.safetensors'), FileNotFoundError, 'has no weights'),
-    (edit('weights.safetensors', lambda b: b[:9000]), ValueError, 'not a whole safetensors file'),
+    (edit('weights.safetensors', lambda b: b[:9000]), ValueError, 'not a complete safetensors file'),
     (edit('config.json', lambda b: b[:50]), ValueError, 'config.json is damaged'),
     (edit('config.json', lambda b: b.replace(b'"z_dim": 128', b'"z_dim": 64')), ValueError,
-     'z_dim is 128 there, 64 here'),
+     'z_dim is 128 there and 64 here'),
     (edit('config.json', lambda b: b.replace(b'"classes": [\n  "0",', b'"classes": [')), ValueError,
      'the model has 10 classes, but there are 9 class names'),
     (edit('eval.json', lambda b: b[:20]), ValueError, 'eval.json is damaged'),
     (edit('eval.json', lambda b: b.replace(b'"fid"', b'"no"')), ValueError,
      'eval.json is damaged: the scores have no fid'),
     (edit('eval.json', lambda b: re.sub(b'"fid": [0-9.]+', b'"fid": null', b)), ValueError,
-     'eval.json is damaged: fid of scores is None'),
+     'eval.json is damaged: the scores have a bad fid, None'),
     (edit('eval.json', lambda b: b'\xff' + b), ValueError, 'eval.json is damaged')])
 def test_a_damaged_folder(tmp_path, model, change, error, message):
     model.save_pretrained(tmp_path/'shared')
@@ -167,10 +167,10 @@ def test_a_save_that_is_killed_can_be_repeated(tmp_path, free, function):
 
 
 @pytest.mark.parametrize('error, message, described', [
-    (ValueError, 'class names are a list of strings, got .0, 1.', dict(classes=[0, 1])),
-    (ValueError, "class names are a list of strings, got 'ab'", dict(classes='ab')),
+    (ValueError, 'class names must be a list of strings, got .0, 1.', dict(classes=[0, 1])),
+    (ValueError, "class names must be a list of strings, got 'ab'", dict(classes='ab')),
     (ValueError, 'step must be a whole number', dict(step=-1)),
-    (ValueError, 'records are a list of dictionaries', dict(records=['step 1'])),
+    (ValueError, 'records must be a list of dictionaries', dict(records=['step 1'])),
     (ValueError, 'nested too deeply', dict(options=dict(a=reduce(lambda v, _: [v], range(3000), 0))))])
 def test_descriptions_of_the_wrong_kind(free, error, message, described):
     with pytest.raises(error, match=message): PretrainedSAGAN(free, **described)
@@ -186,7 +186,7 @@ def test_a_pipe_among_the_scores_and_a_name_that_ends_a_block_of_code(tmp_path, 
     card = str(model.generate_model_card(repo_id='```\n<b>'))
     assert card.count('```') == 2
     for function, given in ((nearest_preset, 'small'), (fold_spectral_norm, None), (PretrainedSAGAN, 'my')):
-        with pytest.raises(TypeError, match=f'is a .*, got {type(given).__name__}'): function(given)
+        with pytest.raises(TypeError, match=f'must be a .*, got {type(given).__name__}'): function(given)
 
 
 def test_scores_that_would_not_be_read_again_and_unknown_arguments(tmp_path, model, free):
@@ -196,13 +196,13 @@ def test_scores_that_would_not_be_read_again_and_unknown_arguments(tmp_path, mod
     check_same(model, PretrainedSAGAN.from_pretrained(tmp_path/'shared'))
     for name in ('mine', 'config', 'evaluation', '../eval', 'eval-a/b'):
         with pytest.raises(ValueError) as e: PretrainedSAGAN(free, evals={name: SCORES})
-        assert f'under the name eval or eval-..., got {name!r}' in str(e.value)
+        assert f'scores must be named eval or eval-..., got {name!r}' in str(e.value)
     with pytest.raises(ValueError, match='the scores have no fid'):
         PretrainedSAGAN(free, evals=dict(eval=dict(step=1)))
     for wrong in (dict(devcie='cuda'), dict(strict=True), dict(best=True)):
         with pytest.raises(TypeError, match=f'unexpected keyword argument {list(wrong)[0]!r}'):
             PretrainedSAGAN.from_pretrained(tmp_path/'shared', **wrong)
-    with pytest.raises(TypeError, match='private: only with push_to_hub=True'):
+    with pytest.raises(TypeError, match='private can be given only with push_to_hub=True'):
         model.save_pretrained(tmp_path/'none', private=True)
 
 
@@ -250,7 +250,7 @@ def test_offline(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='Repo id must'):
         PretrainedSAGAN.from_pretrained(tmp_path/'no'/'where')
     monkeypatch.setattr('sagan.sharing.snapshot_download', offline)
-    message = 'there is no folder runs/digits, and the hub gave no model of that name'
+    message = 'there is no folder runs/digits, and the hub returned no model of that name'
     with pytest.raises(FileNotFoundError, match=message): PretrainedSAGAN.from_pretrained('runs/digits')
 
 

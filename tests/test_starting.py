@@ -119,8 +119,8 @@ def test_a_run_of_one_network():
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(d_width=3), 'd_width is 4 in other, 3 was asked for, and weights fit only networks of the same'),
-    (dict(g_attention=()), r'g_attention is \(16,\) in other, \(\) was asked for'),
+    (dict(d_width=3), 'd_width is 4 in other, but 3 was requested, and weights fit only networks of'),
+    (dict(g_attention=()), r'g_attention is \(16,\) in other, but \(\) was requested'),
     (dict(form='preprint'), "form is 'released' in other")], ids=str)
 def test_other_networks_are_refused(changes, message):
     run = made(CLASSES)
@@ -184,7 +184,7 @@ def test_a_run_from_another_on_other_classes(first, data, tmp_path):
     other, told = shutil.copytree(first.folder, tmp_path/'other'), []
     asked = dict(lr_g=1e-4, device='cpu')
     run = train_run(data[1], tmp_path/'a', init_from=other, steps=4, tell=told.append, **asked)
-    assert told[0].endswith(f'; begins from {other} of step 2')
+    assert told[0].endswith(f'; starts from {other} at step 2')
     assert run.cfg == first.cfg.change(data=str(data[1]), n_classes=3, ema_start=0, lr_g=1e-4, steps=4)
     began = json.loads((run.folder/'config.json').read_text())['options']['init_from']
     assert (began['run'], began['step'], began['classes']) == (str(other), 2, ['cat'])
@@ -205,7 +205,7 @@ def test_a_run_killed_before_its_first_state_begins_again(first, tmp_path):
     train()
     for f in ('states', 'samples'): shutil.rmtree(folder/f)
     for f in ('weights.safetensors', 'log.jsonl', 'report.html'): (folder/f).unlink()
-    with pytest.raises(ValueError, match='stopped before its first training state, without the weights of'):
+    with pytest.raises(ValueError, match='stopped before its first training state, so it lacks the weights'):
         resume_run(folder, device='cpu', tell=silent)
     assert train().step == 1
     saved = read_state(state_file(folder, 0))['model']

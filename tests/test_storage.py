@@ -346,8 +346,8 @@ def test_a_disk_that_fills(photos, cached):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))  # bytes that a file may have
     try:
-        with pytest.raises(OSError, match=r'stopped \(.*/images cannot be written: File too large \(.* MB '
-                                          r'are free in .*\)\); nothing of it is kept'):
+        with pytest.raises(OSError, match=r'failed \(.*/images cannot be written: File too large \(.* MB '
+                                          r'are free in .*\)\); its files were removed'):
             cached()
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert os.listdir(cache_folder(photos, 32, photos.parent/'cache')) == ['.lock']

@@ -75,19 +75,19 @@ def test_killed_before_the_first_state_and_with_a_damaged_one(whole, tmp_path):
     until(p, lambda: newest(run) >= 8)
     p.kill()
     p.join()
-    assert 'beginning at step 0' in p.output.read_text()
+    assert 'starting at step 0' in p.output.read_text()
     file = states(run)[-1]
     file.write_bytes(file.read_bytes()[:10_000])
-    assert f'{file} is not a whole training state' in train(tmp_path, resume=run)
+    assert f'{file} is not a complete training state' in train(tmp_path, resume=run)
     assert differing(run, whole) == [] and timeless(run) == timeless(whole) and not list(run.rglob('.*.new'))
 
 def test_a_run_goes_on_as_it_began_and_nothing_is_touched_otherwise(whole, tmp_path):
     run = tmp_path/'run'
     train(tmp_path, out=run, steps=20, keep=1, **TINY)
     before = stamps(run)
-    assert 'it is finished; to go on, ask for more with --steps' in train(tmp_path, 1, resume=run)
+    assert 'were requested; to continue, request more with --steps' in train(tmp_path, 1, resume=run)
     messages = train(tmp_path, 1, resume=run, steps=40, batch=16)
-    assert f'batch is 8 in {run}, 16 was asked for' in messages
+    assert f'batch is 8 in {run}, but 16 was requested' in messages
     messages = train(tmp_path, 1, resume=run, steps=40, data='twins')
     assert 'twins has square, disc, diamond, plus' in messages
     assert 'already holds a run' in train(tmp_path, 1, out=run, steps=20, **TINY)
@@ -96,7 +96,7 @@ def test_a_run_goes_on_as_it_began_and_nothing_is_touched_otherwise(whole, tmp_p
     train(tmp_path, resume=run, steps=40, **{k: v for k, v in TINY.items() if k != 'device'})
     assert differing(run, whole) == [] and len(states(run)) == 1
     shutil.rmtree(run/'states')  # like a folder of an earlier version
-    assert 'holds no training states' in train(tmp_path, 1, resume=run, steps=60) and load_run(run).step == 40
+    assert 'but no training states' in train(tmp_path, 1, resume=run, steps=60) and load_run(run).step == 40
 
 @pytest.mark.parametrize('sig, status, word', [
     (signal.SIGTERM, 0, 'stopped by SIGTERM'), (signal.SIGINT, 1, 'interrupted')])

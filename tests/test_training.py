@@ -382,7 +382,7 @@ def test_a_batch_that_does_not_fit_is_rejected(batch):
         train(torch.randint(256, (16, 3, 32, 32)).float())
     with pytest.raises(ValueError, match='got values from 0 to 1'):
         train(torch.arange(16*3*32*32).view(16, 3, 32, 32)/49151)
-    with pytest.raises(ValueError, match='labels go from 0 to 9, got values from 11 to 11'):
+    with pytest.raises(ValueError, match='labels must be from 0 to 9, got values from 11 to 11'):
         train(batch[0], 11)
 
 

@@ -47,7 +47,7 @@ def test_grid_image():
 
 
 def test_rows_that_are_not_full():
-    with pytest.raises(ValueError, match='6 images do not fill 10 rows'):
+    with pytest.raises(ValueError, match='6 images cannot fill 10 rows'):
         class_rows(six(), list('0123456789'))
 
 
@@ -57,7 +57,7 @@ def test_nearest_figure():
     found, distance = nearest_images(real[:4], digits()[:100], k=2)
     fig = nearest_figure(real[:4], real[found], distance)
     assert [ax.get_xlabel() for ax in fig.axes[4:8]] == ['0.00']*4
-    with pytest.raises(ValueError, match='need as many rows'): nearest_figure(real[:3], real[found], distance)
+    with pytest.raises(ValueError, match='must have a row'): nearest_figure(real[:3], real[found], distance)
 
 
 # Points and maps

@@ -260,7 +260,7 @@ def test_traits_draw(box, model, classes):
     assert box.layer == 'D 16x16'
     for name, wrong in dict(seed=-1, far=2., gamma=3.).items():
         with pytest.raises(TraitError): setattr(box, name, wrong)
-    for wrong in ([0, 0, 33, 16], [8, 8, 8, 16], [1, 2]):
+    for wrong in ([0, 0, 33, 16], [8, 8, 8, 16], [1, 2], [], [0, 0, 8, 8, 1]):
         with pytest.raises(ValueError, match='hide is a region .* of 32x32 pixels'): box.hide = wrong
 
 
@@ -277,20 +277,25 @@ def test_effects(box, model):
     assert box.changed == b''.join(pack_change('', x[0], after[0])[1:])
     assert torch.equal(shown(box), to_bytes(x)[0])
     picture = torch.frombuffer(bytearray(box.changed), dtype=torch.uint8)
-    assert torch.equal(picture[:3072].reshape(32, 32, 3).permute(2, 0, 1), to_bytes(after)[0])
+    assert box.after[:3072] == bytes(to_bytes(after)[0].permute(1, 2, 0).flatten().tolist())
     apart = (after - x)[0].abs().mean(0)
-    assert torch.equal(picture[3072:].reshape(32, 32), (apart/apart.max()*255).round().to(torch.uint8))
+    assert torch.equal(picture.reshape(32, 32), (apart/apart.max()*255).round().to(torch.uint8))
     box.gamma, box.cut = 1., [24, 24, 28, 26]
     said = 'Attention gives nothing to the cut region in G 16x16'       # though D's layer is in view
     assert box.effect['words'] == f'{said}: {in_words(x, expected(cut=(24, 24, 28, 26)))}'
     assert torch.equal(expected(cut=(24, 24, 26, 26)), expected(cut=(25, 25)))     # one query's cell
-    box.cut, box.hide = None, [0, 0, 16, 32]
+    box.cut, box.hide = None, [0, 0, 16, 16, 0, 16, 16, 32]         # two boxes, as an outline has
+    several = box.effect
+    altered = to_bytes(expected(hide=(0, 0, 16, 32)))[0].permute(1, 2, 0).flatten()
+    assert box.after[:3072] == bytes(altered.tolist()) and len(box.after) == several['view']['bytes']
+    box.hide = [0, 0, 16, 32]
+    assert box.effect == several
     said = f'Nothing in G 16x16 looks at the hidden region: {in_words(x, expected(hide=(0, 0, 16, 32)))}'
     assert box.effect['words'] == said
     box.seed = 6
     assert box.effect['words'].startswith('Nothing in G 16x16 looks') and box.effect['words'] != said
     box.hide = [0, 0, 32, 32]
-    assert 'hides all keys' in box.message and (box.effect, box.changed) == ({}, b'')
+    assert 'hides all keys' in box.message and (box.effect, box.changed, box.after) == ({}, b'', b'')
     box.hide = None
     assert (box.effect, box.changed, box.message) == ({}, b'', '')
 

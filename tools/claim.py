@@ -56,7 +56,7 @@ def keep(folder: Path, name: str):
 
 
 def run_part(out: Path, jobs: int, name: str):
-    "Train every row of a part that is not done"
+    "Train every row of a part that is not finished"
     experiment, data, base, seeds, every = PARTS[name]
     images = load_images(data, 32)
     run_experiment(experiment, images, base.change(data=data), out/name, seeds, every, jobs=jobs,
@@ -65,7 +65,7 @@ def run_part(out: Path, jobs: int, name: str):
 
 
 def train_long(folder: Path, seed: int):
-    "Attention in both, bfloat16, three times as long, on one thread, by the command that users have"
+    "Attention in both, bfloat16, three times as long, on one thread, by the users' own command"
     options = dict(data='twins', dtype='bfloat16', steps=7200, seed=seed, measure_every=800, out=folder)
     new = [word for k, v in options.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     command = Path(sys.executable).parent/'sagan-train'
@@ -83,7 +83,7 @@ def run_long(out: Path):
 
 
 def scores(record: dict) -> str:
-    "Both measures in a line"
+    "Both measures on one line"
     return f"D's AUC {record['d_auc']:.3f}  kappa {record['kappa']:.3f}"
 
 

@@ -1,8 +1,8 @@
-"""What the docs need after Quarto has built them:
+"""Finish the docs after Quarto has built them:
 
     nbdev-docs && python tools/docsite.py
 
-Each page gets a link that opens its notebook in Colab, and one that downloads it; the home page gets the
+Each page gets a link that opens its notebook in Colab, and a link that downloads it; the home page gets the
 explorer. Language models get every page as Markdown, NAME.html.md, and the list of these in llms.txt."""
 import html, json, re, shutil
 from pathlib import Path
@@ -43,7 +43,7 @@ def notebook_links(name):
 
 
 def without_repetition(figure):
-    "A figure's HTML without a caption that only repeats the words for those who do not see the picture"
+    "A figure's HTML without a caption that only repeats the picture's alternative text"
     caption = re.search(r'<figcaption.*?>(.*?)</figcaption>', figure, re.S)
     words = re.search(r'<img[^>]* alt="([^"]*)"', figure)
     def plain(text): return ' '.join(html.unescape(re.sub('<.*?>', '', text)).split())
@@ -116,7 +116,7 @@ def add_markdown(site, prepared):
 
 
 def finish_site(site, prepared):
-    "Add all that is missing to the site that Quarto built in the folder `site` from the pages in `prepared`"
+    "Add the missing parts to the site that Quarto built in the folder `site` from the pages in `prepared`"
     for name in pages():
         page = site/html_name(name)
         text = finish_page(page.read_text(encoding='utf-8'), name)

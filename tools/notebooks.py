@@ -1,4 +1,4 @@
-"""Gives every notebook what all have in common: `python tools/notebooks.py` changes those that lack it.
+"""Give every notebook the parts that all share: `python tools/notebooks.py` changes those that lack them.
 
 - Its first cell installs what is missing, as on Colab and Kaggle. A page that reads files of the repository
   gets these, too.
@@ -25,7 +25,7 @@ def is_install(cell): return is_code(cell) and MARK in source(cell)
 
 
 def parsed(code):
-    "Syntax tree of a cell; a line for IPython does nothing in it"
+    "Syntax tree of a cell, without the lines for IPython"
     return ast.parse(re.sub(r'^( *)[%!].*', r'\1pass', code, flags=re.M))
 
 
@@ -54,7 +54,7 @@ def install_code(cells, folder):
 
 
 def without_nbdev(code):
-    "Code without the import and the call of nbdev; nothing if that was all"
+    "Code without the import and the call of nbdev; empty if there was nothing else"
     code = re.sub(r'^import nbdev$\n?|^nbdev\.nbdev_export\(\)$\n?', '', code, flags=re.M)
     code = re.sub(r'^(import .*?)(?:, nbdev\b|\bnbdev, )', r'\1', code, flags=re.M)
     return '' if code.strip() == '#| hide' else code.rstrip('\n')
@@ -71,7 +71,7 @@ def as_lines(text): return text.splitlines(keepends=True)
 
 
 def complete(nb, name, symbols):
-    "A notebook, `name` in nbs/, with what all have in common; changes `nb`"
+    "A notebook, `name` in nbs/, with the parts that all share; changes `nb`"
     cells = [c for c in nb['cells'] if not is_install(c)]
     for cell in cells:
         if is_code(cell): cell['source'] = as_lines(without_nbdev(source(cell)))

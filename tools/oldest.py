@@ -10,9 +10,9 @@ DEVELOPERS = 'dev', 'docs', 'browser'  # extras of no user, so their oldest vers
 
 
 def oldest(settings):
-    """Lines `name==version` for the minimum of each requirement in settings.ini but the developers'.
+    """Lines `name==version` for the minimum of each requirement in settings.ini, except the developers'.
 
-    Raises ValueError for one without or with two."""
+    Raises ValueError for a requirement without a minimum, or with two."""
     config, found = ConfigParser(delimiters='='), {}
     config.read_string(settings)
     for key, lines in config['DEFAULT'].items():

@@ -1,8 +1,8 @@
-"""The steps of a release that need more than a line, as .github/workflows/release.yml takes them:
+"""The steps of a release that need more than a line, for .github/workflows/release.yml:
 
-    python tools/release.py check v0.1.0      # refuse a tag that version and changelog do not fit
-    python tools/release.py name PyPI         # refuse a name that is not ours on the package index
-    python tools/release.py notes v0.1.0      # print what the changelog says about it
+    python tools/release.py check v0.1.0      # reject a tag that does not match version and changelog
+    python tools/release.py name PyPI         # reject a name that is not ours on the package index
+    python tools/release.py notes v0.1.0      # print the changelog's text about it
     python tools/release.py try dist/*.whl    # the wheel alone: quick start and a tiny run"""
 import json, os, re, subprocess, sys, tempfile, venv
 from pathlib import Path
@@ -16,7 +16,7 @@ INDEXES = {'PyPI': 'https://pypi.org', 'TestPyPI': 'https://test.pypi.org'}
 
 
 def sections(changelog):
-    "Versions, with what stands behind them in their headings, and what is said about them, newest first"
+    "Versions, the rest of their headings, and the text below, newest first"
     parts = re.split(r'^## (\S+)(.*)\n', changelog, flags=re.M)[1:]
     releases = zip(parts[::3], parts[1::3], parts[2::3])
     return {version: (rest.strip(), body.strip()) for version, rest, body in releases}
@@ -44,7 +44,7 @@ def check(tag, version, changelog):
 
 
 def check_name(project, published):
-    """Raises ValueError unless a release under the name in pyproject.toml is ours to make
+    """Raises ValueError unless we may release under the name in pyproject.toml
 
     `project` is the text of pyproject.toml; `published` what the index says about the name, None if it is
     free."""
@@ -58,7 +58,7 @@ def check_name(project, published):
 
 
 def look_up(index, name):
-    "What an index says about a name, None if it has no such project"
+    "An index's facts about a name, None if it has no such project"
     try:
         with urlopen(f'{INDEXES[index]}/pypi/{name}/json', timeout=60) as answer: return json.load(answer)
     except HTTPError as e:
@@ -82,7 +82,7 @@ TINY = 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'  # the smalle
 
 
 def try_wheel(wheel):
-    "Install a wheel, and nothing else, into an empty environment and use it there"
+    "Install only a wheel into an empty environment, and use it there"
     with tempfile.TemporaryDirectory() as tmp:
         home, where = Path(tmp, 'venv'), Path(tmp, 'work')
         where.mkdir()

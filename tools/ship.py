@@ -70,7 +70,7 @@ def check_learned(scores: dict):
 
 
 def ship(run: Path, name: str):
-    "Copy what the package needs of a run into sagan/runs"
+    "Copy the parts of a run that the package needs into sagan/runs"
     target = root/'sagan'/'runs'/name
     target.mkdir(parents=True, exist_ok=True)
     for file in FILES: shutil.copy(run/file, target)

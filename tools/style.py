@@ -15,7 +15,7 @@ def limit(path):
 
 
 def sources(path):
-    "Each piece of Python in a file, with what to call it"
+    "Each piece of Python in a file, with a name for it"
     if path.suffix == '.py':
         yield str(path.relative_to(root)), path.read_text(encoding='utf-8')
         return
@@ -35,7 +35,7 @@ def semicolons(source):
 
 
 def idle_f_strings(source):
-    "Numbers of the lines on which an f-string, or a piece of one, begins that has no braces"
+    "Numbers of the lines on which an f-string, or a piece of one, without braces begins"
     start, depth, braces = 0, 0, False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         kind = tokenize.tok_name[token.type]
@@ -52,7 +52,7 @@ def idle_f_strings(source):
 
 
 def faults(path):
-    "What is wrong with a file: where, and what"
+    "The faults of a file, each with its place"
     for where, source in sources(path):
         for i, line in enumerate(source.split('\n'), 1):
             if len(line) > limit(path):
@@ -65,7 +65,7 @@ def faults(path):
 
 
 def files():
-    "Every file with Python that people write"
+    "Every file with hand-written Python"
     yield from sorted((root/'nbs').rglob('*.ipynb'))
     for folder in ('tests', 'tests/old', 'tools', 'benchmarks'): yield from sorted((root/folder).glob('*.py'))
     yield root/'setup.py'
