@@ -31,7 +31,8 @@ def collect(runs):
         gflop = next((r['gflop'] for r in group if r.get('gflop')), None)
         memory = statistics.median(r['memory_gb'] for r in group)
         rows.append(dict(px=px, name=name, how=how, ours=group[0]['who'] in OURS, rounds=rounds,
-                         middle=statistics.median(rounds), batch=group[0]['batch'], gflop=gflop, memory=memory))
+                         middle=statistics.median(rounds), batch=group[0]['batch'], gflop=gflop,
+                         memory=memory))
     return rows
 
 def table(head, lines):

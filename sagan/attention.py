@@ -252,8 +252,8 @@ def _cut_queries(m, cut):
     "Numbers of the queries at a pixel or in a box, (n,), None for none"
     if cut is None: return None
     if not isinstance(cut, (tuple, list)) or not cut or len(cut) != 2 and len(cut) % 4:
-        raise ValueError("cut must be a pixel (row, column) or a box (top, left, bottom, right), or "
-                         f"several boxes that follow each other, got {cut!r}")
+        raise ValueError("cut must be a pixel (row, column) or a box (top, left, bottom, right), "
+                         f"or several boxes that follow each other, got {cut!r}")
     if len(cut) == 2: return torch.tensor([_cell_at(m.queries, m.image, *cut)])
     queries = _inside(cut, m.queries, m.image).nonzero()[:, 0]  # (n,)
     if not len(queries):
