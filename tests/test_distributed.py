@@ -168,7 +168,7 @@ def test_two_processes_measure_as_one(kept):
     assert kept[0]['scores'][1]['observed'] == 1.
 
 def test_a_number_that_is_not_finite_is_found_by_all(kept):
-    for k in kept: assert k['blamed'] == ("a number in D's step is not finite: of the real images", 'data')
+    for k in kept: assert k['blamed'] == ("a number in D's step is not finite: in the real images", 'data')
 
 def processes_of(launcher):
     "The process ids of the workers, by rank"
