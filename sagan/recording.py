@@ -361,10 +361,14 @@ def settle_run(
     tell=print, # Called with a sentence if the log has damaged lines
     keep:int|None=None, # Training states to keep besides the best, None for all
 ) -> None:
-    "Make a run folder end at a learner's step: write its weights, and remove everything from later steps"
+    """Make a run folder end at a learner's step: write its weights, and remove everything from later steps
+
+    Raises `ValueError` for a log that is no file."""
     step = learn.sagan_trainer.step
-    # even if the weights are from this step, as they may be damaged
-    if rank() == 0: save_weights(Path(folder)/'weights.safetensors', learn.model, step)
+    if rank() == 0:
+        read_log(folder)  # what is no log is rejected before anything is written
+        # even if the weights are from this step, as they may be damaged
+        save_weights(Path(folder)/'weights.safetensors', learn.model, step)
     truncate_run(folder, step, tell)
     if rank() == 0 and keep: _remove_old_states(folder, keep, best_record(read_log(folder)))
 

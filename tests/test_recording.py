@@ -232,6 +232,14 @@ def test_a_spoiled_line_of_the_log_loses_no_other_when_a_run_goes_on(copied):
     assert [r['step'] for r in read_log(copied)] == [1, 3, 4, 5]
 
 
+def test_a_log_that_is_a_folder_is_rejected_before_anything_is_written(copied):
+    (copied/'log.jsonl').unlink()
+    (copied/'log.jsonl').mkdir()
+    before = (copied/'weights.safetensors').stat().st_mtime_ns
+    with pytest.raises(ValueError, match='log.jsonl is not a file'): resume_run(copied, steps=5, tell=silent)
+    assert (copied/'weights.safetensors').stat().st_mtime_ns == before
+
+
 def test_nothing_is_written_through_a_log_that_is_a_link(copied, tmp_path):
     other = tmp_path/'other'
     (copied/'log.jsonl').rename(other)
@@ -258,7 +266,8 @@ def test_other_rates_at_resume(finished, copied, tmp_path, quick_report):
     stopped = shutil.copytree(copied, tmp_path/'stopped')
     told:list = []
     resume_run(copied, steps=7, tell=told.append, **RATES)
-    assert told[:2] == ['from step 4 on lr_g is 0.0001, not 0.001', 'from step 4 on bias_lr is 0.5, not 0.1']
+    rates = 'lr_g is 0.0001, not 0.001', 'bias_lr is 0.5, not 0.1'
+    assert told[:2] == [f'from step 4 on, {rate}' for rate in rates]
     resume_run(stopped, steps=5, tell=silent, **RATES)
     resume_run(stopped, steps=7, tell=silent)
     assert same_weights(copied, stopped)
