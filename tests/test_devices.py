@@ -44,6 +44,7 @@ def gpu(monkeypatch):
     "The pretended GPU, which the library takes for a Mac's"
     try: set_up()
     except ImportError: pytest.skip('PyTorch before 2.9 has no devices in Python')
+    monkeypatch.setattr(torch.pretended, 'available', True)
     kind = devices._kind
     monkeypatch.setattr(devices, '_kind', lambda device: 'mps' if kind(device) == NAME else kind(device))
     monkeypatch.setattr(devices, 'check_device', str)
