@@ -1,4 +1,4 @@
-"""What four ideas could save in the convolutions and spectral norms of the paper's networks, on one CPU thread.
+"""What four ideas could save in the convolutions and spectral norms of the paper's networks, on one thread.
 
 Every shape of a forward pass of G (8 images) and D (16) at 128 px is measured alone and counted as often as
 it occurs, so a line is the time of that part in one pass of both networks. Convolutions that are merged with
@@ -61,7 +61,8 @@ def compare_casts(W, dtype):
     "W/sigma in `dtype`, and W in `dtype` alone, which is left when the output is divided instead"
     u, v = torch.randn(W.shape[0]), torch.randn(W.flatten(1).shape[1])
     with torch.no_grad():
-        return milliseconds(lambda: fused_quotient(W, u, v, dtype)), milliseconds(lambda: W.to(dtype, copy=True))
+        return (milliseconds(lambda: fused_quotient(W, u, v, dtype)),
+                milliseconds(lambda: W.to(dtype, copy=True)))
 
 def compare_batches(shape, n):
     "One power iteration of each of n equal weights, and of all at once"
@@ -85,7 +86,8 @@ if __name__ == '__main__':
             if shape[-1] == 1: sums['1x1 as products'] += n*torch.tensor(compare_products(x, w))
         for shape, n in weights.items():
             sums['divide outputs'] += n*torch.tensor(compare_casts(torch.randn(shape), dtype))
-        for name, (now, then) in sums.items(): print(f'| {str(dtype)[6:]} | {name} | {now:.0f} | {then:.0f} |')
+        for name, (now, then) in sums.items():
+            print(f'| {str(dtype)[6:]} | {name} | {now:.0f} | {then:.0f} |')
     batches = [compare_batches(torch.Size(shape), n) for shape, n in weights.items() if n > 1]
     now, then = map(sum, zip(*batches))
     print(f'| float32 | batched power iteration, {len(batches)} shapes | {now:.0f} | {then:.0f} |')
