@@ -43,7 +43,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .content { display: flex; flex-direction: column; max-width: calc(var(--side) * 2 + 1.25rem) }
 .sagan .content.causes { max-width: calc(var(--side) * 2.47 + 2.5rem) }
 .sagan .panels { display: grid; gap: .75rem 1.25rem; grid-template-columns: repeat(2, minmax(0, 1fr)) }
-.sagan .causes .panels { grid-template: auto 1fr / repeat(2, minmax(0, 1fr)) minmax(10rem, .47fr) }
+.sagan .causes .panels { grid-template: auto 1fr / repeat(2, minmax(0, 1fr)) minmax(11.5rem, .47fr) }
 .sagan .causes .effect { grid-area: 1 / 3 / 3 } .sagan .below { grid-column: 1 / 3; min-width: 0 }
 .sagan .strips { display: flex; flex-wrap: wrap; gap: .75rem 2rem; margin-top: .25rem }
 .sagan figure { margin: 0; min-width: 0 } .sagan figcaption { font-size: 14px; line-height: 1.35; margin: .2rem 0 }
@@ -901,6 +901,7 @@ if (state) {
   values._esm = inPage('js')
   if (values.weights.byteLength) values.drawing = values.network
   const frame = window.frameElement   // of a page that shows this one, and is as high as this is
+  document.documentElement.classList.toggle('framed', Boolean(frame))   // the page around it has a title
   if (frame) new ResizeObserver(() => { frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height) + 40}px` }).observe(document.body)
   const model = { link: !frame, framed: Boolean(frame), get: k => values[k], on: (event, f) => (heard[event] ??= []).push(f),
     set(k, v) { changed.add(k); model.put({ [k]: v }) },

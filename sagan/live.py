@@ -117,5 +117,5 @@ def pack_networks(
             places[f'{k}.{name}'] = [len(data), *t.shape]
             data.extend(t.float().contiguous().cpu().numpy().tobytes())
     names = [readable(str(c)) for c in classes]
-    return dict(about=about, size=G.size, z_dim=G.z_dim, classes=names, attention=bool(len(G.attention)), own=False,
-                numbers=places, **parts), bytes(data)
+    return dict(about=about, size=G.size, z_dim=G.z_dim, classes=names, own=False, numbers=places,
+                attention=bool(len(G.attention)), **parts), bytes(data)

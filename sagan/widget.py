@@ -26,6 +26,7 @@ _PAGE = (
     '<style>html{color-scheme:light dark}body{margin:0;padding:1rem;background:#fff;color:#1a1a1a;'
     'font:15px/1.45 system-ui,sans-serif}h1{font-size:1.5rem;margin:0 0 .2rem}'
     'h1+p{margin:0 0 .35rem;max-width:60rem}#sagan-view>.sagan{padding:0}'
+    '.framed body{padding:6px}.framed h1,.framed h1+p{display:none}'
     '@media(prefers-color-scheme:dark){body{background:#181818;color:#eee}}'
     '@media(max-width:500px){body{padding:.5rem}h1{font-size:1.2rem}h1+p{display:none}}</style>\n'
     '<h1>Attention explorer</h1><p>Each point of an image gets its information from other places. '
