@@ -18,7 +18,7 @@ from warnings import warn
 from torch import Tensor
 from .deprecated import deprecated_names
 from .inputs import check_count, check_tensor
-from .kernels import blockwise_attention, fused_attention
+from .kernels import blockwise_attention, fused_attention, run_eagerly
 from .spectral import spectral_norm
 
 # %% ../nbs/02_attention.ipynb #aec52d08
@@ -190,7 +190,7 @@ def _record_inputs(net, names):
     hooks = [net.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
         # compiled code ignores hooks
-        with torch.compiler.set_stance('force_eager'): yield records
+        with run_eagerly(): yield records
     finally:
         for h in hooks: h.remove()
 

@@ -14,6 +14,8 @@ from statistics import mean
 from torch import Tensor
 from .conditioning import frozen_statistics
 from .distributed import all_gather_object
+from .kernels import run_eagerly
+
 
 # %% ../nbs/library/26_diagnostics.ipynb #db73a25d
 class NonFinite(FloatingPointError):
@@ -45,8 +47,7 @@ def _trace(forward, networks):
             hooks.append(m.register_forward_hook(lambda m, args, out, name=name: note(name, out)))
     try:
         # hooks do not fire in compiled code
-        with frozen_statistics(nn.ModuleDict(networks)), torch.compiler.set_stance('force_eager'):
-            forward()
+        with frozen_statistics(nn.ModuleDict(networks)), run_eagerly(): forward()
     finally:
         for h in hooks: h.remove()
     return order, bad[0] if bad else None

@@ -7,10 +7,12 @@ Docs: https://sagan-gan.github.io/sagan/library/kernels.html.md"""
 # %% auto #0
 __all__ = ['BFLOAT16_POSITIONS', 'flatten_weight', 'to_memory_order', 'from_memory_order', 'fused_quotient', 'is_4x4_faster',
            'upsample', 'up_conv', 'conv_pool', 'fused_attention', 'blockwise_attention', 'keep_freed_memory',
-           'compile_networks']
+           'compile_networks', 'run_eagerly']
 
 # %% ../nbs/library/24_kernels.ipynb #96767c4c
-import ctypes, torch, torch.nn as nn, torch.nn.functional as F
+import ctypes, sys, torch, torch.nn as nn, torch.nn.functional as F
+from collections.abc import Iterator
+from contextlib import contextmanager
 from torch import Tensor
 from .devices import has_instructions
 from .precision import autocast_dtype, no_autocast
@@ -210,3 +212,12 @@ def compile_networks(
     mode = 'reduce-overhead' if cuda_graphs and next(model.parameters()).is_cuda else None
     for net in (model.G, model.D):
         if isinstance(net, nn.Module): net.compile(dynamic=False, mode=mode)
+
+# %% ../nbs/library/24_kernels.ipynb #523a7807
+@contextmanager
+def run_eagerly() -> Iterator[None]:
+    "Within this context compiled networks run as plain Python, so that their hooks are called"
+    # importing the compiler takes a second, and what compiles has imported it
+    if 'torch._dynamo' not in sys.modules: yield
+    else:
+        with torch.compiler.set_stance('force_eager'): yield

@@ -12,6 +12,7 @@ __all__ = ['POINT_COLOURS', 'grid_image', 'png_data_uri', 'class_rows', 'nearest
 import base64, io, math, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -159,9 +160,10 @@ def _draw_map(ax, x, share, point, colour, top):
     _contours(ax, x)
     if round(share.max().item(), 1) >= 1.5:
         to = most_attended(share, size)[::-1]
-        for color, width in (('white', 3.2), (colour, 1.8)):                   # halo, then arrow
-            arrow = dict(arrowstyle='-|>', color=color, lw=width, shrinkA=0, shrinkB=0)
-            ax.annotate('', to, (c, r), arrowprops=arrow)
+        halo = [withStroke(linewidth=3.4, foreground='white')]
+        arrow = dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0,
+                     path_effects=halo)
+        ax.annotate('', to, (c, r), arrowprops=arrow)
     ax.plot(c, r, 'o', color=colour, ms=6, mec='white', mew=.8, zorder=5)      # above the arrow
     ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
     return shown

@@ -27,6 +27,7 @@ from .checks import check_seed, explain_memory
 from .conditioning import ConditionalBatchNorm2d
 from .data import to_bytes
 from .inputs import check_count, check_tensor
+from .kernels import run_eagerly
 from .names import class_numbers, figure_label, file_name, quiet_missing_glyphs, readable
 from .networks import Generator
 from .reports import map_of_size, save_figure, seeded_latents, suggest_out
@@ -61,7 +62,7 @@ def mixed_classes(
     hooks = [table.register_forward_hook(mix) for m in norms for table in (m.gain, m.bias)]
     try:
         # compiled code ignores hooks
-        with torch.compiler.set_stance('force_eager'): yield
+        with run_eagerly(): yield
     finally:
         for h in hooks: h.remove()
 

@@ -5,6 +5,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from matplotlib.colors import to_rgb
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from PIL import Image
 from scipy.stats import rankdata
@@ -102,6 +103,8 @@ def test_a_known_map_is_drawn_where_it_looks():
     assert row//4 == 2
     assert column//4 == 5
     assert [l.get_text() for l in fig.axes[3].get_yticklabels()] == ['', 'even spread', '64.0 times']
+    (arrow,) = fig.axes[1].texts                                  # one head, with a white outline
+    assert isinstance(arrow.arrow_patch.get_path_effects()[0], withStroke)
 
 
 def test_maps_of_other_images(runs):

@@ -41,7 +41,7 @@ PYRAMID = dict(g_width=(192, 128, 64, 32), d_width=(32, 64, 128, 128))
 # Part: {row: (images, how many, changes of `photos`)}, seeds, images seen in all, and between measurements
 PARTS = {
     'few': ({f'{n}-{name}': ('all', n, changes) for n in (500, 2000, 10_000)
-             for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 128_000, 64_000),
+             for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 192_000, 64_000),
     'one': ({'1-to-1': ('horse', 500, AUGMENT),
              '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 1, 96_000, 32_000),
     # plain.py has the attention of equations 1-3
