@@ -451,7 +451,7 @@ def _attention_block(run, folder):
     if not has_maps(run): return ''
     figure = ''
     if run.cfg.g_attention:
-        fig = draw_attention(run)
+        fig = draw_attention(run, n=6)
         if folder: save_figure(fig, folder/'attention.png')
         fig.set_size_inches(*fig.get_size_inches()*.6)  # then its text is large enough in a column
         for ax in fig.axes: ax.set_xlabel(ax.get_xlabel().removeprefix('up to ').replace(' times even', '×'))

@@ -69,6 +69,7 @@ def test_a_report_tells_the_run(run, tmp_path):
                  'Setting This run Preset tiny Meaning z_dim 8 128'):
         assert part.replace(' ', '') in text.replace(' ', ''), part
     assert '<div class="bad"><dt>Warnings</dt>' in page
+    assert 'tells how much the network uses attention.' in text and 'running means' not in text   # of so few
     own = re.sub('srcdoc="[^"]*"', '', page)
     assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
 
@@ -173,6 +174,9 @@ def test_port_and_browser(tmp_path, monkeypatch):
     open_notebook('run', tell=told.append, port=port, browser=False)
     arguments = (tmp_path/'arguments').read_text().split()
     assert f'--port={port}' in arguments and '--no-browser' in arguments
+    # a page that is reloaded leaves no kernel behind: its request to stop it is accepted, and an idle one stops
+    assert '--Voila.tornado_settings=disable_check_xsrf=1' in arguments
+    assert '--MappingKernelManager.cull_idle_timeout=300' in arguments
     assert told == [f'the explorer opens at http://localhost:{port}; Ctrl-C ends it']
     open_notebook('run', tell=told.append)
     assert '--no-browser' not in (tmp_path/'arguments').read_text()
