@@ -422,7 +422,7 @@ function render({ model, el }) {
     const limit = Math.max(2, model.get('same') ? sums(layer, image).top : max)   // so that an even spread never looks strong
     return { point, layer: layer.name, grid, weights, best, max, limit,   // `to`: the middle of the strongest cell, in pixels from the corner
       to: [(Math.floor(best / grid[1]) + .5) * size[0] / grid[0], (best % grid[1] + .5) * size[1] / grid[1]],
-      get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length,
+      get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length, least: weights.reduce((a, b) => Math.min(a, b)),
       get values() { return upsample(weights, grid, size, model.get('smooth')) } }   // made when asked for
   }
   const pixels = (from = view) => from.bytes.subarray(3 * header.size[0] * header.size[1] * model.get('image'))
@@ -547,20 +547,21 @@ function render({ model, el }) {
     requestAnimationFrame(() => { drawn = false; if (asked) { asked = false; paint() } })
   }
 
-  function describe({ point, layer, best, to, max, mean, inside }) {
+  function describe({ point, layer, best, to, max, mean, least, inside }) {
     const here = place(point), most = `${times(max)} ${EVEN}`, the = view === altered ? 'Now the' : 'The'
     if (model.get('direction') === 'to') return peaked(max) ? `${upper(place(to))} looks most at ${here}: ${most}. The average of all points is ${times(mean)}.`
       : max < .05 ? `No point looks at ${here}.`
-      : max < .95 ? `Hardly any point looks at ${here}: none gives it more than ${most}.`
+      : max < .95 ? `All points look less at ${here} than elsewhere: at most ${most}.`
+      : least < .5 ? `Some points look at ${here}, but none strongly: at most ${most}.`
       : `All points look at ${here} nearly alike, at most ${most}.`
     if (!max) return `${the} point at ${here} is cut: it gets nothing from attention.`
-    if (!peaked(max)) return `${the} point at ${here} looks nearly everywhere alike, at most ${most}.`
+    if (!peaked(max)) return `${the} point at ${here} looks ${least < .5 ? 'at many places, at none strongly:' : 'nearly everywhere alike,'} at most ${most}.`
     const { key, share } = common(view.layers.find(l => l.name === layer), model.get('image'))
     return `${the} point at ${here} looks most at ${place(to)}: ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.` +
       (view === trained && key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most: such a shared place is a property of the model, not a bug.` : '')
   }
   function say() {
-    const text = current ? describe(current) : 'No point is chosen. Move over the image, or tap it.'
+    const text = current ? describe(current) : `No point is chosen. ${hovers() ? 'Move over the image, or click it' : 'Tap the image'}.`
     if (status.textContent === text) return
     const [start, ...rest] = text.split(EVEN)
     status.replaceChildren(start, ...rest.length ? [meaning, rest.join(EVEN)] : [])

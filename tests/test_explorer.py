@@ -378,6 +378,20 @@ def test_a_place_that_all_points_look_at(opened, tmp_path):
     move(page, 5, 60)
     assert status(page) == 'No point looks at row 5, column 60.'
 
+def test_words_on_a_place_that_few_points_look_at(opened, tmp_path):
+    "They are of the points that do, of those that do not, and of the least of them"
+    q, k = torch.ones(1, 64, 1), torch.zeros(1, 64, 1)
+    k[0, 41], q[0, :32] = .3, -9.
+    given = {'G 8x8': AttentionMap('', q, k, (8, 8), (8, 8), (S, S))}
+    AttentionExplorer(*view(torch.zeros(1, 3, S, S), given, [('', 0)])).save(tmp_path/'e.html')
+    page = opened(tmp_path/'e.html')
+    press(page, 'To here')
+    move(page, 44, 12)
+    assert status(page) == (
+        'Some points look at row 44, column 12, but none strongly: at most 1.3 times an even spread.')
+    move(page, 60, 60)
+    assert status(page) == 'All points look at row 60, column 60 nearly alike, at most 1.0 times an even spread.'
+
 def test_drawn_before_the_next_frame(opened, explorer):
     "Movements before the frame are drawn at once, but only one in a frame, and the last one in the end"
     page = opened()
@@ -645,7 +659,8 @@ def explore_there(page, tmp_path, model, kernel=True):
         choose_layer(page, layer)
         labelled(page, f'layer {layer}')
         same_map(seen(page), expected(layer, 2, 5), 0, 26, 10)
-        if layer[0] == 'D': assert refused('Choose a layer of the generator: the discriminator does not draw.')
+        if layer[0] == 'D':
+            assert refused('Choose a layer of the generator: the discriminator does not draw.')
     press(page, 'To here')
     assert refused('Choose "From here": only where a point looks can be hidden.')
     press(page, 'From here')

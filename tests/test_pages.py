@@ -402,5 +402,6 @@ def test_lines_of_a_grid_are_clear():
         with Image.open(io.BytesIO(base64.b64decode(html.split('base64,')[1].split('"')[0]))) as im:
             return im.convert('RGBA').getchannel('A')
     grid = opened((70, 36))
-    assert [grid.getpixel(p) for p in ((1, 18), (18, 0), (34, 18), (69, 18), (2, 2), (33, 33))] == [0]*4 + [255]*2
+    lines, images = [(1, 18), (18, 0), (34, 18), (69, 18)], [(2, 2), (33, 33)]
+    assert [grid.getpixel(p) for p in lines + images] == [0]*4 + [255]*2
     assert opened((71, 36)).getextrema() == (255, 255)
