@@ -320,7 +320,6 @@ const KEYS = [['Arrow keys', 'move the point by one cell'], ['Enter, Space', 'ke
 const TOOLS = {
   hide: 'Drag over the image: the generator draws it again, and no point may look into that region.',
   cut: 'Drag over the image: the generator draws it again, and the points of that region get nothing from attention.' }
-const WAY = 'of the way from black to white'
 const EVEN = 'an even spread', MEANING = 'An even spread: if the point looked everywhere alike, each place would get the same weight. That weight is 1 here.'
 
 const hovers = () => !matchMedia('(hover: none)').matches
@@ -503,7 +502,7 @@ function render({ model, el }) {
   function region(c, boxes, trait) {   // the cells that are hidden, or cut
     const grid = regionGrid(trait), cells = covered(boxes, grid, header.size), s = c.canvas.width / header.size[1], u = density, [y, x] = grid.map((n, i) => header.size[i] / n * s)
     c.fillStyle = '#0007'
-    if (view === altered) cells.forEach((inside, i) => { if (inside) c.fillRect(i % grid[1] * x, Math.floor(i / grid[1]) * y, x, y) })
+    if (view === altered && c === ctx) cells.forEach((inside, i) => { if (inside) c.fillRect(i % grid[1] * x, Math.floor(i / grid[1]) * y, x, y) })
     const path = border(cells, grid, header.size), first = cells.indexOf(true)
     line(c, path, [2, '#000']); c.setLineDash([5 * u / s, 5 * u / s]); line(c, path, [2, '#fff']); c.setLineDash([])
     c.font = `600 ${13 * u}px system-ui, sans-serif`; c.textBaseline = 'top'; c.lineWidth = 3 * u; c.strokeStyle = '#000'; c.fillStyle = '#fff'
@@ -700,8 +699,7 @@ function render({ model, el }) {
     effect.textContent = altered ? told.words : ''
     if (!altered) return
     const e = told, some = e.most >= 1e-3
-    verdict.textContent = !some ? 'The image does not change.' : e.most < .05 ? `The image hardly changes: no pixel by more than ${e.top} ${WAY}.`
-      : `The image changes: one pixel by ${e.top} ${WAY}.`
+    verdict.textContent = !some ? 'The image does not change.' : `The image ${e.most < .05 ? 'hardly changes' : 'changes'}: by up to ${e.top} of the way from black to white.`
     for (const [{ b, c }, from] of [[former, trained], [later, altered]]) {
       fit(c, ...header.size).drawImage(plain(from), 0, 0)
       b.setAttribute('aria-pressed', from === view)

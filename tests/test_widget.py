@@ -193,7 +193,8 @@ def test_settings(widget, model, classes):
     live = explore(model, classes)
     live.restore(json.dumps(dict(label=2, seed=5, gamma=2., hide=[0, 0, 16, 32], point=[1, 2])))
     assert (live.header['images'][0], live.point) == ({'class': classes[2], 'seed': '5'}, [1, 2])
-    assert live.effect['words'].startswith('Attention is multiplied by 2, and in Generator 16x16 no point looks at')
+    said = 'Attention is multiplied by 2, and in Generator 16x16 no point looks at the hidden region. On'
+    assert live.effect['words'].startswith(said)
     for wrong in ('[1]', '{"colour": 1}', dict(sed=1)):
         with pytest.raises(ValueError, match='settings are a dictionary with some of layer'):
             widget.restore(wrong)
@@ -241,8 +242,8 @@ def drawing(model, label, *latent):
 def in_words(before, after):
     change = (after - before)[0].abs().mean(0)*50                   # (32, 32) in percent
     assert change.max() > 0
-    return (f'On average, a pixel changes by {change.mean():.2g}% of the way from black to white; the one that '
-            f'changes most, by {change.max():.2g}%.')
+    return (f'On average, a pixel changes by {change.mean():.2g}% of the way from black to white; the one '
+            f'that changes most, by {change.max():.2g}%.')
 
 
 def test_traits_draw(box, model, classes):
