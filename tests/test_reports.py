@@ -77,7 +77,8 @@ def test_a_report_tells_the_run(run, tmp_path):
 def test_grids_of_a_training_name_their_classes(run):
     "On their left, which a report leaves out, as it has names of its own"
     with Image.open(run/'samples/step-0000004.png') as im:
-        names, grid = [im.crop(box) for box in ((0, 0, im.width - 274, 342), (im.width - 274, 0, im.width, 342))]
+        wide = im.width - 274
+        names, grid = im.crop((0, 0, wide, 342)), im.crop((wide, 0, im.width, 342))
     rows = [names.crop((0, 34*i, names.width, 34*(i + 1))).convert('L').getextrema() for i in range(10)]
     assert all(low < 100 and high == 255 for low, high in rows)
     step, shown = run_frames(load_run(run))[-1]
