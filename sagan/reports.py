@@ -455,7 +455,7 @@ def _attention_block(run, folder):
         if folder: save_figure(fig, folder/'attention.png')
         fig.set_size_inches(*fig.get_size_inches()*.6)  # then its text is large enough in a column
         for ax in fig.axes: ax.set_xlabel(ax.get_xlabel().removeprefix('up to ').replace(' times even', '×'))
-        figure = captioned_html(wide_html(figure_html(fig, 'Attention maps'), 'maps'), (
+        figure = captioned_html(wide_html(figure_html(fig, 'Attention maps'), 'maps and scales'), (
             'Each row is an image with points, and beside it where each of them looks in the last attention '
             "layer of the generator (the paper's figures 1 and 5). Below a map is its largest weight, in "
             'multiples of an even spread.'))
