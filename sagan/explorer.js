@@ -322,6 +322,7 @@ const TOOLS = {
   cut: 'Drag over the image: the generator draws it again, and the points of that region get nothing from attention.' }
 const EVEN = 'an even spread', MEANING = 'An even spread: if the point looked everywhere alike, each place would get the same weight. That weight is 1 here.'
 
+const write = (e, text) => { if (e.textContent !== text) e.textContent = text }   // the same text again would cost a layout
 const hovers = () => !matchMedia('(hover: none)').matches
 const peaked = max => Math.round(10 * max) >= 10 * STRONG   // as the number beside it is rounded
 const times = v => v.toFixed(1) + ' times'
@@ -421,7 +422,7 @@ function render({ model, el }) {
     const limit = Math.max(2, model.get('same') ? sums(layer, image).top : max)   // so that an even spread never looks strong
     return { point, layer: layer.name, grid, weights, best, max, limit,   // `to`: the middle of the strongest cell, in pixels from the corner
       to: [(Math.floor(best / grid[1]) + .5) * size[0] / grid[0], (best % grid[1] + .5) * size[1] / grid[1]],
-      get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length, least: weights.reduce((a, b) => Math.min(a, b)),
+      get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length, get least() { return weights.reduce((a, b) => Math.min(a, b)) },
       get values() { return upsample(weights, grid, size, model.get('smooth')) } }   // made when asked for
   }
   const pixels = (from = view) => from.bytes.subarray(3 * header.size[0] * header.size[1] * model.get('image'))
@@ -527,9 +528,9 @@ function render({ model, el }) {
     if (box) region(ctx, snapped(box), tool)
     points.forEach(({ seen }, k) => { if (k !== i) mark(ctx, seen, colour(k)) })
     if (current) { mark(ctx, current, mine); mark(over, current, mine) }
-    title.textContent = `${!point ? 'Attention map' : `${to ? 'Who looks here' : 'Where this point looks'}${view === altered ? ' now' : ''}`}: ${network(what.name)}`
+    write(title, `${!point ? 'Attention map' : `${to ? 'Who looks here' : 'Where this point looks'}${view === altered ? ' now' : ''}`}: ${network(what.name)}`)
     value.style.visibility = point ? 'visible' : 'hidden'   // so that nothing jumps
-    layersTitle.textContent = point ? 'All layers at this point' : 'All layers'
+    write(layersTitle, point ? 'All layers at this point' : 'All layers')
     say(); ruler(); thumbnails()
     clear.disabled = !pins.length && !point
     const needed = what.name[0] !== 'G' ? 'Choose a layer of the generator: the discriminator does not draw.'
@@ -537,7 +538,7 @@ function render({ model, el }) {
     const hides = `One click hides the ${current && !outlined(current) ? 'brightest cell' : 'outlined place'} from all points, and the generator draws the image again.`
     without.disabled = Boolean(needed)
     without.title = needed || hides
-    first.textContent = needed || (altered ? '' : hides); first.hidden = without.hidden || !first.textContent
+    write(first, needed || (altered ? '' : hides)); first.hidden = without.hidden || !first.textContent
   }
   // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
   function paint() {
