@@ -409,8 +409,8 @@ _READ = dict(
             "should stay above generated."),
     gamma=("γ is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "
            "side, tells how much the network uses attention."),
-    sigma=("σ(W) is the most by which a layer with the weights W can stretch its input. Spectral norm divides "
-           "W by it. Shown are the first and last layers of each network."))
+    sigma=("σ(W) is the most by which a layer with the weights W can stretch its input. Spectral norm "
+           "divides W by it. Shown are the first and last layers of each network."))
 
 # %% ../nbs/library/36_reports.ipynb #f588d3e7
 def _curves(run, panels):
@@ -588,7 +588,8 @@ def report_page(
     told = run_notes(run)
     notes = ''.join(f'<li>{html_text(note)}</li>' for note in told)
     if '(bound ' in notes: notes += '<li class="gloss">A bound is the value at which sagan warns.</li>'
-    short = any(_whole_run(note.removeprefix('Warning: ')) for note in told)
+    warned = any(_whole_run(note.removeprefix('Warning: ')) for note in told)
+    short = warned and bool(few_passes(len(images), run.step, run.cfg.batch))  # not after --resume
     def shown(rows, caption): return captioned_html(strips_html(rows), caption)
     which = 'of the first 10 classes' if len(run.classes) > 10 else 'class'
     blocks = [tiles_html(run_tiles(run, images)), notes and f'<ul class="notes">{notes}</ul>',

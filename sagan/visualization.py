@@ -164,7 +164,7 @@ def _draw_map(ax, x, share, point, colour, top):
         arrow = dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0,
                      path_effects=halo)
         drawn = ax.annotate('', to, (c, r), arrowprops=arrow)
-        drawn.arrow_patch.set_clip_path(ax.patch)                              # not into the next map
+        drawn.arrow_patch.set_clip_path(ax.patch)                            # not into the next map
     ax.plot(c, r, 'o', color=colour, ms=6, mec='white', mew=.8, zorder=5)      # above the arrow
     ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
     return shown

@@ -50,7 +50,8 @@ def run(tmp_path_factory):
               tell=lambda text: None)
     log = folder/'log.jsonl'
     *others, last = [json.loads(line) for line in log.read_text().splitlines()]
-    made = [dict(r, warnings=['D <b>wins</b>', *few_passes(1797, 4, 8).values()]) for r in [dict(last, step=s) for s in (2, 3)]]
+    warned = dict(warnings=['D <b>wins</b>', *few_passes(1797, 4, 8).values()])
+    made = [dict(last, step=s) | warned for s in (2, 3)]
     made[0] |= dict(changes=[dict(step=2, lr_g=[1e-3, 1e-4])], init_from=dict(run='digits', step=1800))
     made[0] |= SCORES
     log.write_text(''.join(json.dumps(r) + '\n' for r in [*others, *made, last | SCORES | dict(fid=2.25)]))

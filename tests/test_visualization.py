@@ -313,7 +313,7 @@ def test_a_network_has_one_look_in_all_panels():
     log = [dict(r) | {'gamma D16': 0., 'sigma D.linear': 2., 'sigma G.last': 2.5} for r in records()]
     looks = {}
     for ax in training_figure(log).axes:
-        for line in (l for l in ax.lines if l.get_label() in ('G', 'D', 'G16', 'D16', 'G.linear', 'D.linear')):
+        for line in (l for l in ax.lines if l.get_label() in 'G D G16 D16 G.linear D.linear'.split()):
             looks.setdefault(line.get_label()[0], set()).add((line.get_color(), line.get_linestyle()))
         drawn = [(l.get_color(), str(l._dash_pattern)) for l in ax.lines if not l.get_label().startswith('_')]
         assert len(set(drawn)) == len(drawn)
