@@ -114,7 +114,7 @@ def test_readme_elsewhere(dist):
     "On a package index README.md's links lead to files that this version has and to pages of the docs"
     import sagan
     urls = dict(u.split(', ') for u in dist.metadata.get_all('Project-URL'))
-    html = {str(nbpath2html(p.relative_to(root/'nbs'))) for p in (root/'nbs').rglob('*.ipynb')}
+    html = {nbpath2html(p.relative_to(root/'nbs')).as_posix() for p in (root/'nbs').rglob('*.ipynb')}
     text, readme = dist.metadata.get_payload(), (root/'README.md').read_text(encoding='utf-8')
     def is_picture(m): return bool(re.search(r'!\[[^][]*$', text[:m.start()]))
     links = [(is_picture(m), m[1]) for m in re.finditer(r'\]\(([^)\s]+)\)', text)]

@@ -2,7 +2,7 @@
 
 What runs out of memory, or fails before its first step, leaves no folder in the way of the corrected call"""
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -54,7 +54,7 @@ def made(tmp_path_factory):
     pictures(root/'pics')
     pictures(root/'others', 100)
     (root/'file').write_text('no folder')
-    (root/'link').symlink_to(root/'nowhere')
+    with suppress(OSError): (root/'link').symlink_to(root/'nowhere')  # Windows may allow no links
     train(root/'pics', root/'run', **MEASURED)
     return root
 
@@ -191,6 +191,7 @@ def refusals():
 
 @pytest.mark.parametrize('name, message, call', list(refusals()), ids=[name for name, _, _ in refusals()])
 def test_a_refusal_changes_nothing(here, name, message, call):
+    if name == 'train: out is a link' and not Path('link').is_symlink(): pytest.skip('makes links')
     before = snapshot(here)
     with pytest.raises((ValueError, OSError, MemoryError), match=message): call()
     assert snapshot(here) == before

@@ -1,11 +1,11 @@
 "What the storage page does not show: failures while writing, stopped makers of a cache, ImageNet's size"
-import errno, hashlib, json, os, shutil, signal, subprocess, sys, time, warnings
+import errno, hashlib, json, os, re, shutil, signal, subprocess, sys, time, warnings
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
-from machines import posix
+from machines import link, posix
 from forked import leave_nothing_running, PROCESSES, STARTED
 from PIL import Image
 from safetensors.torch import save_file
@@ -71,7 +71,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     own, run = tmp_path/'own.txt', tmp_path/'run'
     own.write_text('mine')
     run.mkdir()
-    for name, to in (('a.txt', own), ('b.txt', tmp_path/'missing'), ('.lock', own)): (run/name).symlink_to(to)
+    for name, to in (('a.txt', own), ('b.txt', tmp_path/'missing'), ('.lock', own)): link(run/name, to)
     def lock(path):
         with file_lock(path.parent): pass
     def output(path): write_json(path, 1)
@@ -96,11 +96,12 @@ def test_a_pipe_is_not_opened(tmp_path, name):
 
 def test_a_folder_may_be_a_link(tmp_path):
     (tmp_path/'disk').mkdir()
-    (tmp_path/'run').symlink_to('disk')
+    link(tmp_path/'run', tmp_path/'disk')
     with file_lock(tmp_path/'run'): write_json(tmp_path/'run'/'a.json', 1)
     assert read_json(tmp_path/'disk'/'a.json') == 1 and (tmp_path/'run').is_symlink()
 
 
+@posix
 def test_no_name_is_too_long_to_be_written(tmp_path):
     for name in ('x'*255, '\N{GREEK SMALL LETTER GAMMA}'*127):
         write_json(tmp_path/name, 1)
@@ -205,7 +206,8 @@ def test_a_folder_where_nothing_may_be_made(tmp_path, monkeypatch):
     (tmp_path/'a').write_text('old')
     def refuse(path, mode=0): raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     monkeypatch.setattr(Path, 'mkdir', refuse)
-    with pytest.raises(PermissionError, match='/a cannot be written: Permission denied$'):
+    place = re.escape(str(tmp_path/'a'))
+    with pytest.raises(PermissionError, match=f'^{place} cannot be written: Permission denied$'):
         write_json(tmp_path/'a', 1)
 
 
@@ -356,7 +358,7 @@ def test_a_disk_that_fills(photos, cached):
 
 def test_a_place_that_cannot_be_a_folder(photos, tmp_path):
     (tmp_path/'file').touch()
-    with pytest.raises(OSError, match=r'cannot be written \(Not a directory\); name another one as cache'):
+    with pytest.raises(OSError, match=r'cannot be written \(.+\); name another one as cache'):
         folder(photos, 32, max_gb=0, cache=tmp_path/'file'/'cache')
 
 
