@@ -89,7 +89,7 @@ def save_nothing(fig, file, format='png', **options):
     else: Image.new('RGB', (8, 8)).save(file, format='png')
 
 def _call(output, module, name, args, options, kill_at, folder):
-    os.setsid()
+    if hasattr(os, 'setsid'): os.setsid()
     _redirect(output, 1, 2)
     f = getattr(import_module(module), name)
     if not os.environ.get('SAGAN_KILLS'): Figure.savefig = save_nothing
