@@ -1,7 +1,7 @@
 """Every page of the docs: directives, pictures, links, and how it looks in a browser.
 
 Without Quarto, pandoc renders a page from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the
-docs workflow, the page of the built site is tested. What needs neither pandoc nor a browser runs everywhere."""
+docs workflow, the page of the built site is tested. Tests that need neither pandoc nor a browser run without."""
 import io, json, os, posixpath, re, shutil
 from functools import partial
 from html.parser import HTMLParser
@@ -200,7 +200,8 @@ def test_built(site, name):
 def test_built_as_a_whole():
     "The pages for language models, the explorer on the home page, and a 404 page that works in any folder"
     site = Path(built).resolve()
-    assert not [f for f in ('explorer.html', 'photographs.html', 'card.png') if not (site/'images'/f).is_file()]
+    images = 'explorer.html', 'photographs.html', 'card.png'
+    assert not [f for f in images if not (site/'images'/f).is_file()]
     check_markdown(site)
     assert docsite.FRAME in (site/'index.html').read_text(encoding='utf-8')
     base = urlsplit(get_config(root).doc_url).path
