@@ -201,7 +201,7 @@ def test_output_that_leads_nowhere(tmp_path, how):
             "f = open('file', 'w'); say('γ'*10**6); say('error', sys.stderr); say('again'); f.write('whole')")
     command = f'"$0" -c "$1" {how}; echo ${{PIPESTATUS[0]}} > status'
     done = subprocess.run(['bash', '-c', command, sys.executable, code], cwd=tmp_path, capture_output=True)
-    assert (tmp_path/'status').read_text() == '0\n' and (tmp_path/'file').read_text() == 'whole'
+    assert (tmp_path/'status').read_bytes() == b'0\n' and (tmp_path/'file').read_bytes() == b'whole'
     assert b'Traceback' not in done.stderr and b'Exception' not in done.stderr
 
 

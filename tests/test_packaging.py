@@ -98,13 +98,13 @@ def test_metadata(dist):
     m = dist.metadata
     assert (m['Name'], m['Version']) == (NAME, sagan.__version__)
     assert m['License-Expression'] == 'Apache-2.0' and m['Requires-Python'] == '>=3.10'
-    workflow = yaml.safe_load((root/'.github/workflows/test.yml').read_text())
+    workflow = yaml.safe_load((root/'.github/workflows/test.yml').read_text(encoding='utf-8'))
     pythons = workflow['jobs']['test']['strategy']['matrix']['python']
     classifiers = m.get_all('Classifier')
     assert [c.split(' :: ')[-1] for c in classifiers if re.search(r':: 3\.\d+$', c)] == pythons
     assert 'Typing :: Typed' in classifiers
     assert set(m.get_all('Provides-Extra')) == {'hub', 'onnx', 'dev', 'docs', 'browser'}
-    citation = yaml.safe_load((root/'CITATION.cff').read_text())
+    citation = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
     urls = dict(u.split(', ') for u in m.get_all('Project-URL'))
     assert citation['license'] == m['License-Expression']
     assert (citation['repository-code'], citation['url']) == (urls['Repository'], urls['Documentation'])

@@ -1,7 +1,8 @@
 """Every page of the docs: directives, pictures, links, and how it looks in a browser.
 
 Without Quarto, pandoc renders a page from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the
-docs workflow, the page of the built site is tested. Tests that need neither pandoc nor a browser run without."""
+docs workflow, the page of the built site is tested. What needs neither pandoc nor a browser is tested
+without them."""
 import io, json, os, posixpath, re, shutil
 from functools import partial
 from html.parser import HTMLParser
@@ -66,7 +67,7 @@ def prepared(tmp_path_factory):
     shutil.copytree(root/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('.*', '_*'))
     p = forked(tmp/'output', 'prepare', tmp, module='test_pages')
     p.join(600)
-    assert p.exitcode == 0, p.output.read_text()
+    assert p.exitcode == 0, p.output.read_text(encoding='utf-8')
     return tmp/'_proc'
 
 
@@ -341,7 +342,8 @@ def report(tmp_path_factory):
     inner = '<!doctype html><title>inner</title><style>body{margin:0;height:1065px}</style>'
     file = tmp_path_factory.mktemp('page')/'report.html'
     pair = f'<div class="pair"><div>{player_html(frames, 32, ["cat", "d"*99])}</div><div>{curve}</div></div>'
-    file.write_text(page_html('A report', 'x'*300, strips_html([('cat', x)]), pair, frame_html(inner)))
+    page = page_html('A report', 'x'*300, strips_html([('cat', x)]), pair, frame_html(inner))
+    file.write_text(page, encoding='utf-8')
     return file
 
 

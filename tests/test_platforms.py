@@ -51,7 +51,7 @@ def test_locks_of_windows(windows, tmp_path, capsys):
         with pytest.raises(BlockingIOError, match='in use by another process'), file_lock(tmp_path): pass
         with atomic_write(tmp_path/'a.txt') as new:
             with storage.temporary_folder(tmp_path/'b.txt'): assert new.exists()  # its maker lives
-            new.write_text('one')
+            new.write_text('one', encoding='utf-8')
         done = threading.Event()
         def wait():
             with file_lock(tmp_path, wait=True): done.set()

@@ -43,7 +43,7 @@ def pictures(path, first=0, n=12):
 def quickly():
     "The small evaluator is hardly trained, and no report is drawn"
     with patch('sagan.measuring.train_evaluator', partial(train_evaluator, steps=2)):
-        def report(run, images, best): (run.folder/'report.html').write_text('')
+        def report(run, images, best): (run.folder/'report.html').write_text('', encoding='utf-8')
         with patch('sagan.runs.write_report', report): yield
 
 
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp('made')
     pictures(root/'pics')
     pictures(root/'others', 100)
-    (root/'file').write_text('no folder')
+    (root/'file').write_text('no folder', encoding='utf-8')
     with suppress(OSError): (root/'link').symlink_to(root/'nowhere')  # Windows may allow no links
     train(root/'pics', root/'run', **MEASURED)
     return root
