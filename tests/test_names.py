@@ -1,5 +1,5 @@
 "Names are data: whatever classes are called, and wherever output leads, a training ends with its report"
-import ast, io, os, re, subprocess, sys, warnings
+import io, os, re, subprocess, sys, warnings
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -14,7 +14,6 @@ from sagan.runs import attend_run, evaluate_run, explore_run, load_run, resume_r
 from sagan.sampling import describe_samples, draw_rows, sample_picture, sample_run, sampled_classes
 from sagan.visualization import class_rows
 
-root = Path(__file__).resolve().parent.parent
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='Linux allows any bytes in the name of a file')
 NAMES = ['$5_$10', '$_$', r'a^b_{c}\d', 'salt, pepper', '"quoted\' & co', '<script>alert(1)<', 'new\nline',
          'tab\tand\x1b[31mred', '😀', '日本語', 'שלום', 'abc\u202egpj', ' ', '\u200b', 'x'*250, 'Cat', 'cat',
@@ -214,20 +213,6 @@ def test_prepared_output_shows_any_letter(monkeypatch):
     assert sys.stdout.buffer.getvalue().strip() == rb'\u03b3'
 
 
-# UTF-8
-
-def texts(path):
-    "Lines in which a text file is opened without its encoding"
-    for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if not isinstance(n, ast.Call) or any(k.arg == 'encoding' for k in n.keywords): continue
-        name = getattr(n.func, 'attr', getattr(n.func, 'id', ''))
-        mode = [a.value for a in n.args if isinstance(a, ast.Constant) and isinstance(a.value, str)][-1:]
-        owner = getattr(getattr(n.func, 'value', None), 'id', '')
-        if name == 'read_text' and not n.args or name == 'write_text' and len(n.args) < 2: yield n.lineno
-        elif name not in ('open', 'fdopen') or owner in ('Image', 'tarfile', 'os', 'archive'): continue
-        elif 'b' not in ''.join(mode): yield n.lineno
-
-
 def test_a_command_warns_in_a_sentence(tmp_path, capsys):
     "Neither the file nor the line of code that gave a warning, nor afterwards any change of Python's own"
     (tmp_path/'data').mkdir()
@@ -243,8 +228,3 @@ def test_a_command_warns_in_a_sentence(tmp_path, capsys):
     shown = capsys.readouterr().err.splitlines()
     assert [l for l in shown if 'notes.txt' in l and l.startswith('warning: ')]
     assert not any('.py:' in l for l in shown) and warnings.formatwarning is before
-
-
-def test_text_files_are_utf8():
-    files = [f for d in ('sagan', 'tools', 'benchmarks') for f in sorted((root/d).glob('*.py'))]
-    assert not [f'{f.name}:{i}' for f in files for i in texts(f)]

@@ -325,7 +325,7 @@ def wait_until(p, condition):
 
 def rows(out):
     assert {p.name for p in out.iterdir() if p.is_file()} == FILES
-    with (out/'table.csv').open() as f:
+    with (out/'table.csv').open(encoding='utf-8') as f:
         return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in csv.DictReader(f)]
 
 

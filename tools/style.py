@@ -7,7 +7,9 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 FIRST_FLOOR, ELSEWHERE = 100, 110
-ENCODING = {'open': 3, '.read_text': 0, '.write_text': 1}  # its place among the arguments of these calls
+# Calls that take an encoding, and its place among their arguments; and those that only look like them
+ENCODING = dict(open=3, fdopen=3, read_text=0, write_text=1)
+NO_TEXT = 'archive.open', 'Image.open', 'os.open', 'tarfile.open'
 
 
 def limit(path):
@@ -56,11 +58,12 @@ def idle_f_strings(source):
 def unnamed_encodings(source):
     "Numbers of the lines that read or write text in the machine's own encoding, on Windows often cp1252"
     for call in ast.walk(ast.parse(source)):
-        if not isinstance(call, ast.Call): continue
-        place = ENCODING.get(re.search(r'\.?\w*$', ast.unparse(call.func))[0])
-        if place is None or len(call.args) > place: continue
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) in NO_TEXT: continue
+        owner, _, name = ast.unparse(call.func).rpartition('.')
+        if len(call.args) > ENCODING.get(name, -1): continue
         named = {k.arg: ast.unparse(k.value) for k in call.keywords}
-        mode = named.get('mode', ''.join(map(ast.unparse, call.args[1:2])))
+        first = 0 if owner and name == 'open' else 1  # a path opens itself: path.open('rb')
+        mode = named.get('mode', ''.join(map(ast.unparse, call.args[first:first + 1])))
         if 'encoding' not in named and 'b' not in mode: yield call.lineno
 
 
