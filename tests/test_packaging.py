@@ -124,7 +124,8 @@ def test_readme_elsewhere(dist):
         rest = link.removeprefix(f"{urls['Repository']}/{'raw' if picture else 'blob'}/v{sagan.__version__}/")
         if rest != link: assert (root/rest).is_file(), link
         elif link.startswith(urls['Documentation']):
-            assert link.removeprefix(urls['Documentation']).split('#')[0] in html | {''}, link
+            page = link.removeprefix(urls['Documentation']).split('#')[0]
+            assert page in html | {''} or (root/'nbs'/page).is_file(), link
         elif link[0] == '#': assert link[1:] in headings
         else: assert link.startswith('https://') and (not picture or link.endswith('.svg')), link  # badges
     assert quick_start(text) == quick_start(readme)
