@@ -295,8 +295,9 @@ def test_browser(site, served, phone, name):
 
 def switch(page, mode):
     "What the site's switch between light and dark does"
-    page.evaluate("document.body.classList.remove('quarto-light', 'quarto-dark')")
-    page.evaluate(f"document.body.classList.add('quarto-{mode}')")
+    other = 'light' if mode == 'dark' else 'dark'
+    page.evaluate("([on, off]) => { document.body.classList.remove(off); document.body.classList.add(on) }",
+                  [f'quarto-{mode}', f'quarto-{other}'])
 
 
 @needs_browser
