@@ -16,7 +16,6 @@ from .conditioning import frozen_statistics
 from .distributed import all_gather_object
 from .kernels import run_eagerly
 
-
 # %% ../nbs/library/26_diagnostics.ipynb #db73a25d
 class NonFinite(FloatingPointError):
     "A loss, gradient or weight that is not finite"
