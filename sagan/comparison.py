@@ -59,11 +59,11 @@ def _figures_block(runs):
         rows.append(['Best measurement', *(f'step {b["step"]:,}' if b else 'none' for b in best)])
         rows += [[f'{name}: {meaning}', *values] for name, *values, meaning in score_rows(best)]
     measured = {(b['evaluator'], b['samples'], b.get('digest') or b['reference']): b for b in best if b}
-    words = ''.join(f'<p>{html_text(f"{e}, {n:,} samples, against " + b["reference"])}.</p>'
+    words = ''.join(f'<p>{html_text(f"{n:,} samples, measured by {e}, against " + b["reference"])}.</p>'
                     for (e, n, _), b in measured.items())
     if len(measured) > 1:
         words = f'<p>The scores were measured differently and cannot be compared:</p>{words}'
-    return f'<h2>Figures</h2>{table_html(["", *runs], rows)}{words}'
+    return f'<h2>Results</h2>{table_html(["", *runs], rows)}{words}'
 
 # %% ../nbs/library/57_comparison.ipynb #c951e6a0
 def comparison_figure(
@@ -73,7 +73,7 @@ def comparison_figure(
 ) -> Figure: # One line per run, over the images seen if batch sizes differ, otherwise over the steps
     "Plot one entry of several runs' logs"
     by_images = len({r.cfg.batch for r in runs.values()}) > 1
-    fig, ax = plt.subplots(figsize=(4, 2.5), layout='constrained')
+    fig, ax = plt.subplots(figsize=(3.3, 2.3), layout='constrained')
     for i, (name, r) in enumerate(runs.items()):
         points = [(a['step']*(r.cfg.batch if by_images else 1), a[key]) for a in r.records
                   if a.get(key) is not None]
@@ -94,7 +94,7 @@ def _curves_block(runs):
     titles = _CURVES | {k: 'γ of attention, ' + k.removeprefix('gamma ') for k in gammas}
     def known(key): return any(a.get(key) is not None for r in runs.values() for a in r.records)
     shown = [figure_html(comparison_figure(runs, k, t), t) for k, t in titles.items() if known(k)]
-    return f'<h2>Curves</h2><div class="pair">{"".join(shown)}</div>' if shown else ''
+    return f'<h2>Curves</h2><div class="curves">{"".join(shown)}</div>' if shown else ''
 
 # %% ../nbs/library/57_comparison.ipynb #3c0d5a5b
 def common_frames(
@@ -133,7 +133,7 @@ def comparison_page(
     samples = captioned_html(player, 'Drawn by the averaged generators, always from the same latents.')
     names, pair = listed(list(runs), 5), [_figures_block(runs), _settings_block(runs)]
     return page_html(f'Runs compared: {names}', f'{len(runs)} runs of SAGAN side by side.',
-                     f'<div class="pair"><div>{pair[0]}</div><div>{pair[1]}</div></div>',
+                     f'<div class="beside"><div>{pair[0]}</div><div>{pair[1]}</div></div>',
                      f'<h2>Samples</h2>{samples}', _curves_block(runs))
 
 # %% ../nbs/library/57_comparison.ipynb #0741ebef

@@ -147,7 +147,7 @@ def training_figure(
     if panel is not None and panel not in _PANELS:
         raise ValueError(f"there is no panel {panel!r}; the panels are {', '.join(_PANELS)}")
     panels = [panel] if panel else ['losses', 'gamma', 'sigma']
-    size = (4, 2.5) if panel else (11, 2.6)
+    size = (3.3, 2.3) if panel else (11, 2.6)
     fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout='constrained')
     for ax, name in zip(axes[0], panels): _draw_panel(ax, records, name)
     return fig

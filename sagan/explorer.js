@@ -21,6 +21,7 @@ const CSS = `
     --jp-layout-color1: #181818; --jp-layout-color2: #2a2a2a; --jp-border-color0: #8a8a8a; background: #181818 } }
 html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan[hidden], .sagan [hidden] { display: none !important }
+.sagan .about { margin: 0 0 .35rem; max-width: 60rem }
 .sagan .bar { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem .9rem; margin: 0 0 .5rem }
 .sagan label { display: flex; align-items: center; gap: .45rem; margin: 0 }
 .sagan :is(select, button, input[type=number]) { font: inherit; color: inherit; background: var(--paper);
@@ -42,7 +43,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .content { display: flex; flex-direction: column; max-width: calc(var(--side) * 2 + 1.25rem) }
 .sagan .content.causes { max-width: calc(var(--side) * 2.47 + 2.5rem) }
 .sagan .panels { display: grid; gap: .75rem 1.25rem; grid-template-columns: repeat(2, minmax(0, 1fr)) }
-.sagan .causes .panels { grid-template: auto 1fr / repeat(2, minmax(0, 1fr)) minmax(10rem, .47fr) }
+.sagan .causes .panels { grid-template: auto 1fr / repeat(2, minmax(0, 1fr)) minmax(11.5rem, .47fr) }
 .sagan .causes .effect { grid-area: 1 / 3 / 3 } .sagan .below { grid-column: 1 / 3; min-width: 0 }
 .sagan .strips { display: flex; flex-wrap: wrap; gap: .75rem 2rem; margin-top: .25rem }
 .sagan figure { margin: 0; min-width: 0 } .sagan figcaption { font-size: 14px; line-height: 1.35; margin: .2rem 0 }
@@ -81,6 +82,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 @media (pointer: coarse), (max-width: 40rem) {
   .sagan :is(select, button, input[type=number]) { min-height: 44px; min-width: 44px }
   .sagan input[type=range] { height: 44px } .sagan label:has([type=checkbox]) { min-height: 44px }
+  .sagan summary { padding: 0; min-height: 44px; line-height: 44px }
   .sagan .card .away { min-height: 44px } }
 @media (max-width: 40rem) {
   .sagan, .sagan.framed { --side: 100% } .sagan { padding: 0 } .sagan .bar { gap: .4rem .6rem }
@@ -253,20 +255,21 @@ function outline(values, [H, W], level) {
   return path
 }
 
-// The image as thin lines: its brightness, blurred a little, cut at one and at two thirds of its range
+// The image as thin lines: how far its colors, blurred a little, are from its median color, cut at one and at two
+// thirds of the range. So a shape has an outline whether it is lighter than the ground, darker, or of another color
 function sketch(rgb, [H, W]) {
-  const reach = Math.round(W / 64), light = new Float32Array(H * W)
+  const reach = Math.round(W / 64), far = new Float32Array(H * W), middle = (H * W - 1) >> 1
+  const ground = [0, 1, 2].map(k => Uint8Array.from({ length: H * W }, (_, i) => rgb[3 * i + k]).sort()[middle])
   for (let r = 0; r < H; r++) for (let c = 0; c < W; c++) {
-    let sum = 0, n = 0
+    const sum = [0, 0, 0]
+    let n = 0
     for (let y = Math.max(0, r - reach); y <= Math.min(H - 1, r + reach); y++)
-      for (let x = Math.max(0, c - reach); x <= Math.min(W - 1, c + reach); x++, n++) {
-        const i = 3 * (y * W + x)
-        sum += .3 * rgb[i] + .59 * rgb[i + 1] + .11 * rgb[i + 2]
-      }
-    light[r * W + c] = sum / n
+      for (let x = Math.max(0, c - reach); x <= Math.min(W - 1, c + reach); x++, n++)
+        for (let k = 0; k < 3; k++) sum[k] += rgb[3 * (y * W + x) + k]
+    far[r * W + c] = Math.hypot(...sum.map((v, k) => v / n - ground[k]))
   }
-  const [low, high] = light.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [255, 0]), path = new Path2D()
-  if (high - low > 8) for (const part of [1 / 3, 2 / 3]) path.addPath(outline(light, [H, W], low + part * (high - low)))
+  const [low, high] = far.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, 0]), path = new Path2D()
+  if (high - low > 8) for (const part of [1 / 3, 2 / 3]) path.addPath(outline(far, [H, W], low + part * (high - low)))
   return path
 }
 
@@ -319,10 +322,12 @@ const TOOLS = {
   cut: 'Drag over the image: the generator draws it again, and the points of that region get nothing from attention.' }
 const EVEN = 'an even spread', MEANING = 'An even spread: if the point looked everywhere alike, each place would get the same weight. That weight is 1 here.'
 
+const write = (e, text) => { if (e.textContent !== text) e.textContent = text }   // the same text again would cost a layout
 const hovers = () => !matchMedia('(hover: none)').matches
 const peaked = max => Math.round(10 * max) >= 10 * STRONG   // as the number beside it is rounded
 const times = v => v.toFixed(1) + ' times'
 const strong = v => v >= STRONG
+const outlined = ({ max }) => peaked(max) && strong(max)
 const upper = text => text[0].toUpperCase() + text.slice(1)
 const place = ([r, c]) => `row ${Math.floor(r)}, column ${Math.floor(c)}`
 const network = name => name.replace(/^G /, 'Generator ').replace(/^D /, 'Discriminator ')
@@ -377,7 +382,7 @@ function render({ model, el }) {
     titled('Save', button('Copy view', copy, 'A link or JSON that restores this view'), button('Save PNG', savePNG, 'A picture of image and map'),
       button('Save HTML', () => download(name('html'), new Blob([page(model)], { type: 'text/html' })), 'This page as a file that works by itself')))
 
-  const hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert, help)
+  const about = make('p', { className: 'about' }), hint = make('p'), alert = attributes(make('p'), { role: 'alert' }), notice = make('div', { className: 'notice' }, hint, alert, help)
   const canvas = attributes(make('canvas', { tabIndex: 0, className: 'pixels' }), { role: 'application' })
   const map = attributes(make('canvas', {}), { role: 'img' })
   const scale = make('div', { className: 'scale' }), value = make('figcaption')
@@ -394,18 +399,18 @@ function render({ model, el }) {
   const pictures = attributes(make('div', { className: 'pictures' }, former.b, later.b, make('figure', {}, apart, apartWords)), { role: 'group', 'aria-label': 'Before and after' })
   const verdict = make('p', { className: 'verdict' }), effect = attributes(make('p'), { role: 'status' })
   const undo = button('Undo changes', () => set({ hide: null, cut: null, gamma: 1 }))
-  const without = button('Hide where it looks', hideOutlined, 'No point may look at the outlined place, and the generator draws the image again.')
-  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What if it may not look there?' }), make('div', { className: 'bar' }, without, undo), verdict, pictures, effect)
+  const without = button('Hide where it looks', hideOutlined), first = make('p')
+  const effects = make('div', { className: 'effect' }, make('h3', { textContent: 'What if it may not look there?' }), make('div', { className: 'bar' }, without, undo), first, verdict, pictures, effect)
 
-  const layers = make('div', { className: 'strip' }), kept = make('div', { className: 'strip pins' })
-  const strips = make('div', { className: 'strips' }, make('section', {}, make('h3', { textContent: 'All layers at this point' }), layers),
+  const layersTitle = make('h3'), layers = make('div', { className: 'strip' }), kept = make('div', { className: 'strip pins' })
+  const strips = make('div', { className: 'strips' }, make('section', {}, layersTitle, layers),
     make('section', {}, make('h3', { textContent: 'Kept points' }), kept))
   const panels = make('div', { className: 'panels' },
     make('figure', {}, imageTitle, canvas, make('div', { className: 'under' }, field('Image', overlay, make('span', { textContent: 'Map' })))),
     make('figure', {}, title, map, make('div', { className: 'under' }, scale), value), effects, make('div', { className: 'below' }, bar, more, strips))
   overlay.setAttribute('aria-label', 'From the image to the map')
   const dialog = make('dialog'), content = make('div', { className: 'content' }, status, panels)
-  const root = make('div', { className: model.framed ? 'sagan framed' : 'sagan' }, notice, content, dialog)
+  const root = make('div', { className: model.framed ? 'sagan framed' : 'sagan' }, about, notice, content, dialog)
   root.dataset.lmSuppressShortcuts = 'true'
   el.append(make('style', { textContent: CSS }), root)
   const ctx = canvas.getContext('2d'), over = map.getContext('2d'), small = document.createElement('canvas')
@@ -417,7 +422,7 @@ function render({ model, el }) {
     const limit = Math.max(2, model.get('same') ? sums(layer, image).top : max)   // so that an even spread never looks strong
     return { point, layer: layer.name, grid, weights, best, max, limit,   // `to`: the middle of the strongest cell, in pixels from the corner
       to: [(Math.floor(best / grid[1]) + .5) * size[0] / grid[0], (best % grid[1] + .5) * size[1] / grid[1]],
-      get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length,
+      get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length, get least() { return weights.reduce((a, b) => Math.min(a, b)) },
       get values() { return upsample(weights, grid, size, model.get('smooth')) } }   // made when asked for
   }
   const pixels = (from = view) => from.bytes.subarray(3 * header.size[0] * header.size[1] * model.get('image'))
@@ -498,7 +503,7 @@ function render({ model, el }) {
   function region(c, boxes, trait) {   // the cells that are hidden, or cut
     const grid = regionGrid(trait), cells = covered(boxes, grid, header.size), s = c.canvas.width / header.size[1], u = density, [y, x] = grid.map((n, i) => header.size[i] / n * s)
     c.fillStyle = '#0007'
-    if (view === altered) cells.forEach((inside, i) => { if (inside) c.fillRect(i % grid[1] * x, Math.floor(i / grid[1]) * y, x, y) })
+    if (view === altered && c === ctx) cells.forEach((inside, i) => { if (inside) c.fillRect(i % grid[1] * x, Math.floor(i / grid[1]) * y, x, y) })
     const path = border(cells, grid, header.size), first = cells.indexOf(true)
     line(c, path, [2, '#000']); c.setLineDash([5 * u / s, 5 * u / s]); line(c, path, [2, '#fff']); c.setLineDash([])
     c.font = `600 ${13 * u}px system-ui, sans-serif`; c.textBaseline = 'top'; c.lineWidth = 3 * u; c.strokeStyle = '#000'; c.fillStyle = '#fff'
@@ -508,7 +513,8 @@ function render({ model, el }) {
 
   function draw() {
     if (!header?.size) return
-    const point = model.get('point'), pins = model.get('pins'), i = pins.findIndex(p => same(p, point)), mine = colour(i < 0 ? pins.length : i)
+    const point = model.get('point'), pins = model.get('pins'), to = model.get('direction') === 'to', what = chosen()
+    const i = pins.findIndex(p => same(p, point)), mine = colour(i < 0 ? pins.length : i)
     current = point && look(point)
     const a = model.get('overlay'), size = header.size
     ctx.imageSmoothingEnabled = false
@@ -522,11 +528,17 @@ function render({ model, el }) {
     if (box) region(ctx, snapped(box), tool)
     points.forEach(({ seen }, k) => { if (k !== i) mark(ctx, seen, colour(k)) })
     if (current) { mark(ctx, current, mine); mark(over, current, mine) }
+    write(title, `${!point ? 'Attention map' : `${to ? 'Who looks here' : 'Where this point looks'}${view === altered ? ' now' : ''}`}: ${network(what.name)}`)
+    value.style.visibility = point ? 'visible' : 'hidden'   // so that nothing jumps
+    write(layersTitle, point ? 'All layers at this point' : 'All layers')
     say(); ruler(); thumbnails()
     clear.disabled = !pins.length && !point
-    without.disabled = !point || model.get('direction') === 'to' || chosen().name[0] !== 'G'
-    if (!altered) effect.textContent = without.disabled ? 'For a point, a layer of the generator and "From here", one click hides where the point looks.'
-      : 'One click hides the outlined place from all points, and the generator draws the image again.'
+    const needed = what.name[0] !== 'G' ? 'Choose a layer of the generator: the discriminator does not draw.'
+      : to ? 'Choose "From here": only where a point looks can be hidden.' : point ? '' : 'Choose a point first.'
+    const hides = `One click hides the ${current && !outlined(current) ? 'brightest cell' : 'outlined place'} from all points, and the generator draws the image again.`
+    without.disabled = Boolean(needed)
+    without.title = needed || hides
+    write(first, needed || (altered ? '' : hides)); first.hidden = without.hidden || !first.textContent
   }
   // At once, but no more than once in a frame: what is asked for after that is drawn when the next one begins
   function paint() {
@@ -535,20 +547,21 @@ function render({ model, el }) {
     requestAnimationFrame(() => { drawn = false; if (asked) { asked = false; paint() } })
   }
 
-  function describe({ point, layer, best, to, max, mean, inside }) {
+  function describe({ point, layer, best, to, max, mean, least, inside }) {
     const here = place(point), most = `${times(max)} ${EVEN}`, the = view === altered ? 'Now the' : 'The'
     if (model.get('direction') === 'to') return peaked(max) ? `${upper(place(to))} looks most at ${here}: ${most}. The average of all points is ${times(mean)}.`
       : max < .05 ? `No point looks at ${here}.`
-      : max < .95 ? `Hardly any point looks at ${here}: none gives it more than ${most}.`
+      : max < .95 ? `All points look less at ${here} than elsewhere: at most ${most}.`
+      : least < .5 ? `Some points look at ${here}, but none strongly: at most ${most}.`
       : `All points look at ${here} nearly alike, at most ${most}.`
     if (!max) return `${the} point at ${here} is cut: it gets nothing from attention.`
-    if (!peaked(max)) return `${the} point at ${here} looks nearly everywhere alike, at most ${most}.`
+    if (!peaked(max)) return `${the} point at ${here} looks ${least < .5 ? 'at many places, at none strongly:' : 'nearly everywhere alike,'} at most ${most}.`
     const { key, share } = common(view.layers.find(l => l.name === layer), model.get('image'))
     return `${the} point at ${here} looks most at ${place(to)}: ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.` +
       (view === trained && key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most: such a shared place is a property of the model, not a bug.` : '')
   }
   function say() {
-    const text = current ? describe(current) : 'No point is chosen. Move over the image, or tap it.'
+    const text = current ? describe(current) : `No point is chosen. ${hovers() ? 'Move over the image, or click it' : 'Tap the image'}.`
     if (status.textContent === text) return
     const [start, ...rest] = text.split(EVEN)
     status.replaceChildren(start, ...rest.length ? [meaning, rest.join(EVEN)] : [])
@@ -618,6 +631,7 @@ function render({ model, el }) {
   function choices() {
     const message = model.get('message')
     playing &&= !message
+    about.textContent = model.get('network')?.about ?? ''; about.hidden = !about.textContent
     alert.textContent = message; hint.hidden = Boolean(message); alert.hidden = !message
     notice.classList.toggle('error', Boolean(message)); notice.classList.toggle('tool', tool !== 'look')
     content.hidden = !header?.size
@@ -653,9 +667,8 @@ function render({ model, el }) {
     overlay.value = model.get('overlay'); smooth.checked = model.get('smooth'); sameScale.checked = model.get('same')
     press(direction, model.get('direction')); press(tools, tool)
     canvas.classList.toggle('drag', tool !== 'look')
-    const to = model.get('direction') === 'to', what = chosen(), later = view === altered
-    imageTitle.textContent = later ? 'The image after the change' : altered ? 'The image before the change' : 'The image'
-    title.textContent = `${to ? 'Who looks here' : 'Where this point looks'}${later ? ' now' : ''}: ${network(what.name)}`
+    const what = chosen()
+    imageTitle.textContent = view === altered ? 'The image after the change' : altered ? 'The image before the change' : 'The image'
     canvas.setAttribute('aria-label', `${image.class ? `Class ${image.class}, ` : ''}${header.numbered} ${image.seed}, ${header.size[1]} by ${header.size[0]} pixels, ` +
       `with attention of layer ${what.name}. Arrow keys move the point, Enter keeps it, Escape clears.`)
     map.setAttribute('aria-label', `Map of layer ${what.name}, from dark for no attention to bright for the most`)
@@ -683,11 +696,11 @@ function render({ model, el }) {
     choices(); showEffect()
   }
   function showEffect() {
-    verdict.hidden = pictures.hidden = !altered
+    verdict.hidden = pictures.hidden = effect.hidden = !altered
+    effect.textContent = altered ? told.words : ''
     if (!altered) return
     const e = told, some = e.most >= 1e-3
-    effect.textContent = e.words
-    verdict.textContent = !some ? 'The image does not change.' : `The image ${e.most < .05 ? 'hardly changes' : 'changes'}: by at most ${e.top}.`
+    verdict.textContent = !some ? 'The image does not change.' : `The image ${e.most < .05 ? 'hardly changes' : 'changes'}: by up to ${e.top} of the way from black to white.`
     for (const [{ b, c }, from] of [[former, trained], [later, altered]]) {
       fit(c, ...header.size).drawImage(plain(from), 0, 0)
       b.setAttribute('aria-pressed', from === view)
@@ -697,7 +710,7 @@ function render({ model, el }) {
     c.putImageData(out, 0, 0)
     const factor = 1 / e.most
     apart.hidden = !some
-    apartWords.textContent = !some ? '' : `Difference${factor < 1.05 ? '' : `, amplified ${+factor.toPrecision(2)} times`}`
+    apartWords.textContent = !some ? '' : `Difference${factor < 1.05 ? '' : `, amplified ${+factor.toPrecision(2)} times`}: black is none, white is ${e.top}`
     apart.setAttribute('aria-label', `Difference, amplified: ${e.words}`)
   }
   function walk() {
@@ -776,8 +789,7 @@ function render({ model, el }) {
   }
   // What is outlined, or where it is nowhere, the strongest cell; together with what is hidden in the map that is seen
   function hideOutlined() {
-    const { weights, best, grid, max } = current, outlined = peaked(max) && weights[best] >= STRONG
-    const cells = Array.from(weights, (v, i) => outlined ? strong(v) : i === best)
+    const { weights, best, grid } = current, cells = Array.from(weights, (v, i) => outlined(current) ? strong(v) : i === best)
     set({ hide: [...view === altered && model.get('hide') || [], ...boxes(cells, grid, header.size)], before: false })
   }
   function finish() {
@@ -889,6 +901,7 @@ if (state) {
   values._esm = inPage('js')
   if (values.weights.byteLength) values.drawing = values.network
   const frame = window.frameElement   // of a page that shows this one, and is as high as this is
+  document.documentElement.classList.toggle('framed', Boolean(frame))   // the page around it has a title
   if (frame) new ResizeObserver(() => { frame.style.height = `${Math.ceil(document.body.getBoundingClientRect().height) + 40}px` }).observe(document.body)
   const model = { link: !frame, framed: Boolean(frame), get: k => values[k], on: (event, f) => (heard[event] ??= []).push(f),
     set(k, v) { changed.add(k); model.put({ [k]: v }) },

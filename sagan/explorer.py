@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from .attention import attention_maps, intervene, SelfAttention
 from .data import to_bytes
-from .live import pack_networks
+from .live import describe_model, pack_networks
 from .names import readable
 from .networks import Discriminator, Generator
 from .training import SAGAN
@@ -262,10 +262,11 @@ class _Effects(_DrawingState):
 
     def _describe(self, layer):
         "What was changed, in words"
-        said = [f'attention times {self.gamma:g}'] if self.gamma != 1 else []
-        if self.hide: said.append(f'nothing in {layer} looks at the hidden region')
-        if self.cut: said.append(f'attention gives nothing to the cut region in {layer}')
-        return ', '.join(said)
+        said = [f'attention is multiplied by {self.gamma:g}'] if self.gamma != 1 else []
+        place = f"in {layer.replace('G', 'Generator')}"
+        if self.hide: said.append(f'{place} no point looks at the hidden region')
+        if self.cut: said.append(f'{place} the cut region gets nothing from attention')
+        return ', and '.join(said)
 
 # %% ../nbs/09_explorer.ipynb #972651da
 class _Drawing(_Effects):
@@ -357,7 +358,9 @@ def explore(
                         f"{type(model).__name__}")
     out = Explorer()
     with _show_errors(out):
-        if images is not None: out.show(*image_view(model, images, labels, classes))
+        if images is not None:
+            out.network = dict(about=describe_model(model, classes))
+            out.show(*image_view(model, images, labels, classes))
         elif isinstance(model, Discriminator):
             raise ValueError("a discriminator draws nothing; give it images to look at")
         else: out.generate(model, classes)

@@ -224,9 +224,9 @@ function pack(former, magma, image, maps, names) {
 function packChange(caption, before, after) {
   const n = before.length / 3, apart = Float64Array.from({ length: n }, (_, i) => [i, n + i, 2 * n + i].reduce((sum, j) => sum + Math.abs(after[j] - before[j]), 0) / 6)
   const top = apart.reduce((a, b) => Math.max(a, b), 0), mean = apart.reduce((a, b) => a + b) / n, percent = v => `${+(100 * v).toPrecision(2)}%`
-  const words = `${caption}: pixels change by ${percent(mean)} of the range from black to white on average, ${percent(top)} at most`
+  const words = `${caption}. On average, a pixel changes by ${percent(mean)} of the way from black to white; the one that changes most, by ${percent(top)}.`
   const bytes = Uint8Array.from(apart, v => Math.round(255 * v / Math.max(top, 1e-12)))
-  return [{ words: words[0].toUpperCase() + words.slice(1), top: `${percent(top)} of black to white`, most: top }, new DataView(bytes.buffer)]
+  return [{ words: words[0].toUpperCase() + words.slice(1), top: percent(top), most: top }, new DataView(bytes.buffer)]
 }
 
 // Which cells of a grid have their center in one of the boxes, which follow each other: top, left, bottom, right
@@ -273,9 +273,10 @@ function drawer(model, network, bytes) {
       if (hidden.every(Boolean)) throw Error('Nothing is left to look at: the hidden region covers the whole image.')
     }
     if (get('cut')) changes[layer.name].cut = covered(get('cut'), layer.queries, size)
-    const said = [gamma !== 1 && `attention times ${gamma}`, get('hide') && `nothing in ${layer.name} looks at the hidden region`,
-      get('cut') && `attention gives nothing to the cut region in ${layer.name}`].filter(Boolean)
-    const altered = generate(network, layers, z, y, changes), [effect, changed] = packChange(said.join(', '), image, altered.image)
+    const place = `in ${layer.name.replace('G', 'Generator')}`, said = [gamma !== 1 && `attention is multiplied by ${gamma}`,
+      get('hide') && `${place} no point looks at the hidden region`,
+      get('cut') && `${place} the cut region gets nothing from attention`].filter(Boolean)
+    const altered = generate(network, layers, z, y, changes), [effect, changed] = packChange(said.join(', and '), image, altered.image)
     const [view, after] = shown(altered, names ?? get('header').images[0])
     return { effect: { ...effect, layer: layer.name, view }, changed, after }
   }

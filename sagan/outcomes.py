@@ -185,7 +185,7 @@ def curves_figure(
     Raises `ValueError` for anything but results."""
     panels = [measure] if measure else measures(results)
     n = max(1, len(panels))
-    figsize = (4.4, 2.6) if measure else (5.2*n, 3.2)
+    figsize = (3.3, 2.3) if measure else (5.2*n, 3.2)
     fig, axes = plt.subplots(1, n, figsize=figsize, squeeze=False, layout='constrained')
     for ax, key in zip(axes[0], panels):
         for i, (variant, seeds) in enumerate(results):

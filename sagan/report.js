@@ -72,5 +72,15 @@ function fitFrame(frame) {
   watch()
 }
 
+// Where a block is wider than the page, a line above it says so
+function tellMore(block) {
+  const words = document.createElement('p')
+  words.className = 'more'
+  words.textContent = `${matchMedia('(hover: none)').matches ? 'Swipe' : 'Scroll'} sideways for all ${block.dataset.parts}.`
+  block.before(words)
+  new ResizeObserver(() => { words.hidden = block.scrollWidth <= block.clientWidth + 1 }).observe(block)
+}
+
 document.querySelectorAll('.player').forEach(startPlayer)
+document.querySelectorAll('.wide').forEach(tellMore)
 document.querySelectorAll('iframe').forEach(fitFrame)

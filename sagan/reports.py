@@ -32,11 +32,12 @@ from .data import Images, to_unit
 from .evaluation import nearest_images, real_distances
 from .explorer import class_view, explore, image_view
 from .inputs import check_count
+from .live import describe_model
 from .names import listed, quiet_missing_glyphs, say
 from .networks import generate, generate_batches, Generator
 from .pages import (
     captioned_html, evenly, figure_html, folded_html, frame_html, html_text, image_html, page_html,
-    player_html, strips_html, table_html, tiles_html)
+    player_html, strips_html, table_html, tiles_html, wide_html)
 from .records import check_scores
 from .references import Evaluator, Reference
 from .storage import atomic_write, read_json, take_images, temporary_folder, write_json
@@ -191,7 +192,8 @@ def explorer_page(
     if images:
         x, y = images
         n = max(1, max_bytes//len(image_view(run.model, x[:1], y if y is None else y[:1])[1]))
-        return AttentionExplorer(*image_view(run.model, x[:n], y if y is None else y[:n], run.classes))
+        shown = image_view(run.model, x[:n], y if y is None else y[:n], run.classes)
+        return AttentionExplorer(*shown, network=dict(about=describe_model(run.model, run.classes)))
     drawing = explore(run)
     if not drawing.header: raise ValueError(drawing.message)
     if drawing.weights: return drawing
@@ -378,7 +380,7 @@ def run_tiles(
         ('Time', 'unknown' if seconds is None else format_seconds(seconds),
          '' if speed is None else f'{speed:.0f} images per second')]
     if best:
-        judge = best['evaluator'].partition(' (weights ')[0]
+        judge = best['evaluator'].partition(' (weights ')[0].partition(' trained on ')[0]
         tiles.append(('FID, lower is better', f'{best["fid"]:.2f}',
                       f'at step {best["step"]:,}, {best["samples"]:,} samples, by {judge}'))
     else: tiles.append(('Score', 'not measured yet', f'sagan-eval {_quote(run.folder.name)} measures one',
@@ -393,11 +395,12 @@ def run_frames(
     run:Run, # A run
     most:int=24, # Largest number of grids, evenly spaced
 ) -> list[tuple]: # (step, picture) in the order of steps
-    "The sample grids of a training"
-    frames = []
+    "The sample grids of a training, without the names of their rows"
+    frames, wide = [], 8*(run.cfg.size + 2) + 2
     for f in evenly(step_files(run.folder/'samples', '.png'), most):
         try:
-            with Image.open(f) as im: frames.append((file_step(f), im.convert('RGB')))
+            with Image.open(f) as im: grid = im.convert('RGB').crop((max(0, im.width - wide), 0, *im.size))
+            frames.append((file_step(f), grid))
         except Exception as e: warn(f'{f} is no picture and is left out ({type(e).__name__})')
     return frames
 
@@ -407,7 +410,7 @@ _READ = dict(
             "keep up with each other, and neither loss needs to fall. For long on the line or above it is "
             "bad, as G learns nothing then: go on with a fifth of both rates (--resume with --lr-g and "
             "--lr-d), or begin again with a wider D (--d-width). Near 0 is bad, too, as D wins: lower "
-            "--lr-d. Bold lines are running means."),
+            "--lr-d."),
     scores=("How real D finds real images, and how real generated ones. The gap is what D can tell; real "
             "should stay above generated."),
     gamma=("γ is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "
@@ -421,7 +424,11 @@ def _curves(run, panels):
     def known(panel): return any(k.startswith(panel) for r in run.records for k in r)
     prefix = dict(losses='d_loss', scores='d_real', gamma='gamma ', sigma='sigma ')
     def drawn(panel): return figure_html(training_figure(run.records, panel), f'Curves: {panel}', cursor=True)
-    return [captioned_html(drawn(p), _READ[p]) for p in panels if known(prefix[p])]
+    smooth = len(run.records) >= 30 # the mean of fewer is the record itself
+    def caption(panel):
+        means = ' Bold lines are running means.' if smooth and panel in ('losses', 'scores') else ''
+        return _READ[panel] + means
+    return [captioned_html(drawn(p), caption(p)) for p in panels if known(prefix[p])]
 
 # %% ../nbs/library/36_reports.ipynb #1bf18dbb
 def _training_block(run, images):
@@ -452,13 +459,16 @@ def _attention_block(run, folder):
     if not has_maps(run): return ''
     figure = ''
     if run.cfg.g_attention:
-        fig = draw_attention(run)
+        fig = draw_attention(run, n=6)
         if folder: save_figure(fig, folder/'attention.png')
-        figure = captioned_html(f'<div class="wide">{figure_html(fig, "Attention maps")}</div>', (
+        fig.set_size_inches(*fig.get_size_inches()*.6)  # then its text is large enough in a column
+        for ax in fig.axes: ax.set_xlabel(ax.get_xlabel().removeprefix('up to ').replace(' times even', '×'))
+        figure = captioned_html(wide_html(figure_html(fig, 'Attention maps'), 'maps and scales'), (
             'Each row is an image with points, and beside it where each of them looks in the last attention '
-            "layer of the generator (the paper's figures 1 and 5)."))
+            "layer of the generator (the paper's figures 1 and 5). Below a map is its largest weight, in "
+            'multiples of an even spread.'))
     explorer = frame_html(explorer_page(run).static())
-    return f'<h2>Attention</h2>{explorer}<div class="attention">{figure}</div>'
+    return f'<h2>Attention</h2><div class="attention"><div>{explorer}</div>{figure}</div>'
 
 # %% ../nbs/library/36_reports.ipynb #26f24817
 @torch.no_grad()
@@ -497,11 +507,12 @@ def _nearest_block(run, images, samples, picture):
         with Image.open(picture) as im: shown = image_html(im.convert('RGB'), 'Nearest training images')
         return heading + captioned_html(f'<div class="sheet">{shown}</div>', (
             'By the features of an evaluator, as sagan-eval measured them.'))
-    x = torch.stack(evenly(torch.cat([x for _, x in samples]), 8))             # (8, 3, S, S)
-    rows = torch.cat([x[:, None], nearest_pixels(x, images)], 1)               # (8, 4, 3, S, S)
+    x, most = torch.stack(evenly(torch.cat([x for _, x in samples]), 8)), 10_000               # (8, 3, S, S)
+    rows = torch.cat([x[:, None], nearest_pixels(x, images, most=most)], 1)    # (8, 4, 3, S, S)
+    among = f', of {most:,} that were compared' if len(images) > most else ''
     return heading + captioned_html(strips_html([('', row) for row in rows], kind='near'), (
-        'Each sample, and after it the three training images nearest to it in pixels. A sample that equals '
-        'one of them is a copy.'))
+        f'Each sample, and after it the three training images nearest to it in pixels{among}. A sample that '
+        'equals one of them is a copy.'))
 
 # %% ../nbs/library/36_reports.ipynb #fbad8685
 _SCORES = dict(
@@ -582,9 +593,10 @@ def report_page(
     samples, (evaluated, picture) = sample_rows(run), _evaluation(run)
     notes = ''.join(f'<li>{html_text(note)}</li>' for note in run_notes(run))
     def shown(rows, caption): return captioned_html(strips_html(rows), caption)
+    which = 'of the first 10 classes' if len(run.classes) > 10 else 'class'
     blocks = [tiles_html(run_tiles(run, images)), notes and f'<ul class="notes">{notes}</ul>',
               '<h2>Samples</h2>', shown(samples, 'Drawn by the averaged generator'
-                    + (", a row for each class (the paper's figure 6)." if run.classes else '.'))]
+                    + (f", a row for each {which} (the paper's figure 6)." if run.classes else '.'))]
     if best: blocks.append(shown(sample_rows(best), f'The same at step {best.step:,}, which measured best.'))
     blocks += [_training_block(run, images), _attention_block(run, folder),
                _nearest_block(run, images, samples, picture), _scores_block(run, evaluated),

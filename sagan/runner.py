@@ -8,7 +8,7 @@ Docs: https://sagan-gan.github.io/sagan/library/runner.html.md"""
 __all__ = ['Plan', 'train_variant', 'run_experiment', 'experiment_run']
 
 # %% ../nbs/library/39_runner.ipynb #1202d4fd
-import csv, math, os, pickle, signal
+import csv, math, os, pickle, re, signal
 import matplotlib.pyplot as plt
 import torch
 from collections.abc import Callable, Iterator
@@ -34,14 +34,14 @@ from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
 from .experiments import load_experiment, variants
-from .names import quiet_missing_glyphs, say
+from .names import listed, quiet_missing_glyphs, say
 from .networks import generate
 from .outcomes import (
     curves_figure, measures, strips_figure, table, table_columns, table_markdown)
 from .measuring import (
     check_records, load_or_train_evaluator, make_evaluator, measure_generator, read_records, read_settings)
 from .pages import (
-    captioned_html, evenly, figure_html, page_html, player_html, table_html, tiles_html)
+    captioned_html, evenly, figure_html, html_text, page_html, player_html, table_html, tiles_html)
 from .reports import configuration_block, format_seconds
 from .runs import absolute_data, configure, training_images
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
@@ -261,7 +261,9 @@ def _describe(experiment, base, plan, rows, results, how):
     text = (f'{experiment} on {plan.real}: {base.steps:,} discriminator steps of {base.batch} images, '
             f'{over} at the last step, {how}. Measured on {plan.samples:,} samples by '
             f'{rows[0]["evaluator"] or plan.evaluator.name}.')
-    if any(r['paper_fid'] or r['paper_is'] for r in rows): text += _PAPER
+    papers = [p for r in rows for p in (r['paper_fid'], r['paper_is']) if p]
+    if papers: text += _PAPER
+    if any('*' in p for p in papers): text += ' The paper computed scores with * from released weights.'
     placed = '; '.join(f'{v.label} at {v.at}' for v, _ in results if v.at != 'none')
     if base.size < 128 and placed:
         text += f' The placements are those of 128 pixels, moved to {base.size}: {placed}.'
@@ -305,6 +307,31 @@ def _tiles(plan, rows, results):
         ('Diverged', diverged or 'none', 'of all trainings')])
 
 # %% ../nbs/library/39_runner.ipynb #60dc20f1
+_MEANINGS = dict(
+    fid='FID: distance from real images, 0 is best.',
+    inception_score='IS: Inception score, higher is better.',
+    kappa='Kappa: twins that agree beyond luck, 1 is best.',
+    d_auc="D's AUC: how often D prefers real twins, 0.5 is chance.")
+
+def _report_page(folder, experiment, base, plan, results, rows, description):
+    "The page: the table beside its curves, and samples"
+    names, *cells = table_columns(rows).items()
+    headings = [n.replace('**', '') for n in names[1]]
+    meanings = ' '.join(_MEANINGS[m] for m in measures(results))
+    curves = ''.join(figure_html(curves_figure(results, m), f'Curves: {m}') for m in measures(results))
+    lines = "Thin lines are seeds, thick ones their means (the paper's figure 3)."
+    scores = captioned_html(table_html(['', *headings], [[k, *texts] for k, texts in cells]), meanings)
+    shown = captioned_html(f'<div class="curves">{curves}</div>', lines if rows[0]['seeds'] > 1 else '')
+    blocks = [_tiles(plan, rows, results), '<h2>Scores</h2>',
+              f'<div class="beside"><div>{scores}</div><div>{shown}</div></div>']
+    if frames := _sample_frames(folder, results, base.seed):
+        blocks += ['<h2>Samples</h2>', captioned_html(player_html(frames, base.size), (
+            "Always from the same latents (the paper's figure 4)."))]
+    title = re.sub(r'([0-9])', r' \1', experiment).capitalize()
+    summary = f'{listed(headings, 5)}: trained on {plan.images.name}, and measured in the same way.'
+    return page_html(f'{title} on {plan.images.name}', summary, *blocks, configuration_block(base),
+                     f'<h2>Method</h2><p>{html_text(description)}</p>')
+
 def _write_report(folder, experiment, base, plan, results, how):
     "Write table.md, table.csv, curves.png, samples.png and report.html"
     rows = table(results)
@@ -315,17 +342,7 @@ def _write_report(folder, experiment, base, plan, results, how):
         with atomic_write(folder/f'{name}.png') as new, quiet_missing_glyphs():
             fig.savefig(new, format='png', dpi=110)
         plt.close(fig)
-    names, *cells = table_columns(rows).items()
-    scores = [[heading, *(t.replace(' ', '\u00a0') for t in texts)] for heading, texts in cells]
-    curves = ''.join(figure_html(curves_figure(results, m), f'Curves: {m}') for m in measures(results))
-    blocks = [_tiles(plan, rows, results), '<h2>Scores</h2>',
-              table_html(['', *(n.replace('**', '') for n in names[1])], scores),
-              '<h2>Over the training</h2>', captioned_html(f'<div class="pair">{curves}</div>', (
-                  "Thin lines are seeds, thick ones their means (the paper's figure 3)."))]
-    if frames := _sample_frames(folder, results, base.seed):
-        blocks.append(captioned_html(player_html(frames, base.size), (
-            "Samples, always from the same latents (the paper's figure 4).")))
-    html = page_html(f'{experiment} on {plan.images.name}', description, *blocks, configuration_block(base))
+    html = _report_page(folder, experiment, base, plan, results, rows, description)
     with atomic_write(folder/'report.html') as new: new.write_text(html, encoding='utf-8')
 
 # %% ../nbs/library/39_runner.ipynb #c206a111

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from zipfile import ZipFile
-from matplotlib.font_manager import findfont
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 from .checkpoints import Run
 from .checks import check_folder, check_seed, explain_memory
@@ -28,6 +27,7 @@ from .measuring import evaluation_images, make_evaluator
 from .names import class_numbers, file_name, listed, readable
 from .networks import Generator, standing_statistics
 from .progress import progress
+from .recording import name_rows
 from .references import reference
 from .reports import image_rows, save_figure, seeded_latents, suggest_out
 from .runs import open_generator, output_path
@@ -103,17 +103,6 @@ def _grid_columns(rows, n, size, classless):
                          "images (with / at the end of out)")
     return columns
 
-# %% ../nbs/library/50_sampling.ipynb #77c69f50
-def _name_rows(picture, names):
-    "Put a name before each row of a picture"
-    font, texts = ImageFont.truetype(findfont('DejaVu Sans'), 12), [readable(n, 24) for n in names]
-    wide, row = math.ceil(max(map(font.getlength, texts))) + 10, (picture.height - 2)/len(names)
-    named = Image.new('RGB', (wide + picture.width, picture.height), 'white')
-    named.paste(picture, (wide, 0))
-    for i, text in enumerate(texts):
-        ImageDraw.Draw(named).text((wide - 5, row*(i + .5) + 1), text, 'black', font, 'rm')
-    return named
-
 # %% ../nbs/library/50_sampling.ipynb #7297a208
 def sample_picture(
     G:Generator, # Generator, on any device
@@ -127,7 +116,7 @@ def sample_picture(
     x = draw_rows(G, labels, n, seed)                                          # (rows, n, 3, S, S)
     x = torch.nn.functional.pad(x, (0,)*7 + (-n % columns,), value=1.)         # white up to the last column
     picture = grid_image(x.flatten(0, 1), columns)
-    return _name_rows(picture, names) if names else picture
+    return name_rows(picture, names) if names else picture
 
 # %% ../nbs/library/50_sampling.ipynb #4e71de3f
 # What Windows cannot name a folder: its devices, and a name that ends in a dot or a space

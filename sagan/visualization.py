@@ -149,14 +149,14 @@ def _contours(ax, x):
     light, low, high = x.mean(0), x.mean(0).min().item(), x.mean(0).max().item()
     if high - low < .06: return                                                # no shapes
     levels = [low + (high - low)*part for part in (1/3, 2/3)]
-    ax.contour(light, levels, colors='white', linewidths=.6, linestyles='solid',
+    ax.contour(light.numpy(), levels, colors='white', linewidths=.6, linestyles='solid',
                alpha=.6)
 
 def _draw_map(ax, x, share, point, colour, top):
     "Where one query looks (h, w), in multiples of an even spread, with the contours of its image"
     size, (r, c) = tuple(x.shape[1:]), point
     up = F.interpolate(share[None, None], size=size, mode='bilinear', align_corners=False)[0, 0]
-    shown = ax.imshow(up, cmap='magma', vmin=0, vmax=top)                      # (S, S)
+    shown = ax.imshow(up.numpy(), cmap='magma', vmin=0, vmax=top)              # (S, S)
     _contours(ax, x)
     if round(share.max().item(), 1) >= 1.5:
         to = most_attended(share, size)[::-1]

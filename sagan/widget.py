@@ -25,7 +25,8 @@ _PAGE = (
     'content="width=device-width,initial-scale=1"><title>Attention explorer</title>\n'
     '<style>html{color-scheme:light dark}body{margin:0;padding:1rem;background:#fff;color:#1a1a1a;'
     'font:15px/1.45 system-ui,sans-serif}h1{font-size:1.5rem;margin:0 0 .2rem}'
-    'h1+p{margin:0 0 .5rem;max-width:60rem}'
+    'h1+p{margin:0 0 .35rem;max-width:60rem}#sagan-view>.sagan{padding:0}'
+    '.framed body{padding:6px}.framed h1,.framed h1+p{display:none}'
     '@media(prefers-color-scheme:dark){body{background:#181818;color:#eee}}'
     '@media(max-width:500px){body{padding:.5rem}h1{font-size:1.2rem}h1+p{display:none}}</style>\n'
     '<h1>Attention explorer</h1><p>Each point of an image gets its information from other places. '
@@ -206,13 +207,13 @@ def pack_change(
     caption:str, # What was changed
     before:Tensor, # Image as trained, (3, S, S) in [-1, 1]
     after:Tensor, # Image with attention changed, (3, S, S)
-) -> tuple: # ({'words', 'top', 'most'}: the largest change in words and from 0 to 1, bytes)
+) -> tuple: # ({'words', 'top', 'most'}: the largest change in percent and from 0 to 1, bytes)
     "What a change did to an image, in words and as a picture of S*S bytes"
     change = (after - before).abs().mean(0)/2                  # (S, S), 0 to 1: from black to white
     top = change.max().item()
     def percent(v): return f'{float(f"{100*v:.2g}"):g}%'                       # 100%, not 1e+02%
-    words = (f'{caption}: pixels change by {percent(change.mean())} of the range from black to white on '
-             f'average, {percent(top)} at most')
+    words = (f'{caption}. On average, a pixel changes by {percent(change.mean())} of the way from black to '
+             f'white; the one that changes most, by {percent(top)}.')
     apart = (change/max(top, 1e-12)*255).round().to(torch.uint8)               # (S, S)
-    said = dict(words=words[:1].upper() + words[1:], top=f'{percent(top)} of black to white', most=top)
+    said = dict(words=words[:1].upper() + words[1:], top=percent(top), most=top)
     return said, apart.cpu().numpy().tobytes()

@@ -13,6 +13,7 @@ from sagan.config import Config
 from sagan.data import to_unit
 from sagan.explorer import explore, generated_maps, latents, named_maps, view
 from sagan.live import pack_networks
+from sagan.reports import _VOILA
 from sagan.runs import load_run, shipped
 from sagan.training import SAGAN
 from sagan.widget import AttentionExplorer
@@ -56,11 +57,11 @@ def browser():
 def opened(browser, explorer, tmp_path):
     "Opens a page from a file without a network; the test fails if it asks for anything, or throws an error"
     troubles, contexts = [], []
-    def open(path=None, width=1200, **how):
+    def open(path=None, width=1200, height=900, **how):
         if path is None:
             path = tmp_path/'explorer.html'
             explorer.save(path)
-        viewport = dict(width=width, height=900)
+        viewport = dict(width=width, height=height)
         context = browser.new_context(viewport=viewport, offline=True, accept_downloads=True, **how)
         contexts.append(context)
         page = context.new_page()
@@ -181,12 +182,13 @@ def test_image_and_map_are_apart_and_blended(opened, explorer):
         strong = (field >= level)[None].float()
         above, below = [F.max_pool2d(v, 5, 1, 2)[0] for v in (strong, 1 - strong)]
         return (above*below).bool()
-    light = F.pad((rgb @ torch.tensor([.3, .59, .11]))[None], (1,)*4, mode='replicate')
-    light = F.avg_pool2d(light, 3, 1)[0]
-    low, high = light.min(), light.max()
+    # the color of each pixel, blurred, and how far it is from the color in the middle of all
+    color = F.avg_pool2d(F.pad(rgb.permute(2, 0, 1), (1,)*4, mode='replicate'), 3, 1)
+    away = (color - rgb.flatten(0, 1).median(0).values[:, None, None]).norm(dim=0)
+    low, high = away.min(), away.max()
     third = (high - low)/3
     cells = r['weights'].view(16, 16).repeat_interleave(4, 0).repeat_interleave(4, 1)
-    lines = {CELLS: line(cells, 1.5), MAP: line(light, low + third) | line(light, high - third)}
+    lines = {CELLS: line(cells, 1.5), MAP: line(away, low + third) | line(away, high - third)}
     def far(c): return abs((tx - x)*(c[0] - y) - (ty - y)*(c[1] - x))/((tx - x)**2 + (ty - y)**2)**.5
     def clear(c, canvas): return far(c) > 5 and math.dist(c, (30, 10)) > 6 and not lines[canvas][c]
     for overlay in (0, .5, 1):
@@ -272,8 +274,12 @@ def test_keys_alone(opened, maps):
     page.keyboard.press('Escape')
     assert seen(page) is None and pins(page) == 0
     assert 'No point is chosen' in status(page)
+    assert page.locator('.panels h3 >> nth=1').text_content() == 'Attention map: Generator 32x32'
+    assert not page.get_by_text('Gray lines').is_visible() and not page.locator('.scale').is_visible()
     page.keyboard.press('ArrowRight')
     same_map(seen(page), m, 0, 33, 33)  # begins in the middle: cell (16, 16) of 32x32
+    assert page.locator('.panels h3 >> nth=1').text_content() == 'Where this point looks: Generator 32x32'
+    assert page.get_by_text('Gray lines').is_visible()
     page.keyboard.press('ArrowRight')
     page.keyboard.press('ArrowUp')
     same_map(seen(page), m, 0, 31, 35)
@@ -372,6 +378,21 @@ def test_a_place_that_all_points_look_at(opened, tmp_path):
     move(page, 5, 60)
     assert status(page) == 'No point looks at row 5, column 60.'
 
+def test_words_on_a_place_that_few_points_look_at(opened, tmp_path):
+    "They are of the points that do, of those that do not, and of the least of them"
+    q, k = torch.ones(1, 64, 1), torch.zeros(1, 64, 1)
+    k[0, 41], q[0, :32] = .3, -9.
+    given = {'G 8x8': AttentionMap('', q, k, (8, 8), (8, 8), (S, S))}
+    AttentionExplorer(*view(torch.zeros(1, 3, S, S), given, [('', 0)])).save(tmp_path/'e.html')
+    page = opened(tmp_path/'e.html')
+    press(page, 'To here')
+    move(page, 44, 12)
+    assert status(page) == (
+        'Some points look at row 44, column 12, but none strongly: at most 1.3 times an even spread.')
+    move(page, 60, 60)
+    assert status(page) == (
+        'All points look at row 60, column 60 nearly alike, at most 1.0 times an even spread.')
+
 def test_drawn_before_the_next_frame(opened, explorer):
     "Movements before the frame are drawn at once, but only one in a frame, and the last one in the end"
     page = opened()
@@ -417,10 +438,14 @@ def test_touch(opened, maps):
     assert pins(page) == 2
     touch((x, y + 40), *[(x, y + 40 - i) for i in range(0, 240, 20)])
     assert page.evaluate('scrollY') > 100 and pins(page) == 2 and seen(page)['point'] == [40, 20]
-    low = page.evaluate("""() => [...document.querySelectorAll('.sagan :is(button, select, input)')]
+    low = page.evaluate("""() => [...document.querySelectorAll('.sagan :is(button, select, input, summary)')]
         .filter(e => e.offsetParent && (e.closest('label') ?? e).getBoundingClientRect().height < 43.9)
         .map(e => e.outerHTML.slice(0, 80))""")
     assert not low
+
+def test_a_large_screen_is_used(opened):
+    page = opened(width=2560, height=1440)
+    for canvas in (CELLS, MAP): assert page.locator(canvas).bounding_box()['width'] > 700
 
 def contrast(place):
     "Of the text of an element against what is behind it"
@@ -491,6 +516,7 @@ def test_a_frame_is_as_high_as_what_it_shows(opened, explorer, tmp_path):
         inner.wait_for_function(fits)
         page.wait_for_timeout(200)
         assert inner.evaluate(fits) and inner.evaluate('innerHeight') < 2500        # and it has not grown on
+        assert not inner.locator('h1').is_visible()                   # the page around it has a title
 
 def test_module_as_anywidget_calls_it(opened, explorer, maps, tmp_path):
     """With a model like anywidget's: bytes as a DataView at some offset
@@ -559,7 +585,6 @@ def served(notebook):
     folders = 'HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR'
     env = os.environ | {k: str(notebook/k.lower()) for k in folders}
     env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])
-    env['PYTHONWARNINGS'] = 'ignore'
     def start(module, *args):
         with open(notebook/'server.log', 'w') as log:
             command = [sys.executable, '-m', module, *args, '--no-browser', f'--port={port}']
@@ -628,10 +653,19 @@ def explore_there(page, tmp_path, model, kernel=True):
     labelled(page, 'Class owl, seed 1,')
     choose(page, 'spinbutton', 'Seed', '5')
     labelled(page, 'Class owl, seed 5,')
+    hide = page.get_by_role('button', name='Hide where it looks')
+    def refused(why): return hide.is_disabled() and hide.get_attribute('title') == why and (
+        page.locator('.effect').get_by_text(why).is_visible())
     for layer in ('D 16x16', 'G 8x8'):
         choose_layer(page, layer)
         labelled(page, f'layer {layer}')
         same_map(seen(page), expected(layer, 2, 5), 0, 26, 10)
+        if layer[0] == 'D':
+            assert refused('Choose a layer of the generator: the discriminator does not draw.')
+    press(page, 'To here')
+    assert refused('Choose "From here": only where a point looks can be hidden.')
+    press(page, 'From here')
+    assert hide.is_enabled()
     choose(page, 'spinbutton', 'Towards seed', '7')
     choose(page, 'slider', 'How far', '0.5')
     labelled(page, 'seed 5 towards 7 at 0.5')
@@ -642,7 +676,7 @@ def explore_there(page, tmp_path, model, kernel=True):
     choose(page, 'slider', 'How far', '0')
     labelled(page, 'seed 5,')
     choose(page, 'slider', 'Attention', '2')
-    effect(page, 'Attention times 2: pixels change by')
+    effect(page, 'Attention is multiplied by 2. On average, a pixel changes by')
     press(page, 'Undo changes')
     press(page, 'Hide')
     drag(page, (20, 30), (40, 50))
@@ -652,12 +686,17 @@ def explore_there(page, tmp_path, model, kernel=True):
         with intervene(G, m, hide=(16, 16, 48, 64)): return generated_maps(model, z, y)
     after = hiding(m)[0]
     change = (after - x)[0].abs().mean(0)
-    words = f'Nothing in G 8x8 looks at the hidden region: pixels change by {change.mean()*50:.2g}%'
+    words = ('In Generator 8x8 no point looks at the hidden region. On average, a pixel changes by '
+             f'{change.mean()*50:.2g}% of the way from black to white; the one that changes most, by '
+             f'{change.max()*50:.2g}%.')
     shown = effect(page, words)
     assert (torch.tensor(shown).reshape(S, S) - change/change.max()*255).abs().max() < 1.5
-    assert f'by at most {change.max()*50:.2g}% of black to white' in page.locator('.verdict').text_content()
+    most = f'{change.max()*50:.2g}%'
+    verdict = f"The image {'hardly changes' if change.max() < .1 else 'changes'}: by up to {most}"
+    assert page.locator('.verdict').text_content() == f'{verdict} of the way from black to white.'
     amplified = float(f'{2/change.max():.2g}')
-    assert f'amplified {amplified:g} times' in page.locator('.pictures figcaption').text_content()
+    told = page.locator('.pictures figcaption').text_content()
+    assert told == f'Difference, amplified {amplified:g} times: black is none, white is {most}'
     # the map that is left, also of the discriminator, which looks at the changed image; and the one before
     move(page, 40, 50)
     hidden = torch.zeros(m.keys, dtype=torch.bool)
@@ -666,7 +705,7 @@ def explore_there(page, tmp_path, model, kernel=True):
     assert (seen(page)['weights']/16 - (left/left.sum()).flatten()).abs().max() < 1e-3
     assert status(page).startswith('Now the point at row 40, column 50 looks')
     choose_layer(page, 'D 16x16')
-    effect(page, 'Nothing in G 16x16 looks at the hidden region: pixels change by')
+    effect(page, 'In Generator 16x16 no point looks at the hidden region. On average, a pixel')
     move(page, 40, 50)
     same_map(seen(page), hiding(expected('G 16x16', 2, 5))[1]['D 16x16'], 0, 40, 50)
     choose_layer(page, 'G 8x8')
@@ -678,7 +717,7 @@ def explore_there(page, tmp_path, model, kernel=True):
     page.get_by_role('button', name='Before').wait_for(state='hidden')
     press(page, 'Cut')
     drag(page, (20, 30), (21, 31))
-    effect(page, 'Attention gives nothing to the cut region in G 8x8: pixels change by')
+    effect(page, 'In Generator 8x8 the cut region gets nothing from attention. On average, a pixel')
     press(page, 'Look')
     press(page, 'Random')
     other = "() => !document.querySelector('canvas[role=application]').ariaLabel.includes('seed 5,')"
@@ -784,6 +823,9 @@ def test_page_that_draws(opened, model, tmp_path):
     e = explore(model, ['cat', 'dog', 'owl'])
     e.save(tmp_path/'e.html')
     page = opened(tmp_path/'e.html')
+    about = page.locator('.about')
+    assert about.text_content() == 'This is a model of ImageNet at 64x64 pixels in 3 classes.'
+    assert page.locator('h1').bounding_box()['x'] == about.bounding_box()['x']
     explore_there(page, tmp_path, model, kernel=False)
     choose(page, 'slider', 'attention', '0.5')
     press(page, 'Hide where it looks')
@@ -793,7 +835,7 @@ def test_page_that_draws(opened, model, tmp_path):
     press(page, 'Close')
     given = json.loads(unquote(link.split('#view=')[1]))
     e.restore(given)
-    assert words == e.effect['words'] and 'looks at the hidden region' in words
+    assert words == e.effect['words'] and 'looks at the hidden region' in words and words[-1] == '.'
     with page.expect_download() as d: press(page, 'Save HTML')
     d.value.save_as(tmp_path/'b.html')
     for path in (tmp_path/'b.html').as_uri(), link:
@@ -802,13 +844,27 @@ def test_page_that_draws(opened, model, tmp_path):
         labelled(page, 'Class owl, seed 6,')
         assert said(page) == words
         press(page, 'Undo changes')
-        assert 'draws the image again' in said(page)
+        assert said(page) == '' and page.locator('.effect').get_by_text('draws the image again').is_visible()
     unfold(page)
     choose(page, 'slider', 'attention', '0')
     press(page, 'Next')
     labelled(page, 'Class owl, seed 7,')
     e.hide, e.cut, e.gamma, e.seed = None, None, 0., 7
     assert said(page) == e.effect['words']
+
+def test_a_cut_region_has_the_colors_of_the_scale_on_the_map(opened):
+    "As it can be looked at; in the image it is darker"
+    page = opened(Path(__file__).parent.parent/'nbs/images/explorer.html')
+    around = [[r, c] for r in range(16, 24) for c in range(8, 16)]   # where the first point looks
+    def bright():
+        move(page, 31, 55)
+        red, green, blue = canvas_pixels(page, MAP, around).T
+        return ((red > 200) & (green > 120) & (blue > 60) & (blue < 200)).sum()
+    before = bright()
+    press(page, 'Cut')
+    drag(page, (17, 9), (23, 15))
+    effect(page, 'In Generator 16x16 the cut region gets nothing from attention.')
+    assert bright() > .8*before > 2
 
 def test_page_of_a_large_model(opened, model, tmp_path, monkeypatch):
     "It shows what is stored, the effect of a change included, and says why it cannot draw"
@@ -817,7 +873,7 @@ def test_page_of_a_large_model(opened, model, tmp_path, monkeypatch):
     e.gamma = 2.
     e.save(tmp_path/'e.html')
     page = opened(tmp_path/'e.html')
-    effect(page, 'Attention times 2: pixels change by')
+    effect(page, 'Attention is multiplied by 2. On average, a pixel changes by')
     assert 'stored in the page. It cannot draw others: the model has 0.1 million' in page.content()
     assert not page.get_by_role('button', name='Next').is_visible()
     same_map(seen(page), e._maps['G 16x16'], 0, *e.point)
@@ -904,11 +960,24 @@ def test_explorers_of_the_docs(file, name):
     assert len(page) < 2.5e6
 
 def test_voila(served, browser, tmp_path, model):
-    "On a phone's screen, dark; JupyterLab below is wide and light"
-    page = browser.new_page(viewport=dict(width=390, height=900), color_scheme='dark')
-    page.goto(served('voila', 'explorer.ipynb'), timeout=90_000)
+    """On a phone's screen, dark; JupyterLab below is wide and light
+
+    Leaving the page ends its kernel, also by a reload."""
+    page, at = browser.new_page(viewport=dict(width=390, height=900), color_scheme='dark'), []
+    page.on('request', lambda r: at.append(r.url) if '/api/kernels/' in r.url else None)
+    page.on('websocket', lambda w: at.append(w.url))
+    address = served('voila', 'explorer.ipynb', *_VOILA)
+    page.goto(address, timeout=90_000)
     explore_there(page, tmp_path, model)
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
+    kernel, = {re.search('api/kernels/([^/?]+)', url)[1] for url in at}
+    def runs(): return page.request.get(f'{address}/api/kernels/{kernel}').ok
+    assert runs()
+    page.goto('about:blank')
+    end = time.monotonic() + 30
+    while runs():
+        assert time.monotonic() < end
+        time.sleep(.2)
     page.close()
 
 def test_jupyterlab(served, browser, tmp_path, model):
@@ -934,6 +1003,8 @@ def test_jupyterlab(served, browser, tmp_path, model):
     printed = page.locator('.jp-OutputArea-output', has_text='PYTHON [')
     printed.wait_for()
     # Python knows what was done in the browser
+    outputs = ' '.join(page.locator('.jp-OutputArea').all_text_contents())
+    assert 'PYTHON' in outputs and 'Warning' not in outputs
     words = r'PYTHON \[26, 10\] \[\[\d+, \d+\], \[20, 9\], \[26, 10\]\] D 16x16 6'
     assert re.fullmatch(words, printed.text_content().strip())
     page.close()

@@ -2,7 +2,7 @@
 
 Without Quarto, pandoc renders a page from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the
 docs workflow, the page of the built site is tested."""
-import json, os, posixpath, re, shutil
+import base64, io, json, os, posixpath, re, shutil
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +21,8 @@ from nbdev.serve import proc_nbs
 from PIL import Image
 from readme import directives, nb2md
 from sagan.curves import training_figure
-from sagan.pages import figure_html, frame_html, page_html, player_html, strips_html
+from sagan.pages import (
+    captioned_html, figure_html, frame_html, page_html, player_html, strips_html, wide_html)
 
 root = Path(__file__).resolve().parent.parent
 frames = root/'nbs/frames.html'
@@ -302,13 +303,15 @@ def test_frame(served, phone):
 def report(tmp_path_factory):
     "A page as a report has it: samples, a player beside curves, and a page in the page"
     x = torch.rand(8, 3, 32, 32)*2 - 1
-    frames = [(s, f'Step {s}', {'': Image.new('RGB', (272, 70), (s, s, s))}) for s in (0, 50, 100)]
+    frames = [(s, f'Step {s}', {'': Image.new('RGB', (274, 70), (s, s, s))}) for s in (0, 50, 100)]
     log = [dict(step=s, d_loss=2 - s/100, g_loss=s/100) for s in range(0, 101, 5)]
     curve = figure_html(training_figure(log, 'losses'), 'Losses', cursor=True)
     inner = '<!doctype html><title>inner</title><style>body{margin:0;height:1065px}</style>'
     file = tmp_path_factory.mktemp('page')/'report.html'
     pair = f'<div class="pair"><div>{player_html(frames, 32, ["cat", "d"*99])}</div><div>{curve}</div></div>'
-    file.write_text(page_html('A report', 'x'*300, strips_html([('cat', x)]), pair, frame_html(inner)))
+    maps = captioned_html(wide_html('<div style="width:28rem">maps</div>', 'maps'), 'Lower --lr-d.')
+    attention = f'<div class="attention"><div>{frame_html(inner)}</div>{maps}</div>'
+    file.write_text(page_html('A report', 'x'*300, strips_html([('cat', x)]), pair, attention))
     return file
 
 
@@ -382,5 +385,23 @@ def test_report_on_a_phone_and_on_a_wide_screen(show):
     assert tops(page)[0] < tops(page)[1]
     wide = show(1440, color_scheme='dark')
     assert tops(wide)[0] == tops(wide)[1] and ground(wide) != ground(page)
+    # the explorer beside the figure, which scrolls by itself where it is too wide, and a line says so
+    beside = [[e.bounding_box() for e in p.locator('.attention > *').all()] for p in (page, wide)]
+    assert beside[0][0]['y'] < beside[0][1]['y'] and beside[1][0]['y'] == beside[1][1]['y']
+    assert beside[1][1]['x'] > beside[1][0]['x'] + beside[1][0]['width']
+    more = [p.get_by_text('sideways for all maps.') for p in (page, wide)]
+    assert more[0].is_visible() and not more[1].is_visible()
     label = wide.locator('svg text').first.evaluate('e => getComputedStyle(e).fill')
     assert label == wide.evaluate('getComputedStyle(document.body).color')
+
+
+def test_lines_of_a_grid_are_clear():
+    "Between its images it has the color of the page, dark or light; a picture that is no grid stays whole"
+    def opened(size):
+        html = player_html([(0, 'Step 0', {'': Image.new('RGB', size, 'white')})], 32)
+        with Image.open(io.BytesIO(base64.b64decode(html.split('base64,')[1].split('"')[0]))) as im:
+            return im.convert('RGBA').getchannel('A')
+    grid = opened((70, 36))
+    lines, images = [(1, 18), (18, 0), (34, 18), (69, 18)], [(2, 2), (33, 33)]
+    assert [grid.getpixel(p) for p in lines + images] == [0]*4 + [255]*2
+    assert opened((71, 36)).getextrema() == (255, 255)

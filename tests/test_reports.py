@@ -11,8 +11,8 @@ from PIL import Image
 from machines import linux
 from sagan.comparison import report_runs
 from sagan.config import preset
-from sagan.reports import open_notebook
-from sagan.runs import report_run, train_run
+from sagan.reports import open_notebook, run_frames
+from sagan.runs import load_run, report_run, train_run
 from sagan.storage import read_json
 
 VOID = {'br', 'hr', 'img', 'input', 'link', 'meta'}
@@ -69,8 +69,20 @@ def test_a_report_tells_the_run(run, tmp_path):
                  'Setting This run Preset tiny Meaning z_dim 8 128'):
         assert part.replace(' ', '') in text.replace(' ', ''), part
     assert '<div class="bad"><dt>Warnings</dt>' in page
+    assert 'tells how much the network uses attention.' in text and 'running means' not in text   # of so few
     own = re.sub('srcdoc="[^"]*"', '', page)
     assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
+
+
+def test_grids_of_a_training_name_their_classes(run):
+    "On their left, which a report leaves out, as it has names of its own"
+    with Image.open(run/'samples/step-0000004.png') as im:
+        wide = im.width - 274
+        names, grid = im.crop((0, 0, wide, 342)), im.crop((wide, 0, im.width, 342))
+    rows = [names.crop((0, 34*i, names.width, 34*(i + 1))).convert('L').getextrema() for i in range(10)]
+    assert all(low < 100 and high == 255 for low, high in rows)
+    step, shown = run_frames(load_run(run))[-1]
+    assert step == 4 and shown.size == (274, 342) and shown.tobytes() == grid.convert('RGB').tobytes()
 
 
 def test_a_report_takes_what_sagan_eval_left(run, tmp_path):
@@ -173,6 +185,9 @@ def test_port_and_browser(tmp_path, monkeypatch):
     open_notebook('run', tell=told.append, port=port, browser=False)
     arguments = (tmp_path/'arguments').read_text().split()
     assert f'--port={port}' in arguments and '--no-browser' in arguments
+    # a page that is reloaded leaves no kernel: its request to stop it is accepted, and an idle one stops
+    assert '--Voila.tornado_settings=disable_check_xsrf=1' in arguments
+    assert '--MappingKernelManager.cull_idle_timeout=300' in arguments
     assert told == [f'the explorer opens at http://localhost:{port}; Ctrl-C ends it']
     open_notebook('run', tell=told.append)
     assert '--no-browser' not in (tmp_path/'arguments').read_text()

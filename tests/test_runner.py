@@ -21,7 +21,7 @@ from sagan.config import presets
 from sagan.data import digits, Images, twins
 from sagan.references import Classifier, Evaluator, reference, train_evaluator
 from sagan.experiments import load_experiment
-from sagan.outcomes import strips_figure, table
+from sagan.outcomes import format_score, strips_figure, table
 from sagan.runner import experiment_run, Plan, run_experiment, train_variant
 from sagan.measuring import load_or_train_evaluator, read_settings
 from sagan.storage import file_lock, MappedImages
@@ -106,6 +106,13 @@ def test_what_an_experiment_leaves(once):
     assert len(fig.axes) == 3*2  # three networks, two measurements
     fid = results[0][1][1][0]['fid']
     assert fig.axes[0].get_title() == f'AC-GAN: step 2, FID {fid:.1f}'
+    page = (folder/'report.html').read_text(encoding='utf-8')
+    assert '<h1>Table 2 on twins</h1><p>'.replace('><', '>\n<') in page and 'FID none' not in page
+    for row, measured in zip(table(results), ('AC-GAN', 'SNGAN-projection', 'SAGAN')):
+        assert f'<th scope="col">{measured}</th>' in page and row['row'] == measured
+    scores = ''.join(f'<td>{format_score(r, "fid")}</td>'.replace(' ', '\u00a0') for r in table(results))
+    assert f'<th scope="row">FID</th>{scores}' in page and 'FID: distance from real images' in page
+    assert page.count('<h2>Samples</h2>') == 1 and 'The paper computed scores with * from' in page
 
 
 def test_an_interrupted_experiment_goes_on_and_is_not_done_twice(tmp_path, once):

@@ -193,7 +193,8 @@ def test_settings(widget, model, classes):
     live = explore(model, classes)
     live.restore(json.dumps(dict(label=2, seed=5, gamma=2., hide=[0, 0, 16, 32], point=[1, 2])))
     assert (live.header['images'][0], live.point) == ({'class': classes[2], 'seed': '5'}, [1, 2])
-    assert live.effect['words'].startswith('Attention times 2, nothing in G 16x16 looks at the hidden region')
+    said = 'Attention is multiplied by 2, and in Generator 16x16 no point looks at the hidden region. On'
+    assert live.effect['words'].startswith(said)
     for wrong in ('[1]', '{"colour": 1}', dict(sed=1)):
         with pytest.raises(ValueError, match='settings are a dictionary with some of layer'):
             widget.restore(wrong)
@@ -241,8 +242,8 @@ def drawing(model, label, *latent):
 def in_words(before, after):
     change = (after - before)[0].abs().mean(0)*50                   # (32, 32) in percent
     assert change.max() > 0
-    return (f'pixels change by {change.mean():.2g}% of the range from black to white on average, '
-            f'{change.max():.2g}% at most')
+    return (f'On average, a pixel changes by {change.mean():.2g}% of the way from black to white; the one '
+            f'that changes most, by {change.max():.2g}%.')
 
 
 def test_traits_draw(box, model, classes):
@@ -273,7 +274,7 @@ def test_effects(box, model):
         with torch.no_grad(), intervene(model.ema, m, **how): return model.ema(z, y)
     box.gamma = 2.
     after = expected(gamma=2.)
-    assert box.effect['words'] == f'Attention times 2: {in_words(x, after)}'
+    assert box.effect['words'] == f'Attention is multiplied by 2. {in_words(x, after)}'
     assert box.changed == b''.join(pack_change('', x[0], after[0])[1:])
     assert torch.equal(shown(box), to_bytes(x)[0])
     picture = torch.frombuffer(bytearray(box.changed), dtype=torch.uint8)
@@ -281,8 +282,8 @@ def test_effects(box, model):
     apart = (after - x)[0].abs().mean(0)
     assert torch.equal(picture.reshape(32, 32), (apart/apart.max()*255).round().to(torch.uint8))
     box.gamma, box.cut = 1., [24, 24, 28, 26]
-    said = 'Attention gives nothing to the cut region in G 16x16'       # though D's layer is in view
-    assert box.effect['words'] == f'{said}: {in_words(x, expected(cut=(24, 24, 28, 26)))}'
+    said = 'In Generator 16x16 the cut region gets nothing from attention'       # though D's layer is in view
+    assert box.effect['words'] == f'{said}. {in_words(x, expected(cut=(24, 24, 28, 26)))}'
     assert torch.equal(expected(cut=(24, 24, 26, 26)), expected(cut=(25, 25)))     # one query's cell
     box.cut, box.hide = None, [0, 0, 16, 16, 0, 16, 16, 32]         # two boxes, as an outline has
     several = box.effect
@@ -290,10 +291,11 @@ def test_effects(box, model):
     assert box.after[:3072] == bytes(altered.tolist()) and len(box.after) == several['view']['bytes']
     box.hide = [0, 0, 16, 32]
     assert box.effect == several
-    said = f'Nothing in G 16x16 looks at the hidden region: {in_words(x, expected(hide=(0, 0, 16, 32)))}'
+    said = ('In Generator 16x16 no point looks at the hidden region. '
+            f'{in_words(x, expected(hide=(0, 0, 16, 32)))}')
     assert box.effect['words'] == said
     box.seed = 6
-    assert box.effect['words'].startswith('Nothing in G 16x16 looks') and box.effect['words'] != said
+    assert box.effect['words'].startswith('In Generator 16x16 no point looks') and box.effect['words'] != said
     box.hide = [0, 0, 32, 32]
     assert 'hides all keys' in box.message and (box.effect, box.changed, box.after) == ({}, b'', b'')
     box.hide = None
@@ -326,7 +328,7 @@ def test_uploads(box, model, classes):
     assert 'at most 24 images at once, got 25' in box.message
     box.seed, box.label = 1, 3                                      # the seed draws again
     assert torch.equal(shown(box), drawing(model, 3, [1])) and box.message == ''
-    assert box.effect['words'].startswith('Attention times 2, nothing in')
+    assert box.effect['words'].startswith('Attention is multiplied by 2, and in')
 
 
 def test_messages_come_and_go(box, model, classes):
