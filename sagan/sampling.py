@@ -119,18 +119,18 @@ def sample_picture(
     return name_rows(picture, names) if names else picture
 
 # %% ../nbs/library/50_sampling.ipynb #4e71de3f
-# Names that no file or folder may have on Windows, whatever their extension
-_RESERVED = re.compile(r'(con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3])(\..*)?', re.I)
+# What Windows cannot name a folder: its devices, and a name that ends in a dot or a space
+_RESERVED = re.compile(r'(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?|.*[. ]', re.I | re.S)
 
 def class_folders(
     classes:Sequence[str], # Names of all classes
-) -> list[str]: # A different name for each class, which each system allows
+) -> list[str]: # A different name for each class
     "Name the folders of classes, as close to the class names as folder names allow"
-    names = [re.sub('[. ]$', '_', file_name(c, '')) for c in classes]  # Windows drops a final dot or space
-    numbered = [f'{i}-{n}' for i, n in enumerate(names)]
+    names = [file_name(c, '') for c in classes]
+    numbered = [f'{i}-{n.rstrip(". ")}' for i, n in enumerate(names)]
     taken = Counter(n.casefold() for n in names + numbered)
-    def fits(n): return n and n[0] != '.' and not _RESERVED.fullmatch(n) and taken[n.casefold()] == 1
-    return [n if fits(n) else other for n, other in zip(names, numbered)]
+    def fine(n): return n and n[0] != '.' and taken[n.casefold()] == 1 and not _RESERVED.fullmatch(n)
+    return [n if fine(n) else other for n, other in zip(names, numbered)]
 
 # %% ../nbs/library/50_sampling.ipynb #a49d367e
 def _pixels(batches, count):

@@ -7,7 +7,7 @@ from fastcore.docments import docments
 from forked import BIN, command, new_process
 from machines import posix
 from sagan import __main__ as main, cli, options
-from sagan.config import Config
+from sagan.config import Config, presets
 from sagan.runs import load_run
 
 CAPTURED = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -344,6 +344,10 @@ def test_help_of_every_command(name, capsys):
     assert not re.search(r'`|None|True|False|sagan_|\w\(', said), said
     assert said.endswith('\n'.join(['Examples:', *(f'  {line}' for line in lines)]) + '\n')
     assert '--device {cuda,mps,cpu}' in said or name == 'import'
+    # a value that begins a text keeps its letters, as `Table1` would be refused
+    values = {'digits', 'table1', *presets, *(word for words in options._WORDS.values() for word in words)}
+    first = {a.help.split()[0].strip(',') for a in parser(name)._actions}
+    assert not [word for word in first - values if word.lower() in values]
 
 def test_defaults_of_the_preset():
     "Exactly the fields of the configuration that are no option of the command itself"
