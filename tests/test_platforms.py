@@ -265,7 +265,7 @@ def test_names_in_commands(name, windows, shown):
 
 def test_a_server_that_is_left_alone_removes_its_folder(tmp_path):
     "On Windows, too, where a process that a signal ends does nothing more"
-    (tmp_path/'waits.py').write_text('import time\nprint("begun", flush=True)\ntime.sleep(60)\n')
+    (tmp_path/'waits.py').write_bytes(b'import time\nprint("begun", flush=True)\ntime.sleep(60)\n')
     folder = tmp_path/'served'
     folder.mkdir()
     (folder/'explorer.ipynb').touch()
