@@ -89,7 +89,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
   .sagan, .sagan.framed { --side: 100% } .sagan { padding: 0 } .sagan .bar { gap: .4rem .6rem }
   .sagan .panels, .sagan .causes .panels { grid-template: none / repeat(2, minmax(0, 1fr)); gap: .5rem }
   .sagan .causes .effect { grid-area: auto / 1 / auto / 3 } .sagan .effect { gap: .4rem }
-  .sagan .status { font-size: 15px; line-height: 1.35; min-height: 6.75em; margin: 0 0 .3rem } .sagan .notice { margin: 0 0 .3rem }
+  .sagan .status { font-size: 15px; line-height: 1.35; min-height: 8.1em; margin: 0 0 .3rem } .sagan .notice { margin: 0 0 .3rem }
   .sagan h3, .sagan figcaption, .sagan .scale { font-size: 13px }
   .sagan .under { padding: 0 } .sagan .under input { min-width: 0 } .sagan .under + figcaption { margin: 0 } .sagan .scale { height: 44px }
   .sagan .pictures { grid-template-columns: repeat(3, 1fr) } .sagan .pictures figure { grid-column: auto }
