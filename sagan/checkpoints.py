@@ -23,7 +23,7 @@ from .names import encodable
 from .storage import atomic_write, file_lock, is_number, is_whole, json_text, parse_json, write_json
 from .config import Config
 from .distributed import world_size
-from .devices import check_device, device_facts, fastest_dtype
+from .devices import check_device, device_facts, fastest_dtype, full_device
 from .precision import LossScaler
 # the last two for code that imports them from here
 from .records import best_record, check_scores, read_log
@@ -240,8 +240,8 @@ class DamagedState(ValueError):
 # %% ../nbs/library/33_checkpoints.ipynb #804a123b
 def _damage(path, e):
     "The damage that a reading error reveals; raises the error again if it says nothing about the file"
-    if isinstance(e, (FileNotFoundError, PermissionError, MemoryError, torch.cuda.OutOfMemoryError)): raise e
-    if "can't allocate memory" in str(e): raise e
+    if isinstance(e, (FileNotFoundError, PermissionError, MemoryError)): raise e
+    if full_device(e) != 'cpu' or 'you tried to allocate' in str(e): raise e
     reason = str(e).removeprefix(str(path)).lstrip(': ').splitlines()
     return ('' if type(e) is ValueError else f'{type(e).__name__}: ') + (reason[0][:200] if reason else '')
 

@@ -9,7 +9,7 @@ __all__ = ['SMALLER', 'ELSEWHERE', 'check_seed', 'check_folder', 'check_space', 
            'free_memory', 'training_bytes', 'TooLarge', 'check_memory', 'check_training_memory', 'explain_memory']
 
 # %% ../nbs/library/45_checks.ipynb #63f9f09b
-import os, re, shutil, torch
+import ctypes, os, re, shutil, torch
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,14 +81,27 @@ def removed_on_error(
         raise
 
 # %% ../nbs/library/45_checks.ipynb #bafe94d1
+def _system_memory():
+    "Bytes that the system can still give, or where only that is known, all that the machine has"
+    try:
+        kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text(encoding='utf-8')))
+        return 1024*(int(kilobytes['MemAvailable']) + int(kilobytes['SwapFree']))
+    except (OSError, KeyError): pass  # not Linux
+    if windll := getattr(ctypes, 'windll', None):
+        status = (ctypes.c_uint64*8)(64)  # a MEMORYSTATUSEX of 64 bytes; [4] is what may still be allocated
+        return status[4] if windll.kernel32.GlobalMemoryStatusEx(status) else float('inf')
+    try: return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (ValueError, OSError): return float('inf')
+
+# %% ../nbs/library/45_checks.ipynb #0419b2ac
 def _process_limit():
     "Bytes left under this process's limit"
-    try: import resource
-    except ImportError: return float('inf')  # Windows
+    try:
+        import resource
+        pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[0])
+    except (ImportError, OSError): return float('inf')  # not Linux
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY: return float('inf')
-    pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[0])
-    return limit - pages*os.sysconf('SC_PAGE_SIZE')
+    return float('inf') if limit == resource.RLIM_INFINITY else limit - pages*os.sysconf('SC_PAGE_SIZE')
 
 # %% ../nbs/library/45_checks.ipynb #cbc2ee7c
 def _container_limit():
@@ -102,11 +115,7 @@ def free_memory(
 ) -> float: # Bytes, infinity if unknown
     "How much memory is free"
     if not str(device).startswith('cpu'): return free_device_memory(device)
-    try:
-        kilobytes = dict(re.findall(r'(\w+): +(\d+) kB', Path('/proc/meminfo').read_text(encoding='utf-8')))
-        free = 1024*(int(kilobytes['MemAvailable']) + int(kilobytes['SwapFree']))
-    except (OSError, KeyError): return float('inf')  # not Linux
-    return min(free, _process_limit(), _container_limit())
+    return min(_system_memory(), _process_limit(), _container_limit())
 
 # %% ../nbs/library/45_checks.ipynb #c6a4cd8a
 def _saved_bytes(model, part):

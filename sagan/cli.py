@@ -248,7 +248,7 @@ def sagan_report(
 # %% ../nbs/library/30_cli.ipynb #db8aa95e
 @shell_command
 def sagan_experiment(
-    experiment:str, # table1, table2, figure3, claim or local
+    experiment:str, # One of table1, table2, figure3, claim or local
     data:str='twins', # 'digits', 'twins', or a folder of images
     # Folder for all results, resumed if it holds the same experiment (default: runs/experiment-data)
     out:str=None,

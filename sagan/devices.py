@@ -1,4 +1,4 @@
-"""Which device works, and what it can do: every such decision is made here
+"""Which device works, in which dtype, and how much memory it has
 
 Docs: https://sagan-gan.github.io/sagan/library/devices.html.md"""
 
@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'check_device', 'find_device', 'has_instructions', 'fastest_
 
 # %% ../nbs/library/64_devices.ipynb #3f42c3c4
 import os, platform, re, torch
+from .names import readable
 
 # %% ../nbs/library/64_devices.ipynb #f900db2b
 KINDS = 'cuda', 'mps', 'cpu' # kinds of devices, in order of preference
@@ -25,11 +26,12 @@ def check_device(
     device:str, # Name of a device, such as 'cuda'
 ) -> str: # The same
     "Raise `ValueError` for a device that is not available, or cannot return numbers, such as 'meta'"
-    reason = 'PyTorch finds none' if device in KINDS and not _is_there(device) else ''
+    kind = str(device).partition(':')[0]
+    reason = 'PyTorch finds none' if kind in KINDS and not _is_there(kind) else ''
     try: reason or torch.zeros(1, device=device).add(1).item()
-    except Exception as e: reason = str(e).split('\n')[0] or type(e).__name__
-    if reason: raise ValueError(f"the device {device!r} is not available ({reason}); cpu always works")
-    return str(device)
+    except Exception as e: reason = readable(re.split(r'\n|\. ', str(e))[0] or type(e).__name__, 120)
+    if not reason: return str(device)
+    raise ValueError(f"the device {readable(str(device))!r} is not available ({reason}); cpu always works")
 
 # %% ../nbs/library/64_devices.ipynb #608ab2b3
 def find_device(
@@ -38,7 +40,7 @@ def find_device(
     "The device to use; raises `ValueError` if it is not available, or cannot train in several processes"
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     name = name or os.environ.get('SAGAN_DEVICE')
-    if several and name == 'mps':
+    if several and str(name).startswith('mps'):
         raise ValueError("several processes can train together on cuda or cpu, but not on mps; choose "
                          "another device, or start one process")
     if name: return check_device(name)

@@ -247,7 +247,6 @@ def loading(
         say('interrupted', sys.stderr)
         os._exit(1)
     print_once(f'{doing} ...', sys.stderr)
-    if sys.platform == 'darwin': os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')
     here, collected = current_thread() is main_thread(), gc.isenabled()
     gc.disable()
     old = signal.signal(signal.SIGINT, leave) if here else None

@@ -210,9 +210,11 @@ tempfile.tempdir = folder  # the server's own files go with it
 atexit.register(shutil.rmtree, folder, True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 def end_with_parent():
-    os.read(0, 1)  # until the parent is gone
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10)
+    os.read(0, 1)  # until the parent is gone, or has closed its end
+    if os.name == 'posix':
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    shutil.rmtree(folder, True)  # on Windows a signal ends a process without `atexit`
     os._exit(1)
 threading.Thread(target=end_with_parent, daemon=True).start()
 runpy.run_module(module, run_name='__main__', alter_sys=True)"""
@@ -242,7 +244,7 @@ def _serve(module, file, port, browser):
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as server:
         try: return server.wait()
         except BaseException:
-            server.terminate()
+            if server.stdin: server.stdin.close()  # then it ends itself
             try: server.wait(30)
             finally: server.kill()
             raise
@@ -356,6 +358,12 @@ def run_notes(
             notes.append(f"From step {change.get('step')} on with other learning rates: {rates}.")
     return notes
 
+# %% ../nbs/library/36_reports.ipynb #989d967d
+def _quote(name, windows=os.name == 'nt'):
+    "A file name as a shell takes it; Windows' shells know no single quotes"
+    quoted = shlex.quote(name)
+    return f'"{name}"' if windows and quoted != name else quoted
+
 # %% ../nbs/library/36_reports.ipynb #14272cf7
 def run_tiles(
     run:Run, # A run
@@ -375,8 +383,8 @@ def run_tiles(
         judge = best['evaluator'].partition(' (weights ')[0].partition(' trained on ')[0]
         tiles.append(('FID, lower is better', f'{best["fid"]:.2f}',
                       f'at step {best["step"]:,}, {best["samples"]:,} samples, by {judge}'))
-    else: tiles.append(('Score', 'not measured yet',
-                        f'sagan-eval {shlex.quote(str(run.folder.name))} measures one', 'unknown'))
+    else: tiles.append(('Score', 'not measured yet', f'sagan-eval {_quote(run.folder.name)} measures one',
+                        'unknown'))
     warned = sum(note.startswith('Warning') for note in run_notes(run))
     tiles.append(('Warnings', f'{warned}', 'see below', 'bad') if warned else
                  ('Warnings', 'none', 'no sign of trouble while it trained', 'good'))

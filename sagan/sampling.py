@@ -9,7 +9,7 @@ __all__ = ['draw_eights', 'draw_batches', 'draw_rows', 'sampled_classes', 'sampl
            'truncated_generator', 'describe_samples', 'sample_run', 'nearest_run']
 
 # %% ../nbs/library/50_sampling.ipynb #53487dda
-import math, os, shutil, torch
+import math, os, re, shutil, torch
 import numpy as np
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -119,13 +119,18 @@ def sample_picture(
     return name_rows(picture, names) if names else picture
 
 # %% ../nbs/library/50_sampling.ipynb #4e71de3f
+# What Windows cannot name a folder: its devices, and a name that ends in a dot or a space
+_RESERVED = re.compile(r'(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?|.*[. ]', re.I | re.S)
+
 def class_folders(
     classes:Sequence[str], # Names of all classes
 ) -> list[str]: # A different name for each class
     "Name the folders of classes, as close to the class names as folder names allow"
     names = [file_name(c, '') for c in classes]
-    taken = Counter(n.casefold() for n in names)
-    return [n if n and n[0] != '.' and taken[n.casefold()] == 1 else f'{i}-{n}' for i, n in enumerate(names)]
+    numbered = [f'{i}-{n.rstrip(". ")}' for i, n in enumerate(names)]
+    taken = Counter(n.casefold() for n in names + numbered)
+    def fine(n): return n and n[0] != '.' and taken[n.casefold()] == 1 and not _RESERVED.fullmatch(n)
+    return [n if fine(n) else other for n, other in zip(names, numbered)]
 
 # %% ../nbs/library/50_sampling.ipynb #a49d367e
 def _pixels(batches, count):

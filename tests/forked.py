@@ -80,7 +80,7 @@ def command(name, *args, cwd):
         p.start()
         p.join(500)
         p.kill()
-        out, err = [Path(output, fd).read_text() for fd in '12']
+        out, err = [Path(output, fd).read_text(encoding='utf-8') for fd in '12']
     return subprocess.CompletedProcess([path, *args], p.exitcode, out, err)
 
 def save_nothing(fig, file, format='png', **options):
@@ -89,13 +89,13 @@ def save_nothing(fig, file, format='png', **options):
     else: Image.new('RGB', (8, 8)).save(file, format='png')
 
 def _call(output, module, name, args, options, kill_at, folder):
-    os.setsid()
+    if hasattr(os, 'setsid'): os.setsid()
     _redirect(output, 1, 2)
     f = getattr(import_module(module), name)
     if not os.environ.get('SAGAN_KILLS'): Figure.savefig = save_nothing
     calls = folder and die_at(kill_at, folder)
     f(*args, **options)
-    if calls: Path(f'{output}.calls').write_text(str(next(calls) - 1))
+    if calls: Path(f'{output}.calls').write_text(str(next(calls) - 1), encoding='utf-8')
 
 def forked(output, name, *args, module='sagan.cli', kill_at=0, folder=None, **options):
     """A command's function as a process that has been started, and whose output goes to a file, `p.output`
@@ -124,6 +124,6 @@ def running(p, seconds=10):
 
 def _session(stat):
     "The session of a process"
-    try: fields = stat.read_text().rpartition(')')[2].split()
+    try: fields = stat.read_text(encoding='utf-8').rpartition(')')[2].split()
     except OSError: return None
     return None if fields[0] == 'Z' else int(fields[3])

@@ -45,7 +45,7 @@ def test_a_measured_run_logs_both_measures(run):
 def test_sagan_eval_prints_and_stores_them(run, capsys):
     sagan_eval(str(run), n=40)
     output = capsys.readouterr().out
-    stored = json.loads((run/'eval-n40.json').read_text())
+    stored = json.loads((run/'eval-n40.json').read_text(encoding='utf-8'))
     assert FIELDS <= stored.keys()
     D = load_run(run).model.D
     assert (stored['d_auc'], stored['d_auc_error']) == agreement_auc(D)
@@ -132,7 +132,7 @@ def logged(folder, *kappas):
     folder.mkdir(parents=True)
     measured = dict(fid=1., samples=1000, evaluator='E', reference='R')
     records = [dict(step=i, kappa=k) | measured for i, k in enumerate(kappas)]
-    (folder/'log.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+    (folder/'log.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')
 
 
 def test_the_shipped_run_is_chosen_by_its_last_kappa(tmp_path):

@@ -7,7 +7,7 @@ from fastcore.docments import docments
 from forked import BIN, command, new_process
 from machines import posix
 from sagan import __main__ as main, cli, options
-from sagan.config import Config
+from sagan.config import Config, presets
 from sagan.runs import load_run
 
 CAPTURED = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -37,7 +37,7 @@ def test_default_run_leaves_a_whole_folder(folder):
     assert files == {'.lock', 'config.json', 'log.jsonl', 'samples', 'states', 'weights.safetensors',
                      'attention.png', 'report.html'}
     assert {p.name for p in (run/'states').iterdir()} == {'step-0000018.pt', 'step-0000020.pt'}
-    log = (run/'log.jsonl').read_text().splitlines()
+    log = (run/'log.jsonl').read_text(encoding='utf-8').splitlines()
     assert [json.loads(l)['step'] for l in log] == list(range(2, 21, 2))
 
 @pytest.mark.parametrize('name, made', [
@@ -59,7 +59,7 @@ def test_eval_tells_intra_fid_and_draws_the_nearest_images(folder, monkeypatch, 
     # about ten images of a class, 64 features
     with pytest.warns(match='the intra-FID comes out too large'): cli.sagan_eval('runs/digits', n=100)
     out = capsys.readouterr().out
-    kept = json.loads((folder/'runs/digits/eval-n100.json').read_text())
+    kept = json.loads((folder/'runs/digits/eval-n100.json').read_text(encoding='utf-8'))
     said = out.splitlines()
     assert kept['intra_fid'] > 0 and f'intra-FID         {kept["intra_fid"]:.4g}' in said
     assert 'None' not in out and '_' not in out  # words, and only what was measured
@@ -103,7 +103,7 @@ def test_unreadable_images_are_named_and_left_out_on_request(tmp_path):
         (tmp_path/'data').mkdir(exist_ok=True)
         Image.new('RGB', (40, 40), (i, 200, 0)).save(tmp_path/f'data/{i}.png')
     (tmp_path/'data/zero.png').touch()
-    (tmp_path/'data/text.jpg').write_text('not an image')
+    (tmp_path/'data/text.jpg').write_text('not an image', encoding='utf-8')
     done = command('sagan-train', '--data', 'data', *TINY, cwd=tmp_path)
     refused(done, 1, 'zero.png (zero bytes)', 'text.jpg', '--skip-bad')
     assert not (tmp_path/'runs').exists()
@@ -143,9 +143,9 @@ def test_weights_of_another_configuration(folder, tmp_path):
     other.mkdir()
     for f in ('config.json', 'weights.safetensors'):
         (other/f).write_bytes((folder/'runs/digits'/f).read_bytes())
-    c = json.loads((other/'config.json').read_text())
+    c = json.loads((other/'config.json').read_text(encoding='utf-8'))
     c['config']['d_width'] = 8
-    (other/'config.json').write_text(json.dumps(c))
+    (other/'config.json').write_text(json.dumps(c), encoding='utf-8')
     refused(command('sagan-sample', other, cwd=tmp_path), 1, 'd_width is 4 there and 8 here')
 
 @posix
@@ -314,7 +314,7 @@ for args in '--help', '--ema-begin 5', '--size 48', '--preset bigan', '--batch b
     try: sagan_train()
     except SystemExit as e: print('status', e.code, file=sys.stderr)
 print('torch' in sys.modules, file=sys.stderr)
-""")
+""", encoding='utf-8')
     done = subprocess.run([sys.executable, file], **CAPTURED)
     assert 'usage: sagan-train [options]' in done.stdout
     said = done.stderr.splitlines()
@@ -344,6 +344,10 @@ def test_help_of_every_command(name, capsys):
     assert not re.search(r'`|None|True|False|sagan_|\w\(', said), said
     assert said.endswith('\n'.join(['Examples:', *(f'  {line}' for line in lines)]) + '\n')
     assert '--device {cuda,mps,cpu}' in said or name == 'import'
+    # a value that begins a text keeps its letters, as `Table1` would be refused
+    values = {'digits', 'table1', *presets, *(word for words in options._WORDS.values() for word in words)}
+    first = {a.help.split()[0].strip(',') for a in parser(name)._actions}
+    assert not [word for word in first - values if word.lower() in values]
 
 def test_defaults_of_the_preset():
     "Exactly the fields of the configuration that are no option of the command itself"

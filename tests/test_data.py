@@ -103,7 +103,7 @@ def test_a_class_of_which_no_file_can_be_read(photos):
 
 def test_reasons(photos):
     "An unreadable image is an error with a short reason, and does not stop the others"
-    (photos/'sky'/'text.png').write_text('no image')
+    (photos/'sky'/'text.png').write_text('no image', encoding='utf-8')
     (photos/'sky'/'nothing.png').touch()
     with pytest.raises(ValueError, match='^zero bytes$'): read_image(photos/'sky'/'nothing.png', 32)
     names, images = ['sky/0.jpg', 'sky/text.png', 'sky/nothing.png', 'grass/1.png'], []

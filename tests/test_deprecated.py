@@ -7,7 +7,7 @@ import sagan
 from sagan.deprecated import MOVED
 
 # {module: what its `__all__` was}
-former = json.loads((Path(__file__).parent/'old/public_names.json').read_text())
+former = json.loads((Path(__file__).parent/'old/public_names.json').read_text(encoding='utf-8'))
 moved = [(module, old, new) for module, names in MOVED.items() for old, new in names.items()]
 
 

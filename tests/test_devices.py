@@ -1,12 +1,13 @@
-"Everything that trains, draws and measures, on a GPU that `pretended` stands in for"
+"The choice of a device; and all that trains, draws and measures, on a GPU that `pretended` stands in for"
 import os
 
 import pytest, torch
 from pretended import NAME, Pretended, set_up, There
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map_only
-from sagan import devices, measuring, runs
+from sagan import devices, measuring, options, runs
 from sagan.attention import attention_maps
+from sagan.checks import free_memory
 from sagan.data import digits, image_dls
 from sagan.networks import generate
 from sagan.references import Classifier, Evaluator
@@ -101,3 +102,51 @@ def test_a_run(gpu, tmp_path, monkeypatch, capsys):
     made = {'samples-seed0-truncation1.0-n1-classes3.png', 'attention-seed0-n1.png', 'report.html',
             'walk-seeds0,1-frames1.gif', 'eval-n10-standing8.json'}
     assert made <= set(os.listdir(run.folder)) and os.path.exists('page.html')
+
+
+@pytest.mark.parametrize('there, several, chosen', [
+    ('cuda mps cpu', 1, 'cuda'), ('mps cpu', 1, 'mps'), ('cpu', 1, 'cpu'),
+    ('cuda mps cpu', 2, 'cuda'), ('mps cpu', 2, 'cpu')])
+def test_the_default(monkeypatch, there, several, chosen):
+    "A GPU if there is one; several processes cannot use a Mac's"
+    monkeypatch.setattr(devices, '_is_there', lambda kind: kind in there.split())
+    monkeypatch.delenv('SAGAN_DEVICE')
+    monkeypatch.setenv('WORLD_SIZE', str(several))
+    assert devices.find_device() == chosen
+
+
+@pytest.mark.parametrize('name', ['mps', 'mps:0'])
+def test_several_processes_cannot_use_mps(monkeypatch, name):
+    monkeypatch.setattr(devices, '_is_there', lambda kind: True)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='not on mps; choose another device'): devices.find_device(name)
+    monkeypatch.setenv('SAGAN_DEVICE', name)
+    with pytest.raises(ValueError, match='not on mps; choose another device'): devices.find_device()
+
+
+def test_the_memory_of_mps(monkeypatch):
+    "What PyTorch recommends without what it has taken; where there is no such GPU, nothing is known"
+    monkeypatch.setattr(torch.mps, 'recommended_max_memory', lambda: 12*10**9)
+    monkeypatch.setattr(torch.mps, 'driver_allocated_memory', lambda: 2*10**9)
+    for there, free in ((True, 10*10**9), (False, float('inf'))):
+        monkeypatch.setattr(devices, '_is_there', lambda kind: there)
+        assert free_memory('mps') == free
+
+
+@pytest.mark.parametrize('name', ['mps', 'mps:0', 'cuda', 'cuda:7'])
+def test_a_device_that_is_missing(monkeypatch, name):
+    monkeypatch.setattr(devices, '_is_there', lambda kind: kind == 'cpu')
+    with pytest.raises(ValueError) as e: devices.check_device(name)
+    assert str(e.value) == f"the device '{name}' is not available (PyTorch finds none); cpu always works"
+
+
+@pytest.mark.parametrize('name', ['xla', 'warp', 'x'*5000])
+def test_other_devices_are_refused_in_a_sentence(name):
+    with pytest.raises(ValueError, match='is not available .*; cpu always works') as e:
+        devices.check_device(name)
+    assert len(str(e.value)) < 250
+
+
+def test_help_names_all_kinds():
+    "The command line lists them without loading PyTorch"
+    assert options._WORDS['device'] == devices.KINDS

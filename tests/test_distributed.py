@@ -106,7 +106,7 @@ def kept(tmp_path_factory):
             for r in '01']
     for p in alone + both:
         p.join(600)
-        assert p.exitcode == 0, p.output.read_text()
+        assert p.exitcode == 0, p.output.read_text(encoding='utf-8')
     return [torch.load(tmp/name) for name in ('0of1', '0of2', '1of2')]
 
 def test_weights_means_and_objects_of_both(kept):
@@ -175,20 +175,20 @@ def processes_of(launcher):
     children = ['ps', '-o', 'pid=', '--ppid', str(launcher.pid)]
     pids = subprocess.run(children, capture_output=True, text=True).stdout.split()
     def rank(pid):
-        variables = Path(f'/proc/{pid}/environ').read_text().split('\0')
+        variables = Path(f'/proc/{pid}/environ').read_text(encoding='utf-8').split('\0')
         return int(dict(v.split('=', 1) for v in variables if '=' in v)['RANK'])
     return [int(pid) for pid in sorted(pids, key=rank)]
 
 def train_until(tmp, step, *options):
     "sagan-train in two processes; the launcher, once the run has a state of that step or a later one"
     launched = [*TORCHRUN, '--no-python', BIN/'sagan-train', '--steps', '1000', *options]
-    p = subprocess.Popen(launched, cwd=tmp, stdout=open(tmp/'output', 'w'), stderr=subprocess.STDOUT)
+    p = subprocess.Popen(launched, cwd=tmp, stdout=open(tmp/'output', 'wb'), stderr=subprocess.STDOUT)
     STARTED.append(p)
     for _ in range(6000):
         if any(int(f.stem[5:]) >= step for f in states(tmp/'run')): return p
-        assert p.poll() is None, (tmp/'output').read_text()
+        assert p.poll() is None, (tmp/'output').read_text(encoding='utf-8')
         time.sleep(.05)
-    raise AssertionError((tmp/'output').read_text())
+    raise AssertionError((tmp/'output').read_text(encoding='utf-8'))
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -196,11 +196,11 @@ def run(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('run')
     p = train_until(tmp, 20, '--out', 'run', '--preset', 'tiny', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGTERM)
-    assert p.wait(300) == 0, (tmp/'output').read_text()
+    assert p.wait(300) == 0, (tmp/'output').read_text(encoding='utf-8')
     return tmp/'run'
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
-    output, step = (run.parent/'output').read_text(), load_run(run).step
+    output, step = (run.parent/'output').read_text(encoding='utf-8'), load_run(run).step
     assert 20 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1000' in output
     assert 'Traceback' not in output
     assert output.count(', on 2 processes') == 1                    # only the first one speaks
@@ -211,12 +211,12 @@ def test_a_killed_process_ends_the_job_with_a_message_and_a_usable_checkpoint(ru
     p = train_until(run.parent, step + 20, '--resume', 'run', '--device', 'cpu')
     os.kill(processes_of(p)[1], signal.SIGKILL)
     assert p.wait(300) != 0
-    output = (run.parent/'output').read_text()
+    output = (run.parent/'output').read_text(encoding='utf-8')
     assert f'from step {step} to 1,000 steps' in output
     assert 'sagan-train: one of the 2 processes is gone' in output
     assert 'resume with sagan-train --resume run' in output
     assert load_run(run).step >= step + 20
-    with open(run/'config.json') as f: assert '"batch": 16' in f.read()
+    with open(run/'config.json', encoding='utf-8') as f: assert '"batch": 16' in f.read()
     steps = str(load_run(run).step + 10)
     done = command('sagan-train', '--resume', 'run', '--steps', steps, '--device', 'cpu', cwd=run.parent)
     # one process goes on where two were

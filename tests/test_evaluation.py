@@ -233,7 +233,7 @@ def test_what_an_evaluator_measures(evaluator):
 
 
 def test_files_that_are_no_inception_weights(tmp_path):
-    (tmp_path/'text.pth').write_text('not weights')
+    (tmp_path/'text.pth').write_text('not weights', encoding='utf-8')
     (tmp_path/'empty.pth').touch()
     torch.save(dict(a=torch.zeros(3)), tmp_path/'other.pth')
     for file in ('text.pth', 'empty.pth', 'other.pth'):

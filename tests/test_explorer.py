@@ -573,7 +573,7 @@ def notebook(tmp_path):
     cells = [empty | dict(id=f'c{i}', source=c) for i, c in enumerate(cells)]
     kernel = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'))
     nb = dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)
-    (tmp_path/'explorer.ipynb').write_text(json.dumps(nb))
+    (tmp_path/'explorer.ipynb').write_text(json.dumps(nb), encoding='utf-8')
     return tmp_path
 
 @pytest.fixture
@@ -587,7 +587,7 @@ def served(notebook):
     env = os.environ | {k: str(notebook/k.lower()) for k in folders}
     env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])
     def start(module, *args):
-        with open(notebook/'server.log', 'w') as log:
+        with open(notebook/'server.log', 'w', encoding='utf-8') as log:
             command = [sys.executable, '-m', module, *args, '--no-browser', f'--port={port}']
             started.append(subprocess.Popen(command, cwd=notebook, env=env, stdout=log, stderr=log,
                                             start_new_session=True))
@@ -596,9 +596,10 @@ def served(notebook):
                 socket.create_connection(('127.0.0.1', port), 1).close()
                 return at
             except OSError:
-                assert started[0].poll() is None, (notebook/'server.log').read_text()
+                assert started[0].poll() is None, (notebook/'server.log').read_text(encoding='utf-8')
                 time.sleep(.25)
-        raise AssertionError('the server has not started: ' + (notebook/'server.log').read_text())
+        log = (notebook/'server.log').read_text(encoding='utf-8')
+        raise AssertionError(f'the server has not started: {log}')
     yield start
     for p in started:
         p.terminate()
@@ -892,7 +893,7 @@ class Firefox:
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        (profile/'user.js').write_text(f'user_pref("marionette.port", {port});')
+        (profile/'user.js').write_text(f'user_pref("marionette.port", {port});', encoding='utf-8')
         command = [firefox, '--headless', '--marionette', '--no-remote', '--profile', profile]
         quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.process = subprocess.Popen(command, **quiet)

@@ -130,8 +130,9 @@ def renamed(d): return d | dict(form={new: old for old, new in OLD.items()}[d['f
 def with_older_names(run):
     "Write the older names into every file of a run folder"
     file = run/'config.json'
-    saved = json.loads(file.read_text())
-    file.write_text(json.dumps(saved | dict(config=renamed(Config(**saved['config']).__dict__)), indent=1))
+    saved = json.loads(file.read_text(encoding='utf-8'))
+    saved['config'] = renamed(Config(**saved['config']).__dict__)
+    file.write_text(json.dumps(saved, indent=1), encoding='utf-8')
     for f in run.glob('*.safetensors'):
         with safe_open(f, 'pt') as whole: header = whole.metadata()
         cfg = Config(**json.loads(header['config']))
@@ -146,22 +147,23 @@ def with_older_names(run):
 @pytest.mark.parametrize('name', ['digits', 'twins'])
 def test_shipped_runs_under_the_older_name(name, tmp_path):
     run = with_older_names(shutil.copytree(shipped(name), tmp_path/name))
-    assert json.loads((run/'config.json').read_text())['config']['form'] == 'official'
+    assert json.loads((run/'config.json').read_text(encoding='utf-8'))['config']['form'] == 'official'
     ours, theirs = load_run(shipped(name)).model, load_run(run).model
     assert ours.cfg == theirs.cfg and theirs.cfg.form == 'released'
     for k, t in ours.state_dict().items(): assert torch.equal(t, theirs.state_dict()[k]), k
     assert load_weights(run/'weights.safetensors', ours.cfg)[0].cfg == ours.cfg
     shared = PretrainedSAGAN.from_pretrained(run)  # a folder of the hub is such a folder
     shared.save_pretrained(tmp_path/'shared')
-    assert 'released form' in (tmp_path/'shared/README.md').read_text()
-    assert json.loads((tmp_path/'shared/config.json').read_text())['config']['form'] == 'released'
+    assert 'released form' in (tmp_path/'shared/README.md').read_text(encoding='utf-8')
+    shared = json.loads((tmp_path/'shared/config.json').read_text(encoding='utf-8'))
+    assert shared['config']['form'] == 'released'
 
 
 @pytest.mark.parametrize('old, new', OLD.items())
 def test_a_run_under_the_older_name_goes_on(old, new, tmp_path, capsys):
     tiny = dict(device='cpu', g_width=2, d_width=4, batch=8, dtype='float32')
     sagan_train(data='digits', preset='tiny', out=str(tmp_path/'new'), steps=4, form=old, **tiny)
-    assert json.loads((tmp_path/'new/config.json').read_text())['config']['form'] == new
+    assert json.loads((tmp_path/'new/config.json').read_text(encoding='utf-8'))['config']['form'] == new
     run = with_older_names(shutil.copytree(tmp_path/'new', tmp_path/'old'))
     assert torch.load(states(run)[-1], weights_only=True)['config']['form'] == old
     sagan_train(resume=str(tmp_path/'new'), steps=8, device='cpu', form=new)

@@ -139,10 +139,10 @@ def make_everything():
                  ['import', 'G_ema.pth', 'D.pth', '--out', 'imported']):
         status, said = command(*argv, seconds=60)
         assert status == 0, said
-    Path('names.txt').write_text('one\ntwo\nthree\n')
-    Path('text').write_text('no picture, no weights')
+    Path('names.txt').write_text('one\ntwo\nthree\n', encoding='utf-8')
+    Path('text').write_text('no picture, no weights', encoding='utf-8')
     # a page of 2 MB that nobody reads is only in the way
-    for name in ('run', 'other', 'experiment'): Path(name, 'report.html').write_text('whole')
+    for name in ('run', 'other', 'experiment'): Path(name, 'report.html').write_bytes(b'whole')
 
 def few_steps(images, steps=1, seed=0): return _train_evaluator(images, 1, seed)
 _train_evaluator = references.train_evaluator
@@ -166,7 +166,7 @@ def origin(tmp_path_factory):
         m.setattr(references, '_fetch', begin)
         if not HUNT: m.setattr(Figure, 'savefig', save_nothing)  # figures are made, but not drawn
         old = resource.getrlimit(resource.RLIMIT_AS)
-        pages = int(Path('/proc/self/statm').read_text().split()[0])
+        pages = int(Path('/proc/self/statm').read_text(encoding='utf-8').split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages*resource.getpagesize() + 3*2**30, old[1]))
         try: yield folder
         finally:

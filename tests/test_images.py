@@ -1,10 +1,10 @@
 "What the page of picture files does not show: every kind of picture by its pixels, folders as they are"
-import io, os, socket, struct, warnings
+import io, os, socket, struct, sys, warnings
 from pathlib import Path
 
 import numpy as np, pytest, torch
 from PIL import ExifTags, Image, ImageOps
-from machines import posix
+from machines import link, posix
 from sagan.data import folder, from_dataset, ImageFiles, to_bytes
 from sagan.widget import own_images
 from sagan.images import decode_images, fit_image, list_images, read_image, to_rgb
@@ -257,19 +257,19 @@ def test_no_image_of_an_ending_that_is_read(tmp_path):
 def test_links(photos, tmp_path):
     "Those to images and to classes are followed, also in a circle; one that leads nowhere is named"
     (photos/'cat'/'0.png').rename(tmp_path/'elsewhere.png')
-    os.symlink(tmp_path/'elsewhere.png', photos/'cat'/'0.png')
+    link(photos/'cat'/'0.png', tmp_path/'elsewhere.png')
     (photos/'dog').rename(tmp_path/'dog')
-    os.symlink(tmp_path/'dog', photos/'dog')
+    link(photos/'dog', tmp_path/'dog')
     assert told(photos) == (IMAGES, ['cat', 'dog'], [])
-    os.symlink(photos, photos/'cat'/'circle')
+    link(photos/'cat'/'circle', photos)
     names, _, (message,) = told(photos)
     assert names == IMAGES and '1 in subfolders of a class (such as cat/circle)' in message
-    os.symlink('nowhere.png', photos/'cat'/'lost.png')
-    os.symlink('self.png', photos/'cat'/'self.png')
+    link(photos/'cat'/'lost.png', 'nowhere.png')
+    link(photos/'cat'/'self.png', 'self.png')
     with pytest.warns(UserWarning), pytest.raises(ValueError) as e: folder(photos, 32)
     assert '2 of 6 ' in str(e.value)
     assert 'lost.png (a link to nowhere.png, which does not exist)' in str(e.value)
-    assert 'self.png (Too many levels of symbolic links)' in str(e.value)
+    assert 'self.png (' in str(e.value)  # each system says it in its own words
     for gb in (8, 0):
         with pytest.warns(UserWarning, match='lost.png.*left out'):
             assert len(folder(photos, 32, skip_bad=True, max_gb=gb, cache=tmp_path/'cache')) == 4
@@ -304,11 +304,11 @@ def test_what_may_not_be_read(photos, monkeypatch):
     with pytest.raises(ValueError, match='cat/0.png .Permission denied.; dog/0.png .Permission denied'):
         folder(photos, 32)
     monkeypatch.setattr(os, 'scandir', refuse(listed, 'dog'))
-    with pytest.raises(PermissionError, match='photos/dog cannot be listed: Permission denied$'):
+    with pytest.raises(PermissionError, match=r'photos\Wdog cannot be listed: Permission denied$'):
         list_images(photos)
 
 
-@pytest.mark.skipif(os.name == 'nt', reason='names of files are Unicode on Windows')
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere the names of files are Unicode')
 def test_names_that_are_not_utf8(photos, tmp_path):
     "They are read as any other, and messages about them can be printed anywhere"
     odd = os.fsdecode(b'caf\xe9.png')

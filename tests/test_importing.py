@@ -326,7 +326,7 @@ def files(tmp_path):
 
 def test_our_format_and_back_is_exact(files):
     G, D, attempt, tmp = files
-    (tmp/'names.txt').write_text('cat\ndog\nhorse\n')
+    (tmp/'names.txt').write_text('cat\ndog\nhorse\n', encoding='utf-8')
     torch.save(G, tmp/'G.pth')
     torch.save(D, tmp/'D.pth')
     sagan_import(str(tmp/'G.pth'), str(tmp/'D.pth'), out=str(tmp/'run'), classes=str(tmp/'names.txt'))
@@ -457,12 +457,12 @@ def test_files_that_are_not_whole_or_hold_code_are_refused(files, refused):
 @posix
 def test_command_line_refusals_leave_nothing(files, refused):
     G, D, attempt, tmp = files
-    (tmp/'two.txt').write_text('a\nb\n')
+    (tmp/'two.txt').write_text('a\nb\n', encoding='utf-8')
     torch.save(G, tmp/'G.pth')
     file, out = str(tmp/'G.pth'), str(tmp/'run')
     refused('--out', by=lambda: sagan_import(file))
     refused('3 classes', by=lambda: sagan_import(file, out=out, classes=str(tmp/'two.txt')))
-    (tmp/'twice.txt').write_text('a\nb\na\n')
+    (tmp/'twice.txt').write_text('a\nb\na\n', encoding='utf-8')
     (tmp/'latin.txt').write_bytes(b'caf\xe9\nb\nc\n')
     os.mkfifo(tmp/'pipe')
     for name, words in {'twice.txt': "twice.txt has the name 'a' twice", 'pipe': 'no file',

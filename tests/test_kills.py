@@ -81,14 +81,14 @@ def whole(tmp_path_factory):
         shutil.copytree(here, begun)
         p, start = forked(base/'output', f.__name__, here, module='test_kills', folder=here), time.time()
         ended(p)
-        calls = int((base/'output.calls').read_text())
+        calls = int((base/'output.calls').read_text(encoding='utf-8'))
         found[f.__name__] = begun, here/'made', calls, time.time() - start
     return found
 
 def ended(p, *statuses):
     "The messages of a process that must end with a sentence"
     p.join(300)
-    said = p.output.read_text()
+    said = p.output.read_text(encoding='utf-8')
     assert p.exitcode in (statuses or (0,)) and 'Traceback' not in said, (p.exitcode, said)
     return said
 

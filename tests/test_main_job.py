@@ -18,7 +18,7 @@ def test_digits_are_recognised(tmp_path):
     for name, *args in (['sagan-train', *steps], ['sagan-eval', 'runs/digits']):
         done = new_process(BIN/name, *args, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    scores = json.loads((tmp_path/'runs/digits/eval.json').read_text())
+    scores = json.loads((tmp_path/'runs/digits/eval.json').read_text(encoding='utf-8'))
     # of real digits that the classifier has not seen
     held_out = float(scores['evaluator'].split('% right')[0].split('(')[-1])
     assert scores['samples'] == 1000 and held_out >= 97, scores

@@ -5,7 +5,8 @@ from statistics import median
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
-from notebooks import complete, install_code
+from nbdev.config import get_config
+from notebooks import complete, install_code, linked_pictures
 from readme import directives
 
 root = Path(__file__).resolve().parent.parent
@@ -115,6 +116,16 @@ def test_first_cell(monkeypatch, tmp_path, cells, folder, asked):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
     exec(source, {'get_ipython': Shell})
     assert found == asked
+
+
+@pytest.mark.parametrize('text, done', [
+    ('![A b](a/b.svg)', '[![A b](a/b.svg)]({site}library/a/b.svg)'),
+    ('<img src="../a.svg" alt="x">', '<a href="{site}a.svg"><img src="../a.svg" alt="x"></a>'),
+    ('![A](https://a.svg) [![A](b.svg)](c)', '![A](https://a.svg) [![A](b.svg)](c)')])
+def test_linked_pictures(text, done):
+    "A picture that is a file leads to the same file on the site; a link stays as it is"
+    done = done.format(site=get_config(root).doc_url)
+    assert linked_pictures(text, 'library') == linked_pictures(done, 'library') == done
 
 
 def test_complete():

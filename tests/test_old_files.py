@@ -19,7 +19,7 @@ from sagan.training import sagan_learner
 from old.pixels import NAME, Quarters
 
 old = Path(__file__).parent/'old'
-expected = json.loads((old/'expected.json').read_text())
+expected = json.loads((old/'expected.json').read_text(encoding='utf-8'))
 # Sums in another order give other last digits
 same_arithmetic = expected['made with'] == [str(torch.__version__), torch.backends.cpu.get_cpu_capability()]
 
@@ -81,12 +81,12 @@ def test_a_run_goes_on_to_the_same_bits(folders):
 def test_a_run_goes_on_by_the_command(folders):
     "With the form's first name, 'official', in its configuration, weights and state"
     folder = folders/'official'
-    assert '"form": "official"' in (folder/'config.json').read_text()
+    assert '"form": "official"' in (folder/'config.json').read_text(encoding='utf-8')
     assert load_run(folder).cfg.form == 'released'
     sagan_train(resume=str(folder), steps=24, device='cpu')
     check_weights(folder, 'step 24', same_arithmetic)
     assert [int(f.stem[5:]) for f in states(folder)] == [24] and (folder/'report.html').exists()
-    assert '"form": "released"' in (folder/'config.json').read_text()
+    assert '"form": "released"' in (folder/'config.json').read_text(encoding='utf-8')
 
 
 def test_first_names_of_forms(folders):

@@ -1,7 +1,8 @@
 """Every page of the docs: directives, pictures, links, and how it looks in a browser.
 
 Without Quarto, pandoc renders a page from what nbdev prepares for Quarto. With SAGAN_SITE=FOLDER, as in the
-docs workflow, the page of the built site is tested."""
+docs workflow, the page of the built site is tested. What needs neither pandoc nor a browser is tested
+without them."""
 import base64, io, json, os, posixpath, re, shutil
 from functools import partial
 from html.parser import HTMLParser
@@ -11,10 +12,7 @@ from threading import Thread
 from types import SimpleNamespace
 from urllib.parse import unquote, urldefrag, urlsplit
 
-import pytest, torch
-pypandoc = pytest.importorskip('pypandoc', reason="needs pip install -e '.[docs]'")
-playwright = pytest.importorskip('playwright.sync_api', reason="needs pip install -e '.[browser]'")
-import docsite
+import docsite, pytest, torch
 from forked import forked
 from nbdev.config import get_config, nbpath2html
 from nbdev.serve import proc_nbs
@@ -70,14 +68,17 @@ def prepared(tmp_path_factory):
     shutil.copytree(root/'nbs', tmp/'nbs', ignore=shutil.ignore_patterns('.*', '_*'))
     p = forked(tmp/'output', 'prepare', tmp, module='test_pages')
     p.join(600)
-    assert p.exitcode == 0, p.output.read_text()
+    assert p.exitcode == 0, p.output.read_text(encoding='utf-8')
     return tmp/'_proc'
 
 
 @pytest.fixture(scope='session')
 def site(request):
     "Each notebook's page: its file, its folder, and its tags"
-    res, prepared = {}, None if built else request.getfixturevalue('prepared')
+    res, prepared = {}, None
+    if not built:
+        pypandoc = pytest.importorskip('pypandoc', reason="needs pip install -e '.[docs]'")
+        prepared = request.getfixturevalue('prepared')
     for name in pages:
         path = (prepared or Path(built).resolve())/nbpath2html(name)
         if not built:
@@ -106,10 +107,12 @@ def test_directives(prepared, name):
 
 @pytest.mark.parametrize('name', pages)
 def test_images(site, name):
-    "Every picture of the page is a file beside it, or stands in the page"
+    "Every picture is a file beside the page, or stands in it; text and pictures have less than 1 MB"
     page = site[name]
-    files = [s for s in page.tags.images if not re.match('data:|https?:', s)]
-    assert not [s for s in files if not (page.dir/unquote(s)).is_file()]
+    files = [page.dir/unquote(s) for s in page.tags.images if not re.match('data:|https?:', s)]
+    assert not [f for f in files if not f.is_file()]
+    # Without what Quarto adds, and without the explorers, which a page loads when a reader comes to them
+    assert sum(f.stat().st_size for f in {page.path, *files}) < 1_000_000
 
 
 @pytest.mark.parametrize('name', pages)
@@ -145,23 +148,26 @@ def test_sidebar():
     assert (root/'_quarto.yml').read_bytes() == (root/'nbs/_quarto.yml').read_bytes()
 
 
-def test_language_models(prepared, tmp_path):
+def check_markdown(site):
     "Each page is in llms.txt, and every link between the pages' Markdown leads to a file"
-    for name in pages: (tmp_path/nbpath2html(name)).parent.mkdir(exist_ok=True)
-    docsite.add_markdown(tmp_path, prepared)
     cfg = get_config(root)
-    listed = re.findall(r'^- \[.+\]\((.*)\): .', (tmp_path/'llms.txt').read_text(encoding='utf-8'), re.M)
-    assert sorted(listed) == sorted(f'{cfg.doc_url}{nbpath2html(name).as_posix()}.md' for name in pages)
+    listed = re.findall(r'^- \[.+\]\((.*)\): .', (site/'llms.txt').read_text(encoding='utf-8'), re.M)
+    assert sorted(listed) == sorted(f'{cfg.doc_url}{docsite.html_name(name)}.md' for name in pages)
     for name in pages:
-        page = tmp_path/f'{nbpath2html(name)}.md'
-        links = []
+        page, links = site/f'{docsite.html_name(name)}.md', []
         def find(part): return links.extend(re.findall(r'\]\(([^)\s]+)\)', part)) or part
         docsite.outside_code(find, page.read_text(encoding='utf-8'))
         for link in links:
             path = urldefrag(link.replace(cfg.doc_url, '/')).url
             if path in ('', '/') or re.match('[a-z]+:', path): continue
-            at = tmp_path/path[1:] if path[0] == '/' else page.parent/path
-            assert at.is_file() or (root/'nbs'/at.resolve().relative_to(tmp_path)).is_file(), (name, link)
+            at = site/path[1:] if path[0] == '/' else page.parent/path
+            assert at.is_file() or (root/'nbs'/at.resolve().relative_to(site)).is_file(), (name, link)
+
+
+def test_language_models(prepared, tmp_path):
+    for name in pages: (tmp_path/nbpath2html(name)).parent.mkdir(exist_ok=True)
+    docsite.add_markdown(tmp_path, prepared)
+    check_markdown(tmp_path)
 
 
 def test_finished():
@@ -194,9 +200,15 @@ def test_built(site, name):
 
 @pytest.mark.skipif(not built, reason='needs the site that Quarto built: SAGAN_SITE=_docs')
 def test_built_as_a_whole():
-    assert not [f for f in ('404.html', 'llms.txt', 'images/explorer.html', 'images/photographs.html',
-                            'images/card.png')
-                if not (Path(built)/f).is_file()]
+    "The pages for language models, the explorer on the home page, and a 404 page that works in any folder"
+    site = Path(built).resolve()
+    images = 'explorer.html', 'photographs.html', 'card.png'
+    assert not [f for f in images if not (site/'images'/f).is_file()]
+    check_markdown(site)
+    assert docsite.FRAME in (site/'index.html').read_text(encoding='utf-8')
+    base = urlsplit(get_config(root).doc_url).path
+    lost = Tags((site/'404.html').read_text(encoding='utf-8'))
+    assert not [link for link in lost.links if not re.match(f'{base}|#|[a-z]+:', link)]
 
 
 NOTHING = 'window.define = window.require = () => {}'
@@ -220,6 +232,7 @@ def phone():
     """Opens a page at phone width without a network
 
     What is asked for elsewhere is answered with next to nothing: a badge, a script that does nothing."""
+    playwright = pytest.importorskip('playwright.sync_api', reason="needs pip install -e '.[browser]'")
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True)
@@ -280,6 +293,13 @@ def test_browser(site, served, phone, name):
     assert not scrolling
 
 
+def switch(page, mode):
+    "What the site's switch between light and dark does"
+    other = 'light' if mode == 'dark' else 'dark'
+    page.evaluate("([on, off]) => { document.body.classList.remove(off); document.body.classList.add(on) }",
+                  [f'quarto-{mode}', f'quarto-{other}'])
+
+
 @needs_browser
 def test_frame(served, phone):
     "The explorer on its page follows the site's switch, not the system's, and is as high as what it shows"
@@ -288,13 +308,28 @@ def test_frame(served, phone):
     page.goto(served + 'explorer.html', wait_until='load')
     frame = page.frames[1]
     dark = "matchMedia('(prefers-color-scheme: dark)').matches"
-    for mode, other in (('dark', 'light'), ('light', 'dark')):
-        page.evaluate(f"document.body.classList.replace('quarto-{other}', 'quarto-{mode}') || "
-                      f"document.body.classList.add('quarto-{mode}')")
+    for mode in ('dark', 'light'):
+        switch(page, mode)
         frame.wait_for_function(f"{dark} === {json.dumps(mode == 'dark')}")
     shown = frame.evaluate('Math.ceil(document.documentElement.getBoundingClientRect().height)')
     page.wait_for_function(f"document.querySelector('iframe').clientHeight === {shown}")
     context.close()
+
+
+@needs_browser
+@pytest.mark.parametrize('system', ['light', 'dark'])
+def test_diagram(served, phone, system):
+    "A diagram follows the site's switch, too, by the color of its ground"
+    context = phone.browser.new_context(color_scheme=system)
+    page = context.new_page()
+    page.goto(served + 'start.html', wait_until='load')
+    diagram, grounds = page.locator('img[src$="game.svg"]'), []
+    for mode in ('dark', 'light', 'dark'):
+        switch(page, mode)
+        picture = Image.open(io.BytesIO(diagram.screenshot())).convert('L')
+        grounds.append(picture.getpixel((picture.width//2, 8)))
+    context.close()
+    assert [ground > 128 for ground in grounds] == [False, True, False]
 
 
 # A report in the same browser
@@ -311,7 +346,8 @@ def report(tmp_path_factory):
     pair = f'<div class="pair"><div>{player_html(frames, 32, ["cat", "d"*99])}</div><div>{curve}</div></div>'
     maps = captioned_html(wide_html('<div style="width:28rem">maps</div>', 'maps'), 'Lower --lr-d.')
     attention = f'<div class="attention"><div>{frame_html(inner)}</div>{maps}</div>'
-    file.write_text(page_html('A report', 'x'*300, strips_html([('cat', x)]), pair, attention))
+    page = page_html('A report', 'x'*300, strips_html([('cat', x)]), pair, attention)
+    file.write_text(page, encoding='utf-8')
     return file
 
 

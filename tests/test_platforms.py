@@ -1,11 +1,14 @@
 "What other machines lack is taken away: locks, renaming onto open files, letters, signals, mallopt"
-import ast, ctypes, errno, os, signal, sys, threading
+import ast, ctypes, errno, os, runpy, signal, subprocess, sys, threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest, torch
-from sagan import __main__ as main, cli, kernels, names, options, recording, storage
-from sagan.checks import free_memory
-from sagan.config import Config
+from sagan import __main__ as main, cli, kernels, names, options, recording, reports, storage
+from sagan.checkpoints import read_state
+from sagan.checks import check_memory, check_training_memory, free_memory, TooLarge
+from sagan.config import Config, preset
+from sagan.sampling import class_folders
 from sagan.storage import (
     atomic_write, cached_images, file_lock, MappedImages, new_folder, read_json, write_json)
 
@@ -51,7 +54,7 @@ def test_locks_of_windows(windows, tmp_path, capsys):
         with pytest.raises(BlockingIOError, match='in use by another process'), file_lock(tmp_path): pass
         with atomic_write(tmp_path/'a.txt') as new:
             with storage.temporary_folder(tmp_path/'b.txt'): assert new.exists()  # its maker lives
-            new.write_text('one')
+            new.write_text('one', encoding='utf-8')
         done = threading.Event()
         def wait():
             with file_lock(tmp_path, wait=True): done.set()
@@ -173,23 +176,106 @@ def test_without_glibc(monkeypatch):
     assert kernels.keep_freed_memory() is None
 
 
-def test_without_proc(monkeypatch):
-    "Nothing is known about the memory, and everything is tried"
+@pytest.fixture
+def no_proc(monkeypatch):
+    "Neither /proc nor Windows' functions; `sysconf` as on a Mac of 8 GiB"
     def missing(self, **kw): raise FileNotFoundError(self)
     monkeypatch.setattr(Path, 'read_text', missing)
+    monkeypatch.delattr(ctypes, 'windll', raising=False)
+    known = dict(SC_PHYS_PAGES=2**19, SC_PAGE_SIZE=2**14)
+    monkeypatch.setattr(os, 'sysconf', known.__getitem__, raising=False)
+    return known
+
+
+def test_memory_of_a_mac(no_proc):
+    "What exceeds the memory of the machine is refused, with any limit of the process"
+    assert free_memory('cpu') == 2**33
+    with pytest.raises(TooLarge, match='needs at least 9.0 GB of memory, but only 8.6 GB are free on cpu'):
+        check_memory(9*10**9, 'a picture', '--n')
+    check_memory(8*10**9, 'a picture', '--n')
+    with pytest.raises(TooLarge): check_training_memory(preset('official'), 1_000_000)
+
+
+class MemoryStatus(ctypes.Structure):
+    "MEMORYSTATUSEX, as Microsoft documents it"
+    _fields_ = [('length', ctypes.c_uint32), ('load', ctypes.c_uint32)] + [
+        (name, ctypes.c_uint64) for name in ('total', 'free', 'total_page_file', 'free_page_file',
+                                             'total_virtual', 'free_virtual', 'extended')]
+
+
+@pytest.mark.parametrize('works', [True, False])
+def test_memory_of_windows(no_proc, monkeypatch, works):
+    "What a process may still allocate, in memory and in the page file; unknown if the call fails"
+    def ask(status):
+        answer = ctypes.cast(status, ctypes.POINTER(MemoryStatus)).contents
+        assert answer.length == ctypes.sizeof(MemoryStatus) == 64
+        answer.total, answer.free, answer.total_page_file, answer.free_page_file = 8, 2, 10, 3*10**9
+        return works
+    kernel = SimpleNamespace(GlobalMemoryStatusEx=ask)
+    monkeypatch.setattr(ctypes, 'windll', SimpleNamespace(kernel32=kernel), raising=False)
+    assert free_memory('cpu') == (3*10**9 if works else float('inf'))
+
+
+def test_memory_of_an_unknown_system(no_proc, monkeypatch):
+    def unknown(name): raise ValueError('unrecognized configuration name')
+    monkeypatch.setattr(os, 'sysconf', unknown)
     assert free_memory('cpu') == float('inf')
 
 
-def test_operations_that_mps_lacks_run_on_the_cpu(monkeypatch, capsys):
-    "PyTorch is told before it is loaded; a wish of the user's stays"
-    for wish in (None, '0'):
-        monkeypatch.delenv('PYTORCH_ENABLE_MPS_FALLBACK', raising=False)
-        if wish: monkeypatch.setenv('PYTORCH_ENABLE_MPS_FALLBACK', wish)
-        monkeypatch.setattr(sys, 'platform', 'darwin')
-        with monkeypatch.context() as m:
-            m.delitem(sys.modules, 'torch')
-            with options.loading('drawing images'): pass
-        assert os.environ['PYTORCH_ENABLE_MPS_FALLBACK'] == (wish or '1')
+@pytest.mark.parametrize('message', [
+    'MPS backend out of memory (MPS allocated: 9 GB)',
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    'DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes'])
+def test_full_memory_is_no_damage(tmp_path, monkeypatch, message):
+    "A state that does not fit is not taken for a damaged one, after which an older one would be used"
+    def fail(*_, **__): raise RuntimeError(message)
+    torch.save({}, tmp_path/'state.pt')
+    monkeypatch.setattr(torch, 'load', fail)
+    with pytest.raises(RuntimeError, match='allocate'): read_state(tmp_path/'state.pt')
+
+
+@pytest.mark.parametrize('system, wish, value', [
+    ('darwin', None, '1'), ('darwin', '0', '0'), ('linux', None, None), ('win32', None, None)])
+def test_operations_that_mps_lacks_run_on_the_cpu(monkeypatch, system, wish, value):
+    "PyTorch is told by `import sagan`, which does not load PyTorch; a wish of the user's stays"
+    monkeypatch.setenv('PYTORCH_ENABLE_MPS_FALLBACK', '')  # restored at the end
+    monkeypatch.delenv('PYTORCH_ENABLE_MPS_FALLBACK')
+    if wish: monkeypatch.setenv('PYTORCH_ENABLE_MPS_FALLBACK', wish)
+    monkeypatch.setattr(sys, 'platform', system)
+    monkeypatch.delitem(sys.modules, 'torch')
+    runpy.run_path(str(root/'sagan'/'__init__.py'))
+    assert os.environ.get('PYTORCH_ENABLE_MPS_FALLBACK') == value and 'torch' not in sys.modules
+
+
+def test_folders_of_classes_that_windows_reserves():
+    reserved = ['con', 'Nul.txt', 'a.', 'b ', 'COM1 .x', 'lpt²', '...']
+    assert class_folders(reserved) == ['0-con', '1-Nul.txt', '2-a', '3-b', '4-COM1 .x', '5-lpt²', '6-']
+    allowed = ['a', 'com', 'lpt10', 'console', 'a.con', '1-b']
+    assert class_folders(allowed) == allowed
+    assert class_folders(['1-a', 'a.']) == ['0-1-a', '1-a']
+
+
+@pytest.mark.parametrize('name, windows, shown', [
+    ('digits', True, 'digits'), ('my run', True, '"my run"'), ("it's", True, '"it\'s"'),
+    ('digits', False, 'digits'), ('my run', False, "'my run'"), ('$HOME', False, "'$HOME'")])
+def test_names_in_commands(name, windows, shown):
+    "A report shows a command that the shells of its machine understand"
+    assert reports._quote(name, windows) == shown
+
+
+def test_a_server_that_is_left_alone_removes_its_folder(tmp_path):
+    "On Windows, too, where a process that a signal ends does nothing more"
+    (tmp_path/'waits.py').write_bytes(b'import time\nprint("begun", flush=True)\ntime.sleep(60)\n')
+    folder = tmp_path/'served'
+    folder.mkdir()
+    (folder/'explorer.ipynb').touch()
+    code = reports._SERVER.replace("os.name == 'posix'", 'False')
+    assert code != reports._SERVER
+    command = [sys.executable, '-c', code, 'waits', str(folder/'explorer.ipynb')]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as server:
+        assert server.stdout.readline().strip() == b'begun' and folder.exists()
+        server.stdin.close()
+        assert server.wait(30) == 1 and not folder.exists()
 
 
 MISSING = {'fcntl', 'resource', 'pwd', 'grp', 'termios', 'tty', 'pty', 'posix', 'syslog', 'msvcrt', 'winreg'}

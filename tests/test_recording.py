@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest, torch
+from machines import link
 from safetensors.torch import load_file
 from fastai.callback.core import Callback
 from sagan.checkpoints import (
@@ -66,7 +67,7 @@ def test_an_exception_leaves_the_last_checkpoint(tmp_path):
     def pull_cable(cb): raise RuntimeError('cable pulled')
     with pytest.raises(RuntimeError, match='cable pulled'): fit(run(tmp_path/'run', 10, At(3, pull_cable)))
     assert load_run(tmp_path/'run').step == 2
-    with open(tmp_path/'run/log.jsonl', 'a') as f: f.write('\0\0\0\n{"step": 4, "d_l')
+    with open(tmp_path/'run/log.jsonl', 'a', encoding='utf-8') as f: f.write('\0\0\0\n{"step": 4, "d_l')
     with pytest.warns(UserWarning, match='line 2 is damaged'): records = load_run(tmp_path/'run').records
     assert [r['step'] for r in records] == [2]
     with pytest.raises(FileNotFoundError, match='was not measured'): load_run(tmp_path/'run', best=True)
@@ -94,7 +95,7 @@ def test_a_truncated_run_has_no_later_records(tmp_path):
     folder = fit(run(tmp_path/'run', 6)).run_writer.folder
     truncate_run(folder, 4)
     assert [r['step'] for r in read_log(folder)] == [2, 4]
-    assert (folder/'log.jsonl').read_text().count('\n') == 2
+    assert (folder/'log.jsonl').read_text(encoding='utf-8').count('\n') == 2
     assert {file_step(f) for f in folder.rglob('step-*')} == {0, 2, 4}
 
 
@@ -190,7 +191,7 @@ def test_a_finished_run_that_lost_its_log(copied):
     (copied/'log.jsonl').unlink()
     (copied/'report.html').unlink()
     resume_run(copied, tell=silent)
-    assert 'figures of its last step are not in its log' in (copied/'report.html').read_text()
+    assert 'figures of its last step are not in its log' in (copied/'report.html').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('change', [
@@ -212,7 +213,7 @@ def test_a_state_of_something_else_is_left_for_the_one_before_it(finished, copie
 def test_a_run_goes_on_without_its_best_state(copied, quick_report):
     "Nor does it die for it in the end"
     scores = dict(fid=1., samples=10, evaluator='an evaluator', reference='digits')
-    with open(copied/'log.jsonl', 'a') as f:
+    with open(copied/'log.jsonl', 'a', encoding='utf-8') as f:
         for step in (1, 2): f.write(json.dumps(dict(step=step) | scores) + '\n')
     (copied/'report.html').unlink()
     with pytest.warns(UserWarning, match='leaves out the best weights'): resume_run(copied, tell=silent)
@@ -243,7 +244,7 @@ def test_a_log_that_is_a_folder_is_rejected_before_anything_is_written(copied):
 def test_nothing_is_written_through_a_log_that_is_a_link(copied, tmp_path):
     other = tmp_path/'other'
     (copied/'log.jsonl').rename(other)
-    (copied/'log.jsonl').symlink_to(other)
+    link(copied/'log.jsonl', other)
     before, learn = other.read_bytes(), learner_of(copied, 5)
     resume(copied, learn, silent)
     learn.add_cb(RunWriter(copied))

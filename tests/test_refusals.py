@@ -2,7 +2,7 @@
 
 What runs out of memory, or fails before its first step, leaves no folder in the way of the corrected call"""
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -43,7 +43,7 @@ def pictures(path, first=0, n=12):
 def quickly():
     "The small evaluator is hardly trained, and no report is drawn"
     with patch('sagan.measuring.train_evaluator', partial(train_evaluator, steps=2)):
-        def report(run, images, best): (run.folder/'report.html').write_text('')
+        def report(run, images, best): (run.folder/'report.html').write_text('', encoding='utf-8')
         with patch('sagan.runs.write_report', report): yield
 
 
@@ -53,8 +53,8 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp('made')
     pictures(root/'pics')
     pictures(root/'others', 100)
-    (root/'file').write_text('no folder')
-    (root/'link').symlink_to(root/'nowhere')
+    (root/'file').write_text('no folder', encoding='utf-8')
+    with suppress(OSError): (root/'link').symlink_to(root/'nowhere')  # Windows may allow no links
     train(root/'pics', root/'run', **MEASURED)
     return root
 
@@ -77,7 +77,7 @@ def snapshot(root):
 
 def refusals():
     "(name, part of the message, call)"
-    for device in ('meta', 'mps', 'xla', 'cuda:7', 'warp', 'x'*5000):
+    for device in ('meta', 'xla', 'cuda:99', 'warp', 'x'*5000):  # mps exists on a Mac: test_devices.py
         yield f'train on {device[:9]}', 'is not available', partial(train, 'pics', device=device)
     for f in (resume_run, sample_run, attend_run, explore_run, evaluate_run, report_run):
         yield f'{f.__name__} on meta', 'is not available', partial(f, 'run', device='meta')
@@ -191,6 +191,7 @@ def refusals():
 
 @pytest.mark.parametrize('name, message, call', list(refusals()), ids=[name for name, _, _ in refusals()])
 def test_a_refusal_changes_nothing(here, name, message, call):
+    if name == 'train: out is a link' and not Path('link').is_symlink(): pytest.skip('makes links')
     before = snapshot(here)
     with pytest.raises((ValueError, OSError, MemoryError), match=message): call()
     assert snapshot(here) == before

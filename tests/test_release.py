@@ -1,8 +1,9 @@
 "What a release is checked for before anything is built, and the oldest versions that the tests run with"
-import subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
+import pytest, release
 from oldest import oldest
 from release import NAME, check, check_name, sections
 
@@ -83,3 +84,19 @@ def test_oldest():
 def test_every_requirement_has_a_minimum():
     found = oldest((root/'settings.ini').read_text(encoding='utf-8'))
     assert {'torch', 'fastai', 'numpy', 'onnx'} <= {line.split('==')[0] for line in found}
+
+
+@pytest.mark.parametrize('system, folder', [('posix', 'bin'), ('nt', 'Scripts')])
+def test_programs_of_an_environment(monkeypatch, system, folder):
+    "The wheel is installed and used by the programs of the new environment, wherever they lie in it"
+    def create(home, with_pip):
+        (home/folder).mkdir(parents=True)
+        for name in ('pip', 'python', 'sagan-train'):
+            (home/folder/(name + '.exe'*(os.name == 'nt'))).touch(0o755)
+    called = []
+    monkeypatch.setattr(release, 'os', SimpleNamespace(name=system, environ=os.environ))
+    monkeypatch.setattr(release.venv, 'create', create)
+    monkeypatch.setattr(release.subprocess, 'run', lambda command, **_: called.append(Path(command[0])))
+    release.try_wheel('sagan.whl')
+    assert [p.stem for p in called] == ['pip', 'python', 'sagan-train']
+    assert {p.parent.name for p in called} == {folder}

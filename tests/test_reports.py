@@ -48,11 +48,12 @@ def run(tmp_path_factory):
     train_run(None, folder, 'tiny', steps=4, batch=8, z_dim=8, device='cpu',
               tell=lambda text: None)
     log = folder/'log.jsonl'
-    *others, last = [json.loads(line) for line in log.read_text().splitlines()]
+    *others, last = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
     made = [dict(r, warnings=['D <b>wins</b>']) for r in [dict(last, step=s) for s in (2, 3)]]
     made[0] |= dict(changes=[dict(step=2, lr_g=[1e-3, 1e-4])], init_from=dict(run='digits', step=1800))
     made[0] |= SCORES
-    log.write_text(''.join(json.dumps(r) + '\n' for r in [*others, *made, last | SCORES | dict(fid=2.25)]))
+    records = [*others, *made, last | SCORES | dict(fid=2.25)]
+    log.write_text(''.join(json.dumps(r) + '\n' for r in records), encoding='utf-8')
     return folder
 
 
@@ -88,11 +89,12 @@ def test_grids_of_a_training_name_their_classes(run):
 def test_a_report_takes_what_sagan_eval_left(run, tmp_path):
     "And leaves out what is damaged: an evaluation, a grid"
     shutil.copytree(run, folder := tmp_path/'run')
-    (folder/'eval.json').write_text(json.dumps(SCORES | dict(step=4, fid=1.125)))
+    (folder/'eval.json').write_text(json.dumps(SCORES | dict(step=4, fid=1.125)), encoding='utf-8')
     Image.new('RGB', (9, 9), 'red').save(folder/'nearest.png')
-    (folder/'eval-n9.json').write_text('{')
-    (folder/'samples/step-0000002.png').write_text('no picture')
-    with pytest.warns(UserWarning, match='is left out') as caught: page = report_run(folder).read_text()
+    (folder/'eval-n9.json').write_text('{', encoding='utf-8')
+    (folder/'samples/step-0000002.png').write_text('no picture', encoding='utf-8')
+    with pytest.warns(UserWarning, match='is left out') as caught: file = report_run(folder)
+    page = file.read_text(encoding='utf-8')
     assert len([w for w in caught if 'left out' in str(w.message)]) == 2
     for part in ('sagan-eval, step 4', '<td>1.12</td>', 'alt="Nearest training images"'): assert part in page
     assert page.count('alt="Samples "') == 4
@@ -104,10 +106,10 @@ def test_runs_side_by_side(run, tmp_path, monkeypatch):
     shutil.copytree(run, other := tmp_path/'other')
     config = read_json(other/'config.json')
     config['config'] |= dict(steps=5)
-    (other/'config.json').write_text(json.dumps(config))
+    (other/'config.json').write_text(json.dumps(config), encoding='utf-8')
     (other/'samples/step-0000003.png').unlink()
-    log = (other/'log.jsonl').read_text()
-    (other/'log.jsonl').write_text(log.replace('"samples": 60', '"samples": 70'))
+    log = (other/'log.jsonl').read_text(encoding='utf-8')
+    (other/'log.jsonl').write_text(log.replace('"samples": 60', '"samples": 70'), encoding='utf-8')
     before = files_of(run), files_of(other)
     file = report_runs(run, other)
     assert file == Path('compare-cats & dogs-other.html') and (files_of(run), files_of(other)) == before
@@ -143,7 +145,7 @@ def command(tmp_path, monkeypatch):
     "`open_notebook` in a process of its own, with a program that only waits in place of the server"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-    for module in ('voila', 'jupyterlab'): (tmp_path/f'{module}.py').write_text(SERVER)
+    for module in ('voila', 'jupyterlab'): (tmp_path/f'{module}.py').write_text(SERVER, encoding='utf-8')
     (tmp_path/'temporary').mkdir()
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'temporary'))
     given = 'run', 'cpu', None, lambda text: None
@@ -158,7 +160,7 @@ def command(tmp_path, monkeypatch):
 @linux
 def test_nothing_outlives_the_command_however_it_ends(command, tmp_path, sig, status):
     until((tmp_path/'server').exists)
-    pid, notebook = (tmp_path/'server').read_text().split()
+    pid, notebook = (tmp_path/'server').read_text(encoding='utf-8').split()
     assert 'load_run' in read_json(notebook)['cells'][1]['source']
     os.kill(command.pid, signal.Signals[sig])
     command.join(30)
@@ -172,7 +174,7 @@ def test_port_and_browser(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     listed = "import pathlib, sys\npathlib.Path('arguments').write_text(' '.join(sys.argv[2:]))\n"
-    for module in ('voila', 'jupyterlab'): (tmp_path/f'{module}.py').write_text(listed)
+    for module in ('voila', 'jupyterlab'): (tmp_path/f'{module}.py').write_text(listed, encoding='utf-8')
     told = []
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -183,11 +185,11 @@ def test_port_and_browser(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match='port'): open_notebook('run', tell=told.append, port=wrong)
     assert not told
     open_notebook('run', tell=told.append, port=port, browser=False)
-    arguments = (tmp_path/'arguments').read_text().split()
+    arguments = (tmp_path/'arguments').read_text(encoding='utf-8').split()
     assert f'--port={port}' in arguments and '--no-browser' in arguments
     # a page that is reloaded leaves no kernel: its request to stop it is accepted, and an idle one stops
     assert '--Voila.tornado_settings=disable_check_xsrf=1' in arguments
     assert '--MappingKernelManager.cull_idle_timeout=300' in arguments
     assert told == [f'the explorer opens at http://localhost:{port}; Ctrl-C ends it']
     open_notebook('run', tell=told.append)
-    assert '--no-browser' not in (tmp_path/'arguments').read_text()
+    assert '--no-browser' not in (tmp_path/'arguments').read_text(encoding='utf-8')

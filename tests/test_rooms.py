@@ -80,7 +80,7 @@ def test_style_sees_faults(tmp_path, monkeypatch):
     monkeypatch.setattr(style, 'root', tmp_path)
     file = tmp_path/'tests.py'
     strings = """d = (f'{c}, {{}}' f"{c:{a}}" rf'{{'\n     f'idle')\n"""
-    file.write_text("a = 1; b = 2\nc = ';'\n# " + 'x'*109 + '\n' + strings)
+    file.write_text("a = 1; b = 2\nc = ';'\n# " + 'x'*109 + '\n' + strings, encoding='utf-8')
     found = list(style.faults(file))
     assert len(found) == 3
     assert 'line 3: 111 characters, 110 are allowed' in found[0] and 'line 1: several statements' in found[1]

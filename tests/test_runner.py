@@ -163,7 +163,7 @@ def test_folders_of_something_else(tmp_path, once):
         experiment(folder)
     with pytest.raises(FileNotFoundError, match='not hold an experiment'): load_experiment(tmp_path/'nowhere')
     shutil.copytree(folder, tmp_path/'damaged')
-    (tmp_path/'damaged'/'table2-sagan'/'seed0'/'records.json').write_text('[{"st')
+    (tmp_path/'damaged'/'table2-sagan'/'seed0'/'records.json').write_text('[{"st', encoding='utf-8')
     with pytest.raises(ValueError, match='records.json is damaged'): load_experiment(tmp_path/'damaged')
 
 
@@ -188,7 +188,7 @@ def test_data_are_told_by_what_is_in_them(tmp_path, once):
     old = tmp_path/'old'
     shutil.copytree(folder, old)
     settings = {k: v for k, v in read_settings(folder).items() if k != 'digest'}
-    (old/'experiment.json').write_text(json.dumps(settings))
+    (old/'experiment.json').write_text(json.dumps(settings), encoding='utf-8')
     with pytest.raises(ValueError, match="data is '../moved' there, 'twins' here"):
         run_experiment('table2', twins(200), TINY, old, 2, 2, 40)
 
@@ -203,7 +203,7 @@ def test_a_kill_while_an_experiment_is_set_up(tmp_path, once):
         for name in left: shutil.copy(folder/name, out)
         if left == (first,):
             settings = read_settings(folder) | dict(evaluator=None)
-            (out/'experiment.json').write_text(json.dumps(settings))
+            (out/'experiment.json').write_text(json.dumps(settings), encoding='utf-8')
         def stop(text): raise KeyboardInterrupt
         with pytest.raises(KeyboardInterrupt): experiment(out, stop)
         settings, there = read_settings(out), read_settings(folder)
@@ -234,9 +234,9 @@ def test_files_that_hold_something_else(tmp_path, once, name, content):
     file.unlink()
     if content is None: os.mkfifo(file)
     elif name == 'evaluator.pt': torch.save(content, file)
-    elif isinstance(content, str): file.write_text(content)
-    elif isinstance(content, dict): file.write_text(json.dumps(json.loads(text) | content))
-    else: file.write_text(json.dumps([json.loads(text)[0] | content[0]]))
+    elif isinstance(content, str): file.write_text(content, encoding='utf-8')
+    elif isinstance(content, dict): file.write_text(json.dumps(json.loads(text) | content), encoding='utf-8')
+    else: file.write_text(json.dumps([json.loads(text)[0] | content[0]]), encoding='utf-8')
     names = {f for f in bad.rglob('*')}
     with pytest.raises((ValueError, OSError), match=name): experiment(bad)
     assert {f for f in bad.rglob('*')} == names
@@ -249,11 +249,11 @@ def test_pictures_of_samples_that_are_none(tmp_path, once):
     folder, results = once
     shutil.copytree(folder, tmp_path/'bad')
     samples = tmp_path/'bad/table2-acgan/seed1/samples'
-    (samples/'step-junk.png').write_text('no step')
+    (samples/'step-junk.png').write_text('no step', encoding='utf-8')
     (samples/'step-0000002.png').unlink()
     os.mkfifo(samples/'step-0000002.png')
     assert len([ax for ax in strips_figure(tmp_path/'bad', results, 1).axes if ax.get_title()]) == 5
-    (samples/'step-0000004.png').write_text('no picture')
+    (samples/'step-0000004.png').write_text('no picture', encoding='utf-8')
     with pytest.raises(ValueError, match='step-0000004.png is damaged'):
         strips_figure(tmp_path/'bad', results, 1)
 
@@ -325,27 +325,27 @@ def with_forks(experiment, **options):
 def wait_until(p, condition):
     for _ in range(6000):
         if condition(): return
-        assert p.is_alive(), p.output.read_text()
+        assert p.is_alive(), p.output.read_text(encoding='utf-8')
         time.sleep(.05)
     raise AssertionError('it did not happen')
 
 
 def rows(out):
     assert {p.name for p in out.iterdir() if p.is_file()} == FILES
-    with (out/'table.csv').open() as f:
+    with (out/'table.csv').open(encoding='utf-8') as f:
         return [{k: v for k, v in r.items() if k != 'seconds_per_step'} for r in csv.DictReader(f)]
 
 
 def finished(out, **more):
     p = start(out, **more)
     p.join(500)
-    assert p.exitcode == 0, p.output.read_text()
+    assert p.exitcode == 0, p.output.read_text(encoding='utf-8')
     return rows(out)
 
 
 def failed(p):
     p.join(60)
-    output = p.output.read_text()
+    output = p.output.read_text(encoding='utf-8')
     assert p.exitcode == 1 and 'Traceback' not in output, output
     return output
 
@@ -365,10 +365,10 @@ def begun(out, whole, **changes):
     "The folder of an experiment stopped before its first step: the evaluator is there, nothing is trained"
     out.mkdir()
     for f in ('evaluator.pt', 'reference.safetensors'): shutil.copy(whole/f, out)
-    settings = json.loads((whole/'experiment.json').read_text())
+    settings = json.loads((whole/'experiment.json').read_text(encoding='utf-8'))
     settings['base'] |= {k: v for k, v in changes.items() if k in settings['base']}
     settings |= {k: v for k, v in changes.items() if k in settings}
-    (out/'experiment.json').write_text(json.dumps(settings))
+    (out/'experiment.json').write_text(json.dumps(settings), encoding='utf-8')
     return out
 
 
@@ -379,7 +379,7 @@ def test_the_command_leaves_a_table(whole):
                                          'Residual feat8, feat16, feat32', 'Residual feat64']
     assert all(float(r['fid']) > 0 and r['samples'] == '100' for r in table)
     assert all('small CNN' in r['evaluator'] and 'digits' in r['reference'] for r in table)
-    text = (whole/'table.md').read_text()
+    text = (whole/'table.md').read_text(encoding='utf-8')
     assert "paper's FID" in text and 'SAGAN feat8, feat16, feat32 at 8x8' in text and 'small CNN' in text
 
 

@@ -120,7 +120,7 @@ def test_files_and_records(run):
     named = {'d_loss', 'g_loss', 'gamma G16', 'gamma D16', 'lr_g', 'lr_d', 'seconds', 'images_per_s'}
     assert named <= run.records[0].keys() and any(k.startswith('sigma G') for k in run.records[0])
     assert read_config(run.folder)[2] == OPTIONS
-    report = (run.folder/'report.html').read_text()
+    report = (run.folder/'report.html').read_text(encoding='utf-8')
     assert report.count('data:image/png') >= 5 and '://' not in report
 
 
@@ -140,7 +140,7 @@ def test_a_loaded_run_and_its_folder_are_the_same(run, tmp_path):
 
 def test_scores_are_returned_and_kept(run):
     scores = evaluate_run(run, n=60, device='cpu')
-    kept = json.loads((run.folder/'eval-n60.json').read_text())
+    kept = json.loads((run.folder/'eval-n60.json').read_text(encoding='utf-8'))
     assert kept == {k: v for k, v in scores.items() if k != 'nearest'}
     assert scores['nearest'] == run.folder/'nearest-n60.png'
     assert kept['intra_fid'] > 0 and (kept['samples'], kept['step']) == (60, 20)
@@ -193,7 +193,7 @@ def test_a_run_that_comes_with_the_package(tmp_path, monkeypatch):
 def test_too_short_for_a_generator_step(tmp_path):
     run = train_run(out=tmp_path/'short', n_d=5, tell=silent, **TINY | dict(steps=3))
     assert [r['g_loss'] for r in run.records] == 3*[None]
-    page = (tmp_path/'short/report.html').read_text()
+    page = (tmp_path/'short/report.html').read_text(encoding='utf-8')
     words = re.sub(r'<(script|style|svg|iframe).*?</\1>|<[^>]+>', ' ', page, flags=re.DOTALL)
     assert 'Steps' in words and not re.search(r'\b(None|nan|null)\b', words)  # a loss that is not there
 
@@ -206,7 +206,7 @@ def test_measured_as_it_goes(tmp_path):
     run = resume_run(run, steps=12, samples=60, device='cpu', tell=silent)
     assert [r['samples'] for r in run.records if 'fid' in r] == [50, 50, 50, 50, 60, 60]
     assert read_config(tmp_path/'run')[2] == OPTIONS | dict(measure_every=2, samples=60)
-    page = (tmp_path/'run/report.html').read_text()
+    page = (tmp_path/'run/report.html').read_text(encoding='utf-8')
     assert 'FID, lower is better' in page and f"{best_record(run.records)['fid']:.2f}" in page
     best = best_record(run.records)['step']
     assert {best, 11, 12} == {int(f.stem[5:]) for f in states(tmp_path/'run')}
@@ -254,11 +254,11 @@ def test_standing_statistics(run):
 def test_exploring(run, tmp_path):
     "A page of drawn images, one of one's own, and a program that opens a notebook"
     with patch('sagan.live.MOST_NUMBERS', 0):                       # too large a model to draw in a page
-        stored = explore_run(run, out=tmp_path/'page.html').read_text()
+        stored = explore_run(run, out=tmp_path/'page.html').read_text(encoding='utf-8')
     assert stored.count('"class"') == 20 and 'million numbers' in stored
     (tmp_path/'own/7').mkdir(parents=True)
     Image.new('RGB', (50, 40), 'red').save(tmp_path/'own/7/a.png')
-    page = explore_run(run.folder, images=tmp_path/'own', out=tmp_path/'own.html').read_text()
+    page = explore_run(run.folder, images=tmp_path/'own', out=tmp_path/'own.html').read_text(encoding='utf-8')
     assert '"images": [{"class": "7", "seed": "0"}]' in page
     with pytest.raises(ValueError, match='subfolder 7, which is no class of the model; it has square, disc'):
         explore_run('twins', images=tmp_path/'own')

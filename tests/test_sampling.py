@@ -115,12 +115,14 @@ def test_names_of_folders(tmp_path):
     "Classes may be called anything: each has a folder of its own that a scan of images finds"
     names = [n.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace') for n in NAMES]
     names += ['', '.', '..', '.hidden', 'a/b', 'a:b', '/etc', 'x'*300]
+    names += ['con', 'NUL', 'aux.jpg', 'Com1', 'lpt\xb2', 'a.', 'a ', 'a_', f'{len(names)}-con']
     folders = class_folders(names)
     assert max(Counter(f.casefold() for f in folders).values()) == 1
     for f in folders:
         (tmp_path/f).mkdir()
         assert f[0] != '.' and '/' not in f
-    assert class_folders(['3', 'cat', 'salt, pepper']) == ['3', 'cat', 'salt, pepper']
+        assert f[-1] not in '. ' and f.split('.')[0].lower() not in ('con', 'nul', 'aux', 'com1', 'lpt\xb2')
+    assert class_folders(['3', 'cat', 'salt, pepper', 'cone']) == ['3', 'cat', 'salt, pepper', 'cone']
 
 
 def test_archives_are_the_same_twice(tmp_path):

@@ -186,7 +186,7 @@ def test_a_run_from_another_on_other_classes(first, data, tmp_path):
     run = train_run(data[1], tmp_path/'a', init_from=other, steps=4, tell=told.append, **asked)
     assert told[0].endswith(f'; starts from {other} at step 2')
     assert run.cfg == first.cfg.change(data=str(data[1]), n_classes=3, ema_start=0, lr_g=1e-4, steps=4)
-    began = json.loads((run.folder/'config.json').read_text())['options']['init_from']
+    began = json.loads((run.folder/'config.json').read_text(encoding='utf-8'))['options']['init_from']
     assert (began['run'], began['step'], began['classes']) == (str(other), 2, ['cat'])
     assert [r.get('init_from') for r in run.records] == [began, None, None, None]
     train_run(data[1], tmp_path/'b', init_from=load_run(other), steps=3, tell=silent, **asked)

@@ -18,7 +18,7 @@ def start(tmp, **options):
 
 def ended(p, status=0):
     p.join(300)
-    messages = p.output.read_text()
+    messages = p.output.read_text(encoding='utf-8')
     assert p.exitcode == status and 'Traceback' not in messages, (p.exitcode, messages)
     return messages
 
@@ -28,7 +28,7 @@ def until(p, condition):
     "Wait for something while a process runs"
     for _ in range(30_000):
         if condition(): return
-        assert p.is_alive(), p.output.read_text()
+        assert p.is_alive(), p.output.read_text(encoding='utf-8')
         time.sleep(.01)
     raise AssertionError('it did not happen')
 
@@ -75,7 +75,7 @@ def test_killed_before_the_first_state_and_with_a_damaged_one(whole, tmp_path):
     until(p, lambda: newest(run) >= 8)
     p.kill()
     p.join()
-    assert 'starting at step 0' in p.output.read_text()
+    assert 'starting at step 0' in p.output.read_text(encoding='utf-8')
     file = states(run)[-1]
     file.write_bytes(file.read_bytes()[:10_000])
     assert f'{file} is not a complete training state' in train(tmp_path, resume=run)

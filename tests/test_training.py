@@ -276,7 +276,7 @@ def test_fastais_callbacks_and_schedules_work(tmp_path):
     learn.path, rates = Path(tmp_path), np.array(learn.lr)
     with learn.no_bar(), learn.no_logging():
         learn.fit(2, cbs=[CSVLogger(), ParamScheduler({'lr': SchedCos(rates, 0*rates)}), LogRates(seen)])
-    lines = (tmp_path/'history.csv').read_text().splitlines()
+    lines = (tmp_path/'history.csv').read_text(encoding='utf-8').splitlines()
     assert len(lines) == 3 and lines[0] == 'epoch,train_loss,g_loss,images_per_s,time'
     assert np.allclose(seen[0], rates, atol=1e-5)
     assert seen[-1][0] < .1*rates[0]

@@ -182,7 +182,7 @@ def test_the_page_holds_it_all(widget, tmp_path):
     assert base64.b64decode(page.split('id="sagan-data">')[1].split('</script>')[0]) == widget.data
     assert '_esm' in widget.get_state(drop_defaults=True)
     widget.save(tmp_path/'a.html')
-    assert (tmp_path/'a.html').read_text() == page
+    assert (tmp_path/'a.html').read_text(encoding='utf-8') == page
 
 
 def test_settings(widget, model, classes):

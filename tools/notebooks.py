@@ -3,11 +3,13 @@
 - Its first cell installs what is missing, as on Colab and Kaggle. A page that reads files of the repository
   gets these, too.
 - No cell imports nbdev, which readers lack; the command `nbdev-export` exports.
-- No link has the name of a public symbol in backticks: nbdev would make it a second link inside the first."""
-import ast, json, re
+- No link has the name of a public symbol in backticks: nbdev would make it a second link inside the first.
+- A picture is a link to itself on the site. Colab and Kaggle take no pictures along, but show the link."""
+import ast, json, posixpath, re
 from pathlib import Path
 from zlib import crc32
 
+from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 
 root = Path(__file__).resolve().parent.parent
@@ -17,6 +19,9 @@ MARK = '# Where something is missing, as on Colab and Kaggle, this cell installs
 EXTRAS = 'datasets', 'huggingface_hub', 'onnx', 'onnxruntime', 'onnxscript', 'tensorboard'
 # How a page's code reaches for stored experiments, benchmarks and other pages
 READS = re.compile(r"""['"](\.\./)*(experiments|benchmarks)\b|Path\('\.|['"]\S+\.ipynb['"]""")
+
+# A picture that is a file, and no link yet
+PICTURE = re.compile(r'(?<!\[)!\[[^][]*\]\((?![a-z]+:)([^)]+)\)|(?<!">)<img src="(?![a-z]+:)([^"]+)"[^>]*>')
 
 
 def source(cell): return ''.join(cell['source'])
@@ -67,17 +72,24 @@ def plain_links(text, symbols):
     return re.sub(r'\[[^][]*\]\((?![^)]*\.(?:png|svg|webp))', link, text)
 
 
+def linked_pictures(text, folder):
+    "Markdown of a page in nbs/`folder` whose pictures are links to themselves on the site"
+    def link(m):
+        url = get_config(root).doc_url + posixpath.normpath(f'{folder}/{m[1] or m[2]}').lstrip('/')
+        return f'[{m[0]}]({url})' if m[1] else f'<a href="{url}">{m[0]}</a>'
+    return PICTURE.sub(link, text)
+
+
 def as_lines(text): return text.splitlines(keepends=True)
 
 
 def complete(nb, name, symbols):
     "A notebook, `name` in nbs/, with the parts that all share; changes `nb`"
-    cells = [c for c in nb['cells'] if not is_install(c)]
+    cells, folder = [c for c in nb['cells'] if not is_install(c)], Path(name).parent.name
     for cell in cells:
         if is_code(cell): cell['source'] = as_lines(without_nbdev(source(cell)))
-        else: cell['source'] = as_lines(plain_links(source(cell), symbols))
+        else: cell['source'] = as_lines(linked_pictures(plain_links(source(cell), symbols), folder))
     cells = [c for c in cells if c['source']]
-    folder = Path(name).parent.name
     install = dict(cell_type='code', execution_count=None, id=f'{crc32(name.encode()):08x}', metadata={},
                    outputs=[], source=as_lines(install_code(cells, folder)))
     nb['cells'] = [cells[0], install, *cells[1:]]

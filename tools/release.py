@@ -4,7 +4,7 @@
     python tools/release.py name PyPI         # reject a name that is not ours on the package index
     python tools/release.py notes v0.1.0      # print the changelog's text about it
     python tools/release.py try dist/*.whl    # the wheel alone: quick start and a tiny run"""
-import json, os, re, subprocess, sys, tempfile, venv
+import json, os, re, shutil, subprocess, sys, tempfile, venv
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -75,7 +75,7 @@ def execute(command, bin, where):
     "Run a command with the programs in `bin`, in the folder `where`"
     env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'MPLBACKEND': 'agg'}
     program, *args = command.split()
-    subprocess.run([bin/program, *args], cwd=where, env=env, check=True)
+    subprocess.run([shutil.which(program, path=bin), *args], cwd=where, env=env, check=True)
 
 
 TINY = 'sagan-train --steps 20 --batch 16 --g-width 2 --d-width 4'  # the smallest main job
@@ -87,10 +87,11 @@ def try_wheel(wheel):
         home, where = Path(tmp, 'venv'), Path(tmp, 'work')
         where.mkdir()
         venv.create(home, with_pip=True)
-        subprocess.run([home/'bin/pip', 'install', '-q', wheel], check=True)
+        bin = home/('Scripts' if os.name == 'nt' else 'bin')
+        subprocess.run([shutil.which('pip', path=bin), 'install', '-q', wheel], check=True)
         code = quick_start((root/'README.md').read_text(encoding='utf-8'))
         (where/'quick.py').write_text(code, encoding='utf-8')
-        for command in ('python quick.py', TINY): execute(command, home/'bin', where)
+        for command in ('python quick.py', TINY): execute(command, bin, where)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,15 @@
 """Checks the form of all code: `python tools/style.py` names each long line, each line with two statements,
-and each f-string that has nothing to fill in.
+each f-string that has nothing to fill in, and each text file that is opened without an encoding.
 
 Pages of the first floor (nbs/00 to nbs/10) have at most 100 characters a line, everything else 110."""
-import io, json, re, sys, tokenize
+import ast, io, json, re, sys, tokenize
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 FIRST_FLOOR, ELSEWHERE = 100, 110
+# Calls that take an encoding, and its place among their arguments; and those that only look like them
+ENCODING = dict(open=3, fdopen=3, read_text=0, write_text=1)
+NO_TEXT = 'archive.open', 'Image.open', 'os.open', 'tarfile.open'
 
 
 def limit(path):
@@ -24,7 +27,8 @@ def sources(path):
         if cell['cell_type'] != 'code': continue
         source = ''.join(cell['source'])
         # a figure's words stand in one line, as Quarto reads them; IPython's own lines are no Python
-        lines = ['' if re.match(r'#\|| *[%!]', line) else line for line in source.split('\n')]
+        lines = ['' if line.startswith('#|') else re.sub(r'^( *)[%!](?! ).*', r'\1pass', line)
+                 for line in source.split('\n')]
         yield f"{path.relative_to(root)} #{cell['id']}", '\n'.join(lines)
 
 
@@ -51,6 +55,18 @@ def idle_f_strings(source):
             braces = True
 
 
+def unnamed_encodings(source):
+    "Numbers of the lines that read or write text in the machine's own encoding, on Windows often cp1252"
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) in NO_TEXT: continue
+        owner, _, name = ast.unparse(call.func).rpartition('.')
+        if len(call.args) > ENCODING.get(name, -1): continue
+        named = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        first = 0 if owner and name == 'open' else 1  # a path opens itself: path.open('rb')
+        mode = named.get('mode', ''.join(map(ast.unparse, call.args[first:first + 1])))
+        if 'encoding' not in named and 'b' not in mode: yield call.lineno
+
+
 def faults(path):
     "The faults of a file, each with its place"
     for where, source in sources(path):
@@ -62,6 +78,8 @@ def faults(path):
             yield f'{where}, line {i}: several statements: {source.splitlines()[i - 1].strip()[:60]}'
         for i in idle_f_strings(source):
             yield f'{where}, line {i}: f-string without braces: {source.splitlines()[i - 1].strip()[:60]}'
+        for i in unnamed_encodings(source):
+            yield f'{where}, line {i}: no encoding is named: {source.splitlines()[i - 1].strip()[:60]}'
 
 
 def files():

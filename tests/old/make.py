@@ -50,9 +50,9 @@ def shrink(folder):
 
 def rename_form(folder, name):
     "Write a form's name of the first versions into all files of a run folder"
-    config = json.loads((folder/'config.json').read_text())
+    config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
     config['config']['form'] = name
-    (folder/'config.json').write_text(json.dumps(config, indent=1))
+    (folder/'config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
     file = folder/'weights.safetensors'
     with safe_open(file, 'pt') as f: header = f.metadata()
     header['config'] = json.dumps(json.loads(header['config']) | dict(form=name))
@@ -92,9 +92,9 @@ def make(root):
     shutil.rmtree(longer)
     rename_form(Path(shutil.copytree(run, root/'official')), 'official')
     (root/'paper').mkdir()
-    config = json.loads((run/'config.json').read_text())
+    config = json.loads((run/'config.json').read_text(encoding='utf-8'))
     config['config']['form'] = 'paper'
-    (root/'paper/config.json').write_text(json.dumps(config, indent=1))
+    (root/'paper/config.json').write_text(json.dumps(config, indent=1), encoding='utf-8')
 
     (root/'evaluator').mkdir()
     with patch('sagan.checkpoints.train_evaluator', lambda images: train_evaluator(images, 1)):
@@ -108,7 +108,7 @@ def make(root):
     longer = Path(shutil.copytree(middle, root/'finished'))
     experiment(longer)
     for file in longer.glob('*/seed*/records.json'):
-        fids = [(r['step'], r['fid']) for r in json.loads(file.read_text())]
+        fids = [(r['step'], r['fid']) for r in json.loads(file.read_text(encoding='utf-8'))]
         expected[file.parent.parent.name] = summary(file.parent) | dict(log=fids)
     shutil.rmtree(longer)
     for name in ('.lock', 'local-conv/seed0/weights.safetensors'): (middle/name).unlink()
@@ -127,7 +127,7 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as tmp:
         expected = make(Path(tmp))
         expected['made with'] = [str(torch.__version__), torch.backends.cpu.get_cpu_capability()]
-        (here/'expected.json').write_text(json.dumps(expected, indent=1) + '\n')
+        (here/'expected.json').write_text(json.dumps(expected, indent=1) + '\n', encoding='utf-8')
         with tarfile.open(here/'folders.tar.xz', 'w:xz', preset=9) as tar:
             for folder in sorted(Path(tmp).iterdir()): tar.add(folder, folder.name, filter=anonymous)
     for file in ('folders.tar.xz', 'expected.json'): print(f'{(here/file).stat().st_size:,} bytes  {file}')
