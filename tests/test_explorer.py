@@ -437,6 +437,9 @@ def test_touch(opened, maps):
     touch((x - 8, y), (x, y))
     same_map(seen(page), maps['G 32x32'], 0, 40, 20)
     assert pins(page) == 2
+    there = page.locator(MAP).bounding_box()
+    touch((there['x'] + 9, there['y'] + 9))
+    assert page.locator('figcaption', has_text='At row').is_visible()   # after the finger, too
     touch((x, y + 40), *[(x, y + 40 - i) for i in range(0, 240, 20)])
     assert page.evaluate('scrollY') > 100 and pins(page) == 2 and seen(page)['point'] == [40, 20]
     low = page.evaluate("""() => [...document.querySelectorAll('.sagan :is(button, select, input, summary)')]
