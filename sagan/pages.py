@@ -197,6 +197,7 @@ def captioned_html(
 ) -> str: # A <figure>
     "Add a caption to a block"
     words = re.sub(r'--[a-z][a-z-]*', r'<code>\g<0></code>', html_text(caption))  # options of commands
+    words = re.sub(r'arXiv:([0-9.]+[0-9])', r'<a href="https://arxiv.org/abs/\1">\g<0></a>', words)
     return f'<figure>{content}<figcaption>{words}</figcaption></figure>'
 
 # %% ../nbs/library/55_pages.ipynb #5dd7b2a9
@@ -223,10 +224,11 @@ def page_html(
 ) -> str: # A complete page
     "Make one self-contained page"
     style, script = [(files('sagan')/f'report.{kind}').read_text(encoding='utf-8') for kind in ('css', 'js')]
+    words = re.sub(r'(?<=[0-9]) (?=(s|min|h)\b)', '\u00a0', html_text(summary))     # in one line
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<title>{html_text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n'
-            f'<header>\n<h1>{html_text(title)}</h1>\n<p>{html_text(summary)}</p>\n</header>\n<main>\n'
+            f'<header>\n<h1>{html_text(title)}</h1>\n<p>{words}</p>\n</header>\n<main>\n'
             + '\n'.join(filter(None, blocks)) +
             f'\n</main>\n<footer>Made with sagan {sagan.__version__}.</footer>\n'
             f'<script>\n{script}</script>\n</body>\n</html>\n')

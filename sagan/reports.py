@@ -341,6 +341,8 @@ def summarize_run(
     return text + ('.' if known else '. The figures of its last step are not in its log.')
 
 # %% ../nbs/library/36_reports.ipynb #60fad45a
+def _whole_run(warning): return warning.startswith('the run sees ')  # from `few_passes`, before all steps
+
 def run_notes(
     run:Run, # A run
 ) -> list[str]: # A sentence per note
@@ -349,7 +351,7 @@ def run_notes(
     for r in run.records:
         for w in r.get('warnings', []): said.setdefault(w, []).append(r['step'])
     def steps(at): return f"step{'s'[:len(at) > 1]} {listed([f'{s:,}' for s in at], 5)}"
-    notes = [f'Warning at {steps(at)}: {w}' for w, at in said.items()]
+    notes = [f'Warning: {w}' if _whole_run(w) else f'Warning at {steps(at)}: {w}' for w, at in said.items()]
     for r in run.records:
         if begun := r.get('init_from'):
             notes.append(f"It began with the weights of {begun.get('run')} at step {begun.get('step')}.")
@@ -415,8 +417,8 @@ _READ = dict(
             "should stay above generated."),
     gamma=("γ is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "
            "side, tells how much the network uses attention."),
-    sigma=("How much the first and last layers of each network stretch their inputs before spectral norm "
-           "divides by it."))
+    sigma=("σ(W) is the most by which a layer with the weights W can stretch its input. Spectral norm "
+           "divides W by it. Shown are the first and last layers of each network."))
 
 # %% ../nbs/library/36_reports.ipynb #f588d3e7
 def _curves(run, panels):
@@ -465,8 +467,8 @@ def _attention_block(run, folder):
         for ax in fig.axes: ax.set_xlabel(ax.get_xlabel().removeprefix('up to ').replace(' times even', '×'))
         figure = captioned_html(wide_html(figure_html(fig, 'Attention maps'), 'maps and scales'), (
             'Each row is an image with points, and beside it where each of them looks in the last attention '
-            "layer of the generator (the paper's figures 1 and 5). Below a map is its largest weight, in "
-            'multiples of an even spread.'))
+            "layer of the generator (the paper's figures 1 and 5). Below a map is its largest weight: 2× is "
+            'twice that of an even spread, where a point looks everywhere alike.'))
     explorer = frame_html(explorer_page(run).static())
     return f'<h2>Attention</h2><div class="attention"><div>{explorer}</div>{figure}</div>'
 
@@ -576,7 +578,7 @@ def configuration_block(
     "All settings in a folded block"
     name, differing = closest_preset(cfg)
     words, values = docments(Config), {f.name: getattr(cfg, f.name) for f in fields(Config)}
-    def row(k): return k, values[k], differing.get(k, ''), words[k] or ''
+    def row(k): return k, values[k], differing.get(k, ''), (words[k] or '').replace('\n', ' ')
     order = [*differing, *(k for k in values if k not in differing)]
     chosen = ', '.join(f'{k} {values[k]}' for k in differing) or 'unchanged'
     return ('<h2>Configuration</h2>' + folded_html(f'Preset {name}: {chosen}', table_html(
@@ -591,12 +593,18 @@ def report_page(
 ) -> str: # A complete page
     "Make the report of a run; raises `OSError` for a figure that cannot be written"
     samples, (evaluated, picture) = sample_rows(run), _evaluation(run)
-    notes = ''.join(f'<li>{html_text(note)}</li>' for note in run_notes(run))
+    told = run_notes(run)
+    notes = ''.join(f'<li>{html_text(note)}</li>' for note in told)
+    if '(bound ' in notes: notes += '<li class="gloss">A bound is the value at which sagan warns.</li>'
+    warned = any(_whole_run(note.removeprefix('Warning: ')) for note in told)
+    short = warned and bool(few_passes(len(images), run.step, run.cfg.batch))  # not after --resume
     def shown(rows, caption): return captioned_html(strips_html(rows), caption)
     which = 'of the first 10 classes' if len(run.classes) > 10 else 'class'
     blocks = [tiles_html(run_tiles(run, images)), notes and f'<ul class="notes">{notes}</ul>',
               '<h2>Samples</h2>', shown(samples, 'Drawn by the averaged generator'
-                    + (f", a row for each {which} (the paper's figure 6)." if run.classes else '.'))]
+                    + (f', a row for each {which} (figure 6 of the paper, arXiv:1805.08318).'
+                       if run.classes else '.')
+                    + ' This run is too short to show more than colors and textures.'*short)]
     if best: blocks.append(shown(sample_rows(best), f'The same at step {best.step:,}, which measured best.'))
     blocks += [_training_block(run, images), _attention_block(run, folder),
                _nearest_block(run, images, samples, picture), _scores_block(run, evaluated),

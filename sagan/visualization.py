@@ -163,7 +163,8 @@ def _draw_map(ax, x, share, point, colour, top):
         halo = [withStroke(linewidth=3.4, foreground='white')]
         arrow = dict(arrowstyle='-|>', color=colour, lw=1.8, shrinkA=0, shrinkB=0,
                      path_effects=halo)
-        ax.annotate('', to, (c, r), arrowprops=arrow)
+        drawn = ax.annotate('', to, (c, r), arrowprops=arrow)
+        drawn.arrow_patch.set_clip_path(ax.patch)                            # not into the next map
     ax.plot(c, r, 'o', color=colour, ms=6, mec='white', mew=.8, zorder=5)      # above the arrow
     ax.set_xlabel(f'up to {share.max():.1f} times even', fontsize=7, labelpad=2)
     return shown
@@ -197,7 +198,7 @@ def attention_figure(
             ax[0].plot(p[1], p[0], 'o', color=colour, ms=7, mec='white', mew=1)
             shown = _draw_map(a, im, share, p, colour, top)
         bar = fig.colorbar(shown, ax=list(ax), fraction=.03, ticks=[0, 1, top])
-        zero = '0' if top < 12 else ''                       # else it lies under the next mark
+        zero = '0' if top < 7 else ''                       # else it lies under the next mark
         bar.ax.set_yticklabels([zero, 'even spread', f'{top:.1f} times'], fontsize=7)
     for a in axes.flat:
         a.set(xticks=[], yticks=[], xlim=(-.5, S - .5), ylim=(S - .5, -.5))

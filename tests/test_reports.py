@@ -11,6 +11,7 @@ from PIL import Image
 from machines import linux
 from sagan.comparison import report_runs
 from sagan.config import preset
+from sagan.diagnostics import few_passes
 from sagan.reports import open_notebook, run_frames
 from sagan.runs import load_run, report_run, train_run
 from sagan.storage import read_json
@@ -49,7 +50,8 @@ def run(tmp_path_factory):
               tell=lambda text: None)
     log = folder/'log.jsonl'
     *others, last = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
-    made = [dict(r, warnings=['D <b>wins</b>']) for r in [dict(last, step=s) for s in (2, 3)]]
+    warned = dict(warnings=['D <b>wins</b>', *few_passes(1797, 4, 8).values()])
+    made = [dict(last, step=s) | warned for s in (2, 3)]
     made[0] |= dict(changes=[dict(step=2, lr_g=[1e-3, 1e-4])], init_from=dict(run='digits', step=1800))
     made[0] |= SCORES
     records = [*others, *made, last | SCORES | dict(fid=2.25)]
@@ -65,13 +67,16 @@ def test_a_report_tells_the_run(run, tmp_path):
     text = Whole(page).text
     for part in ('Images 1,797 10 classes', 'Steps 4 of 8 images', 'Passes over the data 0.0178',
                  'FID, lower is better 2.25 at step 4, 60 samples, by small CNN', 'see below',
-                 'Warning at steps 2, 3: D <b>wins</b>', 'lr_g from 0.001 to 0.0001',
+                 'Warning at steps 2, 3: D <b>wins</b>', 'Warning: the run sees 32 images',
+                 'This run is too short to show more', 'A bound is the value', 'lr_g from 0.001 to 0.0001',
                  'It began with the weights of digits at step 1800', 'Step 4, 0.0178 passes',
                  'Setting This run Preset tiny Meaning z_dim 8 128'):
         assert part.replace(' ', '') in text.replace(' ', ''), part
     assert '<div class="bad"><dt>Warnings</dt>' in page
     assert 'tells how much the network uses attention.' in text and 'running means' not in text   # of so few
     own = re.sub('srcdoc="[^"]*"', '', page)
+    own = own.replace('<a href="https://arxiv.org/abs/1805.08318">arXiv:1805.08318</a>', '', 1)
+    assert '\\n' not in text and re.search('in [0-9]+\u00a0s[.]', page)
     assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
 
 

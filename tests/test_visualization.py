@@ -309,6 +309,17 @@ def test_lines_of_training_differ_without_color_and_one_peak_does_not_flatten_th
     assert len(ax.lines[0].get_xdata()) <= 1000  # of any number of records
 
 
+def test_a_network_has_one_look_in_all_panels():
+    log = [dict(r) | {'gamma D16': 0., 'sigma D.linear': 2., 'sigma G.last': 2.5} for r in records()]
+    looks = {}
+    for ax in training_figure(log).axes:
+        for line in (l for l in ax.lines if l.get_label() in 'G D G16 D16 G.linear D.linear'.split()):
+            looks.setdefault(line.get_label()[0], set()).add((line.get_color(), line.get_linestyle()))
+        drawn = [(l.get_color(), str(l._dash_pattern)) for l in ax.lines if not l.get_label().startswith('_')]
+        assert len(set(drawn)) == len(drawn)
+    assert [len(looks[k]) for k in 'GD'] == [1, 1] and looks['G'] != looks['D']
+
+
 def test_labels_at_line_ends_do_not_touch():
     fig, ax = plt.subplots()
     for i in range(6): ax.plot([0, 1], [0, i/1000], label=f'line {i}')
@@ -319,6 +330,16 @@ def test_labels_at_line_ends_do_not_touch():
     assert not any(a.overlaps(b) for a in boxes for b in boxes if a is not b)
     right, middle = [ax.bbox.x0 + part*ax.bbox.width for part in (.95, .6)]
     assert all(b.x0 > right for b in boxes[:6]) and boxes[6].x0 < middle
+
+
+def test_arrows_stay_in_their_map_and_marks_do_not_touch():
+    q, k = torch.ones(1, 64, 1), torch.zeros(1, 64, 1)
+    k[:, 61] = 2.2  # all queries look at a cell of the last row, 8 times as much as evenly
+    m = AttentionMap('by hand', q, k, (8, 8), (8, 8), (32, 32))
+    fig = attention_figure(torch.zeros(1, 3, 32, 32), m, [(31, 20)])
+    arrow, = [t.arrow_patch for t in fig.axes[1].texts]
+    assert torch.tensor(arrow.clipbox.extents).allclose(torch.tensor(fig.axes[1].bbox.extents))
+    assert [t.get_text() for t in fig.axes[2].get_yticklabels()][:2] == ['', 'even spread']
 
 
 def test_report_html():
