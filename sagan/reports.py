@@ -29,6 +29,7 @@ from .checkpoints import best_record, file_step, Run, step_files
 from .config import Config, for_size, presets
 from .curves import training_figure
 from .data import Images, to_unit
+from .diagnostics import few_passes
 from .evaluation import nearest_images, real_distances
 from .explorer import class_view, explore, image_view
 from .inputs import check_count
