@@ -29,7 +29,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan select { max-width: 14rem } .sagan input[type=number] { width: 6.2rem; box-sizing: border-box }
 .sagan input[type=range] { accent-color: var(--accent); width: 9rem; min-width: 5rem; margin: 0 }
 .sagan input[type=checkbox] { accent-color: var(--accent); width: 1.15rem; height: 1.15rem; margin: 0 }
-.sagan button { cursor: pointer } .sagan button:hover { background: var(--soft) }
+.sagan button { cursor: pointer } @media (hover: hover) { .sagan button:hover { background: var(--soft) } }
 .sagan button:disabled { opacity: .5; cursor: default }
 .sagan button[aria-pressed=true] { background: var(--accent); border-color: var(--accent); color: #fff }
 .sagan .group { display: flex } .sagan .group button { border-radius: 0; margin-left: -1px }
@@ -62,7 +62,7 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .scale > span.even { position: static; display: block; width: max-content; box-sizing: border-box; padding: .15rem 0 0 .3rem; border-left: 2px solid var(--ink) }
 .sagan .scale > span.even.left { border: 0; border-right: 2px solid var(--ink); padding: .15rem .3rem 0 0; text-align: right }
 .sagan .term { border-bottom: 2px dotted; cursor: help }
-.sagan .term:is(:hover, :focus)::after { content: attr(data-meaning); position: absolute; z-index: 2; left: 0; top: 100%; max-width: min(100%, 24rem);
+.sagan .term:is(:hover, :focus)::after { content: attr(data-meaning); position: absolute; z-index: 2; left: max(0px, min(var(--left, 0px), 100% - 24rem)); top: var(--top, 100%); max-width: min(100%, 24rem);
   width: max-content; box-sizing: border-box; padding: .35rem .6rem; border-radius: 4px; background: var(--ink); color: var(--paper);
   font-size: 14px; line-height: 1.35; text-align: left; white-space: normal }
 .sagan .effect { display: flex; flex-direction: column; gap: .5rem } .sagan .effect .bar { margin: 0 }
@@ -74,7 +74,8 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
 .sagan .more h3 { flex: 0 0 6.5rem; margin: 0 } .sagan .bar p { margin: 0; max-width: 60ch; font-size: 14px }
 .sagan .strip { display: flex; flex-wrap: wrap; gap: .6rem }
 .sagan .card { position: relative } .sagan .card > button:first-child { display: block; width: 7.2rem; padding: .3rem; text-align: left; line-height: 1.25; font-size: 13px; height: 100% }
-.sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; top: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
+.sagan .card canvas { margin-bottom: .2rem; aspect-ratio: 1 } .sagan .card .away { position: absolute; bottom: .3rem; right: .3rem; min-height: 1.6rem; padding: 0 .45rem; line-height: 1.5rem }
+.sagan .pins .card span { display: block; padding-right: 1.7rem; min-height: 2rem }
 .sagan dialog { color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 6px; max-width: 34rem; padding: 1rem 1.25rem }
 .sagan dialog::backdrop { background: #0008 } .sagan dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: .6rem 0 }
 .sagan dt { font-weight: 600 } .sagan dd { margin: 0 } .sagan textarea { width: 100%; box-sizing: border-box; font: 13px/1.4 monospace; color: inherit; background: var(--soft); border: 1px solid var(--line) }
@@ -83,12 +84,12 @@ html[theme=dark] .sagan { --ink: #eee; --paper: #383838; --line: #999 }
   .sagan :is(select, button, input[type=number]) { min-height: 44px; min-width: 44px }
   .sagan input[type=range] { height: 44px } .sagan label:has([type=checkbox]) { min-height: 44px }
   .sagan summary { padding: 0; min-height: 44px; line-height: 44px }
-  .sagan .card .away { min-height: 44px } }
+  .sagan .card .away { min-height: 44px } .sagan .pins .card span { padding-right: 44px; min-height: 44px } }
 @media (max-width: 40rem) {
   .sagan, .sagan.framed { --side: 100% } .sagan { padding: 0 } .sagan .bar { gap: .4rem .6rem }
   .sagan .panels, .sagan .causes .panels { grid-template: none / repeat(2, minmax(0, 1fr)); gap: .5rem }
   .sagan .causes .effect { grid-area: auto / 1 / auto / 3 } .sagan .effect { gap: .4rem }
-  .sagan .status { font-size: 15px; line-height: 1.35; min-height: 5.4em; margin: 0 0 .3rem } .sagan .notice { margin: 0 0 .3rem }
+  .sagan .status { font-size: 15px; line-height: 1.35; min-height: 8.1em; margin: 0 0 .3rem } .sagan .notice { margin: 0 0 .3rem }
   .sagan h3, .sagan figcaption, .sagan .scale { font-size: 13px }
   .sagan .under { padding: 0 } .sagan .under input { min-width: 0 } .sagan .under + figcaption { margin: 0 } .sagan .scale { height: 44px }
   .sagan .pictures { grid-template-columns: repeat(3, 1fr) } .sagan .pictures figure { grid-column: auto }
@@ -202,6 +203,14 @@ function upsample(weights, [h, w], [H, W], smooth) {
     for (let c = 0; c < W; c++, i++) out[i] = (1 - u[c]) * line[d[c]] + u[c] * line[e[c]]
   }
   return out
+}
+
+// The same where some cells are off: these are zero, and the others do not mix with them
+function upsampleApart(weights, grid, size, smooth, off) {
+  const out = upsample(weights, grid, size, smooth)
+  if (!smooth || !off?.includes(true)) return out
+  const [share, cells] = [[off.map(v => !v), true], [off, false]].map(([v, mix]) => upsample(v, grid, size, mix))
+  return out.map((v, i) => cells[i] ? 0 : v / share[i])
 }
 
 // How much of all weight, and of the image, is where the weight is strong
@@ -320,7 +329,7 @@ const KEYS = [['Arrow keys', 'move the point by one cell'], ['Enter, Space', 'ke
 const TOOLS = {
   hide: 'Drag over the image: the generator draws it again, and no point may look into that region.',
   cut: 'Drag over the image: the generator draws it again, and the points of that region get nothing from attention.' }
-const EVEN = 'an even spread', MEANING = 'An even spread: if the point looked everywhere alike, each place would get the same weight. That weight is 1 here.'
+const EVEN = 'an even spread', SHARE = `${EVEN} (its equal share)`, MEANING = 'An even spread: if the point looked everywhere alike, each place would get the same weight. That weight is 1 here.'
 
 const write = (e, text) => { if (e.textContent !== text) e.textContent = text }   // the same text again would cost a layout
 const hovers = () => !matchMedia('(hover: none)').matches
@@ -328,15 +337,16 @@ const peaked = max => Math.round(10 * max) >= 10 * STRONG   // as the number bes
 const times = v => v.toFixed(1) + ' times'
 const strong = v => v >= STRONG
 const outlined = ({ max }) => peaked(max) && strong(max)
-const upper = text => text[0].toUpperCase() + text.slice(1)
 const place = ([r, c]) => `row ${Math.floor(r)}, column ${Math.floor(c)}`
 const network = name => name.replace(/^G /, 'Generator ').replace(/^D /, 'Discriminator ')
 const same = (a, b) => String(a) === String(b)
 
 function render({ model, el }) {
   let header, view, trained, altered = null, current = null, pressed = null, hovering = false, tool = 'look', box = null, choice = null
-  let drawn = false, asked = false, playing = false, shown = null, told = null
+  let drawn = false, asked = false, playing = false, shown = null, told = null, reading = null
   const set = values => { for (const k in values) model.set(k, values[k]); model.save_changes() }
+  // Another image: what was hidden or cut was a region of the former one
+  const another = values => set({ ...values, hide: null, cut: null })
   const live = () => model.get('drawing')?.classes
   const colour = i => header.colours[i % header.colours.length]
   const chosen = () => view.layers.find(l => l.name === model.get('layer')) ?? view.layers[0]
@@ -345,7 +355,7 @@ function render({ model, el }) {
   const button = (text, onclick, title = '') => make('button', { type: 'button', textContent: text, title, onclick })
   const field = (text, ...inputs) => make('label', {}, make('span', { textContent: text }), ...inputs)
   const number = (trait, max) => {
-    const send = e => { if (e.target.reportValidity() && +e.target.value !== model.get(trait)) set({ [trait]: +e.target.value }) }
+    const send = e => { if (e.target.reportValidity() && +e.target.value !== model.get(trait)) (trait === 'seed' ? another : set)({ [trait]: +e.target.value }) }
     return make('input', { type: 'number', min: 0, max, onchange: send, onkeydown: e => { if (e.key === 'Enter') send(e) } })
   }
   const slider = (trait, max, event) => make('input', { type: 'range', min: 0, max, step: .05, [event]: e => set({ [trait]: +e.target.value }) })
@@ -357,8 +367,8 @@ function render({ model, el }) {
   const seed = number('seed', 1000000), towards = number('towards', 1000000)
   const far = slider('far', 1, 'oninput'), gamma = slider('gamma', 2, 'onchange'), strength = make('output')
   const files = make('input', { type: 'file', accept: 'image/*', multiple: true, hidden: true })
-  const next = button('Next', () => set({ seed: model.get('seed') + 1 }), 'The next seed')
-  const random = button('Random', () => set({ seed: Math.floor(Math.random() * 1000000) }), 'Another seed')
+  const next = button('Next', () => another({ seed: model.get('seed') + 1 }), 'The next seed')
+  const random = button('Random', () => another({ seed: Math.floor(Math.random() * 1000000) }), 'Another seed')
   const play = button('Play', () => { playing = !playing; choices(); if (playing) walk() }, 'Walk from one seed to the other, and back')
   const own = button('Own images', () => files.click(), 'Where the discriminator looks in images of your own')
   const classField = field('Class', klass), seedField = field('Seed', seeds), stored = make('p')
@@ -388,7 +398,9 @@ function render({ model, el }) {
   const scale = make('div', { className: 'scale' }), value = make('figcaption')
   const READ = `Gray lines: contours of the image. ${hovers() ? 'Move over' : 'Touch'} the map for values.`
   value.textContent = READ
-  const term = textContent => attributes(make('span', { className: 'term', tabIndex: 0, textContent }), { role: 'button', 'data-meaning': MEANING, 'aria-description': MEANING })
+  // The meaning hangs below the words
+  const hang = ({ target: e }) => { e.style.setProperty('--left', `${e.offsetLeft}px`); e.style.setProperty('--top', `${e.offsetTop + e.offsetHeight}px`) }
+  const term = textContent => attributes(make('span', { className: 'term', tabIndex: 0, textContent, onpointerenter: hang, onfocus: hang }), { role: 'button', 'data-meaning': MEANING, 'aria-description': MEANING })
   const status = attributes(make('p', { className: 'status' }), { 'aria-live': 'polite' }), meaning = term(EVEN)
   const imageTitle = make('h3'), title = make('h3')
 
@@ -420,10 +432,11 @@ function render({ model, el }) {
     const image = model.get('image'), to = model.get('direction') === 'to', grid = to ? layer.queries : layer.keys, size = header.size
     const weights = weigh(layer, image, point, model.get('direction'), size), best = largest(weights), max = weights[best]
     const limit = Math.max(2, model.get('same') ? sums(layer, image).top : max)   // so that an even spread never looks strong
-    return { point, layer: layer.name, grid, weights, best, max, limit,   // `to`: the middle of the strongest cell, in pixels from the corner
+    const off = to ? layer.cut : layer.hidden
+    return { point, layer: layer.name, grid, weights, best, max, limit, off,   // `to`: the middle of the strongest cell, in pixels from the corner
       to: [(Math.floor(best / grid[1]) + .5) * size[0] / grid[0], (best % grid[1] + .5) * size[1] / grid[1]],
       get inside() { return inside(weights) }, mean: weights.reduce((a, b) => a + b) / weights.length, get least() { return weights.reduce((a, b) => Math.min(a, b)) },
-      get values() { return upsample(weights, grid, size, model.get('smooth')) } }   // made when asked for
+      get values() { return upsampleApart(weights, grid, size, model.get('smooth'), off) } }   // made when asked for
   }
   const pixels = (from = view) => from.bytes.subarray(3 * header.size[0] * header.size[1] * model.get('image'))
   const fit = (target, h, w) => { if (target.width !== w || target.height !== h) { target.width = w; target.height = h } return target.getContext('2d') }
@@ -446,10 +459,10 @@ function render({ model, el }) {
     return view.contours[model.get('image')] = c.canvas
   }
   // The map, so fine that the middle of each cell is one of its pixels: there the color is that of the cell's number
-  function fine({ weights, grid, limit }) {
+  function fine({ weights, grid, limit, off }) {
     if (!model.get('smooth')) return colored(small, weights, grid, limit)
     const size = grid.map(n => n * (2 * Math.floor(Math.max(0, 192 / n - 1) / 2) + 1))
-    return colored(small, upsample(weights, grid, size, true), size, limit)
+    return colored(small, upsampleApart(weights, grid, size, true, off), size, limit)
   }
   // Values as colors, a canvas pixel for each
   function colored(target, values, [h, w], limit) {
@@ -507,7 +520,8 @@ function render({ model, el }) {
     const path = border(cells, grid, header.size), first = cells.indexOf(true)
     line(c, path, [2, '#000']); c.setLineDash([5 * u / s, 5 * u / s]); line(c, path, [2, '#fff']); c.setLineDash([])
     c.font = `600 ${13 * u}px system-ui, sans-serif`; c.textBaseline = 'top'; c.lineWidth = 3 * u; c.strokeStyle = '#000'; c.fillStyle = '#fff'
-    const text = trait === 'hide' ? 'hidden' : 'cut', at = [Math.min(first % grid[1] * x + 4 * u, c.canvas.width - 50 * u), Math.floor(first / grid[1]) * y + 4 * u]
+    const text = trait === 'hide' ? 'hidden' : 'cut', top = Math.floor(first / grid[1]) * y
+    const at = [Math.min(first % grid[1] * x + 4 * u, c.canvas.width - 50 * u), top + (top < 18 * u ? 4 : -17) * u]   // above it, where no arrow ends
     if (first >= 0) { c.strokeText(text, ...at); c.fillText(text, ...at) }
   }
 
@@ -524,11 +538,13 @@ function render({ model, el }) {
     else { over.fillStyle = '#000'; over.fillRect(0, 0, map.width, map.height) }
     over.drawImage(contours(), 0, 0)
     if (current && peaked(current.max)) line(ctx, border(current.weights.map(strong), current.grid, size), [4, '#fff'], [2, mine])
-    for (const trait of ['hide', 'cut']) if (model.get(trait)) for (const c of [ctx, over]) region(c, model.get(trait), trait)
+    const former = altered && view === trained
+    for (const trait of ['hide', 'cut']) if (model.get(trait) && !former) for (const c of [ctx, over]) region(c, model.get(trait), trait)
     if (box) region(ctx, snapped(box), tool)
     points.forEach(({ seen }, k) => { if (k !== i) mark(ctx, seen, colour(k)) })
     if (current) { mark(ctx, current, mine); mark(over, current, mine) }
     write(title, `${!point ? 'Attention map' : `${to ? 'Who looks here' : 'Where this point looks'}${view === altered ? ' now' : ''}`}: ${network(what.name)}`)
+    read()
     value.style.visibility = point ? 'visible' : 'hidden'   // so that nothing jumps
     write(layersTitle, point ? 'All layers at this point' : 'All layers')
     say(); ruler(); thumbnails()
@@ -548,8 +564,9 @@ function render({ model, el }) {
   }
 
   function describe({ point, layer, best, to, max, mean, least, inside }) {
-    const here = place(point), most = `${times(max)} ${EVEN}`, the = view === altered ? 'Now the' : 'The'
-    if (model.get('direction') === 'to') return peaked(max) ? `${upper(place(to))} looks most at ${here}: ${most}. The average of all points is ${times(mean)}.`
+    const here = place(point), most = `${times(max)} ${SHARE}`, the = view === altered ? 'Now the' : 'The'
+    if (view === altered && layer[0] === 'G' && model.get('gamma') === 0) return 'Attention is off (strength 0), so this map is not used.'
+    if (model.get('direction') === 'to') return peaked(max) ? `Of all points, ${place(to)} looks here most: ${most}. The average of all points is ${times(mean)}.`
       : max < .05 ? `No point looks at ${here}.`
       : max < .95 ? `All points look less at ${here} than elsewhere: at most ${most}.`
       : least < .5 ? `Some points look at ${here}, but none strongly: at most ${most}.`
@@ -558,7 +575,7 @@ function render({ model, el }) {
     if (!peaked(max)) return `${the} point at ${here} looks ${least < .5 ? 'at many places, at none strongly:' : 'nearly everywhere alike,'} at most ${most}.`
     const { key, share } = common(view.layers.find(l => l.name === layer), model.get('image'))
     return `${the} point at ${here} looks most at ${place(to)}: ${most}. The outline holds ${inside.weight}% of its attention, on ${inside.part}% of the image.` +
-      (view === trained && key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most: such a shared place is a property of the model, not a bug.` : '')
+      (view === trained && key === best && share >= .5 ? ` ${Math.round(100 * share)}% of all points look there most, so this place serves the whole image.` : '')
   }
   function say() {
     const text = current ? describe(current) : `No point is chosen. ${hovers() ? 'Move over the image, or click it' : 'Tap the image'}.`
@@ -700,7 +717,7 @@ function render({ model, el }) {
     effect.textContent = altered ? told.words : ''
     if (!altered) return
     const e = told, some = e.most >= 1e-3
-    verdict.textContent = !some ? 'The image does not change.' : `The image ${e.most < .05 ? 'hardly changes' : 'changes'}: by up to ${e.top} of the way from black to white.`
+    verdict.textContent = !some ? 'The image does not change.' : `The image ${e.most < .05 ? 'hardly changes' : 'changes'}: ${e.mean} on average, at most ${e.top} at one pixel (100% is from black to white).`
     for (const [{ b, c }, from] of [[former, trained], [later, altered]]) {
       fit(c, ...header.size).drawImage(plain(from), 0, 0)
       b.setAttribute('aria-pressed', from === view)
@@ -721,7 +738,7 @@ function render({ model, el }) {
     setTimeout(() => { if (playing) set({ far: Math.min(1, Math.max(0, Math.round(100 * t + (walk.back ? -2 : 2)) / 100)) }) }, 40)
   }
 
-  klass.onchange = () => live() ? set({ label: +klass.value }) : toImage({ class: klass.value, seed: seeds.value })
+  klass.onchange = () => live() ? another({ label: +klass.value }) : toImage({ class: klass.value, seed: seeds.value })
   seeds.onchange = () => toImage({ class: header.images[model.get('image')].class, seed: seeds.value })
   function toImage(wanted) {
     const alike = header.images.map((im, i) => [im, i]).filter(([im]) => im.class === wanted.class)
@@ -831,12 +848,15 @@ function render({ model, el }) {
     if (box) { box = null; paint() } else if (!same(pressed.point, model.get('point'))) set({ point: pressed.point })
     pressed = null
   }
-  map.onpointermove = map.onpointerdown = e => {
-    if (!current) return
-    const [r, c] = at(e), v = current.weights[cellAt([r, c], current.grid, header.size)]
-    value.textContent = `At ${place([r, c])}: ${v < .05 ? v.toFixed(3) + ' times' : times(v)} an even spread.`
+  // The value where the map was touched last; a cell has the same place here and in the sentence
+  function read() {
+    if (!current || !reading) { write(value, READ); return }
+    const { weights, grid } = current, cell = cellAt(reading, grid, header.size), v = weights[cell]
+    const middle = [Math.floor(cell / grid[1]), cell % grid[1]].map((n, i) => (n + .5) * header.size[i] / grid[i])
+    write(value, `At ${place(middle)}: ${v < .05 ? v.toFixed(3) + ' times' : times(v)} an even spread.`)
   }
-  map.onpointerleave = () => { value.textContent = READ }
+  map.onpointermove = map.onpointerdown = e => { reading = at(e); read() }
+  map.onpointerleave = e => { if (mouse(e)) { reading = null; read() } }   // a finger leaves whenever it is lifted
 
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }
   canvas.onkeydown = e => {

@@ -226,7 +226,7 @@ function packChange(caption, before, after) {
   const top = apart.reduce((a, b) => Math.max(a, b), 0), mean = apart.reduce((a, b) => a + b) / n, percent = v => `${+(100 * v).toPrecision(2)}%`
   const words = `${caption}. On average, a pixel changes by ${percent(mean)} of the way from black to white; the one that changes most, by ${percent(top)}.`
   const bytes = Uint8Array.from(apart, v => Math.round(255 * v / Math.max(top, 1e-12)))
-  return [{ words: words[0].toUpperCase() + words.slice(1), top: percent(top), most: top }, new DataView(bytes.buffer)]
+  return [{ words: words[0].toUpperCase() + words.slice(1), mean: percent(mean), top: percent(top), most: top }, new DataView(bytes.buffer)]
 }
 
 // Which cells of a grid have their center in one of the boxes, which follow each other: top, left, bottom, right

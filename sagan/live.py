@@ -93,7 +93,9 @@ def describe_model(
     data = getattr(getattr(model, 'cfg', None), 'data', 'imported')
     what = _DATA.get(data) or f'the images in {readable(Path(data).name)}'
     kinds = f' in {len(classes):,} classes' if classes else ''
-    return f'This is a model of {what} at {net.size}x{net.size} pixels{kinds}.'
+    size = f'at {net.size}x{net.size} pixels{kinds}.'
+    if data != 'twins': return f'This is a model of {what} {size}'
+    return f'This model was trained on {what} {size} Its own images do not always follow this rule.'
 
 # %% ../nbs/library/61_live.ipynb #5bfe0688
 @torch.no_grad()

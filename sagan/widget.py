@@ -207,7 +207,7 @@ def pack_change(
     caption:str, # What was changed
     before:Tensor, # Image as trained, (3, S, S) in [-1, 1]
     after:Tensor, # Image with attention changed, (3, S, S)
-) -> tuple: # ({'words', 'top', 'most'}: the largest change in percent and from 0 to 1, bytes)
+) -> tuple: # ({'words', 'mean', 'top', 'most'}: mean and largest change in percent, and from 0 to 1, bytes)
     "What a change did to an image, in words and as a picture of S*S bytes"
     change = (after - before).abs().mean(0)/2                  # (S, S), 0 to 1: from black to white
     top = change.max().item()
@@ -215,5 +215,5 @@ def pack_change(
     words = (f'{caption}. On average, a pixel changes by {percent(change.mean())} of the way from black to '
              f'white; the one that changes most, by {percent(top)}.')
     apart = (change/max(top, 1e-12)*255).round().to(torch.uint8)               # (S, S)
-    said = dict(words=words[:1].upper() + words[1:], top=percent(top), most=top)
+    said = dict(words=words[:1].upper() + words[1:], mean=percent(change.mean()), top=percent(top), most=top)
     return said, apart.cpu().numpy().tobytes()
