@@ -70,7 +70,7 @@ class _AllReduce(torch.autograd.Function):
     def backward(ctx, grad): return _AllReduce.apply(grad)  # the loss, too, is a sum over the processes
 
 # %% ../nbs/library/23_distributed.ipynb #94b67527
-@torch._disable_dynamo  # as torch.compiler.disable, which imports the compiler at once: a second
+@torch.compiler.disable
 def all_reduce(
     t:Tensor, # Of the same shape in every process
 ) -> Tensor: # The same shape

@@ -197,7 +197,6 @@ def captioned_html(
 ) -> str: # A <figure>
     "Add a caption to a block"
     words = re.sub(r'--[a-z][a-z-]*', r'<code>\g<0></code>', html_text(caption))  # options of commands
-    words = re.sub(r'arXiv:([0-9.]+[0-9])', r'<a href="https://arxiv.org/abs/\1">\g<0></a>', words)
     return f'<figure>{content}<figcaption>{words}</figcaption></figure>'
 
 # %% ../nbs/library/55_pages.ipynb #5dd7b2a9

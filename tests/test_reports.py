@@ -75,7 +75,6 @@ def test_a_report_tells_the_run(run, tmp_path):
     assert '<div class="bad"><dt>Warnings</dt>' in page
     assert 'tells how much the network uses attention.' in text and 'running means' not in text   # of so few
     own = re.sub('srcdoc="[^"]*"', '', page)
-    own = own.replace('<a href="https://arxiv.org/abs/1805.08318">arXiv:1805.08318</a>', '', 1)
     assert '\\n' not in text and re.search('in [0-9]+\u00a0s[.]', page)
     assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
 
