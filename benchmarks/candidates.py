@@ -5,20 +5,12 @@ it occurs, so a line is the time of that part in one pass of both networks. Conv
 a change of size are not among them.
 
     python benchmarks/candidates.py"""
-import time, torch, torch.nn as nn, torch.nn.functional as F
+import torch, torch.nn as nn, torch.nn.functional as F
 from collections import Counter
 from sagan.config import presets
 from sagan.kernels import fused_quotient, keep_freed_memory
 from sagan.training import SAGAN
-
-def milliseconds(f, repeats=6):
-    "Least CPU time, after one call to warm up"
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        f()
-        times.append(1e3*(time.process_time() - start))
-    return min(times[1:])
+from winograd import milliseconds
 
 def find_shapes():
     "Shapes of convolutions (input, weight) and of all weights with a spectral norm, with their counts"

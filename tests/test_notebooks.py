@@ -81,8 +81,8 @@ def test_alt_text(path):
 
 @pytest.mark.parametrize('path', paths + [root/'nbs/index.ipynb'], ids=ids + ['index'])
 def test_size(path):
-    "A page is under 650 KB, and no exported cell longer than 45 lines"
-    assert path.stat().st_size < 650_000
+    "A page is under 500 KB, and no exported cell longer than 45 lines"
+    assert path.stat().st_size < 500_000
     assert max(exported(path), default=0) <= 45
 
 
