@@ -1,19 +1,23 @@
-"""Equations 1 and 2, forward and backward on the CPU: the two plain lines, PyTorch's fused call on padded
-tensors, and our blocks of rows. Times at sizes of the networks; then peak memory, each in a separate process.
+"""Equations 1 and 2, forward and backward on the CPU: the two plain lines, PyTorch's fused call (direct, and
+on tensors padded to equal widths), and our blocks of rows. Times at sizes of the networks and at 16,384
+locations; then peak memory, each in a separate process.
 
-    python benchmarks/attention.py"""
-import statistics, subprocess, sys, time, torch
+    python benchmarks/attention.py --out FILE.json"""
+import argparse, json, statistics, subprocess, sys, time, torch, torch.nn.functional as F
 from pathlib import Path
 from sagan.attention import attention_weights
 from sagan.kernels import blockwise_attention, fused_attention
+from step import machine
 
 def explicit(q, k, v): return attention_weights(q, k) @ v
-FORMS = dict(explicit=explicit, fused=fused_attention, blocks=blockwise_attention)
+def direct(q, k, v): return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.)[:, 0]
+FORMS = dict(explicit=explicit, direct=direct, fused=fused_attention, blocks=blockwise_attention)
 
 # batch, queries, keys, width of queries and keys, width of values
 SHAPES = ((64, 256, 64, 32, 128), (64, 256, 256, 32, 256), (128, 256, 256, 16, 128),
           (8, 1024, 1024, 32, 256), (16, 1024, 1024, 16, 128), (16, 1024, 256, 16, 64),
-          (4, 4096, 4096, 16, 128), (8, 4096, 1024, 16, 64), (4, 4096, 4096, 16, 16))
+          (4, 4096, 4096, 16, 128), (8, 4096, 1024, 16, 64), (4, 4096, 4096, 16, 16),
+          (1, 16_384, 16_384, 8, 64), (1, 16_384, 16_384, 64, 64))
 
 def inputs(B, Nq, Nk, D, Dv, dtype):
     g = torch.Generator().manual_seed(0)
@@ -24,7 +28,7 @@ def forward_and_backward(f, qkv):
     o = f(*qkv)
     torch.autograd.grad(o, qkv, o)
 
-def seconds(f, qkv, repeats=5):
+def seconds(f, qkv, repeats=3):
     "Median seconds of a forward and backward pass, after one to warm up"
     times = []
     for _ in range(repeats + 1):
@@ -47,24 +51,31 @@ def memory(form, N):
     return peak() - before
 
 def memory_in_a_process(form, N):
-    command = [sys.executable, __file__, form, str(N)]
+    command = [sys.executable, __file__, '--memory', form, str(N)]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
+def time_shape(dtype, B, Nq, Nk, D, Dv):
+    "Seconds of each form, and the form that `attend` takes"
+    qkv = inputs(B, Nq, Nk, D, Dv, dtype)
+    lean = 'blocks' if D < Dv else 'fused'
+    taken = 'explicit' if B*Nq*Nk <= 2**23 else lean
+    sizes = dict(batch=B, queries=Nq, keys=Nk, width=D, width_of_values=Dv)
+    return dict(dtype=str(dtype)[6:], **sizes, taken=taken) | {k: seconds(f, qkv) for k, f in FORMS.items()}
+
+def note(row):
+    print(row, flush=True)
+    return row
+
 if __name__ == '__main__':
-    if sys.argv[1:]:
-        print(memory(sys.argv[1], int(sys.argv[2])))
+    p = argparse.ArgumentParser()
+    p.add_argument('--out', help='file for the numbers, as JSON')
+    p.add_argument('--memory', nargs=2, help='a form and a number of locations: print its GB')
+    a = p.parse_args()
+    if a.memory:
+        print(memory(a.memory[0], int(a.memory[1])))
         sys.exit()
-    print(f'{torch.get_num_threads()} threads\n\n| dtype | batch | queries | keys | q, k | v | map, million '
-          '| explicit, ms | fused, ms | blocks, ms | taken |\n' + '|---'*11 + '|')
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape in SHAPES:
-            qkv, entries = inputs(*shape, dtype), shape[0]*shape[1]*shape[2]
-            ms = [f'{seconds(f, qkv)*1e3:.0f}' for f in FORMS.values()]
-            lean = 'blocks' if shape[3] < shape[4] else 'fused'
-            taken = 'explicit' if entries <= 2**23 else lean  # as in `attend`
-            cells = str(dtype)[6:], *shape, f'{entries/1e6:.1f}', *ms, taken
-            print(f"| {' | '.join(map(str, cells))} |", flush=True)
-    print('\n| locations | ' + ' | '.join(f'{k}, GB' for k in FORMS) + ' |\n|' + '---|'*3)
-    for N in (4096, 8192, 16384):
-        gb = [f'{memory_in_a_process(form, N):.3f}' for form in FORMS]
-        print(f"| {N} | {' | '.join(gb)} |", flush=True)
+    times = [note(time_shape(dtype, *shape)) for dtype in (torch.float32, torch.bfloat16) for shape in SHAPES]
+    sizes = 4096, 8192, 16384
+    gb = [note(dict(locations=N) | {form: memory_in_a_process(form, N) for form in FORMS}) for N in sizes]
+    about = dict(machine=machine('cpu'), torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
+    if a.out: Path(a.out).write_text(json.dumps(about | dict(times=times, memory=gb), indent=1), 'utf-8')

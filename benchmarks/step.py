@@ -3,9 +3,11 @@
     python benchmarks/step.py            # both sizes, all choices: about 10 minutes on two cores
     python benchmarks/step.py 32         # one size
     python benchmarks/step.py 32 128 --choices none --out FILE.json
+    python benchmarks/step.py --compile --rounds 3      # rows in turn, three times: about 30 minutes
 
-It also measures the gain of each choice of the package, and where the time goes. Every row is a separate
-process; seconds are the median of its steps."""
+It also measures the gain of each choice of the package, in the first round, and where the time goes. Every
+row of a round is a separate process; its seconds are the median of its steps. A row counts with the median
+of its rounds."""
 import argparse, json, platform, statistics, subprocess, sys, time, warnings
 warnings.filterwarnings('ignore')
 from contextlib import nullcontext
@@ -219,6 +221,19 @@ def plan(a):
         if a.choices == 'all':
             for choice in CHOICES: yield px, fast, choice, False
 
+def run_row(job):
+    "The numbers of one row, from a separate process"
+    command = [sys.executable, __file__, '--row', json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row = json.loads(done.stdout.splitlines()[-1])
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+def middle(runs):
+    "The run whose seconds are the median of the rounds, with the seconds of each round"
+    runs = sorted(runs, key=lambda r: r['seconds'])
+    return runs[len(runs)//2] | dict(rounds=[r['seconds'] for r in runs])
+
 def machine(device):
     "Its name"
     if device == 'cuda': return torch.cuda.get_device_name()
@@ -233,18 +248,19 @@ if __name__ == '__main__':
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     p.add_argument('--compile', action='store_true')
     p.add_argument('--steps', type=int, default=3)
+    p.add_argument('--rounds', type=int, default=1)
     p.add_argument('--row')
     a = p.parse_args()
     if a.row:
         print(json.dumps(measure(**json.loads(a.row))))
         sys.exit()
-    rows = []
-    for px, dtype, without, compiled in plan(a):
-        job = dict(px=px, dtype=dtype, device=a.device, without=without, compiled=compiled, steps=a.steps)
-        command = [sys.executable, __file__, '--row', json.dumps(job)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], file=sys.stderr, flush=True)
-    about = dict(machine=machine(a.device), torch=torch.__version__)
+    jobs = [dict(px=px, dtype=dtype, device=a.device, without=without, compiled=compiled, steps=a.steps)
+            for px, dtype, without, compiled in plan(a)]
+    runs = [[] for _ in jobs]
+    for i in range(a.rounds):
+        for job, done in zip(jobs, runs):
+            if i == 0 or not job['without']: done.append(run_row(job))
+    rows = [middle(done) for done in runs]
+    about = dict(machine=machine(a.device), torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
     if a.out: Path(a.out).write_text(json.dumps(dict(about, rows=rows), indent=1), encoding='utf-8')
-    print(f"{about['machine']}, PyTorch {about['torch']}\n\n{table(rows)}")
+    print(f"{about['machine']}, PyTorch {about['torch']}, {about['date']}\n\n{table(rows)}")
