@@ -43,7 +43,8 @@ def test_a_map_of_eight_million_entries_keeps_its_bits(B, Nq, Nk, D, Dv):
     torch.manual_seed(0)
     q, k, v = [torch.randn(B, n, d, requires_grad=True) for n, d in [(Nq, D), (Nk, D), (Nk, Dv)]]
     w = torch.randn(B, Nq, Dv)
-    for a, b in zip(*[output_and_gradients(f, q, k, v, w) for f in (explicit, attend)]): assert torch.equal(a, b)
+    for a, b in zip(*[output_and_gradients(f, q, k, v, w) for f in (explicit, attend)]):
+        assert torch.equal(a, b)
 
 
 def test_bfloat16_is_at_least_as_accurate_as_the_explicit_form_under_autocast():
@@ -57,6 +58,7 @@ def test_bfloat16_is_at_least_as_accurate_as_the_explicit_form_under_autocast():
     assert max(errors(attend)) < 1.5*max(errors(explicit))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_fused_kernel_takes_our_shapes_on_a_gpu_and_stores_no_map():
     q, k, v = [torch.randn(2, 4096, d, device='cuda') for d in (8, 8, 64)]
