@@ -94,7 +94,7 @@ def test_the_script_for_a_gpu(gpu, tmp_path, monkeypatch, capsys):
     def blockwise(q, k, v):
         if q.shape[1] not in blocks: blocks.append(q.shape[1])
         return blockwise_attention(q, k, v)
-    monkeypatch.setattr('sagan.attention.blockwise_attention', blockwise)
+    monkeypatch.setattr('sagan.kernels.blockwise_attention', blockwise)
     gpu.main(['--tiny', '--device', 'cpu', '--out', str(tmp_path)])
     results = json.loads((tmp_path/'gpu.json').read_text(encoding='utf-8'))
     assert results['commit'] == 'abc1234' and re.fullmatch(r'\d{4}-\d\d-\d\d', results['date'])
