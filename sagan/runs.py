@@ -25,7 +25,7 @@ from .checkpoints import (
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
     explain_memory, free_memory, removed_on_error, SMALLER, training_bytes)
-from .config import Config, suit_images
+from .config import Config, preset as named_preset, suit_images
 from .data import image_dls, is_builtin
 from .devices import find_device, training_dtype
 from .diagnostics import few_passes, NonFinite
@@ -307,14 +307,18 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
 
 # %% ../nbs/library/27_runs.ipynb #c1b9c509
 def _choose_config(start, preset, data, config):
-    "(preset or '', configuration) of a new run, which starts from the weights of `start`, if given"
-    if not (preset or start): preset = 'small' if is_builtin(str(data or 'digits')) else 'photos'
-    cfg = starting_config(start, preset, **config) if start else configure(str(preset), **config)
+    "(preset, configuration) of a new run, which starts from the weights of `start`, if given"
+    known = data or (start.cfg.data if start else 'digits')
+    usual = 'small' if is_builtin(str(known)) else 'photos'
+    if start:
+        more = {} if preset else dict(steps=named_preset(usual).steps)
+        cfg = starting_config(start, preset, **more | config)
+    else: cfg = configure(preset or usual, **config)
     if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
         what = start.folder if start else f'preset {preset!r}'
         raise ValueError(f"{what} names no data; name them with --data: a folder of images, 'digits' or "
                          "'twins'")
-    return '' if start else preset, cfg
+    return preset or usual, cfg
 
 # %% ../nbs/library/27_runs.ipynb #37831d2d
 def _choose_folder(data, out):
@@ -328,11 +332,14 @@ def _choose_folder(data, out):
     return str(data), folder
 
 # %% ../nbs/library/27_runs.ipynb #bd610654
-def _fit_config(cfg, preset, images, config):
+def _fit_config(cfg, preset, images, config, start):
     "The configuration adapted to the images, and a note about the changes"
-    note = moved_attention(preset, cfg, config) if preset else ''
-    suited = suit_images(len(images), bool(images.classes)) if preset == 'photos' else {}
-    suited = {k: v for k, v in suited.items() if k not in config}
+    if len(images) < 2:
+        raise ValueError(f"training needs at least 2 images, got {len(images)} in {images.name}; add images")
+    note = '' if start else moved_attention(preset, cfg, config)
+    suited = {}
+    if preset == 'photos': suited = suit_images(len(images), bool(images.classes), cfg.batch)
+    suited = {k: v for k, v in suited.items() if k not in config and getattr(cfg, k) != v}
     if suited: note += '; for these images ' + ', '.join(f'{k}={v}' for k, v in suited.items())
     return cfg.change(n_classes=len(images.classes), **suited), note
 
@@ -352,7 +359,8 @@ def train_run(
     # paper, official, biggan, cifar, or a row of the paper such as table1-feat32; None: photos or small
     preset:str|None=None,
     *,
-    # Run, or its folder or name, to start from: its weights, and its configuration except for named fields
+    # Run, or its folder or name, to start from: its weights, and its configuration except for the steps and
+    # named fields
     init_from:Run|str|Path|None=None,
     minutes:float|None=None, # How long to train, instead of `steps`; measuring and saving take extra time
     keep:int=2, # Training states to keep besides the best, at least 1
@@ -381,7 +389,7 @@ def train_run(
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
         images = training_images(name, cfg, config.get('n_classes'), options['cache'])
-        cfg, note = _fit_config(cfg.change(data=absolute_data(name)), preset, images, config)
+        cfg, note = _fit_config(cfg.change(data=absolute_data(name)), preset, images, config, start)
         pace = _pace(images, cfg, device, minutes)
         if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
         learn = _make_learner(images, cfg, device)
