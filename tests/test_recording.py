@@ -11,6 +11,7 @@ from sagan.checkpoints import (
     create_run, file_step, load_state, read_config, read_log, save_weights, state_file, states, weights_step)
 from sagan.config import presets
 from sagan.data import digits, image_dls
+from sagan.diagnostics import BOUNDS, rate_travel
 from sagan.recording import (
     _stop_requested, describe_data, fit_run, resume, ROLLBACKS, RunWriter, truncate_run)
 from sagan.runs import load_run, resume_run, train_run
@@ -310,9 +311,37 @@ def test_what_a_writer_takes_up_from_a_log():
     figures = dict(d_loss=2., d_real=0., d_fake=0., lr_g=1e-3, lr_d=2e-3)
     records = [dict(step=step) | figures for step in range(10, 410, 10)]
     writer.take_up([*records, dict(step=405) | figures])
+    assert writer.travel['lr_d'] == pytest.approx(405*2e-3)
     assert [r['step'] for r in writer.window] == list(range(110, 410, 10)) and writer.notes == {}
     writer.take_up([*records[:-1], records[-1] | dict(d_real=None)])
     assert writer.window[-1]['step'] == 390 and writer.notes == dict(changes=[dict(step=400)])
     writer.take_up([])
     assert not writer.window
     assert writer.notes == dict(init_from=dict(run='digits'), changes=writer.changes)
+
+
+def test_a_sign_that_has_cleared_is_reported_again():
+    "Not while it lasts; and a writer that takes up the log knows at each step which signs last"
+    writer, said, log = RunWriter(Path('run')), [], []
+    writer.warn = said.append
+    writer.take_up([])
+    for step, signs in enumerate([{}, dict(lead='a'), dict(lead='b'), {}, dict(lead='c', d_loss='d'), {}]):
+        writer.report_signs(signs)
+        log.append(dict(step=step, signs=writer.signs, cleared=writer.cleared))
+        writer.signs = []
+        other = RunWriter(Path('run'))
+        other.take_up(log)
+        assert other.reported_signs == writer.reported_signs == set(signs)
+    assert said == ['a', 'c', 'd'] and log[-1]['cleared'] == ['d_loss', 'lead']
+
+
+def test_diversity_counts_after_some_steps_of_g(tmp_path, monkeypatch):
+    "All grids are alike here; the log notes when the sign has cleared, and when it is back"
+    monkeypatch.setitem(BOUNDS, 'g_steps', 4)
+    found = iter([.05, .05, .05, .05, .9, .05])  # at steps 0, 2, ...
+    monkeypatch.setattr(RunWriter, 'save_samples', lambda writer: next(found))
+    writer = fit(run(tmp_path/'run', 10)).run_writer
+    records = read_log(writer.folder)
+    assert [r.get('signs') for r in records] == [None, ['diversity'], None, None, ['diversity']]
+    assert [r.get('cleared') for r in records] == [None, None, None, ['diversity'], None]
+    assert writer.travel == pytest.approx(rate_travel(records))

@@ -9,9 +9,9 @@ from sagan.checkpoints import read_log, read_state, Run, state_file
 from sagan.config import presets
 from sagan.data import digits, image_dls, Images
 from sagan.networks import generate
-from sagan.runs import _choose_config, _fit_config, load_run, resume_run, train_run
+from sagan.runs import load_run, resume_run, train_run
 from sagan.spectral import spectral_layers
-from sagan.starting import init_from, starting_config
+from sagan.starting import choose_config, init_from, starting_config, suit_config
 from sagan.training import SAGAN, sagan_learner
 
 CFG = presets['tiny'].change(batch=4, z_dim=8, d_attention=(), dtype='float32')
@@ -158,15 +158,15 @@ def test_the_images_decide_also_after_a_start(data, classes, given, expected):
     run = made(CLASSES)
     run.cfg = run.cfg.change(steps=72_000, batch=32, data='elsewhere')
     config = {k: v for k, v in given.items() if k != 'preset'}
-    preset, cfg = _choose_config(run, given.get('preset'), data, config)
-    cfg, _ = _fit_config(cfg, preset, images(classes), config, run)
+    preset, cfg = choose_config(given.get('preset'), data, run, config)
+    cfg, _ = suit_config(cfg, preset, images(classes), run, config)
     assert {k: getattr(cfg, k) for k in expected | config} == expected | config
 
 
 def test_one_image_is_too_few():
     run = made(CLASSES)
     with pytest.raises(ValueError, match='training needs at least 2 images, got 1 in renamed; add images'):
-        _fit_config(run.cfg, 'photos', images([], 1), {}, None)
+        suit_config(run.cfg, 'photos', images([], 1), None, {})
 
 
 def silent(text): pass
