@@ -325,7 +325,8 @@ class TrainingProgress(Callback):
         t = self.sagan_trainer
         if not self.line.due(): return
         gammas = [f'{k.replace("gamma ", "γ")} {v:+.3f}' for k, v in t.gammas().items()]
-        losses = f'D {t.d_loss.item():5.2f}', f'G {float(t.g_loss):5.2f}'
+        g_loss = '    -' if math.isnan(t.g_loss) else f'{float(t.g_loss):5.2f}'  # - before G's first step
+        losses = f'D {t.d_loss.item():5.2f}', f'G {g_loss}'
         self.line.update(t.step, [*losses, *gammas, f'{t.speed:.0f} img/s'])
 
 # %% ../nbs/library/34_recording.ipynb #3ebdec8a

@@ -1,5 +1,5 @@
 "Stops, damage, numbers that are not finite and a full disk while a run is written into its folder"
-import errno, json, shutil
+import errno, json, re, shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ from sagan.config import presets
 from sagan.data import digits, image_dls
 from sagan.diagnostics import BOUNDS, rate_travel
 from sagan.recording import (
-    _stop_requested, describe_data, fit_run, resume, ROLLBACKS, RunWriter, truncate_run)
+    _stop_requested, describe_data, fit_run, resume, ROLLBACKS, RunWriter, TrainingProgress, truncate_run)
 from sagan.runs import load_run, resume_run, train_run
 from sagan.training import sagan_learner
 
@@ -345,3 +345,18 @@ def test_diversity_counts_after_some_steps_of_g(tmp_path, monkeypatch):
     assert [r.get('signs') for r in records] == [None, ['diversity'], None, None, ['diversity']]
     assert [r.get('cleared') for r in records] == [None, None, None, ['diversity'], None]
     assert writer.travel == pytest.approx(rate_travel(records))
+
+
+def test_a_loss_that_is_not_known_yet_is_not_shown_as_nan():
+    "D takes five steps before G takes one"
+    shown = []
+    def update(step, fields): shown.append(fields)
+    line = SimpleNamespace(begin=silent, due=lambda: True, update=update)
+    learn = sagan_learner(image_dls(digits(), 16, steps=5), CFG, n_d=5, cbs=TrainingProgress(line))
+    lines = []
+    learn.add_cb(At(4, lambda cb: lines.append(cb.sagan_trainer.line())))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    lines.append(learn.sagan_trainer.line())
+    losses = [fields[1] for fields in shown]
+    assert losses[:4] == ['G     -']*4 and re.fullmatch(r'G +-?\d+\.\d+', losses[4])
+    assert 'G' in lines[1].split() and 'G' not in lines[0].split() and 'nan' not in str(shown + lines)
