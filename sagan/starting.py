@@ -21,7 +21,7 @@ from .conditioning import AuxiliaryHead, ConditionalBatchNorm2d, ProjectionHead
 from .config import Config, for_size, preset as named_preset, suit_images
 from .data import Images, is_builtin, load_images
 from .distributed import world_size
-from .names import listed
+from .names import encodable, listed
 from .spectral import spectral_layers
 
 # %% ../nbs/library/52_starting.ipynb #1dc34ed0
@@ -57,6 +57,8 @@ def training_images(
     Raises `ValueError` for a wrong number of classes, and the errors of `load_images`."""
     most = min(8, free_memory()/2e9)  # GB
     images = load_images(data, cfg.size, cfg.skip_bad, cache, most/world_size())
+    # a resumed run knows the absolute path, and should have the same name as a new one
+    if not is_builtin(data): images.name = encodable(Path(data).resolve().name) or images.name
     if n_classes not in (None, 0, len(images.classes)):
         raise ValueError(f"n_classes must be {len(images.classes)}, the number of classes of "
                          f"{images.name}, or 0 to ignore them, got {n_classes}")
