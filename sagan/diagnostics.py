@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/diagnostics.html.md"""
 
 # %% auto #0
 __all__ = ['BOUNDS', 'SIGNS_WINDOW', 'NonFinite', 'check_finite', 'signs_of_collapse', 'rate_travel', 'idle_attention',
-           'few_passes']
+           'few_passes', 'format_passes']
 
 # %% ../nbs/library/26_diagnostics.ipynb #55a960ee
 import math, torch, torch.nn as nn
@@ -221,3 +221,11 @@ def few_passes(
     return dict(passes=f"the run sees {seen:,} images, {passes} over the {images:,} (bound "
                 f"{BOUNDS['passes']}): too few to learn more than colors and textures; train for more steps "
                 f"(--steps {enough} makes {BOUNDS['passes']} passes)")
+
+# %% ../nbs/library/26_diagnostics.ipynb #a7c9ed99
+def format_passes(
+    passes:float, # Passes over the data, at least 0
+) -> str: # Such as '0.178', '16' or '12,800'
+    "A number of passes, with at most three digits below 100"
+    if passes >= 100: return f'{passes:,.0f}'
+    return 'under 0.001' if 0 < passes < .001 else f'{passes:.3g}'

@@ -28,7 +28,7 @@ from .checks import (
 from .config import Config
 from .data import image_dls, is_builtin
 from .devices import find_device, training_dtype
-from .diagnostics import few_passes, NonFinite
+from .diagnostics import few_passes, format_passes, NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
 from .importing import import_run
 from .inputs import check_count
@@ -202,7 +202,7 @@ def _opening(learn, images, resumed, device, pace):
     cfg, world, step = learn.model.cfg, world_size(), learn.sagan_trainer.step
     began = f'from step {step:,} to ' if resumed else ''
     seen = cfg.steps*cfg.batch/len(images)
-    passes = f'{seen:.3g} pass{"es"*(seen != 1)} over the images'
+    passes = f'{format_passes(seen)} pass{"es"*(seen != 1)} over the images'
     time = f' ({describe_duration(pace*(cfg.steps - step))})' if pace else ''
     where = f'{world} processes, the first on ' if world > 1 else ''
     dtype = training_dtype(cfg.dtype, device)

@@ -4,7 +4,7 @@ import pytest, torch
 from sagan.config import preset, suit_images
 from sagan.data import digits, image_dls
 from sagan.diagnostics import (
-    few_passes, idle_attention, NonFinite, rate_travel, signs_of_collapse, SIGNS_WINDOW)
+    few_passes, format_passes, idle_attention, NonFinite, rate_travel, signs_of_collapse, SIGNS_WINDOW)
 from sagan.losses import ttur
 from sagan.networks import Discriminator, Generator
 from sagan.training import d_step, g_step
@@ -148,3 +148,8 @@ def test_few_passes(images, said):
     assert said in sign['passes']
     enough = int(re.search(r'--steps (\d+) makes', sign['passes'])[1])
     assert few_passes(images, enough, 16) == {} and few_passes(images, enough - 1, 16)
+
+
+def test_passes_are_shown_without_exponents():
+    texts = '0', 'under 0.001', '0.58', '99.6', '12,800'
+    assert tuple(map(format_passes, (0, 2e-5, .58, 99.6, 12_800.))) == texts
