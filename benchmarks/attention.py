@@ -6,7 +6,7 @@ locations; then peak memory, each in a separate process.
 import argparse, json, statistics, subprocess, sys, time, torch, torch.nn.functional as F
 from pathlib import Path
 from sagan.attention import attention_weights
-from sagan.kernels import blockwise_attention, fused_attention
+from sagan.kernels import blockwise_attention, fused_attention, is_blockwise_faster
 from step import machine
 
 def explicit(q, k, v): return attention_weights(q, k) @ v
@@ -16,7 +16,7 @@ FORMS = dict(explicit=explicit, direct=direct, fused=fused_attention, blocks=blo
 # batch, queries, keys, width of queries and keys, width of values
 SHAPES = ((64, 256, 64, 32, 128), (64, 256, 256, 32, 256), (128, 256, 256, 16, 128),
           (8, 1024, 1024, 32, 256), (16, 1024, 1024, 16, 128), (16, 1024, 256, 16, 64),
-          (4, 4096, 4096, 16, 128), (8, 4096, 1024, 16, 64), (4, 4096, 4096, 16, 16),
+          (4, 4096, 4096, 16, 128), (8, 4096, 1024, 16, 64), (4, 4096, 4096, 8, 32), (4, 4096, 4096, 16, 16),
           (1, 16_384, 16_384, 8, 64), (1, 16_384, 16_384, 64, 64))
 
 def inputs(B, Nq, Nk, D, Dv, dtype):
@@ -57,7 +57,7 @@ def memory_in_a_process(form, N):
 def time_shape(dtype, B, Nq, Nk, D, Dv):
     "Seconds of each form, and the form that `attend` takes"
     qkv = inputs(B, Nq, Nk, D, Dv, dtype)
-    lean = 'blocks' if D < Dv else 'fused'
+    lean = 'blocks' if is_blockwise_faster(qkv[0], qkv[2]) else 'fused'
     taken = 'explicit' if B*Nq*Nk <= 2**23 else lean
     sizes = dict(batch=B, queries=Nq, keys=Nk, width=D, width_of_values=Dv)
     return dict(dtype=str(dtype)[6:], **sizes, taken=taken) | {k: seconds(f, qkv) for k, f in FORMS.items()}

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from sagan import attention, kernels, spectral, training
+from sagan import attention, kernels, spectral, training, winograd
 from sagan.config import preset
 from sagan.data import Images, MemoryLoader
 from sagan.losses import ttur
@@ -62,6 +62,9 @@ def nchw(m, x):
 def plain_convolutions(m, x):
     kernels.is_4x4_faster = lambda *_: False
     return x
+def no_winograd(m, x):
+    winograd.is_winograd_faster = lambda *_: False
+    return x
 def explicit_attention(m, x):
     attention.attend = lambda q, k, v: attention.attention_weights(q, k) @ v
     return x
@@ -80,7 +83,8 @@ def two_passes(m, x):
     m.D.forward = halves
     return x
 CHOICES = dict(
-    channels_last=nchw, one_4x4_convolution=plain_convolutions, lean_attention=explicit_attention,
+    channels_last=nchw, one_4x4_convolution=plain_convolutions, winograd=no_winograd,
+    lean_attention=explicit_attention,
     one_quotient=quotient_by_autograd, no_gradient_for_D_in_G=gradients_for_d, one_pass_of_D=two_passes,
     fused_Adam=None, kept_memory=None)
 
@@ -166,8 +170,10 @@ def measure(px, dtype, device, without, compiled, steps, peak=True, **changes):
     else: step, *opts = our_step(cfg, model, autocast, x, y, fake, again, without, scale)
     if compiled:
         kernels.compile_networks(model, cuda_graphs=device == 'cuda')
+        start = time.perf_counter()
         step()
         step()
+        row['warm_up'] = time.perf_counter() - start
     else:
         with FlopCounterMode(display=False) as f: step()
         row['gflop'] = f.get_total_flops()/1e9
@@ -219,7 +225,7 @@ def plan(a):
         if a.compile:
             for dtype in dict.fromkeys(('float32', fast)): yield px, dtype, None, True
         if a.choices == 'all':
-            for choice in CHOICES: yield px, fast, choice, False
+            for choice in CHOICES: yield px, 'float32' if choice == 'winograd' else fast, choice, False
 
 def run_row(job):
     "The numbers of one row, from a separate process"

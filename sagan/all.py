@@ -59,6 +59,7 @@ from .training import *
 from .visualization import *
 from .walks import *
 from .widget import *
+from .winograd import *
 
 # %% ../nbs/library/37_all.ipynb #a37b4042
 _modules = [
@@ -70,7 +71,7 @@ _modules = [
     sagan.pace, sagan.pages, sagan.precision, sagan.progress, sagan.recording, sagan.records,
     sagan.references, sagan.reports, sagan.runner, sagan.runs, sagan.sampling, sagan.spectral,
     sagan.starting, sagan.statistics, sagan.storage, sagan.training, sagan.visualization,
-    sagan.walks, sagan.widget]
+    sagan.walks, sagan.widget, sagan.winograd]
 if find_spec('huggingface_hub'):
     from sagan.sharing import *
     _modules.append(sagan.sharing)

@@ -18,7 +18,7 @@ from warnings import warn
 from torch import Tensor
 from .deprecated import deprecated_names
 from .inputs import check_count, check_tensor
-from .kernels import blockwise_attention, fused_attention, run_eagerly
+from .kernels import lean_attention, run_eagerly
 from .spectral import spectral_norm
 
 # %% ../nbs/02_attention.ipynb #aec52d08
@@ -40,11 +40,10 @@ def attend(
     raises `ValueError` for other shapes"""
     check_tensor('k', k, (q.shape[0], 'Nk', q.shape[2]), q)
     check_tensor('v', v, (*k.shape[:2], 'Dv'), q)
-    if q.device.type != 'cpu': return fused_attention(q, k, v)     # (B, Nq, Dv)
     entries = q.shape[0]*q.shape[1]*k.shape[1]  # no int where an export leaves B open
-    if not isinstance(entries, int) or entries <= 2**23: return attention_weights(q, k) @ v
-    lean = blockwise_attention if q.shape[2] < v.shape[2] else fused_attention
-    return lean(q, k, v)
+    small = not isinstance(entries, int) or entries <= 2**23
+    if q.device.type == 'cpu' and small: return attention_weights(q, k) @ v
+    return lean_attention(q, k, v)
 
 # %% ../nbs/02_attention.ipynb #517f3323
 def _projection(c_in, c_out, sn):

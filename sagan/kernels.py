@@ -6,8 +6,8 @@ Docs: https://sagan-gan.github.io/sagan/library/kernels.html.md"""
 
 # %% auto #0
 __all__ = ['BFLOAT16_POSITIONS', 'flatten_weight', 'to_memory_order', 'from_memory_order', 'fused_quotient', 'is_4x4_faster',
-           'upsample', 'up_conv', 'conv_pool', 'fused_attention', 'blockwise_attention', 'keep_freed_memory',
-           'compile_networks', 'run_eagerly']
+           'upsample', 'up_conv', 'conv_pool', 'fused_attention', 'blockwise_attention', 'is_blockwise_faster',
+           'lean_attention', 'keep_freed_memory', 'compile_networks', 'run_eagerly']
 
 # %% ../nbs/library/24_kernels.ipynb #96767c4c
 import ctypes, sys, torch, torch.nn as nn, torch.nn.functional as F
@@ -171,7 +171,10 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx, q, k, v):
         ctx.save_for_backward(q, k, v)
         ctx.n = max(1, 2**19//len(k))  # rows of a block: at most half a million entries of the map
-        return torch.cat([(rows @ k.mT).softmax(-1) @ v for rows in q.split(ctx.n)])  # (Nq, Dv)
+        # one block of memory for the output: many small ones between the maps would spoil the heap
+        out = q.new_empty(len(q), v.shape[1], dtype=autocast_dtype(q))  # (Nq, Dv)
+        for rows, o in zip(q.split(ctx.n), out.split(ctx.n)): o.copy_((rows @ k.mT).softmax(-1) @ v)
+        return out
 
     @staticmethod
     @torch.amp.custom_bwd(device_type='cpu')
@@ -194,6 +197,24 @@ def blockwise_attention(
 ) -> Tensor: # (B, Nq, Dv)
     "`(q @ k.mT).softmax(-1) @ v` (equations 1 and 2) on a CPU, without storing the map"
     return torch.stack([_Blockwise.apply(*image) for image in zip(q, k, v)])
+
+# %% ../nbs/library/24_kernels.ipynb #25e24a8e
+def is_blockwise_faster(
+    q:Tensor, # Queries, (B, Nq, D)
+    v:Tensor, # Values, (B, Nk, Dv)
+) -> bool: # True on a CPU if values are wider than queries, in float32 only for queries of width 16 or more
+    "Is `blockwise_attention` faster than `fused_attention`?"
+    wide_enough = autocast_dtype(q) == torch.bfloat16 or q.shape[2] >= 16
+    return q.device.type == 'cpu' and q.shape[2] < v.shape[2] and wide_enough
+
+# %% ../nbs/library/24_kernels.ipynb #ab2564f7
+def lean_attention(
+    q:Tensor, # Queries, (B, Nq, D)
+    k:Tensor, # Keys, (B, Nk, D)
+    v:Tensor, # Values, (B, Nk, Dv)
+) -> Tensor: # (B, Nq, Dv)
+    "`(q @ k.mT).softmax(-1) @ v` (equations 1 and 2) without storing the map"
+    return (blockwise_attention if is_blockwise_faster(q, v) else fused_attention)(q, k, v)
 
 # %% ../nbs/library/24_kernels.ipynb #4c031e85
 def keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ from .inputs import check_count, check_labels, check_tensor
 from .kernels import conv_pool, up_conv, upsample
 from .precision import no_autocast
 from .spectral import spectral_norm
+from .winograd import Conv3x3
 
 # %% ../nbs/04_networks.ipynb #29285685
 def _initialize(layer, sn=True):
@@ -29,9 +30,10 @@ def _initialize(layer, sn=True):
     return spectral_norm(layer) if sn else layer
 
 def _make_conv(c_in, c_out, size, sn=True, bias=True):
-    "A convolution of odd size that keeps the size of the map"
+    "A 3x3 or 1x1 convolution that keeps the size of the map"
     for channels in (c_in, c_out): check_count('channels', channels)
-    return _initialize(nn.Conv2d(c_in, c_out, size, padding=size//2, bias=bias), sn)
+    conv = Conv3x3(c_in, c_out, bias) if size == 3 else nn.Conv2d(c_in, c_out, size, bias=bias)
+    return _initialize(conv, sn)
 
 # %% ../nbs/04_networks.ipynb #855442f3
 class GBlock(nn.Module):

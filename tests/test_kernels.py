@@ -5,7 +5,8 @@ from copy import deepcopy
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from sagan.kernels import (
     BFLOAT16_POSITIONS, blockwise_attention, compile_networks, conv_pool, flatten_weight,
-    from_memory_order, fused_attention, fused_quotient, is_4x4_faster, to_memory_order, up_conv, upsample)
+    from_memory_order, fused_attention, fused_quotient, is_4x4_faster, is_blockwise_faster,
+    lean_attention, to_memory_order, up_conv, upsample)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,7 @@ def test_where_the_4x4_form_runs():
 
 @pytest.mark.parametrize('Nq,Nk,D,Dv', ((64, 16, 8, 32), (64, 64, 16, 4), (9, 5, 3, 7), (1, 1, 1, 1),
                                         (5, 2**19, 1, 2)))
-@pytest.mark.parametrize('attention', (fused_attention, blockwise_attention))
+@pytest.mark.parametrize('attention', (fused_attention, blockwise_attention, lean_attention))
 def test_attention_without_the_map(attention, Nq, Nk, D, Dv):
     q, k, v = qkv = [torch.randn(s, requires_grad=True) for s in ((2, Nq, D), (2, Nk, D), (2, Nk, Dv))]
     fused, plain = attention(q, k, v), (q @ k.mT).softmax(-1) @ v
@@ -96,6 +97,18 @@ def test_attention_without_the_map(attention, Nq, Nk, D, Dv):
     G = torch.randn_like(plain)
     grads = [torch.autograd.grad(out, qkv, G) for out in (fused, plain)]
     for a, b in zip(*grads): assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_which_lean_attention_runs(monkeypatch):
+    for name in ('blockwise', 'fused'):
+        monkeypatch.setattr(f'sagan.kernels.{name}_attention', lambda *_, name=name: name)
+    def taken(D, Dv, dtype=torch.float32, device='cpu'):
+        q, v = [torch.empty(1, 4, n, dtype=dtype, device=device) for n in (D, Dv)]
+        assert is_blockwise_faster(q, v) == (lean_attention(q, q, v) == 'blockwise')
+        return lean_attention(q, q, v)
+    assert taken(16, 17) == taken(4, 32, torch.bfloat16) == 'blockwise'
+    assert taken(15, 128) == taken(16, 16) == taken(16, 128, device='meta') == 'fused'
+    with torch.autocast('cpu', torch.bfloat16): assert taken(4, 32) == 'blockwise'
 
 
 # --- memory and compilation ---

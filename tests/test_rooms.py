@@ -11,7 +11,7 @@ modules = {p.stem: p for p in sorted((root/'sagan').glob('*.py')) if p.stem not 
 # know nothing of GANs
 GROUND = {
     'devices', 'distributed', 'images', 'inputs', 'names', 'precision', 'progress', 'quiet', 'storage',
-    'deprecated'}
+    'deprecated', 'winograd'}
 
 
 def imported(path):
