@@ -76,8 +76,7 @@ def sagan_train(
     # folder, else small)
     preset:str=None,
     minutes:float=None, # How long to train, instead of --steps; measuring and saving take extra time
-    # Run whose weights to start from: a run folder, or one such as digits; sets the default configuration
-    # except for the steps
+    # Run whose weights to start from: a folder, or one such as digits; sets all defaults but the steps
     init_from:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)

@@ -222,8 +222,8 @@ class TrainingFigures(Callback):
 
     def line(self) -> str: # Such as 'step 11 D 1.93 G 0.13 γG16 0.001 γD16 0.003 812 img/s'
         "The same in one line"
-        known = dict(D=self.d_loss, G=self.g_loss).items()  # NaN before a network's first step
-        losses = [f'{k} {float(v):.2f}' for k, v in known if not math.isnan(v)]
+        known = dict(D=float(self.d_loss), G=float(self.g_loss)).items()  # NaN before the first step
+        losses = [f'{k} {v:.2f}' for k, v in known if not math.isnan(v)]
         gammas = [f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items()]
         return ' '.join([f'step {self.step}', *losses, *gammas, f'{self.speed:.0f} img/s'])
 

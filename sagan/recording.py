@@ -143,16 +143,13 @@ class RunWriter(Callback):
         self.stop:bool|str = False  # or the name of the signal
         self.measuring, self.rollbacks = False, 0
         self.warnings, self.signs, self.cleared = list[str](), list[str](), list[str]()
-        self.window = deque[dict](maxlen=SIGNS_WINDOW)
 
     def after_batch(self):
         "Write a record or checkpoint when due; raises `CancelFitException` when asked to stop"
         t = self.sagan_trainer
         log = t.step % self.log_every == 0
         measure = bool(self.measure_every) and t.step % self.measure_every == 0
-        if log:
-            self.window.append(t.figures() | _rates(self.opt))
-            for k, rate in _rates(self.opt).items(): self.travel[k] += rate*self.log_every
+        if log: self.follow(t.figures() | _rates(self.opt))
         if measure or t.step % self.save_every == 0: self.checkpoint(measure)
         elif log: self.record({})
         if _stop_requested(self): raise CancelFitException
@@ -199,12 +196,20 @@ def take_up(self:RunWriter,
         self.reported_signs -= {*r.get('cleared', [])}
         self.reported_signs |= {*r.get('signs', [])}
     def is_whole(r): return all(r.get(k) is not None for k in ('d_loss', 'd_real', 'd_fake', 'lr_g', 'lr_d'))
-    self.window.clear()
-    self.window.extend(r for r in records if r['step'] % self.log_every == 0 and is_whole(r))
+    whole = (r for r in records if r['step'] % self.log_every == 0 and is_whole(r))
+    self.window = deque(whole, SIGNS_WINDOW)
     last = records[-1]['step'] if records else 0
     changes = [c for c in self.changes if c['step'] >= last]
     self.notes = dict(init_from=self.init_from) if self.init_from and not records else {}
     if changes: self.notes['changes'] = changes
+
+@patch
+def follow(self:RunWriter,
+    figures:dict, # Of this step: those of the trainer, and the learning rates
+) -> None:
+    "Keep the figures that signs look at"
+    self.window.append(figures)
+    for k in self.travel: self.travel[k] += figures[k]*self.log_every
 
 # %% ../nbs/library/34_recording.ipynb #edbef25d
 @patch
