@@ -4,10 +4,13 @@
     python benchmarks/gpu.py --out OUT --data FOLDER  # and trains on a folder with what time is left
     python benchmarks/gpu.py --out OUT --tiny         # the same code on a CPU, in a minute
 
+The parts: a training step in every dtype, attention, loading, a resumed run, all cells of the pages and all
+tests that need a GPU, and a training of the preset `cifar` with `n_d=1`, in which D takes one step for each
+of G in place of the preset's five.
 It leaves OUT/gpu.json and OUT/gpu.md, both written again after every part: a machine that is taken
 away leaves what was measured. A part that fails is noted with its error, and the next one runs.
 The page on speed and scale shows what is in nbs/benchmarks/gpu.md."""
-import argparse, json, subprocess, sys, time, traceback, warnings
+import argparse, json, re, subprocess, sys, time, traceback, warnings
 warnings.filterwarnings('ignore')
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch, torch.nn.functional as F
 from sagan.attention import attend
 from sagan.data import Images, MemoryLoader
 from sagan.devices import fastest_dtype
+from sagan.kernels import fused_attention
 from sagan.runs import attend_run, resume_run, sample_run, train_run
 from step import machine, median, table
 
@@ -22,14 +26,21 @@ root = Path(__file__).resolve().parent.parent
 TITLES = dict(
     step='A training step', attention='Attention, both passes, bfloat16, batch of 4',
     loading='Images that reach the GPU', resumed='A run that is stopped halfway and resumed',
-    pages='Pages with cells for a GPU', photographs='A training at full width')
+    pages='Cells of the pages, and tests, that need a GPU',
+    photographs='A training of preset `cifar` at full width, with `n_d=1` in place of its 5')
 # Fields of small networks, for a CPU
 TINY = dict(g_width=2, d_width=4)
 
 def find_cuda_pages():
-    "Pages with cells that run on a GPU only"
-    pages = [*(root/'nbs').glob('*.ipynb'), *(root/'nbs'/'library').glob('*.ipynb')]
-    return sorted(p for p in pages if '"#| cuda' in p.read_text(encoding='utf-8'))
+    "Pages with cells that run on a GPU only, and the number of these cells"
+    pages = sorted([*(root/'nbs').glob('*.ipynb'), *(root/'nbs'/'library').glob('*.ipynb')])
+    counts = {p: p.read_text(encoding='utf-8').count('"#| cuda') for p in pages}
+    return {p: n for p, n in counts.items() if n}
+
+def find_gpu_tests():
+    "Files with tests that run on a GPU only"
+    files = sorted((root/'tests').glob('test_*.py'))
+    return [f for f in files if '@pytest.mark.gpu' in f.read_text(encoding='utf-8')]
 
 def call(command, left):
     "(error or '', output) of a process that may take as long as is left"
@@ -39,11 +50,19 @@ def call(command, left):
     return f'{done.stderr}{done.stdout}'.strip()[-300:] if done.returncode else '', done.stdout
 
 def run_pages(device, tiny, left):
-    "Are the pages with `#| cuda` cells right on this machine?"
-    pages = [root/'nbs'/'library'/'56_pace.ipynb'] if tiny else find_cuda_pages()
+    "Are the pages with `#| cuda` cells right on this machine? And the tests that need a GPU?"
+    pages = {root/'nbs'/'library'/'56_pace.ipynb': 0} if tiny else find_cuda_pages()
     flags = ['--flags', 'cuda'] if device == 'cuda' else []
-    def check(page): return call([Path(sys.executable).parent/'nbdev-test', page, *flags], left)[0]
-    return [dict(page=page.name, result=check(page) or 'passed') for page in pages]
+    rows = []
+    for page, cells in pages.items():
+        error, _ = call([Path(sys.executable).parent/'nbdev-test', page, *flags], left)
+        rows.append({'file': page.name, 'cells for a GPU': cells, 'result': error or 'passed'})
+    for file in find_gpu_tests():
+        command = sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', 'gpu', file
+        error, said = call(command, left)
+        counts = re.findall(r'\d+ (?:passed|failed|skipped|error)', said)
+        rows.append({'file': file.name, 'result': error or ', '.join(counts)})
+    return rows
 
 def plan_steps(device, tiny):
     "(pixels, batch, dtype, compiled) of each row: the smaller size first, what has to compile last"
@@ -73,17 +92,22 @@ def forward_and_backward(f, qkv):
     o = f(*qkv)
     torch.autograd.grad(o, qkv, o)
 
+def direct(q, k, v):
+    "PyTorch's call, with one head: its fused kernels for a GPU take (B, heads, N, D) only"
+    return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.)[:, 0]
+
 def measure_attention(device, tiny):
     "Milliseconds and peak memory of our call, and of PyTorch's called directly"
-    calls = dict(ours=attend, direct=partial(F.scaled_dot_product_attention, scale=1.))
-    rows = []
-    for positions in (64, 256) if tiny else (4096, 16_384):
+    calls = dict(ours=attend, direct=direct)
+    if device == 'cpu': calls['ours on a GPU'] = fused_attention  # a CPU takes blocks instead
+    rows, width = [], 1 if tiny else 16
+    for positions in (64, 1472) if tiny else (4096, 16_384):  # from 1,449 on, no map of four images is stored
         g = torch.Generator(device).manual_seed(0)
-        sizes = (positions, 16), (positions, 16), (positions, 128)
+        sizes = (positions, width), (positions, width), (positions, 8*width)
         qkv = [torch.randn(4, *s, generator=g, device=device).bfloat16().requires_grad_() for s in sizes]
         for name, f in calls.items():
             run = partial(forward_and_backward, f, qkv)
-            seconds = median(run, 5, device)
+            seconds = median(run, 1 if tiny else 5, device)
             row = dict(positions=positions, call=name, ms=1e3*seconds)
             if device == 'cuda':
                 torch.cuda.reset_peak_memory_stats()
@@ -120,7 +144,7 @@ def compare_resumed(out, device, tiny):
     return rows
 
 def train_photographs(out, device, data, tiny, left):
-    "The published networks at full width on a folder, for the time that is left but a minute"
+    "The preset `cifar` (form `released`) on a folder, one step of D for each of G, until a minute is left"
     if tiny: options = TINY | dict(batch=4, steps=1)
     else: options = dict(minutes=left()/60 - 1, measure_every=2000, samples=5000, dtype='bfloat16')
     if not tiny and (not data or options['minutes'] <= 0): return []
@@ -152,10 +176,15 @@ def as_text(name, part):
 
 def write(out, results):
     "gpu.json and gpu.md"
-    text = [f"**{results['machine']}, PyTorch {results['torch']}**"]
+    text = ['**{machine}, PyTorch {torch}, {date}, commit {commit}**'.format_map(results)]
     text += [as_text(name, part) for name, part in results['parts'].items()]
     (out/'gpu.json').write_text(json.dumps(results, indent=1), encoding='utf-8')
     (out/'gpu.md').write_text('\n\n'.join(text) + '\n', encoding='utf-8')
+
+def find_commit():
+    "The commit of this clone, None outside of one"
+    error, said = call(['git', 'rev-parse', '--short', 'HEAD'], lambda: 10)
+    return None if error else said.strip()
 
 def main(args=None):
     "Measure every part, and write after each; exits with an error if one failed"
@@ -178,7 +207,8 @@ def main(args=None):
         resumed=lambda: compare_resumed(a.out, a.device, a.tiny),
         pages=lambda: run_pages(a.device, a.tiny, left),
         photographs=lambda: train_photographs(a.out, a.device, a.data, a.tiny, left))
-    results = dict(machine=machine(a.device), torch=torch.__version__, tiny=a.tiny, parts={})
+    results = dict(machine=machine(a.device), torch=torch.__version__, date=time.strftime('%Y-%m-%d'),
+                   commit=find_commit(), tiny=a.tiny, parts={})
     for name, part in parts.items():
         began, done = time.monotonic(), dict(rows=[])
         try: done['rows'] = part()

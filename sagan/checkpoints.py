@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 from torch import Tensor
-from .names import encodable
+from .names import check_run, encodable
 from .storage import atomic_write, file_lock, is_number, is_whole, json_text, parse_json, write_json
 from .config import Config
 from .distributed import world_size
@@ -442,10 +442,8 @@ def read_config(
 
     Raises `FileNotFoundError` if there is none, and `ValueError` if it is damaged or its class names do not
     match the number of classes."""
+    check_run(folder)
     file = Path(folder)/'config.json'
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
-                                "create one with sagan-train")
     try:
         saved = parse_json(file.read_bytes())
         if not isinstance(saved, dict): raise ValueError('it does not hold a dictionary')

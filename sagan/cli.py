@@ -102,7 +102,7 @@ def sagan_train(
         _check(not (resume and init_from), 'a resumed run already has weights; leave out --init-from')
         changes = parse_fields(changes)
         if not resume and not init_from: check_config(preset, changes)
-        with loading(doing):
+        with loading(doing, [resume, init_from], [data], device):
             from sagan.runs import resume_run, train_run
         if resume: resume_run(resume, **options, **changes)
         else: train_run(out=out, minutes=minutes, init_from=init_from, **options, **changes)
@@ -124,7 +124,7 @@ def sagan_sample(
 ):
     "Draw images from a run: one picture with a row per class"
     with plain_errors('sagan-sample'):
-        with loading(f'drawing images from {run}'):
+        with loading(f'drawing images from {run}', [run], device=device):
             from sagan.runs import find_device, load_run
             from sagan.sampling import describe_samples, sample_run
         r = load_run(run, find_device(device))
@@ -147,7 +147,7 @@ def sagan_attend(
 ):
     "Show where points of generated images look, in the style of the paper's figure 1"
     with plain_errors('sagan-attend'):
-        with loading(f'drawing the attention of {run}'):
+        with loading(f'drawing the attention of {run}', [run], device=device):
             from sagan.runs import attend_run
         file = attend_run(run, label, n, seed, layer, parse_points(points), out, device)
         say(f'attention in {n} image{"s"[:n != 1]}: {file}')
@@ -171,7 +171,7 @@ def sagan_walk(
     with plain_errors('sagan-walk'):
         numbers, at = parse_list(seeds, int, 'seeds'), parse_points(point)
         _check(not at or len(at) == 1, f"--point must be one pair row,column, such as 8,8, got {point!r}")
-        with loading(f'walking through the latents of {run}'):
+        with loading(f'walking through the latents of {run}', [run], device=device):
             from sagan.runs import find_device, load_run
             from sagan.walks import walk_run
         r = load_run(run, find_device(device))
@@ -191,7 +191,7 @@ def sagan_explore(
 ):
     "Move over images and see where each of their points looks"
     with plain_errors('sagan-explore'):
-        with loading(f'opening the explorer of {run}'):
+        with loading(f'opening the explorer of {run}', [run], [images], device):
             from sagan.runs import explore_run
         explore_run(run, images, out, device, port=port, browser=browser)
         if out: say(f'open {out}')
@@ -200,8 +200,7 @@ def sagan_explore(
 @shell_command
 def sagan_eval(
     run:str, # Run folder; or digits, photographs or twins, which come with the package
-    # Images to draw, with the data's class frequencies (default: 1,000, with Inception the paper's
-    # 50,000)
+    # Images to draw, with class frequencies of the data (default: 1,000, with Inception 50,000)
     n:int=None,
     seed:int=0, # Seed of the latents and of the classifier
     data:str=None, # Real images, if they have moved since the training
@@ -220,7 +219,7 @@ def sagan_eval(
 ):
     "Score images of a run against real images; writes eval.json and nearest.png, with options in their names"
     with plain_errors('sagan-eval'):
-        with loading(f'measuring {run}'):
+        with loading(f'measuring {run}', [run], [data], device):
             from sagan.reports import format_scores, UnstoredScores
             from sagan.runs import evaluate_run
         how = split, evaluator, weights, reference, standing, device, out
@@ -241,7 +240,7 @@ def sagan_report(
     "Rebuild the report of a run, or compare runs side by side"
     with plain_errors('sagan-report'):
         _check(runs, 'no run was given; name a run folder, or several to compare')
-        with loading(f'reporting on {", ".join(runs)}'):
+        with loading(f'reporting on {", ".join(runs)}', runs, [data], device):
             from sagan.comparison import report_runs
         say(f'open {report_runs(*runs, data=data, device=device, out=out)}')
 
@@ -265,7 +264,8 @@ def sagan_experiment(
     "Train and measure each row of one of the paper's tables; writes a table, curves, samples and report.html"
     start = perf_counter()
     with plain_errors('sagan-experiment'):
-        with loading(f'preparing {experiment} on {data}'):
+        check_config(preset, parse_fields(changes))
+        with loading(f'preparing {experiment} on {data}', data=[data], device=device):
             from sagan.runner import experiment_run
         folder = experiment_run(experiment, data, out, preset, seeds, every, samples, evaluator, weights,
                                 jobs, device, print_once, **changes)
@@ -289,7 +289,7 @@ def sagan_import(
     "Read a SAGAN of BigGAN-PyTorch, PyTorch-StudioGAN or mmgeneration, and write a run folder"
     with plain_errors('sagan-import'):
         _check(out, "no run folder was given; name the one to create with --out")
-        with loading(f'reading {len(files)} file{"s"[:len(files) != 1]}'):
+        with loading(f'reading {len(files)} file{"s"[:len(files) != 1]}', files=files):
             from sagan.runs import import_run
         import_run(*files, out=str(out), classes=classes, eps=eps, bgr=bgr, relu_skip=relu_skip, tell=say)
 

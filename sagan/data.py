@@ -7,7 +7,7 @@ Docs: https://sagan-gan.github.io/sagan/library/data.html.md"""
 # %% auto #0
 __all__ = ['TWIN_SHAPES', 'TWIN_COLOURS', 'to_unit', 'to_bytes', 'check_size', 'Images', 'digits', 'twins', 'twin_colours',
            'twin_agreement', 'twin_pairs', 'folder', 'ImageFiles', 'from_dataset', 'MemoryLoader', 'image_dls',
-           'choose_device', 'named_twins', 'is_builtin', 'load_images']
+           'choose_device', 'named_twins', 'load_images']
 
 # %% ../nbs/library/21_data.ipynb #37a79b58
 import json, operator, os, re, torch, torch.nn.functional as F
@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 from .devices import find_device
 from .images import DECODED, decode_images, fit_image, FITTED, list_images, read_image
-from .names import encodable, figure_label, listed, readable, say
+# `is_builtin` for code that imports it from here
+from .names import encodable, figure_label, is_builtin, listed, readable, say
 from .progress import progress
 from .storage import cached_images, MappedImages, Prefetcher, take_images
 
@@ -554,13 +555,6 @@ def named_twins(
     match = re.fullmatch(r'twins(?:-gap(0|[1-9]\d*))?', name)
     if not match: return None
     return twins(gap=int(match[1]) if match[1] else None, **kwargs)
-
-# %% ../nbs/library/21_data.ipynb #961e4b4a
-def is_builtin(
-    data:str, # Name of data
-) -> bool: # Does the package provide it, so that it is not a folder?
-    "Distinguish `digits`, `twins` and `twins-gapN` from paths of folders"
-    return data == 'digits' or re.fullmatch(r'twins(-gap(0|[1-9]\d*))?', data) is not None
 
 # %% ../nbs/library/21_data.ipynb #3e39678d
 def load_images(

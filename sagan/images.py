@@ -19,7 +19,7 @@ from typing import Any
 from warnings import warn
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-from .names import encodable, listed
+from .names import check_image_folder, encodable, listed
 from .progress import ProgressLine
 
 # %% ../nbs/library/44_images.ipynb #684688b5
@@ -206,9 +206,7 @@ def list_images(
 
     Raises `FileNotFoundError` if there is no folder, `OSError` if it cannot be listed, `ValueError` if it has
     no images or mixes images with subfolders."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or one with a "
-                                "subfolder of images per class")
+    check_image_folder(path)
     unread = _Unread(path)
     here, subfolders = _scan(path, '', unread)
     if here and subfolders:

@@ -21,6 +21,8 @@ from warnings import catch_warnings, simplefilter
 from .attention import SelfAttention
 from .checkpoints import read_config, save_weights, write_config
 from .conditioning import ConditionalBatchNorm2d
+from .deprecated import deprecated_names
+from .names import check_file
 from .networks import D_DOWN, name_places
 from .config import presets
 from .storage import new_folder
@@ -75,7 +77,7 @@ def read_file(
     """Read a file of tensors and plain values without executing code
 
     Raises `FileNotFoundError`, or `ValueError` for a file that is incomplete or holds anything else."""
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}; check its path")
+    check_file(path)
     try: saved = _load(path)
     except Exception as e:
         if isinstance(e, UnpicklingError) and (unsafe := re.search(r'GLOBAL ([\w.]+\w) ', str(e))):
@@ -642,9 +644,6 @@ def import_run(
         write_config(new, model.cfg, names, dict(imported_from=about['files']) | kept)
     tell(_describe_import(model.cfg, about, folder))
     return folder
-
-# %% ../nbs/library/28_importing.ipynb #41a50441
-from sagan.deprecated import deprecated_names
 
 # %% ../nbs/library/28_importing.ipynb #2edbf35c
 __getattr__ = deprecated_names(__name__)  # names of earlier versions

@@ -6,12 +6,12 @@ Docs: https://sagan-gan.github.io/sagan/library/options.html.md"""
 
 # %% auto #0
 __all__ = ['FIRST', 'GROUPS', 'EXAMPLES', 'read_options', 'make_parser', 'parse_options', 'parse_list', 'parse_fields',
-           'parse_points', 'check_config', 'print_once', 'loading', 'shell_command']
+           'parse_points', 'check_config', 'check_given', 'print_once', 'loading', 'shell_command']
 
 # %% ../nbs/library/53_options.ipynb #97baa172
 import gc, os, re, signal, sys
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, HelpFormatter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
@@ -25,7 +25,8 @@ from typing import TextIO
 from fastcore.docments import docments
 from . import __version__
 from .config import CHOICES, Config, for_size, preset as named_preset
-from .names import prepare_output, say
+from .names import (
+    check_file, check_image_folder, check_kind, check_run, find_run, is_builtin, prepare_output, say)
 
 # %% ../nbs/library/53_options.ipynb #0ffc03f4
 def read_options(
@@ -226,6 +227,20 @@ def check_config(
         except ValueError as e: errors.append(e)
     if len(errors) == len(names): raise errors[0]
 
+# %% ../nbs/library/53_options.ipynb #3f043010
+def check_given(
+    runs:Iterable[str|None]=(), # Run folders, or names of runs that come with the package
+    data:Iterable[str|None]=(), # Names of data, or folders of images
+    device:str|None=None, # Device to compute on, None for that of `SAGAN_DEVICE`
+    files:Iterable[str]=(), # Files to read
+) -> None:
+    "Raise `FileNotFoundError` for what is not there, `ValueError` for an unknown device"
+    if device := device or os.environ.get('SAGAN_DEVICE'): check_kind(device)
+    for run in filter(None, runs): check_run(find_run(run))
+    for d in filter(None, data):
+        if not is_builtin(str(d)): check_image_folder(d)
+    for file in files: check_file(file)
+
 # %% ../nbs/library/53_options.ipynb #1fe239e1
 def print_once(
     text:str, # One or more lines
@@ -238,8 +253,15 @@ def print_once(
 @contextmanager
 def loading(
     doing:str, # What a command does, such as 'drawing images'
+    runs:Iterable[str|None]=(), # Run folders, or names of runs that come with the package
+    data:Iterable[str|None]=(), # Names of data, or folders of images
+    device:str|None=None, # Device to compute on, None for that of `SAGAN_DEVICE`
+    files:Iterable[str]=(), # Files to read
 ) -> Iterator[None]:
-    "Within this context a command imports modules; reports its task if PyTorch is among them"
+    """Within this context a command imports modules; reports its task if PyTorch is among them
+
+    Raises the errors of `check_given` before that."""
+    check_given(runs, data, device, files)
     if 'torch' in sys.modules:
         yield
         return

@@ -36,6 +36,17 @@ def test_attend_is_the_explicit_form(B, Nq, Nk, D, Dv):
         assert (a - b).abs().max() < 2e-5*a.abs().max()
 
 
+@pytest.mark.parametrize('B, Nq, Nk, D, Dv', [SHAPES[0], (8, 1024, 1024, 2, 4)])
+def test_a_map_of_eight_million_entries_keeps_its_bits(B, Nq, Nk, D, Dv):
+    "Output and gradients in float32, up to 2**23 entries"
+    assert B*Nq*Nk <= 2**23
+    torch.manual_seed(0)
+    q, k, v = [torch.randn(B, n, d, requires_grad=True) for n, d in [(Nq, D), (Nk, D), (Nk, Dv)]]
+    w = torch.randn(B, Nq, Dv)
+    for a, b in zip(*[output_and_gradients(f, q, k, v, w) for f in (explicit, attend)]):
+        assert torch.equal(a, b)
+
+
 def test_bfloat16_is_at_least_as_accurate_as_the_explicit_form_under_autocast():
     "Both against float64 from the same rounded inputs"
     torch.manual_seed(0)
@@ -47,6 +58,7 @@ def test_bfloat16_is_at_least_as_accurate_as_the_explicit_form_under_autocast():
     assert max(errors(attend)) < 1.5*max(errors(explicit))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_fused_kernel_takes_our_shapes_on_a_gpu_and_stores_no_map():
     q, k, v = [torch.randn(2, 4096, d, device='cuda') for d in (8, 8, 64)]

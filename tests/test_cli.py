@@ -241,7 +241,7 @@ def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
     ('attend: points must be pairs row,column', 'attend', dict(run='{run}', points='8 8')),
     ('attend: n must be a whole number, at least 1, got 0', 'attend', dict(run='{run}', n=0)),
     ("attend: the device 'warp' is not available", 'attend', dict(run='{run}', device='warp')),
-    ('explore: there is no folder cats', 'explore', dict(run='cats')),
+    ('explore: cats is not a run folder', 'explore', dict(run='cats')),
     ('import: no run folder was given; name the one to create with --out', 'import', dict(eps=1e-5)),
 ])
 def test_what_a_run_cannot_do(folder, capsys, message, name, kw):
@@ -313,21 +313,40 @@ def test_help_fits(columns, monkeypatch):
         assert len(widest) <= min(80, int(columns)), widest
 
 def test_options_are_read_without_pytorch(tmp_path):
-    "Help, mistyped options and impossible configurations are answered before PyTorch is loaded"
-    file = tmp_path/'sagan-train'
-    file.write_text("""import sys
-from sagan.cli import sagan_train
-for args in '--help', '--ema-begin 5', '--size 48', '--preset bigan', '--batch big', '--bn-group 5':
+    "Help, mistyped options, impossible settings and names of nothing are answered before PyTorch is loaded"
+    file = tmp_path/'sagan'
+    nothing = ' is not a run folder (it has no config.json); create one with sagan-train'
+    answers = {
+        'train --help': '', 'train --ema-begin 5': 'there is no option',
+        'train --size 48': 'size must be', 'train --preset bigan': 'there is no preset',
+        'train --batch big': 'expected a whole number', 'train --bn-group 5': 'bn_group',
+        'train --data nowhere': 'there is no folder nowhere;', 'train --resume nowhere': f'nowhere{nothing}',
+        'train --init-from nowhere': f'nowhere{nothing}', 'train --device warp': "the device 'warp'",
+        'experiment table1 --data nowhere': 'no folder nowhere;',
+        'experiment table1 --size 48': 'size must be',
+        'explore digits --images nowhere': 'no folder nowhere;', 'explore nowhere': f'nowhere{nothing}',
+        'eval digits --data nowhere': 'no folder nowhere;', 'report digits nowhere': f'nowhere{nothing}',
+        'sample nowhere': f'nowhere{nothing}', 'walk nowhere': f'nowhere{nothing}',
+        'import nowhere --out new': 'there is no file nowhere;',
+        **{f'{name} digits --device warp': f"sagan-{name}: the device 'warp' is not available"
+           for name in ('sample', 'attend', 'walk', 'explore', 'eval', 'report')}}
+    file.write_text(f"""import sys
+from sagan.__main__ import main
+for args in {list(answers)}:
     sys.argv[1:] = args.split()
-    try: sagan_train()
+    try: main()
     except SystemExit as e: print('status', e.code, file=sys.stderr)
 print('torch' in sys.modules, file=sys.stderr)
 """, encoding='utf-8')
-    done = subprocess.run([sys.executable, file], **CAPTURED)
+    done = subprocess.run([sys.executable, file], cwd=tmp_path, **CAPTURED)
     assert 'usage: sagan-train [options]' in done.stdout
-    said = done.stderr.splitlines()
-    assert [l for l in said if l.startswith('status')] == [f'status {c}' for c in (0, 2, 1, 1, 2, 1)]
-    assert said[-1] == 'False' and 'preparing' not in done.stderr and 'Traceback' not in done.stderr
+    *said, loaded = done.stderr.splitlines()
+    assert loaded == 'False' and 'Traceback' not in done.stderr and ' ...' not in done.stderr
+    status = iter(said)
+    for args, message in answers.items():
+        line = next(status) if message else ''
+        code = 2 if message in ('there is no option', 'expected a whole number') else int(bool(message))
+        assert message in line and next(status) == f'status {code}', (args, line)
 
 def test_a_command_in_python_does_not_read_the_shell(tmp_path, monkeypatch):
     "Called by a function, or with arguments, it is a function like any other"

@@ -1,5 +1,5 @@
 "What a GPU would be given, without one; and the script for a GPU at a tiny size on the CPU"
-import json, runpy, sys
+import json, re, runpy, sys
 from pathlib import Path
 
 import pytest, torch, torch.nn as nn
@@ -8,6 +8,7 @@ from torch.func import functional_call
 from sagan.attention import attention_maps
 from sagan.config import presets
 from sagan.data import Images, MemoryLoader
+from sagan.kernels import blockwise_attention
 from sagan.training import SAGAN, ema_update
 
 root = Path(__file__).resolve().parent.parent
@@ -75,6 +76,8 @@ def test_batches_reach_the_gpu(held):
 def in_this_process(command, capsys):
     "The output of a process that the script starts, without starting it"
     program, *args = map(str, command[1:] if command[0] == sys.executable else command)
+    if program == 'git': return 'abc1234\n'
+    if program == '-m': return f'{args[-1]}: 1 skipped, 40 deselected in 1.0s'
     assert Path(program).is_file()
     if Path(program).name == 'nbdev-test': return f'{args[0]} passed'
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as done:
@@ -87,15 +90,23 @@ def in_this_process(command, capsys):
 def test_the_script_for_a_gpu(gpu, tmp_path, monkeypatch, capsys):
     "To its end at a tiny size; and the page on speed shows what it leaves"
     monkeypatch.setattr(gpu, 'call', lambda command, left: ('', in_this_process(command, capsys)))
+    blocks = []
+    def blockwise(q, k, v):
+        if q.shape[1] not in blocks: blocks.append(q.shape[1])
+        return blockwise_attention(q, k, v)
+    monkeypatch.setattr('sagan.kernels.blockwise_attention', blockwise)
     gpu.main(['--tiny', '--device', 'cpu', '--out', str(tmp_path)])
     results = json.loads((tmp_path/'gpu.json').read_text(encoding='utf-8'))
+    assert results['commit'] == 'abc1234' and re.fullmatch(r'\d{4}-\d\d-\d\d', results['date'])
     rows = {name: part['rows'] for name, part in results['parts'].items()}
     assert [r['dtype'] for r in rows['step']] == ['plain', 'float32']
     assert all(r['seconds'] > 0 and r['batch'] == 4 for r in rows['step'])
-    assert [r['call'] for r in rows['attention']] == ['ours', 'direct']*2
+    assert [r['call'] for r in rows['attention']] == ['ours', 'direct', 'ours on a GPU']*2
+    assert blocks == [1472]
     assert [r['images_in'] for r in rows['loading']] == ['host', 'device']
     assert [r['largest_difference'] for r in rows['resumed']] == [0]
-    assert rows['pages'] == [dict(page='56_pace.ipynb', result='passed')]
+    assert rows['pages'] == [{'file': '56_pace.ipynb', 'cells for a GPU': 0, 'result': 'passed'},
+                             {'file': 'test_attention.py', 'result': '1 skipped'}]
     assert [(r['step'], r['images']) for r in rows['photographs']] == [(1, 4)]
     assert (tmp_path/'photographs'/'attention-seed0.png').exists()
     text = (tmp_path/'gpu.md').read_text(encoding='utf-8')
@@ -125,8 +136,24 @@ def test_a_gpu_that_fails_or_is_taken_away(gpu, tmp_path):
             step | dict(dtype='float16', failed='out of memory'),
             step | dict(px=128, dtype='tf32', seconds=1.)]
     parts = dict(step=dict(rows=rows, seconds=9.), pages=dict(rows=[], seconds=0., error='OSError: no pages'))
-    gpu.write(tmp_path, dict(machine='a GPU', torch='2', tiny=False, parts=parts))
+    gpu.write(tmp_path, dict(machine='a GPU', torch='2', date='today', commit=None, parts=parts))
     text = (tmp_path/'gpu.md').read_text(encoding='utf-8')
     assert all(s in text for s in ('4.00', 'out of memory', 'OSError: no pages', 'a GPU'))
     assert 'has not been measured' in page_shows(tmp_path/'none')
-    assert [p.name for p in gpu.find_cuda_pages()] == ['21_data.ipynb']
+    assert {p.name: n for p, n in gpu.find_cuda_pages().items()} == {'21_data.ipynb': 1}
+
+def test_pytorch_is_called_directly_with_one_head(gpu, monkeypatch):
+    "Its fused kernels for a GPU take four dimensions; the result is the explicit form's"
+    q, k, v = [torch.randn(2, 12, d) for d in (4, 4, 8)]
+    attention, shapes = gpu.F.scaled_dot_product_attention, []
+    def noted(*qkv, **kw):
+        shapes.extend(t.shape for t in qkv)
+        return attention(*qkv, **kw)
+    monkeypatch.setattr(gpu.F, 'scaled_dot_product_attention', noted)
+    assert torch.allclose(gpu.direct(q, k, v), (q @ k.mT).softmax(-1) @ v, atol=1e-5)
+    assert shapes == [(2, 1, 12, 4), (2, 1, 12, 4), (2, 1, 12, 8)]
+
+
+def test_the_title_tells_what_differs_from_the_preset(gpu):
+    assert presets['cifar'].n_d == 5 and presets['cifar'].form == 'released'
+    assert '`n_d=1` in place of its 5' in gpu.TITLES['photographs']

@@ -1,10 +1,11 @@
 "The steps, the model, the callback and the learner: what page 06 does not need to show"
 import pickle
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np, pytest, torch
+import numpy as np, pytest, torch, torch.nn as nn
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
 from fastai.callback.schedule import LRFinder, ParamScheduler, SchedCos
@@ -12,6 +13,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -100,6 +102,33 @@ def test_a_step_leaves_the_other_player_as_it_is(batch, accumulate):
     assert changed(D, d) == [] and changed(G, g)
     for p, b in zip(D.parameters(), grads): assert torch.equal(p.grad, b)
     assert all(p.requires_grad for p in D.parameters())
+
+
+class ConvolutionBackward(TorchDispatchMode):
+    "Notes of which of input, weight and bias each convolution computes the gradient"
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op is torch.ops.aten.convolution_backward.default: self.masks.append(list(args[-1]))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('changes', [{}, dict(head='auxiliary')])
+def test_no_gradient_of_d_is_thrown_away(batch, changes, monkeypatch):
+    "In G's step the convolutions of D compute the gradient of their input alone"
+    (_, y), (_, D, *_) = batch, tiny_pair(**changes)
+    G = nn.Bilinear(8, 10, 3*32*32)                                           # no convolutions
+    def draw(z, y): return nn.Bilinear.forward(G, z, y).view(-1, 3, 32, 32).tanh()
+    G.forward = lambda z, y: draw(z, nn.functional.one_hot(y, 10).float())
+    opt, z = torch.optim.SGD(G.parameters(), 0.), torch.randn(16, 8)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in D.modules())
+    with ConvolutionBackward() as seen: g_step(G, D, opt, z, y)
+    assert seen.masks == [[True, False, False]]*convolutions
+    monkeypatch.setattr('sagan.training.frozen_weights', nullcontext)         # the check can fail
+    with ConvolutionBackward() as seen: g_step(G, D, opt, z, y)
+    assert [True, True, True] in seen.masks
 
 
 @pytest.mark.parametrize('n_classes', [10, 0])
