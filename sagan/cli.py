@@ -76,7 +76,7 @@ def sagan_train(
     # folder, else small)
     preset:str=None,
     minutes:float=None, # How long to train, instead of --steps; measuring and saving take extra time
-    # Run whose weights to start from: a run folder, or one such as digits; sets the default configuration
+    # Run whose weights to start from: a folder, or one such as digits; sets all defaults but the steps
     init_from:str=None,
     keep:int=None, # Training states to keep besides the best (default: 2)
     measure_every:int=None, # Steps between two measurements of the averaged G, 0 for none (default: 0)
@@ -200,8 +200,7 @@ def sagan_explore(
 @shell_command
 def sagan_eval(
     run:str, # Run folder; or digits, photographs or twins, which come with the package
-    # Images to draw, with the data's class frequencies (default: 1,000, with Inception the paper's
-    # 50,000)
+    # Images to draw, with class frequencies of the data (default: 1,000, with Inception 50,000)
     n:int=None,
     seed:int=0, # Seed of the latents and of the classifier
     data:str=None, # Real images, if they have moved since the training

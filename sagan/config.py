@@ -205,11 +205,12 @@ FEW = 10_000  # images, below which `photos` augments
 def suit_images(
     n:int, # Images in a folder
     labeled:bool, # Do they have classes?
+    batch:int=presets['photos'].batch, # Images per step; a smaller folder gets a smaller batch
 ) -> dict: # {field: value}: augmentation and a smaller batch for few images, 5:1 updates without classes
     "What the preset `photos` leaves to the images"
     fields:dict = {} if labeled else dict(n_d=5)
     if n < FEW: fields |= dict(diffaug='color,translation,cutout')
-    if 2 <= n < presets['photos'].batch: fields |= dict(batch=n)
+    if 2 <= n < batch: fields |= dict(batch=n)
     return fields
 
 # %% ../nbs/library/20_config.ipynb #a429646d

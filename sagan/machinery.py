@@ -222,9 +222,10 @@ class TrainingFigures(Callback):
 
     def line(self) -> str: # Such as 'step 11 D 1.93 G 0.13 γG16 0.001 γD16 0.003 812 img/s'
         "The same in one line"
-        gammas = ' '.join(f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items())
-        return (f'step {self.step} D {self.d_loss.item():.2f} G {float(self.g_loss):.2f} {gammas} '
-                f'{self.speed:.0f} img/s')
+        known = dict(D=float(self.d_loss), G=float(self.g_loss)).items()  # NaN before the first step
+        losses = [f'{k} {v:.2f}' for k, v in known if not math.isnan(v)]
+        gammas = [f'{k.replace("gamma ", "γ")} {v:.3f}' for k, v in self.gammas().items()]
+        return ' '.join([f'step {self.step}', *losses, *gammas, f'{self.speed:.0f} img/s'])
 
     def before_fit(self):
         "Start the clock"

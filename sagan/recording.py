@@ -25,7 +25,8 @@ from .checkpoints import (
     DamagedState, explain_write_errors, file_step, load_state, read_state, restore_state, save_state,
     save_weights, state_file, states, step_files, tensor_bytes)
 from .data import Images, to_unit
-from .diagnostics import idle_attention, NonFinite, signs_of_collapse, SIGNS_WINDOW
+from .diagnostics import (
+    BOUNDS, idle_attention, NonFinite, rate_travel, signs_of_collapse, SIGNS_WINDOW)
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
 from .names import readable, say
@@ -141,14 +142,14 @@ class RunWriter(Callback):
         self.init_from, self.changes, self.known_signs = init_from, changes, signs or {}
         self.stop:bool|str = False  # or the name of the signal
         self.measuring, self.rollbacks = False, 0
-        self.warnings, self.signs, self.window = list[str](), list[str](), deque[dict](maxlen=SIGNS_WINDOW)
+        self.warnings, self.signs, self.cleared = list[str](), list[str](), list[str]()
 
     def after_batch(self):
         "Write a record or checkpoint when due; raises `CancelFitException` when asked to stop"
         t = self.sagan_trainer
         log = t.step % self.log_every == 0
         measure = bool(self.measure_every) and t.step % self.measure_every == 0
-        if log: self.window.append(t.figures() | _rates(self.opt))
+        if log: self.follow(t.figures() | _rates(self.opt))
         if measure or t.step % self.save_every == 0: self.checkpoint(measure)
         elif log: self.record({})
         if _stop_requested(self): raise CancelFitException
@@ -182,7 +183,7 @@ def before_fit(self:RunWriter):
     self.take_up(records)
     if self.recorded_step == 0: self.save_samples()
     self.save()
-    self.report_signs(self.known_signs)
+    self.report_signs(dict.fromkeys(self.reported_signs, '') | self.known_signs)
 
 # %% ../nbs/library/34_recording.ipynb #98fe9001
 @patch
@@ -190,14 +191,25 @@ def take_up(self:RunWriter,
     records:list[dict], # The log so far
 ) -> None:
     "Restore the signs and the window from a log, and note the events for its next record"
-    self.reported_signs = {k for r in records for k in r.get('signs', [])}
+    self.reported_signs, self.travel = set[str](), rate_travel(records)
+    for r in records:
+        self.reported_signs -= {*r.get('cleared', [])}
+        self.reported_signs |= {*r.get('signs', [])}
     def is_whole(r): return all(r.get(k) is not None for k in ('d_loss', 'd_real', 'd_fake', 'lr_g', 'lr_d'))
-    self.window.clear()
-    self.window.extend(r for r in records if r['step'] % self.log_every == 0 and is_whole(r))
+    whole = (r for r in records if r['step'] % self.log_every == 0 and is_whole(r))
+    self.window = deque(whole, SIGNS_WINDOW)
     last = records[-1]['step'] if records else 0
     changes = [c for c in self.changes if c['step'] >= last]
     self.notes = dict(init_from=self.init_from) if self.init_from and not records else {}
     if changes: self.notes['changes'] = changes
+
+@patch
+def follow(self:RunWriter,
+    figures:dict, # Of this step: those of the trainer, and the learning rates
+) -> None:
+    "Keep the figures that signs look at"
+    self.window.append(figures)
+    for k in self.travel: self.travel[k] += figures[k]*self.log_every
 
 # %% ../nbs/library/34_recording.ipynb #edbef25d
 @patch
@@ -238,12 +250,12 @@ def record(self:RunWriter,
     t = self.sagan_trainer
     r = t.figures() | dict(dtype=t.dtype) | _rates(self.opt)
     r |= _spectral_norms(self.model) | dict(seconds=round(perf_counter() - self.start, 2)) | more
-    r |= self.notes | {k: v for k in ('signs', 'warnings') if (v := getattr(self, k))}
+    r |= self.notes | {k: v for k in ('signs', 'cleared', 'warnings') if (v := getattr(self, k))}
     line = json_text(r) + '\n'
     if rank() == 0:
         log = self.folder/'log.jsonl'
         with explain_write_errors(log, self.needed_bytes), open_append(log) as f: f.write(line.encode())
-    self.recorded_step, self.notes, self.signs, self.warnings = t.step, {}, [], []
+    self.recorded_step, self.notes, self.signs, self.cleared, self.warnings = t.step, {}, [], [], []
 
 # %% ../nbs/library/34_recording.ipynb #b8821b9c
 @patch
@@ -259,11 +271,12 @@ def warn(self:RunWriter,
 def report_signs(self:RunWriter,
     signs:dict[str, str], # {kind: sentence}, from `sagan.diagnostics`
 ) -> None:
-    "Warn of signs not reported before, and put their kinds into the next record"
+    "Warn of new signs, and put the kinds of new and of cleared ones into the next record"
+    self.cleared = sorted(self.reported_signs - signs.keys())
     new = [k for k in signs if k not in self.reported_signs]
     for k in new: self.warn(signs[k])
     self.signs += new
-    self.reported_signs |= set(new)
+    self.reported_signs = set(signs)
 
 # %% ../nbs/library/34_recording.ipynb #688e7b0c
 @patch
@@ -281,9 +294,11 @@ def checkpoint(self:RunWriter,
 ) -> None:
     "Sample, measure on request, record and save; raises `NonFinite` before anything is written"
     _check_finite(self.model, self.opt.opt)
-    more = dict(diversity=self.save_samples())
-    self.report_signs(signs_of_collapse(more['diversity'], self.window))
-    self.report_signs(idle_attention(self.window, self.model.cfg.n_d))
+    more, n_d = dict(diversity=self.save_samples()), self.model.cfg.n_d
+    counts = self.sagan_trainer.step//n_d >= BOUNDS['g_steps']
+    self.report_signs(self.known_signs
+                      | signs_of_collapse(more['diversity'] if counts else None, self.window)
+                      | idle_attention(self.window, n_d, self.travel))
     if measure: more |= self.run_measurement()
     self.record(more)
     if measure: self.best = best_record(read_log(self.folder))
@@ -315,7 +330,8 @@ class TrainingProgress(Callback):
         t = self.sagan_trainer
         if not self.line.due(): return
         gammas = [f'{k.replace("gamma ", "γ")} {v:+.3f}' for k, v in t.gammas().items()]
-        losses = f'D {t.d_loss.item():5.2f}', f'G {float(t.g_loss):5.2f}'
+        g_loss = '    -' if math.isnan(t.g_loss) else f'{float(t.g_loss):5.2f}'  # - before G's first step
+        losses = f'D {t.d_loss.item():5.2f}', f'G {g_loss}'
         self.line.update(t.step, [*losses, *gammas, f'{t.speed:.0f} img/s'])
 
 # %% ../nbs/library/34_recording.ipynb #3ebdec8a

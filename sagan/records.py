@@ -43,8 +43,8 @@ def _check_record(r):
     for k, v in r.items():
         number = k in _NUMBERS or k.startswith(('gamma ', 'sigma '))
         if number and v is not None and not is_number(v): raise ValueError(f"{k} is {v!r}")
-        if k in ('signs', 'warnings') and not (isinstance(v, list) and all(isinstance(w, str) for w in v)):
-            raise ValueError(f"{k} are {v!r}")
+        texts = isinstance(v, list) and all(isinstance(w, str) for w in v)
+        if k in ('signs', 'cleared', 'warnings') and not texts: raise ValueError(f"{k} are {v!r}")
         if k == 'init_from' and not isinstance(v, dict): raise ValueError(f"{k} is {v!r}")
         if k == 'changes' and not (isinstance(v, list) and all(isinstance(c, dict) for c in v)):
             raise ValueError(f"{k} are {v!r}")

@@ -11,7 +11,7 @@ __all__ = ['NOTEBOOK', 'seeded_latents', 'save_figure', 'sample_rows', 'map_of_s
            'nearest_pixels', 'score_rows', 'closest_preset', 'configuration_block', 'report_page', 'write_report']
 
 # %% ../nbs/library/36_reports.ipynb #c527680f
-import os, shlex, signal, socket, subprocess, sys, tempfile, torch, torch.nn.functional as F
+import os, re, shlex, signal, socket, subprocess, sys, tempfile, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,12 +29,13 @@ from .checkpoints import best_record, file_step, Run, step_files
 from .config import Config, for_size, presets
 from .curves import training_figure
 from .data import Images, to_unit
-from .diagnostics import few_passes
+from .diagnostics import few_passes, format_passes
 from .evaluation import nearest_images, real_distances
 from .explorer import class_view, explore, image_view
 from .inputs import check_count
 from .live import describe_model
 from .names import listed, quiet_missing_glyphs, say
+from .nearest import searched
 from .networks import generate, generate_batches, Generator
 from .pages import (
     captioned_html, evenly, figure_html, folded_html, frame_html, html_text, image_html, page_html,
@@ -124,7 +125,7 @@ def draw_nearest(
     G:Generator, # Generator, on any device
     images:Images, # Real images
     evaluator:Evaluator, # The evaluator that measured
-    real:Reference, # Statistics of the real images by the same evaluator
+    real:Reference|Images, # What to search: the features that a reference keeps, or all real images
     n:int, # Number of images measured
     seed:int=0, # Seed of their classes and latents
 ) -> Figure: # Eight columns: an image above the real images nearest to it
@@ -133,7 +134,8 @@ def draw_nearest(
     batches = generate_batches(G, y if images.classes else None, n, seed, part=slice(0, 8))
     x = torch.cat(list(batches))                                              # (8, 3, S, S)
     found, distance = nearest_images(x, real, evaluator)                      # (8, k) each
-    return nearest_figure(x, image_rows(images, found), distance, real_distances(real).median().item())
+    usual = real_distances(real, evaluator=evaluator).median().item()
+    return nearest_figure(x, image_rows(images, found), distance, usual, searched(real))
 
 # %% ../nbs/library/36_reports.ipynb #9cac28f8
 class UnstoredScores(OSError):
@@ -157,13 +159,19 @@ _WORDS = dict(
     nearest=('nearest images', ''))
 
 # %% ../nbs/library/36_reports.ipynb #3491dd7d
+_RANDOM_FEATURES = (
+    "FID and KID of random features have their own scale: a value near 0 is no success, and only values by "
+    "the same evaluator on the same images compare; measure with Inception (--evaluator inception), or look "
+    "at recall and diversity")
+
 def format_scores(
     scores:dict, # From `evaluate_run`
 ) -> str: # One line per score
     "Format scores for a terminal"
     shown = {k: scores[k] for k in _WORDS if scores.get(k) is not None}
     if shown.get('compared') == shown.get('samples'): shown.pop('compared', None)
-    return '\n'.join(f'{_WORDS[k][0]:18}{format(v, _WORDS[k][1])}' for k, v in shown.items())
+    lines = [f'{_WORDS[k][0]:18}{format(v, _WORDS[k][1])}' for k, v in shown.items()]
+    return '\n'.join(lines + [f'note: {_RANDOM_FEATURES}']*('random features' in scores.get('evaluator', '')))
 
 # %% ../nbs/library/36_reports.ipynb #e4cdfbdf
 @contextmanager
@@ -344,15 +352,24 @@ def summarize_run(
 # %% ../nbs/library/36_reports.ipynb #60fad45a
 def _whole_run(warning): return warning.startswith('the run sees ')  # from `few_passes`, before all steps
 
+def _for_all_steps(run, warning):
+    "The same warning for the steps that the run has now, after a resume; '' if they are enough"
+    found = re.search(r' over the ([\d,]+) \(bound', warning)
+    if not (_whole_run(warning) and found): return warning
+    images = int(found[1].replace(',', ''))
+    return few_passes(images, max(run.step, run.cfg.steps), run.cfg.batch).get('passes', '')
+
 def run_notes(
     run:Run, # A run
 ) -> list[str]: # A sentence per note
     "Notes on a run: its warnings, the weights it started from, and changed learning rates"
-    said:dict[str, list[int]] = {}
+    said:dict[str, list[tuple]] = {}  # the same words with other figures are one note
     for r in run.records:
-        for w in r.get('warnings', []): said.setdefault(w, []).append(r['step'])
-    def steps(at): return f"step{'s'[:len(at) > 1]} {listed([f'{s:,}' for s in at], 5)}"
-    notes = [f'Warning: {w}' if _whole_run(w) else f'Warning at {steps(at)}: {w}' for w, at in said.items()]
+        for w in filter(None, (_for_all_steps(run, w) for w in r.get('warnings', []))):
+            said.setdefault(re.sub(r'-?\d+\.\d+', '', w), []).append((r['step'], w))
+    def steps(at): return f"step{'s'[:len(at) > 1]} {listed([f'{s:,}' for s, _ in at], 5)}"
+    last = [(at, at[-1][1]) for at in said.values()]
+    notes = [f'Warning: {w}' if _whole_run(w) else f'Warning at {steps(at)}: {w}' for at, w in last]
     for r in run.records:
         if begun := r.get('init_from'):
             notes.append(f"It began with the weights of {begun.get('run')} at step {begun.get('step')}.")
@@ -379,7 +396,7 @@ def run_tiles(
     tiles:list[tuple] = [
         ('Images', f'{n:,}', classes),
         ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
-        ('Passes over the data', f'{seen/n:.3g}', f'{seen:,} images seen'),
+        ('Passes over the data', format_passes(seen/n), f'{seen:,} images seen'),
         ('Time', 'unknown' if seconds is None else format_seconds(seconds),
          '' if speed is None else f'{speed:.0f} images per second')]
     if best:
@@ -437,8 +454,9 @@ def _curves(run, panels):
 def _training_block(run, images):
     "The player and the curves"
     fids = {r['step']: f', FID {r["fid"]:.2f}' for r in run.records if r.get('fid') is not None}
-    def caption(step): return (f'Step {step:,}, {step*run.cfg.batch/len(images):.3g} passes over the data'
-                               + fids.get(step, ''))
+    def caption(step):
+        passes = format_passes(step*run.cfg.batch/len(images))
+        return f'Step {step:,}, {passes} passes over the data' + fids.get(step, '')
     frames = [(step, caption(step), {'': picture}) for step, picture in run_frames(run)]
     player = frames and captioned_html(player_html(frames, run.cfg.size, run.classes[:10]),
                                        'The same latents over the training.')
@@ -553,6 +571,7 @@ def _scores_block(run, evaluated):
             for name, s in measured.items()}
     words = ''.join(f'<p>{html_text(text if len(told) == 1 else f"{name}: {text}")}</p>'
                     for text, name in told.items())
+    if 'random features' in words: words += f'<p>{html_text(_RANDOM_FEATURES)}.</p>'
     rows = score_rows([*measured.values()])
     fid = ''
     if sum(r.get('fid') is not None for r in run.records) > 1:

@@ -24,10 +24,10 @@ from .checkpoints import (
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
     explain_memory, free_memory, removed_on_error, SMALLER, training_bytes)
-from .config import Config, suit_images
+from .config import Config
 from .data import image_dls
 from .devices import find_device, training_dtype
-from .diagnostics import few_passes, NonFinite
+from .diagnostics import few_passes, format_passes, NonFinite
 from .distributed import all_reduce, process_group, rank, world_size
 from .importing import import_run
 from .inputs import check_count
@@ -43,8 +43,7 @@ from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, suggest_out, write_report)
 from .starting import (
-    absolute_data, configure, init_from as fill_from, moved_attention, run_images, starting_config,
-    training_images)
+    absolute_data, choose_config, configure, init_from as fill_from, run_images, suit_config, training_images)
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
 from .widget import own_images
@@ -188,7 +187,7 @@ def _opening(learn, images, resumed, device, pace):
     cfg, world, step = learn.model.cfg, world_size(), learn.sagan_trainer.step
     began = f'from step {step:,} to ' if resumed else ''
     seen = cfg.steps*cfg.batch/len(images)
-    passes = f'{seen:.3g} pass{"es"*(seen != 1)} over the images'
+    passes = f'{format_passes(seen)} pass{"es"*(seen != 1)} over the images'
     time = f' ({describe_duration(pace*(cfg.steps - step))})' if pace else ''
     where = f'{world} processes, the first on ' if world > 1 else ''
     dtype = training_dtype(cfg.dtype, device)
@@ -290,17 +289,6 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
         tell(done)
     return run
 
-# %% ../nbs/library/27_runs.ipynb #c1b9c509
-def _choose_config(start, preset, data, config):
-    "(preset or '', configuration) of a new run, which starts from the weights of `start`, if given"
-    if not (preset or start): preset = 'small' if is_builtin(str(data or 'digits')) else 'photos'
-    cfg = starting_config(start, preset, **config) if start else configure(str(preset), **config)
-    if not data and cfg.data != 'digits' and (not start or cfg.data == 'imported'):
-        what = start.folder if start else f'preset {preset!r}'
-        raise ValueError(f"{what} names no data; name them with --data: a folder of images, 'digits' or "
-                         "'twins'")
-    return '' if start else preset, cfg
-
 # %% ../nbs/library/27_runs.ipynb #37831d2d
 def _choose_folder(data, out):
     "(name of the data, run folder)"
@@ -313,14 +301,6 @@ def _choose_folder(data, out):
     return str(data), folder
 
 # %% ../nbs/library/27_runs.ipynb #bd610654
-def _fit_config(cfg, preset, images, config):
-    "The configuration adapted to the images, and a note about the changes"
-    note = moved_attention(preset, cfg, config) if preset else ''
-    suited = suit_images(len(images), bool(images.classes)) if preset == 'photos' else {}
-    suited = {k: v for k, v in suited.items() if k not in config}
-    if suited: note += '; for these images ' + ', '.join(f'{k}={v}' for k, v in suited.items())
-    return cfg.change(n_classes=len(images.classes), **suited), note
-
 def _begin_from(start, learn, images, options):
     "Copy the weights of `start`, if given, and record their origin; returns a note"
     if not start: return ''
@@ -337,7 +317,8 @@ def train_run(
     # paper, official, biggan, cifar, or a row of the paper such as table1-feat32; None: photos or small
     preset:str|None=None,
     *,
-    # Run, or its folder or name, to start from: its weights, and its configuration except for named fields
+    # Run, or its folder or name, to start from: its weights, and its configuration except for the steps and
+    # named fields
     init_from:Run|str|Path|None=None,
     minutes:float|None=None, # How long to train, instead of `steps`; measuring and saving take extra time
     keep:int=2, # Training states to keep besides the best, at least 1
@@ -360,13 +341,13 @@ def train_run(
     gone, `OSError` for a full disk, and `TooLarge` when memory runs out."""
     with _join_group(device) as device:
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
-        preset, cfg = _choose_config(start, preset, data, config)
+        preset, cfg = choose_config(preset, data, start, config)
         check_minutes(minutes, config)
         name, folder = _choose_folder(cfg.data if data is None else data, out)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
         images = training_images(name, cfg, config.get('n_classes'), options['cache'])
-        cfg, note = _fit_config(cfg.change(data=absolute_data(name)), preset, images, config)
+        cfg, note = suit_config(cfg.change(data=absolute_data(name)), preset, images, start, config)
         pace = _pace(images, cfg, device, minutes)
         if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
         learn = _make_learner(images, cfg, device)

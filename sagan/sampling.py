@@ -29,6 +29,7 @@ from .networks import Generator, standing_statistics
 from .progress import progress
 from .recording import name_rows
 from .references import reference
+from .nearest import searched
 from .reports import image_rows, save_figure, seeded_latents, suggest_out
 from .runs import open_generator, output_path
 from .storage import atomic_write, check_output, new_folder
@@ -226,7 +227,8 @@ def describe_samples(
     count, others = n*max(1, len(drawn)), len(classes) - len(drawn)
     text = f'{count:,} image{"s"[:count != 1]}'
     names = listed([classes[i] for i in drawn], _MOST_CLASSES)
-    if drawn: text += f', {"one row" if picture else f"{n:,}"} for each of {names}'
+    if drawn[1:]: text += f', {"one row" if picture else f"{n:,}"} for each of {names}'
+    elif drawn: text += f' of class {names}'
     return text + (f' (--classes draws the {others} others)' if others and wanted is None else '')
 
 # %% ../nbs/library/50_sampling.ipynb #e401a7b8
@@ -332,8 +334,11 @@ def nearest_run(
     judge = make_evaluator(evaluator, images, weights, device=str(next(G.parameters()).device))
     kept = output_path(r, 'reference-inception.safetensors') if by_inception else None
     real = reference(images, judge, 'all', kept)
+    # the small evaluator measures all images again; Inception would take hours, and the title says so
+    where = real if by_inception or not searched(real) else images
     x = _draw_numbered(G, len(r.classes), number, n, seed)                     # (n, 3, S, S)
-    found, distance = nearest_images(x, real, judge)                           # (n, k) each
-    usual = real_distances(real).median().item()
-    with suggest_out(path): save_figure(nearest_figure(x, image_rows(images, found), distance, usual), path)
+    found, distance = nearest_images(x, where, judge)                          # (n, k) each
+    usual = real_distances(where, evaluator=judge).median().item()
+    fig = nearest_figure(x, image_rows(images, found), distance, usual, searched(where))
+    with suggest_out(path): save_figure(fig, path)
     return dict(picture=path, distances=distance[:, 0].tolist(), usual=usual, evaluator=judge.name)

@@ -78,6 +78,7 @@ def nearest_figure(
     near:Tensor, # The real images nearest to each, (n, k, 3, S, S) in [-1, 1], nearest first
     distance:Tensor, # Their distances, (n, k), in the units of what they were compared by
     usual:float|None=None, # Distance of a real image to its nearest other one, for the title
+    among:str='', # Which real images were searched, if not all, for the title
 ) -> Figure: # One column per generated image, with the nearest real one below it, and so on
     "Samples and the real images nearest to them; raises `ValueError` if the shapes do not fit"
     if near.shape[:2] != distance.shape or len(x) != len(near) or x.shape[1:] != near.shape[2:]:
@@ -90,7 +91,7 @@ def nearest_figure(
             ax.imshow(_picture(im))
             ax.set_xlabel(label, fontsize=7, labelpad=1)
             ax.set(xticks=[], yticks=[])
-    title = 'samples, and below each its nearest real images'
+    title = f'samples, and below each its nearest real images {among}'.rstrip()
     if usual is not None:
         title += f'\na real image has its nearest other one at {usual:.2f} (median)'
     fig.suptitle(title, fontsize=8)

@@ -6,9 +6,11 @@ from sagan import augmentation
 from sagan.augmentation import AUGMENTATIONS, check_diffaug, diff_augment
 from sagan.config import preset
 from sagan.data import digits, image_dls
+from sagan.losses import ttur
+from sagan.networks import Discriminator, Generator
 from sagan.recording import RunWriter, fit_run, resume
 from sagan.checkpoints import create_run, load_weights
-from sagan.training import sagan_learner
+from sagan.training import d_step, g_step, sagan_learner
 
 ALL = 'color,translation,cutout'
 
@@ -102,3 +104,25 @@ def test_a_training_goes_on_to_the_same_bits(tmp_path):
     assert all(torch.equal(v, halves[k]) for k, v in whole.items())
     cfg = cfg.change(diffaug='')
     assert not all(torch.equal(v, whole[k]) for k, v in train('without', 6).items())
+
+
+def test_both_steps_change_what_d_sees():
+    "D's step changes real and generated images, G's step its own, with a gradient that reaches G"
+    torch.manual_seed(0)
+    G, D = Generator(32, 10, 2, (16,), z_dim=8), Discriminator(32, 10, 4, (16,))
+    opt_g, opt_d = ttur(G, D, 1e-3, 4e-3)
+    x, y, z, changed, seen = torch.rand(4, 3, 32, 32)*2 - 1, torch.arange(4), torch.randn(4, 8), [], []
+    def augment(images):
+        changed.append(images.detach().clone())
+        return images*.5
+    D.blocks[0].register_forward_pre_hook(lambda net, args: seen.append(args[0].detach().clone()))
+    d_step(G, D, opt_d, x, y, z, y, augment=augment)
+    real, fake = changed
+    assert torch.equal(real, x) and not torch.equal(fake, x)
+    assert torch.equal(torch.cat(seen), torch.cat([real, fake])*.5)  # and D sees nothing else
+    changed.clear()
+    seen.clear()
+    g_step(G, D, opt_g, z, y, augment=augment)
+    own, = changed
+    assert own.shape == x.shape and torch.equal(torch.cat(seen), own*.5)
+    assert all(p.grad.norm() > 0 for p in G.blocks[0].conv1.parameters())

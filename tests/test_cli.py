@@ -69,10 +69,12 @@ def test_eval_tells_intra_fid_and_draws_the_nearest_images(folder, monkeypatch, 
 def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
     "The first 8 of them, each with three real images that no other one is nearer than"
     import torch
+    from dataclasses import replace
     from sagan import evaluation, measuring, references, reports
     from sagan.data import digits, to_unit
     shown, measured = {}, []
-    def figure(x, near, distance, usual): shown.update(x=x, near=near, distance=distance, usual=usual)
+    def figure(x, near, distance, usual, among):
+        shown.update(x=x, near=near, distance=distance, usual=usual, among=among)
     def score(x, *args):
         measured.extend(x)
         return evaluation.score(torch.cat(measured), *args)
@@ -87,6 +89,12 @@ def test_nearest_images_are_of_the_images_measured(folder, monkeypatch):
     found, distance = evaluation.nearest_images(shown['x'], images, evaluator)
     assert torch.equal(shown['near'], to_unit(images.x[found]))
     assert torch.allclose(shown['distance'], distance, atol=1e-4) and shown['usual'] > 0
+    assert shown['among'] == ''
+    part = replace(real, features=real.features[:100])
+    for where, among in ((part, 'among 100 of 1,797'), (images, '')):
+        reports.draw_nearest(G, images, evaluator, where, 30, 5)
+        assert shown['among'] == among
+    assert torch.equal(shown['near'], to_unit(images.x[found]))
 
 def test_same_command_twice_is_refused_and_changes_nothing(folder):
     before = (folder/'runs/digits/weights.safetensors').stat().st_mtime_ns

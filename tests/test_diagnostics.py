@@ -1,8 +1,10 @@
 "Numbers that are not finite are traced to their layer, and no weight moves"
 import math, re
 import pytest, torch
+from sagan.config import preset, suit_images
 from sagan.data import digits, image_dls
-from sagan.diagnostics import few_passes, idle_attention, NonFinite, signs_of_collapse, SIGNS_WINDOW
+from sagan.diagnostics import (
+    few_passes, format_passes, idle_attention, NonFinite, rate_travel, signs_of_collapse, SIGNS_WINDOW)
 from sagan.losses import ttur
 from sagan.networks import Discriminator, Generator
 from sagan.training import d_step, g_step
@@ -104,18 +106,37 @@ def test_the_lead_takes_thirty_records(lead, expected):
     assert list(signs_of_collapse(1., dead)) == ['difference']
 
 
+@pytest.mark.parametrize('real, fake, says', [
+    (8.74, 39.65, 'D scores generated images higher than real ones'), (.1, .16, 'higher than real ones'),
+    (.1, .14, 'D does not tell them apart'), (.14, .1, 'D does not tell them apart')])
+def test_a_lead_below_zero_is_not_called_a_tie(real, fake, says):
+    sentence = signs_of_collapse(None, [dict(d_loss=2., d_real=real, d_fake=fake)]*SIGNS_WINDOW)['lead']
+    assert says in sentence and f'{real:.2f} for real and {fake:.2f} for generated' in sentence
+
+
 @pytest.mark.parametrize('change, expected', [
     ({}, ['gamma G16', 'gamma D8-2']),
     ({'gamma G16': -.02}, ['gamma D8-2']),
-    (dict(step=999), []),
+    (dict(step=249), []),
     (dict(lr_g=1e-4), ['gamma D8-2'])], ids=str)
 def test_idle_attention(change, expected):
-    "Ten records below the bound, after steps in which gamma could have gone from 0 to 2"
-    idle = {'step': 2000, 'lr_g': 1e-3, 'lr_d': 2e-3, 'gamma G16': -.009, 'gamma D8-2': .001} | change
+    "Ten records below the bound, after steps in which gamma could have gone from 0 to 0.5"
+    idle = {'step': 500, 'lr_g': 1e-3, 'lr_d': 2e-3, 'gamma G16': -.009, 'gamma D8-2': .001} | change
     assert list(idle_attention([idle]*10)) == expected
     assert idle_attention([idle]*9) == {}
     assert 'gamma G16' not in idle_attention([idle]*10, n_d=2)
     assert idle_attention([idle]*9 + [idle | {'gamma G16': .02, 'gamma D8-2': .02}]) == {}
+
+
+def test_the_default_run_without_classes_can_show_idle_attention():
+    "G's 3,600 steps of 2e-4; and rates of former steps count as they were"
+    cfg = preset('photos').change(**suit_images(500, labeled=False))
+    idle = {'lr_g': cfg.lr_g, 'lr_d': cfg.lr_d, 'gamma G16': .001}
+    log = [dict(step=s) | idle for s in range(10, cfg.steps, 10)]
+    assert list(idle_attention(log[-10:], cfg.n_d, rate_travel(log))) == ['gamma G16']
+    slow = [r | dict(lr_g=r['lr_g']/10) if r['step'] <= 9000 else r for r in log]
+    assert idle_attention(slow[-10:], cfg.n_d, rate_travel(slow)) == {}
+    assert idle_attention(slow[-10:], cfg.n_d) and rate_travel([dict(step=5, lr_g=None)])['lr_g'] == 0
 
 
 @pytest.mark.parametrize('images, said', [
@@ -127,3 +148,8 @@ def test_few_passes(images, said):
     assert said in sign['passes']
     enough = int(re.search(r'--steps (\d+) makes', sign['passes'])[1])
     assert few_passes(images, enough, 16) == {} and few_passes(images, enough - 1, 16)
+
+
+def test_passes_are_shown_without_exponents():
+    texts = '0', 'under 0.001', '0.58', '99.6', '12,800'
+    assert tuple(map(format_passes, (0, 2e-5, .58, 99.6, 12_800.))) == texts

@@ -1,5 +1,5 @@
 "Stops, damage, numbers that are not finite and a full disk while a run is written into its folder"
-import errno, json, shutil
+import errno, json, re, shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +11,9 @@ from sagan.checkpoints import (
     create_run, file_step, load_state, read_config, read_log, save_weights, state_file, states, weights_step)
 from sagan.config import presets
 from sagan.data import digits, image_dls
+from sagan.diagnostics import BOUNDS, rate_travel
 from sagan.recording import (
-    _stop_requested, describe_data, fit_run, resume, ROLLBACKS, RunWriter, truncate_run)
+    _stop_requested, describe_data, fit_run, resume, ROLLBACKS, RunWriter, TrainingProgress, truncate_run)
 from sagan.runs import load_run, resume_run, train_run
 from sagan.training import sagan_learner
 
@@ -310,9 +311,52 @@ def test_what_a_writer_takes_up_from_a_log():
     figures = dict(d_loss=2., d_real=0., d_fake=0., lr_g=1e-3, lr_d=2e-3)
     records = [dict(step=step) | figures for step in range(10, 410, 10)]
     writer.take_up([*records, dict(step=405) | figures])
+    assert writer.travel['lr_d'] == pytest.approx(405*2e-3)
     assert [r['step'] for r in writer.window] == list(range(110, 410, 10)) and writer.notes == {}
     writer.take_up([*records[:-1], records[-1] | dict(d_real=None)])
     assert writer.window[-1]['step'] == 390 and writer.notes == dict(changes=[dict(step=400)])
     writer.take_up([])
     assert not writer.window
     assert writer.notes == dict(init_from=dict(run='digits'), changes=writer.changes)
+
+
+def test_a_sign_that_has_cleared_is_reported_again():
+    "Not while it lasts; and a writer that takes up the log knows at each step which signs last"
+    writer, said, log = RunWriter(Path('run')), [], []
+    writer.warn = said.append
+    writer.take_up([])
+    for step, signs in enumerate([{}, dict(lead='a'), dict(lead='b'), {}, dict(lead='c', d_loss='d'), {}]):
+        writer.report_signs(signs)
+        log.append(dict(step=step, signs=writer.signs, cleared=writer.cleared))
+        writer.signs = []
+        other = RunWriter(Path('run'))
+        other.take_up(log)
+        assert other.reported_signs == writer.reported_signs == set(signs)
+    assert said == ['a', 'c', 'd'] and log[-1]['cleared'] == ['d_loss', 'lead']
+
+
+def test_diversity_counts_after_some_steps_of_g(tmp_path, monkeypatch):
+    "All grids are alike here; the log notes when the sign has cleared, and when it is back"
+    monkeypatch.setitem(BOUNDS, 'g_steps', 4)
+    found = iter([.05, .05, .05, .05, .9, .05])  # at steps 0, 2, ...
+    monkeypatch.setattr(RunWriter, 'save_samples', lambda writer: next(found))
+    writer = fit(run(tmp_path/'run', 10)).run_writer
+    records = read_log(writer.folder)
+    assert [r.get('signs') for r in records] == [None, ['diversity'], None, None, ['diversity']]
+    assert [r.get('cleared') for r in records] == [None, None, None, ['diversity'], None]
+    assert writer.travel == pytest.approx(rate_travel(records))
+
+
+def test_a_loss_that_is_not_known_yet_is_not_shown_as_nan():
+    "D takes five steps before G takes one"
+    shown = []
+    def update(step, fields): shown.append(fields)
+    line = SimpleNamespace(begin=silent, due=lambda: True, update=update)
+    learn = sagan_learner(image_dls(digits(), 16, steps=5), CFG, n_d=5, cbs=TrainingProgress(line))
+    lines = []
+    learn.add_cb(At(4, lambda cb: lines.append(cb.sagan_trainer.line())))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    lines.append(learn.sagan_trainer.line())
+    losses = [fields[1] for fields in shown]
+    assert losses[:4] == ['G     -']*4 and re.fullmatch(r'G +-?\d+\.\d+', losses[4])
+    assert 'G' in lines[1].split() and 'G' not in lines[0].split() and 'nan' not in str(shown + lines)

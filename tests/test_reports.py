@@ -2,6 +2,7 @@
 
 The last ends with it: the server, the notebook, and the server's own temporary files."""
 import json, os, re, shutil, signal, socket, time
+from dataclasses import replace
 from html.parser import HTMLParser
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,7 +13,7 @@ from machines import linux
 from sagan.comparison import report_runs
 from sagan.config import preset
 from sagan.diagnostics import few_passes
-from sagan.reports import open_notebook, run_frames
+from sagan.reports import format_scores, open_notebook, run_frames, run_notes
 from sagan.runs import load_run, report_run, train_run
 from sagan.storage import read_json
 
@@ -77,6 +78,29 @@ def test_a_report_tells_the_run(run, tmp_path):
     own = re.sub('srcdoc="[^"]*"', '', page)
     assert '\\n' not in text and re.search('in [0-9]+\u00a0s[.]', page)
     assert '://' not in own and page.count('<iframe') == 1 and own.count('class="shown"') == 1
+
+
+def test_a_warning_of_few_passes_is_that_of_all_steps(run):
+    "Also after a resume with more steps: with other figures, or not at all if they are enough"
+    loaded = load_run(run)
+    def said(steps):
+        notes = run_notes(replace(loaded, cfg=loaded.cfg.change(steps=steps)))
+        return [note for note in notes if 'the run sees' in note]
+    assert said(4) and said(8)[0].startswith('Warning: the run sees 64 images, 0.04 of one pass')
+    assert said(1124) == [] and len(said(1123)) == 1
+
+
+def test_a_sign_that_comes_back_is_one_note(run):
+    "With all its steps, and the figures of the last"
+    records = [dict(step=s, warnings=[f'the diversity is {s/1000:.1%}']) for s in (20, 40)]
+    note, = run_notes(replace(load_run(run), records=records))
+    assert note == 'Warning at steps 20, 40: the diversity is 4.0%'
+
+
+def test_random_features_are_not_taken_for_a_success():
+    scores = dict(fid=.011, evaluator='untrained small CNN (random features) at seed 0')
+    assert 'no success' in format_scores(scores).splitlines()[-1]
+    assert 'no success' not in format_scores(scores | dict(evaluator='small CNN'))
 
 
 def test_grids_of_a_training_name_their_classes(run):

@@ -163,11 +163,17 @@ def test_eight_at_a_time():
     assert G.training and torch.equal(x[9], draw_rows(G.eval(), [9], 10)[0, 9])
 
 
+def test_samples_of_one_class_are_not_said_to_have_rows():
+    assert describe_samples(['horse'], None, 2) == '2 images of class horse'
+    assert describe_samples(['cat', 'dog'], ['dog'], 3, 'a.npz') == '3 images of class dog'
+
+
 def test_nearest(tmp_path, monkeypatch):
     "A training image drawn by accident is at distance 0; all of one class, and those of the first classes"
     monkeypatch.chdir(tmp_path)
     quick = patch('sagan.measuring.train_evaluator', partial(train_evaluator, steps=2))
-    with quick, patch.object(sampling, '_draw_numbered', lambda *_: to_unit(digits().x[:3])):
+    few = patch('sagan.references.MAX_FEATURES', 300)  # all images are searched, not only those
+    with quick, few, patch.object(sampling, '_draw_numbered', lambda *_: to_unit(digits().x[:3])):
         near = nearest_run('digits', n=3)
     assert near['distances'] == pytest.approx([0, 0, 0], abs=1e-3) and near['usual'] > .001
     assert near['picture'].name == 'digits-nearest-seed0-n3.png' and near['picture'].exists()

@@ -11,7 +11,7 @@ from sagan.data import digits, image_dls, Images
 from sagan.networks import generate
 from sagan.runs import load_run, resume_run, train_run
 from sagan.spectral import spectral_layers
-from sagan.starting import init_from, starting_config
+from sagan.starting import choose_config, init_from, starting_config, suit_config
 from sagan.training import SAGAN, sagan_learner
 
 CFG = presets['tiny'].change(batch=4, z_dim=8, d_attention=(), dtype='float32')
@@ -144,6 +144,31 @@ def test_a_preset_gives_all_but_the_networks():
     assert (cfg.lr_g, cfg.n_d, cfg.ema_start) == (3e-4, 5, 0)
 
 
+AUGMENTED = 'color,translation,cutout'
+
+@pytest.mark.parametrize('data, classes, given, expected', [
+    ('pictures', [], {}, dict(steps=18_000, n_d=5, diffaug=AUGMENTED, batch=8)),
+    ('pictures', CLASSES, {}, dict(steps=18_000, n_d=1, diffaug=AUGMENTED, batch=8)),
+    ('pictures', [], dict(steps=7, n_d=2, diffaug='', batch=4), {}),
+    ('pictures', [], dict(preset='photos'), dict(steps=18_000, n_d=5, diffaug=AUGMENTED, batch=8)),
+    ('pictures', [], dict(preset='small'), dict(steps=1800, n_d=1, diffaug='', batch=16)),
+    ('digits', CLASSES, {}, dict(steps=1800, n_d=1, diffaug='', batch=32))], ids=str)
+def test_the_images_decide_also_after_a_start(data, classes, given, expected):
+    "Eight images: steps of the preset for them, and what a folder decides; what is given wins"
+    run = made(CLASSES)
+    run.cfg = run.cfg.change(steps=72_000, batch=32, data='elsewhere')
+    config = {k: v for k, v in given.items() if k != 'preset'}
+    preset, cfg = choose_config(given.get('preset'), data, run, config)
+    cfg, _ = suit_config(cfg, preset, images(classes), run, config)
+    assert {k: getattr(cfg, k) for k in expected | config} == expected | config
+
+
+def test_one_image_is_too_few():
+    run = made(CLASSES)
+    with pytest.raises(ValueError, match='training needs at least 2 images, got 1 in renamed; add images'):
+        suit_config(run.cfg, 'photos', images([], 1), None, {})
+
+
 def silent(text): pass
 
 
@@ -184,8 +209,10 @@ def test_a_run_from_another_on_other_classes(first, data, tmp_path):
     other, told = shutil.copytree(first.folder, tmp_path/'other'), []
     asked = dict(lr_g=1e-4, device='cpu')
     run = train_run(data[1], tmp_path/'a', init_from=other, steps=4, tell=told.append, **asked)
-    assert told[0].endswith(f'; starts from {other} at step 2')
-    assert run.cfg == first.cfg.change(data=str(data[1]), n_classes=3, ema_start=0, lr_g=1e-4, steps=4)
+    few = dict(diffaug='color,translation,cutout')  # what a small folder gets
+    assert told[0].endswith(f'; for these images diffaug={few["diffaug"]}; starts from {other} at step 2')
+    assert run.cfg == first.cfg.change(
+        data=str(data[1]), n_classes=3, ema_start=0, lr_g=1e-4, steps=4, **few)
     began = json.loads((run.folder/'config.json').read_text(encoding='utf-8'))['options']['init_from']
     assert (began['run'], began['step'], began['classes']) == (str(other), 2, ['cat'])
     assert [r.get('init_from') for r in run.records] == [began, None, None, None]

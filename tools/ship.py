@@ -135,7 +135,8 @@ def check_photographs(run: Run, folder: Path, data: Path, shown: Path) -> dict:
     logged = [r for r in run.records if 'fid' in r][-1]
     if logged['step'] == run.step and abs(scores['fid'] - logged['fid']) > .02:
         raise ValueError(f"FID is {scores['fid']:.3f}, but the log says {logged['fid']:.3f}")
-    save_figure(draw_nearest(run.model.ema, images, evaluator, real, 500), shown/'nearest.png')
+    # a reference keeps the features of 10,000 images only, so we search the images
+    save_figure(draw_nearest(run.model.ema, images, evaluator, images, 500), shown/'nearest.png')
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:5000]
     part = reference(images[some], evaluator)
     floor = frechet_distance(part.mu, part.sigma, real.mu, real.sigma)  # what as many real images get
