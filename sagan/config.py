@@ -195,21 +195,19 @@ presets = dict(
         beta2=.99, ema=.99, ema_start=100),
     photos=Config(
         data='folder', size=32, n_classes=10, g_width=16, d_width=32, g_attention=(16,),
-        d_attention=(16,), form='released', batch=32, steps=18_000, lr_g=2e-4, lr_d=4e-4, beta2=.99,
+        d_attention=(16,), form='released', batch=32, steps=10_000, lr_g=2e-4, lr_d=4e-4, beta2=.99,
         ema_start=1000, flip=True))
 presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 
 # %% ../nbs/library/20_config.ipynb #b44cc043
-FEW = 10_000  # images, below which `photos` augments
+FEW = 2000  # images, below which `photos` augments
 
 def suit_images(
     n:int, # Images in a folder
-    labeled:bool, # Do they have classes?
     batch:int=presets['photos'].batch, # Images per step; a smaller folder gets a smaller batch
-) -> dict: # {field: value}: augmentation and a smaller batch for few images, 5:1 updates without classes
+) -> dict: # {field: value}: augmentation and a smaller batch for few images
     "What the preset `photos` leaves to the images"
-    fields:dict = {} if labeled else dict(n_d=5)
-    if n < FEW: fields |= dict(diffaug='color,translation,cutout')
+    fields:dict = dict(diffaug='color,translation,cutout') if n < FEW else {}
     if 2 <= n < batch: fields |= dict(batch=n)
     return fields
 

@@ -1,7 +1,7 @@
 "Numbers that are not finite are traced to their layer, and no weight moves"
 import math, re
 import pytest, torch
-from sagan.config import preset, suit_images
+from sagan.config import preset
 from sagan.data import digits, image_dls
 from sagan.diagnostics import (
     few_passes, format_passes, idle_attention, NonFinite, rate_travel, signs_of_collapse, SIGNS_WINDOW)
@@ -128,9 +128,9 @@ def test_idle_attention(change, expected):
     assert idle_attention([idle]*9 + [idle | {'gamma G16': .02, 'gamma D8-2': .02}]) == {}
 
 
-def test_the_default_run_without_classes_can_show_idle_attention():
+def test_a_run_with_few_steps_of_g_can_show_idle_attention():
     "G's 3,600 steps of 2e-4; and rates of former steps count as they were"
-    cfg = preset('photos').change(**suit_images(500, labeled=False))
+    cfg = preset('photos').change(n_d=5, steps=18_000)
     idle = {'lr_g': cfg.lr_g, 'lr_d': cfg.lr_d, 'gamma G16': .001}
     log = [dict(step=s) | idle for s in range(10, cfg.steps, 10)]
     assert list(idle_attention(log[-10:], cfg.n_d, rate_travel(log))) == ['gamma G16']

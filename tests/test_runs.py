@@ -76,7 +76,7 @@ def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
     assert more.cfg == run.cfg.change(steps=3)
     two = SMALL | dict(batch=2)
     flat = train_run(pictures/'a', tmp_path/'flat', steps=2, tell=silent, diffaug='', **two)
-    assert (flat.cfg.n_d, flat.cfg.diffaug, flat.cfg.n_classes) == (5, '', 0)
+    assert (flat.cfg.n_d, flat.cfg.diffaug, flat.cfg.n_classes) == (1, '', 0)
     unnamed = {k: v for k, v in SMALL.items() if k != 'batch'}
     few = train_run(pictures, tmp_path/'few', steps=1, tell=silent, **unnamed)
     assert few.cfg.batch == 8

@@ -147,10 +147,10 @@ def test_a_preset_gives_all_but_the_networks():
 AUGMENTED = 'color,translation,cutout'
 
 @pytest.mark.parametrize('data, classes, given, expected', [
-    ('pictures', [], {}, dict(steps=18_000, n_d=5, diffaug=AUGMENTED, batch=8)),
-    ('pictures', CLASSES, {}, dict(steps=18_000, n_d=1, diffaug=AUGMENTED, batch=8)),
+    ('pictures', [], {}, dict(steps=10_000, n_d=1, diffaug=AUGMENTED, batch=8)),
+    ('pictures', CLASSES, {}, dict(steps=10_000, n_d=1, diffaug=AUGMENTED, batch=8)),
     ('pictures', [], dict(steps=7, n_d=2, diffaug='', batch=4), {}),
-    ('pictures', [], dict(preset='photos'), dict(steps=18_000, n_d=5, diffaug=AUGMENTED, batch=8)),
+    ('pictures', [], dict(preset='photos'), dict(steps=10_000, n_d=1, diffaug=AUGMENTED, batch=8)),
     ('pictures', [], dict(preset='small'), dict(steps=1800, n_d=1, diffaug='', batch=16)),
     ('digits', CLASSES, {}, dict(steps=1800, n_d=1, diffaug='', batch=32))], ids=str)
 def test_the_images_decide_also_after_a_start(data, classes, given, expected):
