@@ -32,7 +32,7 @@ def test_digits():
 
 
 def test_speed():
-    stored = json.loads((nbs/'benchmarks/step.json').read_text(encoding='utf-8'))['rows']
+    stored = json.loads((nbs/'benchmarks/step-amx.json').read_text(encoding='utf-8'))['rows']
     times = {(r['px'], r['dtype']): r['seconds'] for r in stored if not r['compiled'] and not r['without']}
     ratios = [f"{times[128, 'plain']/times[128, d]:.1f}" for d in ('float32', 'bfloat16')]
     assert ratios == ['2.3', '6.7']
