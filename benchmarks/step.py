@@ -141,9 +141,11 @@ def parts_of_a_step(cfg, model, autocast, opt_g, opt_d, device):
                     for _, sn, _ in spectral.spectral_layers(net): sn.ready.grad = sn.ready.detach()
         model.zero_grad()
     def update():
+        for p in grads: p.grad = grads[p]
         opt_d.step()
         opt_g.step()
         ema_update(model.ema, model.G, cfg.ema)
+    grads = {p: torch.zeros_like(p) for net in (model.G, model.D) for p in net.parameters()}
     seconds = dict(updates=median(update, 5, device), spectral_norm=median(norm, 5, device))
     zeros = torch.zeros(4000, 3, cfg.size, cfg.size, dtype=torch.uint8)
     images = Images(zeros, torch.zeros(4000, dtype=torch.int64), [], 'zeros')
@@ -238,7 +240,10 @@ def run_row(job):
 def middle(runs):
     "The run whose seconds are the median of the rounds, with the seconds of each round"
     runs = sorted(runs, key=lambda r: r['seconds'])
-    return runs[len(runs)//2] | dict(rounds=[r['seconds'] for r in runs])
+    row = runs[len(runs)//2] | dict(rounds=[r['seconds'] for r in runs])
+    # later rounds find what the first one compiled
+    if 'warm_up' in row: row['warm_up'] = max(r['warm_up'] for r in runs)
+    return row
 
 def machine(device):
     "Its name"
