@@ -6,8 +6,7 @@ locations; then peak memory, each in a separate process.
 import argparse, json, statistics, subprocess, sys, time, torch, torch.nn.functional as F
 from pathlib import Path
 from sagan.attention import attention_weights
-from sagan.kernels import (
-    blockwise_attention, fused_attention, is_blockwise_faster, keep_freed_memory)
+from sagan.kernels import blockwise_attention, fused_attention, is_blockwise_faster
 from step import machine
 
 def explicit(q, k, v): return attention_weights(q, k) @ v
@@ -75,7 +74,6 @@ if __name__ == '__main__':
     if a.memory:
         print(memory(a.memory[0], int(a.memory[1])))
         sys.exit()
-    keep_freed_memory()  # as training does
     times = [note(time_shape(dtype, *shape)) for dtype in (torch.float32, torch.bfloat16) for shape in SHAPES]
     sizes = 4096, 8192, 16384
     gb = [note(dict(locations=N) | {form: memory_in_a_process(form, N) for form in FORMS}) for N in sizes]

@@ -202,10 +202,9 @@ def blockwise_attention(
 def is_blockwise_faster(
     q:Tensor, # Queries, (B, Nq, D)
     v:Tensor, # Values, (B, Nk, Dv)
-) -> bool: # True on a CPU if values are wider than queries, in float32 only for queries of width 16 or more
+) -> bool: # True on a CPU in bfloat16, if values are wider than queries
     "Is `blockwise_attention` faster than `fused_attention`?"
-    wide_enough = autocast_dtype(q) == torch.bfloat16 or q.shape[2] >= 16
-    return q.device.type == 'cpu' and q.shape[2] < v.shape[2] and wide_enough
+    return q.device.type == 'cpu' and autocast_dtype(q) == torch.bfloat16 and q.shape[2] < v.shape[2]
 
 # %% ../nbs/library/24_kernels.ipynb #ab2564f7
 def lean_attention(

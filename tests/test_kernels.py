@@ -106,8 +106,9 @@ def test_which_lean_attention_runs(monkeypatch):
         q, v = [torch.empty(1, 4, n, dtype=dtype, device=device) for n in (D, Dv)]
         assert is_blockwise_faster(q, v) == (lean_attention(q, q, v) == 'blockwise')
         return lean_attention(q, q, v)
-    assert taken(16, 17) == taken(4, 32, torch.bfloat16) == 'blockwise'
-    assert taken(15, 128) == taken(16, 16) == taken(16, 128, device='meta') == 'fused'
+    half = torch.bfloat16
+    assert taken(16, 17, half) == taken(4, 32, half) == 'blockwise'
+    assert taken(16, 128) == taken(16, 16, half) == taken(16, 128, half, 'meta') == 'fused'
     with torch.autocast('cpu', torch.bfloat16): assert taken(4, 32) == 'blockwise'
 
 
