@@ -4,7 +4,7 @@
 
 Every line is a separate process with one thread, so on an idle machine this is the time that you wait. Each
 runs three times, after one that fills the caches, and counts with the least of the three."""
-import argparse, json, os, resource, subprocess, sys, tempfile, time
+import argparse, json, os, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,8 @@ COMMANDS = {
 def run(args, folder):
     "Processor time of a Python process in a folder, and its standard output"
     def used():
-        r = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return r.ru_utime + r.ru_stime
+        t = os.times()
+        return t.children_user + t.children_system
     before = used()
     done = subprocess.run([sys.executable, *args], cwd=folder, env=os.environ | dict(OMP_NUM_THREADS='1'),
                           capture_output=True, text=True)

@@ -178,7 +178,10 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path/'temporary'))
     given = 'run', 'cpu', None, lambda text: None
     process = get_context('fork').Process(target=open_notebook, args=given)
+    # as in a terminal, also where these tests run under nohup
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process.start()
+    signal.signal(signal.SIGHUP, usual)
     yield process
     process.kill()
 

@@ -84,7 +84,7 @@ def markdown(nb, images):
         path, place = urldefrag(m[2])
         ours = path.startswith(doc_url) or not re.match('[a-z]+:', path)
         if ours and path.endswith('.ipynb'): path = html_name(path)
-        if ours and path.endswith('.html'): path += '.md'
+        if ours and path.endswith('.html') and 'images/' not in path: path += '.md'
         return m[1] + path + (f'#{place}' if place else '')
     title, description = title_of(nb)
     text = re.sub('<iframe.*?</iframe>|<!--.*?-->|(?<=src=")data:[^"]*', '', nb2md(nb, images), flags=re.S)
