@@ -9,7 +9,6 @@ __all__ = ['winograd_conv', 'is_winograd_faster', 'Conv3x3']
 
 # %% ../nbs/library/68_winograd.ipynb #3e2a9cae
 import torch, torch.nn as nn, torch.nn.functional as F
-from collections.abc import Iterator
 from torch import Tensor
 from .precision import autocast_dtype
 
