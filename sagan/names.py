@@ -162,14 +162,15 @@ def plain_warnings() -> Iterator[None]:
 # %% ../nbs/library/48_names.ipynb #497c5d1f
 SHIPPED = Path(sagan.__file__).parent/'runs' # run folders that come with the package
 
+def _shipped_names(): return ', '.join(sorted(f.name for f in SHIPPED.iterdir()))
+
 def shipped(
     name:str, # 'digits', 'photographs' or 'twins'
 ) -> Path: # Its run folder, without training states
     "A run that comes with the package; raises `ValueError` for a name that does not exist"
     if not (SHIPPED/name/'config.json').exists():
-        names = ', '.join(sorted(f.name for f in SHIPPED.iterdir()))
         raise ValueError(f"there is no folder {name}, and no run of that name comes with the package, "
-                         f"which has {names}")
+                         f"which has {_shipped_names()}")
     return SHIPPED/name
 
 def find_run(
@@ -185,7 +186,8 @@ def check_run(
     "Raise `FileNotFoundError` for a folder that is not a run"
     if not (Path(folder)/'config.json').is_file():
         raise FileNotFoundError(f"{folder} is not a run folder (it has no config.json); "
-                                "create one with sagan-train")
+                                "create one with sagan-train, or name one that comes with the package: "
+                                f"{_shipped_names()}")
 
 # %% ../nbs/library/48_names.ipynb #742a589e
 def is_builtin(

@@ -241,7 +241,8 @@ def test_a_new_run_that_cannot_be(tmp_path, capsys, message, name, kw):
     ('attend: points must be pairs row,column', 'attend', dict(run='{run}', points='8 8')),
     ('attend: n must be a whole number, at least 1, got 0', 'attend', dict(run='{run}', n=0)),
     ("attend: the device 'warp' is not available", 'attend', dict(run='{run}', device='warp')),
-    ('explore: cats is not a run folder', 'explore', dict(run='cats')),
+    ('explore: cats is not a run folder (it has no config.json); create one with sagan-train, or name one '
+     'that comes with the package: digits, photographs, twins', 'explore', dict(run='cats')),
     ('import: no run folder was given; name the one to create with --out', 'import', dict(eps=1e-5)),
 ])
 def test_what_a_run_cannot_do(folder, capsys, message, name, kw):
@@ -315,7 +316,8 @@ def test_help_fits(columns, monkeypatch):
 def test_options_are_read_without_pytorch(tmp_path):
     "Help, mistyped options, impossible settings and names of nothing are answered before PyTorch is loaded"
     file = tmp_path/'sagan'
-    nothing = ' is not a run folder (it has no config.json); create one with sagan-train'
+    nothing = (' is not a run folder (it has no config.json); create one with sagan-train, or name one that '
+               'comes with the package: digits, photographs, twins')
     answers = {
         'train --help': '', 'train --ema-begin 5': 'there is no option',
         'train --size 48': 'size must be', 'train --preset bigan': 'there is no preset',
