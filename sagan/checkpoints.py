@@ -56,6 +56,7 @@ def explain_write_errors(
     try: yield
     except (OSError, RuntimeError, SafetensorError) as e:
         folder = Path(path).parent
+        if not folder.is_dir(): raise  # the error says so
         free = shutil.disk_usage(folder).free
         reason = 'no space left on device' if free < needed_bytes else str(e).splitlines()[0]
         reason = reason.removeprefix(f'{path} cannot be written: ')

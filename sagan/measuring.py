@@ -86,7 +86,7 @@ def _read_evaluator(file, images):
                      f"{again}")
 
 def load_or_train_evaluator(
-    file:str|Path, # File of the classifier; created if it does not exist
+    file:str|Path, # File of the classifier; created if it does not exist, with its folder
     images:Images, # Real images
 ) -> Evaluator: # The small classifier
     """Load the small classifier from its file, or train it and store it there
@@ -94,6 +94,7 @@ def load_or_train_evaluator(
     Raises `ValueError` for a damaged file, or a classifier of different images."""
     file = Path(file)
     if rank() == 0 and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
         e = train_evaluator(images)
         kept = dict(net=e.net.state_dict(), name=e.name, held_out=e.held_out, digest=images.digest)
         with explain_write_errors(file), atomic_write(file) as new: torch.save(kept, new)

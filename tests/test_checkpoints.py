@@ -301,3 +301,9 @@ def test_a_log(tmp_path):
     log.unlink()
     os.mkfifo(log)
     with pytest.raises(ValueError, match='log.jsonl is not a file'): read_log(tmp_path)
+
+
+def test_weights_for_a_folder_that_is_gone(tmp_path):
+    "Not 'make room', and nothing about the size of a disk"
+    with pytest.raises(OSError, match='there is no folder .*gone$'):
+        save_weights(tmp_path/'gone'/'weights.safetensors', SAGAN(presets['tiny']), 1)

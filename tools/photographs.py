@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
@@ -22,15 +23,17 @@ from time import perf_counter
 warnings.filterwarnings('ignore', category=FutureWarning)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 import torch
-from plain import Plain
+from plain import Plain, names
+from sagan.attention import attention_maps
 from sagan.config import Config, presets
 from sagan.data import Images, MemoryLoader, load_images
 from sagan.measuring import load_or_train_evaluator, measure_generator, read_records
-from sagan.networks import standing_statistics
 from sagan.references import reference
 from sagan.runner import Plan, train_variant
+from sagan.runs import load_run, shipped
 from sagan.storage import write_json
-from sagan.training import SAGAN, draw_inputs
+from sagan.training import SAGAN, draw_inputs, ema_update
+from sagan.visualization import attention_figure
 
 stored = Path(__file__).resolve().parent.parent/'nbs'/'experiments'/'photographs'
 SAMPLES = 5000
@@ -43,13 +46,14 @@ PARTS = {
     'few': ({f'{n}-{name}': ('all', n, changes) for n in (500, 2000, 10_000)
              for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 192_000, 64_000),
     'one': ({'1-to-1': ('horse', 500, AUGMENT),
-             '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 1, 96_000, 32_000),
+             '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5)),
+             'small': ('horse', 500, SMALL | dict(steps=10_000))}, 2, 96_000, 32_000),
     # plain.py has the attention of equations 1-3
     'step': ({name: ('all', 50_000, dict(form='preprint'))
               for name in ('ours', 'theirs')}, 3, 64_000, 32_000),
     # A step of `photos` takes as long as 3.3 of `small`, what a folder was trained by before
     'time': ({'photos': ('all', 50_000, {}),
-              'small': ('all', 50_000, SMALL | dict(steps=10_000))}, 2, 96_000, 32_000),
+              'small': ('all', 50_000, SMALL | dict(steps=19_800))}, 2, 192_000, 64_000),
     'choice': ({'wider batch': ('all', 50_000, dict(batch=64)),
                 'pyramid': ('all', 50_000, PYRAMID)}, 1, 96_000, 32_000)}
 
@@ -76,31 +80,25 @@ def train_theirs(cfg: Config, plan: Plan) -> list[dict]:
     "The records of the plain step of benchmarks/plain.py from the same weights, on the same batches"
     model, records, start = SAGAN(cfg), [], perf_counter()
     plain, rng = Plain(cfg, model), torch.Generator().manual_seed(cfg.seed)
+    average = deepcopy(plain.G)  # like ours, with batch norm's averages and from `ema_start` on
     loader = MemoryLoader(plan.images, cfg.batch, cfg.steps, cfg.flip, cfg.seed)
     for step, (x, y) in enumerate(loader, 1):
         plain.step(x, y, *draw_inputs(y, cfg, rng), *draw_inputs(y, cfg, rng))
-        if step <= cfg.ema_start: plain.ema.load_state_dict(plain.G.state_dict())
+        ema_update(average, plain.G, cfg.ema if step > cfg.ema_start else 0.)
         if step % plan.every: continue
+        load_plain(model.ema, average, plain.G)
         records.append(dict(step=step, seconds=perf_counter() - start, diverged=False)
-                       | measure_generator(standing(plain_average(plain, model), plan), plan.images,
-                                           plan.evaluator, plan.real, plan.samples))
+                       | measure_generator(model.ema, plan.images, plan.evaluator, plan.real, plan.samples))
         print(f"theirs, seed {cfg.seed}, step {step}: FID {records[-1]['fid']:.3f}", flush=True)
     return records
 
 
-def plain_average(plain: Plain, model: SAGAN):
-    "Our generator with the averaged weights of the plain one, and the latest vectors of its spectral norm"
-    names = {k.replace('parametrizations.weight.original', 'weight_orig')
-             .replace('parametrizations.weight.0.', 'weight_'): k for k in model.ema.state_dict()}
-    state = plain.G.state_dict() | dict(plain.ema.named_parameters())
-    model.ema.load_state_dict({names[k]: v for k, v in state.items()})
-    return model.ema
-
-
-def standing(G, plan: Plan):
-    "The generator with batch norm averages measured again: the plain step keeps none of the average"
-    y = plan.images.y[torch.randint(len(plan.images), (2000,), generator=torch.Generator().manual_seed(1))]
-    return standing_statistics(G, y, seed=1)
+def load_plain(G, average, latest):
+    "The averaged weights of a plain generator in ours, with the latest vectors of its spectral norm"
+    vectors = {k: v for k, v in latest.state_dict().items() if k.endswith(('weight_u', 'weight_v'))}
+    state = average.state_dict() | vectors
+    ours = G.state_dict()
+    G.load_state_dict(dict(zip(ours, [state[k] for k in names(ours)])))
 
 
 def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
@@ -120,8 +118,26 @@ def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
     for r in train_variant(at, cfg, plan):
         print(f"{part}, {row}, seed {seed}, step {r['step']}: FID {r['fid']:.3f}  recall {r['recall']:.2f}",
               flush=True)
+    if kind != 'all': save_attention(at, kept/'attention.png')
     shutil.copy(at/'records.json', kept/'records.json')
     shutil.copy(sorted((at/'samples').glob('*.png'))[-1], kept/'samples.png')
+
+
+def save_attention(run: Path, file: Path):
+    "Where three images of a trained run look"
+    torch.manual_seed(0)
+    G = load_run(run).model.ema
+    x, maps = attention_maps(G, torch.randn(3, G.z_dim))
+    attention_figure(x, maps[-1]).savefig(file)
+
+
+def measure_shipped(folder: Path, out: Path):
+    "The packaged model by the classifier of this machine, to compare with the one that the page has used"
+    plan = make_plan(folder, out, 'all', 50_000, 1)
+    G = load_run(shipped('photographs')).model.ema
+    scores = measure_generator(G, plan.images, plan.evaluator, plan.real, plan.samples)
+    write_json(stored/'model'/'scores-again.json', scores)
+    print(f"the packaged model: FID {scores['fid']:.3f}  recall {scores['recall']:.2f}  {scores['evaluator']}")
 
 
 def show():
@@ -149,6 +165,7 @@ def run_part(folder: Path, out: Path, part: str, jobs: int):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('folder', type=Path, nargs='?', help='CIFAR-10, or other images in folders')
+    p.add_argument('--shipped', action='store_true', help='measure the packaged model again, and train nothing')
     p.add_argument('--show', action='store_true', help='print the stored scores')
     p.add_argument('--only', nargs='*', choices=PARTS, default=list(PARTS), help='parts to train')
     p.add_argument('--row', help='one row of one part')
@@ -157,6 +174,7 @@ if __name__ == '__main__':
     p.add_argument('--out', type=Path, default=Path('runs')/'photographs', help='folder of the runs')
     args = p.parse_args()
     if args.show: show()
+    elif args.shipped: measure_shipped(args.folder, args.out)
     elif args.row: train_row(args.folder, args.out, args.only[0], args.row, args.seed)
     else:
         for part in args.only: run_part(args.folder, args.out, part, args.jobs)
