@@ -14,6 +14,7 @@ from plain import Plain
 from sagan import training
 from sagan.data import digits, load_images, to_unit
 from sagan.references import train_evaluator
+from sagan.runs import load_run
 from sagan.visualization import grid_image
 
 TINY = photographs.photos.change(g_width=2, d_width=4, batch=8)
@@ -72,8 +73,8 @@ def test_a_row_leaves_records_and_pictures(folder, stored, tmp_path):
 
 def test_few_images_are_compared_with_all(folder, stored, tmp_path):
     photographs.train_row(folder, tmp_path/'runs', 'few', '10-augmented', 0)
-    config = json.loads((tmp_path/'runs'/'few'/'10-augmented'/'seed0'/'config.json').read_text(encoding='utf-8'))
-    assert config['config']['diffaug'] == 'color,translation,cutout'
+    run = load_run(tmp_path/'runs'/'few'/'10-augmented'/'seed0')
+    assert run.cfg.diffaug == 'color,translation,cutout'
     assert read(stored, 'few', '10-augmented')[-1]['reference'].startswith('40 images')
 
 

@@ -137,7 +137,7 @@ def measure_shipped(folder: Path, out: Path):
     G = load_run(shipped('photographs')).model.ema
     scores = measure_generator(G, plan.images, plan.evaluator, plan.real, plan.samples)
     write_json(stored/'model'/'scores-again.json', scores)
-    print(f"the packaged model: FID {scores['fid']:.3f}  recall {scores['recall']:.2f}  {scores['evaluator']}")
+    print(f"FID {scores['fid']:.3f}  recall {scores['recall']:.2f}  {scores['evaluator']}")
 
 
 def show():
@@ -165,7 +165,7 @@ def run_part(folder: Path, out: Path, part: str, jobs: int):
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('folder', type=Path, nargs='?', help='CIFAR-10, or other images in folders')
-    p.add_argument('--shipped', action='store_true', help='measure the packaged model again, and train nothing')
+    p.add_argument('--shipped', action='store_true', help='measure the packaged model only')
     p.add_argument('--show', action='store_true', help='print the stored scores')
     p.add_argument('--only', nargs='*', choices=PARTS, default=list(PARTS), help='parts to train')
     p.add_argument('--row', help='one row of one part')
