@@ -20,7 +20,8 @@ from old.pixels import NAME, Quarters
 
 old = Path(__file__).parent/'old'
 expected = json.loads((old/'expected.json').read_text(encoding='utf-8'))
-# Sums in another order give other last digits
+# Sums in another order give other last digits: what that version came to, on two processors
+outcomes = [expected, *expected['elsewhere']]
 same_arithmetic = expected['made with'] == [str(torch.__version__), torch.backends.cpu.get_cpu_capability()]
 
 
@@ -43,7 +44,8 @@ def check_weights(folder, name, exact=True):
     if not exact: return
     h = hashlib.sha256()
     for k, t in sorted(tensors.items()): h.update(k.encode() + t.contiguous().numpy().tobytes())
-    assert h.hexdigest() == expected[name]['sha256']
+    known = [o[name]['sha256'] for o in outcomes if name in o]
+    assert h.hexdigest() in known, 'on another processor, tests/old/make.py --add says what is right'
 
 
 def learner(folder, steps):
@@ -75,7 +77,8 @@ def test_a_run_goes_on_to_the_same_bits(folders):
     assert [int(f.stem[5:]) for f in states(folder)] == [22, 24]
     found, wanted = read_log(folder), expected['log']
     assert [r['step'] for r in found] == [step for step, _ in wanted]
-    if same_arithmetic: assert [r['d_loss'] for r in found] == [loss for _, loss in wanted]
+    losses = [[r['step'], r['d_loss']] for r in found]
+    if same_arithmetic: assert losses in [o['log'] for o in outcomes]
 
 
 def test_a_run_goes_on_by_the_command(folders):
@@ -122,7 +125,7 @@ def test_an_experiment_goes_on(folders):
     for variant, (records,) in results:
         log = [[r['step'], r['fid']] for r in records]
         assert [step for step, _ in log] == [2, 4, 6]
-        if same_arithmetic: assert log == expected[variant.name]['log']
+        if same_arithmetic: assert log in [o[variant.name]['log'] for o in outcomes]
         if variant.name != 'local-conv':
             check_weights(folders/'experiment'/variant.name/'seed0', variant.name, same_arithmetic)
     assert len(list((folders/'experiment').glob('*/seed0/state.pt'))) == 0
