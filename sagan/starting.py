@@ -147,7 +147,7 @@ def suit_config(
         raise ValueError(f"training needs at least 2 images, got {len(images)} in {images.name}; add images")
     note = '' if start else moved_attention(preset, cfg, config)
     suited = {}
-    if preset == 'photos': suited = suit_images(len(images), cfg.batch)
+    if preset == 'photos': suited = suit_images(len(images), cfg)
     suited = {k: v for k, v in suited.items() if k not in config and getattr(cfg, k) != v}
     if suited: note += '; for these images ' + ', '.join(f'{k}={v}' for k, v in suited.items())
     return cfg.change(n_classes=len(images.classes), **suited), note

@@ -10,7 +10,7 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from machines import posix
 from sagan.checkpoints import best_record, read_config, states
-from sagan.config import presets
+from sagan.config import few_images, presets
 from sagan.data import digits, to_unit
 from sagan.diagnostics import NonFinite
 from sagan.recording import Interrupted
@@ -67,9 +67,9 @@ def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
     lines = []
     run = train_run(pictures, tmp_path/'run', steps=2, tell=lines.append, **SMALL)
     assert run.cfg == presets['photos'].change(
-        data=str(pictures), n_classes=2, diffaug='color,translation,cutout', steps=2,
+        data=str(pictures), n_classes=2, steps=2, **few_images,
         **{k: v for k, v in SMALL.items() if k != 'device'})
-    assert lines[0].endswith('; for these images diffaug=color,translation,cutout')
+    assert lines[0].endswith('; for these images diffaug=translation,cutout, lr_d=0.0008, ema=0.995')
     assert '2 steps of 4, 1 pass over the images, on cpu' in lines[0]
     more = resume_run(run, preset='photos', steps=3, device='cpu', tell=silent, **{k: SMALL[k] for k in (
         'g_width', 'd_width', 'z_dim', 'g_attention', 'd_attention', 'batch')})

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 import torch
 from plain import Plain, names
 from sagan.attention import attention_maps
-from sagan.config import Config, presets
+from sagan.config import Config, few_images, presets
 from sagan.data import Images, MemoryLoader, load_images
 from sagan.measuring import load_or_train_evaluator, measure_generator, read_records
 from sagan.references import reference
@@ -49,6 +49,10 @@ PARTS = {
     'one': ({'1-to-1': ('horse', 500, AUGMENT),
              '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5)),
              'small': ('horse', 500, SMALL | dict(steps=6600))}, 2, 96_000, 32_000),
+    # The same folder for an hour on one core
+    'hour': ({'photos': ('horse', 500, few_images),
+              'long average': ('horse', 500, few_images | dict(ema=.999)),
+              'small': ('horse', 500, SMALL | dict(steps=19_800))}, 2, 192_000, 32_000),
     # plain.py has the attention of equations 1-3
     'step': ({name: ('all', 50_000, dict(form='preprint'))
               for name in ('ours', 'theirs')}, 3, 64_000, 32_000),
