@@ -45,11 +45,9 @@ PYRAMID = dict(g_width=(192, 128, 64, 32), d_width=(32, 64, 128, 128))
 PARTS = {
     'few': ({f'{n}-{name}': ('all', n, changes) for n in (500, 2000, 10_000)
              for name, changes in (('plain', {}), ('augmented', AUGMENT))}, 2, 192_000, 64_000),
-    # `small` for as long as 2,000 steps of the first row, two thirds of its training
     'one': ({'1-to-1': ('horse', 500, AUGMENT),
-             '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5)),
-             'small': ('horse', 500, SMALL | dict(steps=6600))}, 2, 96_000, 32_000),
-    # The same folder for an hour on one core
+             '5-to-1': ('horse', 500, AUGMENT | dict(n_d=5))}, 2, 96_000, 32_000),
+    # The same for an hour on one core, by the preset
     'hour': ({'photos': ('horse', 500, few_images),
               'long average': ('horse', 500, few_images | dict(ema=.999)),
               'small': ('horse', 500, SMALL | dict(steps=19_800))}, 2, 192_000, 32_000),
