@@ -363,7 +363,8 @@ def _resumed_config(folder, cfg, preset, config):
     asked = configure(preset, **config) if preset else cfg.change(**config)
     for f in fields(Config):
         if not (f.name in config or (preset and f.name not in ('data', 'n_classes'))): continue
-        if f.name in (*few_images, 'batch') and f.name not in config and preset == 'photos': continue
+        suited = f.name in ('diffaug', 'batch') or getattr(cfg, f.name) == few_images.get(f.name)
+        if suited and f.name not in config and preset == 'photos': continue
         may_change = f.name == 'steps' or f.name in RATES and f.name in config
         if not may_change and getattr(asked, f.name) != getattr(cfg, f.name):
             raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, "

@@ -16,8 +16,8 @@ from sagan.diagnostics import NonFinite
 from sagan.recording import Interrupted
 from sagan.reports import explorer_page
 from sagan.runs import (
-    _pace, attend_run, class_numbers, evaluate_run, explore_run, import_run, load_run, OPTIONS, report_run,
-    resume_run, shipped, train_run)
+    _pace, _resumed_config, attend_run, class_numbers, evaluate_run, explore_run, import_run, load_run,
+    OPTIONS, report_run, resume_run, shipped, train_run)
 from sagan.sampling import sample_run
 from sagan.sampling import sample_picture
 from sagan.storage import read_json
@@ -74,6 +74,8 @@ def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
     more = resume_run(run, preset='photos', steps=3, device='cpu', tell=silent, **{k: SMALL[k] for k in (
         'g_width', 'd_width', 'z_dim', 'g_attention', 'd_attention', 'batch')})
     assert more.cfg == run.cfg.change(steps=3)
+    with pytest.raises(ValueError, match='ema is 0.5 in'):  # neither the preset's nor that for few images
+        _resumed_config('run', presets['photos'].change(ema=.5), 'photos', {})
     two = SMALL | dict(batch=2)
     flat = train_run(pictures/'a', tmp_path/'flat', steps=2, tell=silent, diffaug='', **two)
     assert (flat.cfg.n_d, flat.cfg.diffaug, flat.cfg.n_classes) == (1, '', 0)
