@@ -51,8 +51,8 @@ PARTS = {
     'hour': ({'photos': ('horse', 500, few_images),
               'long average': ('horse', 500, few_images | dict(ema=.999)),
               'small': ('horse', 500, SMALL | dict(steps=19_800))}, 2, 192_000, 32_000),
-    # plain.py has the attention of equations 1-3
-    'step': ({name: ('all', 50_000, dict(form='preprint'))
+    # plain.py has the attention of equations 1-3. Half the widths of `photos`, for the time it takes
+    'step': ({name: ('all', 50_000, dict(form='preprint', g_width=8, d_width=16, ema=.995))
               for name in ('ours', 'theirs')}, 3, 64_000, 32_000),
     # A step of `photos` takes as long as 3.3 of `small`, what a folder was trained by before
     'time': ({'photos': ('all', 50_000, {}),
