@@ -62,7 +62,7 @@ def _group(name, first):
 
 # %% ../nbs/library/53_options.ipynb #eafe27f1
 EXAMPLES = dict(
-    sagan_train=('sagan-train --minutes 2', 'sagan-train --data photos --size 64 --out runs/large'),
+    sagan_train=('sagan-train --minutes 2', 'sagan-train --data FOLDER --size 64 --out runs/large'),
     sagan_sample=('sagan-sample runs/digits --classes 3,8', 'sagan-sample digits --n 100 --out pictures/'),
     sagan_attend=('sagan-attend runs/digits --label 8', 'sagan-attend digits --n 2 --points "8,8;20,16"'),
     sagan_walk=('sagan-walk runs/digits --seeds 0,1,2', 'sagan-walk digits --point 8,8 --out walk.gif'),

@@ -100,7 +100,7 @@ def draw_walk(
     layer:int|None=None, # Size of the feature map whose attention to show, None for the last
     point:tuple[int, int]|None=None, # (row, column) in pixels, None to pick one in the first image
 ) -> tuple: # Images (n, 3, S, S) in [-1, 1], maps (n, S, S) or None, and the point or None; on the CPU
-    """Draw the images of a walk and the map of one point in each, in multiples of the uniform weight
+    """Draw the images of a walk and the map of one point in each, in multiples of an even spread
 
     Raises `ValueError` for a layer without attention, or a point outside the image."""
     attentive, device, mode = _check_attention(G, layer, point), next(G.parameters()).device, G.training
@@ -128,7 +128,7 @@ def _darkened(x):
 
 # %% ../nbs/library/51_walks.ipynb #b7cf9ac7
 def _color_scale(maps):
-    "The color scale of all maps of a walk; uniform attention lies in its middle or below"
+    "The color scale of all maps of a walk; an even spread lies in its middle or below"
     return mpl.cm.ScalarMappable(mpl.colors.Normalize(0, max(2., maps.max().item())), 'magma')
 
 # %% ../nbs/library/51_walks.ipynb #ea485d78
@@ -150,7 +150,7 @@ def _draw_scale(fig, scale, **where):
 # %% ../nbs/library/51_walks.ipynb #8595ac86
 def walk_strip(
     x:Tensor, # Images of an open walk, ((k - 1)*frames + 1, 3, S, S) in [-1, 1]
-    maps:Tensor|None, # Their maps, (..., S, S), in multiples of the uniform weight
+    maps:Tensor|None, # Their maps, (..., S, S), in multiples of an even spread
     point:tuple[int, int]|None, # (row, column) of the maps' point, in pixels
     names:Sequence[str], # Names of the k stops
     frames:int, # Steps from one stop to the next
@@ -179,7 +179,7 @@ def walk_strip(
 # %% ../nbs/library/51_walks.ipynb #0e20fa8f
 def walk_frames(
     x:Tensor, # Images of a walk, (n, 3, S, S) in [-1, 1]
-    maps:Tensor|None, # Their maps, (n, S, S), in multiples of the uniform weight
+    maps:Tensor|None, # Their maps, (n, S, S), in multiples of an even spread
     point:tuple[int, int]|None, # (row, column) of the maps' point, in pixels
     captions:Sequence[str], # The stops around each image, one line per image
 ) -> Iterator[Image.Image]: # One picture per image, all of one size

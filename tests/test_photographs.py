@@ -62,6 +62,19 @@ def test_one_kind_has_no_classes(folder):
     assert ships.y.tolist() == [0]*7 and ships.classes == []
 
 
+def test_copies_are_counted(folder, monkeypatch):
+    "A generator that draws an image it was trained on, another one, and the first one again"
+    images = load_images(str(folder), 32)
+    trained = photographs.choose_images(images, 'all', 10)
+    other = images[photographs.choose_rows(images, 'all', 40)[19:20]]
+    x = torch.cat([*trained[:1].batches(), *other.batches(), *trained[:1].batches()])
+    monkeypatch.setattr(photographs, 'generate_batches', lambda *_: [x[:2], x[2:]])
+    found = photographs.count_near(None, images, 'all', 10, None, 3)
+    assert (found['near'], found['samples'], found['by_chance']) == (2, 3, .75)
+    # 2 and 1 hits among 40 images, of which 10 are drawn: the variance is 5*3/16 - 4*3/(16*39)
+    assert abs(found['spread'] - .958) < .05
+
+
 def test_a_row_leaves_records_and_pictures(folder, stored, tmp_path):
     photographs.train_row(folder, tmp_path/'runs', 'one', '1-to-1', 0)
     records = read(stored, 'one', '1-to-1')
@@ -76,6 +89,8 @@ def test_few_images_are_compared_with_all(folder, stored, tmp_path):
     run = load_run(tmp_path/'runs'/'few'/'10-augmented'/'seed0')
     assert run.cfg.diffaug == 'color,translation,cutout'
     assert read(stored, 'few', '10-augmented')[-1]['reference'].startswith('40 images')
+    near = json.loads((stored/'few'/'10-augmented'/'seed0'/'near.json').read_text(encoding='utf-8'))
+    assert (near['samples'], near['by_chance']) == (1000, 250)
 
 
 def test_the_plain_step_sees_what_ours_sees(folder, stored, tmp_path, monkeypatch):

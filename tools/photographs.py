@@ -28,6 +28,8 @@ from sagan.attention import attention_maps
 from sagan.config import Config, few_images, presets
 from sagan.data import Images, MemoryLoader, load_images
 from sagan.measuring import load_or_train_evaluator, measure_generator, read_records
+from sagan.nearest import nearest_images
+from sagan.networks import generate_batches
 from sagan.references import reference
 from sagan.runner import Plan, train_variant
 from sagan.runs import load_run, shipped
@@ -61,19 +63,26 @@ PARTS = {
                 'pyramid': ('all', 50_000, PYRAMID)}, 1, 96_000, 32_000)}
 
 
+def choose_rows(images: Images, kind: str, n: int) -> torch.Tensor:
+    "Numbers of the first n images: as many of each class, or those of one class"
+    classes = range(len(images.classes)) if kind == 'all' else [images.classes.index(kind)]
+    return torch.cat([(images.y == c).nonzero().squeeze(1)[:n//len(classes)] for c in classes])
+
+
 def choose_images(images: Images, kind: str, n: int) -> Images:
-    "The first n images, as many of each class; or those of one class, without a label"
-    if kind != 'all':
-        rows = (images.y == images.classes.index(kind)).nonzero().squeeze(1)[:n]
-        return replace(images[rows], y=torch.zeros(n, dtype=torch.int64), classes=[])
-    each = n//len(images.classes)
-    rows = torch.cat([(images.y == c).nonzero().squeeze(1)[:each] for c in range(len(images.classes))])
-    return images[rows]
+    "The first n images; of one class, without a label"
+    chosen = images[choose_rows(images, kind, n)]
+    return chosen if kind == 'all' else replace(chosen, y=torch.zeros_like(chosen.y), classes=[])
+
+
+def load_folder(folder: Path) -> Images:
+    "All images, 32 pixels"
+    return replace(load_images(str(folder), 32), name=folder.name)
 
 
 def make_plan(folder: Path, out: Path, kind: str, n: int, every: int) -> Plan:
     "What to train on, and how to measure: against all images of the kind, whatever the number to train on"
-    images = replace(load_images(str(folder), 32), name=folder.name)
+    images = load_folder(folder)
     evaluator = load_or_train_evaluator(out/'evaluator.pt', images)
     real = reference(images if kind == 'all' else choose_images(images, kind, 5000), evaluator)
     return Plan(every, SAMPLES, evaluator, real, choose_images(images, kind, n), 'cpu')
@@ -121,15 +130,34 @@ def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
     for r in train_variant(at, cfg, plan):
         print(f"{part}, {row}, seed {seed}, step {r['step']}: FID {r['fid']:.3f}  recall {r['recall']:.2f}",
               flush=True)
-    if kind != 'all': save_attention(at, kept/'attention.png')
+    G = load_run(at).model.ema
+    if kind != 'all': save_attention(G, kept/'attention.png')
+    if n <= 10_000:
+        near = count_near(G, load_folder(folder), kind, n, plan.evaluator)
+        write_json(kept/'near.json', near)
+        print(near)
     shutil.copy(at/'records.json', kept/'records.json')
     shutil.copy(sorted((at/'samples').glob('*.png'))[-1], kept/'samples.png')
 
 
-def save_attention(run: Path, file: Path):
-    "Where three images of a trained run look"
+def count_near(G, images: Images, kind: str, n: int, evaluator, samples: int = 1000) -> dict:
+    """How many samples are nearer to an image that G was trained on than to any other of the kind
+
+    `by_chance` and `spread` are the mean and the standard deviation over as many images, drawn at random."""
+    known, trained = choose_rows(images, kind, len(images)), choose_rows(images, kind, n)
+    y = torch.arange(samples) % len(images.classes) if kind == 'all' else None
+    x = torch.cat(list(generate_batches(G, y, samples, 0)))     # (samples, 3, 32, 32)
+    numbers, _ = nearest_images(x, images[known], evaluator, 1)
+    found = torch.bincount(numbers[:, 0], minlength=len(known)) # of each real image
+    rng = torch.Generator().manual_seed(0)
+    drawn = [found[torch.randperm(len(known), generator=rng)[:len(trained)]].sum() for _ in range(1000)]
+    return dict(near=found[torch.isin(known, trained)].sum().item(), samples=samples,
+                by_chance=samples*len(trained)/len(known), spread=torch.stack(drawn).double().std().item())
+
+
+def save_attention(G, file: Path):
+    "Where three generated images look"
     torch.manual_seed(0)
-    G = load_run(run).model.ema
     x, maps = attention_maps(G, torch.randn(3, G.z_dim))
     attention_figure(x, maps[-1]).savefig(file)
 
