@@ -196,12 +196,12 @@ presets = dict(
     photos=Config(
         data='folder', size=32, n_classes=10, g_width=16, d_width=32, g_attention=(16,),
         d_attention=(16,), form='released', batch=32, steps=10_000, lr_g=2e-4, lr_d=8e-4, beta2=.99,
-        ema_start=1000, flip=True))
+        ema=.995, ema_start=1000, flip=True))
 presets['tiny'] = presets['small'].change(g_width=2, d_width=4, steps=60)
 
 # %% ../nbs/library/20_config.ipynb #b44cc043
 FEW = 2000  # images, below which `photos` changes as follows
-few_images = dict(diffaug='translation,cutout', ema=.995)
+few_images = dict(diffaug='translation,cutout')
 
 def suit_images(
     n:int, # Images in a folder

@@ -24,7 +24,7 @@ from .checkpoints import (
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
     explain_memory, free_memory, removed_on_error, SMALLER, training_bytes)
-from .config import Config, few_images
+from .config import Config
 from .data import image_dls
 from .devices import find_device, training_dtype
 from .diagnostics import few_passes, format_passes, NonFinite
@@ -363,8 +363,7 @@ def _resumed_config(folder, cfg, preset, config):
     asked = configure(preset, **config) if preset else cfg.change(**config)
     for f in fields(Config):
         if not (f.name in config or (preset and f.name not in ('data', 'n_classes'))): continue
-        suited = f.name in ('diffaug', 'batch') or getattr(cfg, f.name) == few_images.get(f.name)
-        if suited and f.name not in config and preset == 'photos': continue
+        if f.name in ('diffaug', 'batch') and f.name not in config and preset == 'photos': continue
         may_change = f.name == 'steps' or f.name in RATES and f.name in config
         if not may_change and getattr(asked, f.name) != getattr(cfg, f.name):
             raise ValueError(f"{f.name} is {getattr(cfg, f.name)!r} in {folder}, "

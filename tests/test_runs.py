@@ -69,12 +69,12 @@ def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
     assert run.cfg == presets['photos'].change(
         data=str(pictures), n_classes=2, steps=2, **few_images,
         **{k: v for k, v in SMALL.items() if k != 'device'})
-    assert lines[0].endswith('; for these images diffaug=translation,cutout, ema=0.995')
+    assert lines[0].endswith('; for these images diffaug=translation,cutout')
     assert '2 steps of 4, 1 pass over the images, on cpu' in lines[0]
     more = resume_run(run, preset='photos', steps=3, device='cpu', tell=silent, **{k: SMALL[k] for k in (
         'g_width', 'd_width', 'z_dim', 'g_attention', 'd_attention', 'batch')})
     assert more.cfg == run.cfg.change(steps=3)
-    with pytest.raises(ValueError, match='ema is 0.5 in'):  # neither the preset's nor that for few images
+    with pytest.raises(ValueError, match='ema is 0.5 in'):
         _resumed_config('run', presets['photos'].change(ema=.5), 'photos', {})
     two = SMALL | dict(batch=2)
     flat = train_run(pictures/'a', tmp_path/'flat', steps=2, tell=silent, diffaug='', **two)
