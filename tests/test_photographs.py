@@ -89,6 +89,8 @@ def test_few_images_are_compared_with_all(folder, stored, tmp_path):
     run = load_run(tmp_path/'runs'/'few'/'10-augmented'/'seed0')
     assert run.cfg.diffaug == 'color,translation,cutout'
     assert read(stored, 'few', '10-augmented')[-1]['reference'].startswith('40 images')
+    with patch.dict(PARTS['few'][0]['10-augmented'][2], lr_d=1e-3), pytest.raises(ValueError, match='other'):
+        photographs.train_row(folder, tmp_path/'runs', 'few', '10-augmented', 0)
     near = json.loads((stored/'few'/'10-augmented'/'seed0'/'near.json').read_text(encoding='utf-8'))
     assert (near['samples'], near['by_chance']) == (1000, 250)
 

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'benchmarks'))
 import torch
 from plain import Plain, names
 from sagan.attention import attention_maps
+from sagan.checkpoints import read_config
 from sagan.config import Config, few_images, presets
 from sagan.data import Images, MemoryLoader, load_images
 from sagan.measuring import load_or_train_evaluator, measure_generator, read_records
@@ -126,6 +127,8 @@ def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
     plan = make_plan(folder, out, kind, n, cfg.steps*every//seen)
     cfg = cfg.change(seed=seed, n_classes=len(plan.images.classes))
     at = out/part/row/f'seed{seed}'
+    if (at/'config.json').exists() and read_config(at)[0] != cfg:
+        raise ValueError(f'{at} holds a training with other settings; move it away')
     kept = stored/part/row/f'seed{seed}'
     kept.mkdir(parents=True, exist_ok=True)
     if row == 'theirs':
