@@ -34,6 +34,7 @@ from sagan.networks import generate_batches
 from sagan.references import reference
 from sagan.runner import Plan, train_variant
 from sagan.runs import load_run, shipped
+from sagan.sampling import truncated_generator
 from sagan.storage import write_json
 from sagan.training import SAGAN, draw_inputs, ema_update
 from sagan.visualization import attention_figure
@@ -180,6 +181,9 @@ def measure_shipped(folder: Path, out: Path):
     scores |= dict(nearest=distance.min().item(), nearest_median=distance.median().item(),
                    nearest_median_of_real=usual.median().item())
     write_json(stored/'model'/'scores-again.json', scores)
+    def truncated(t): return measure_generator(
+        truncated_generator(G, t) if t else G, plan.images, plan.evaluator, plan.real, 2000)
+    write_json(stored/'model'/'truncation.json', {str(t): truncated(t) for t in (None, 1., .5, .25)})
     print(f"FID {scores['fid']:.3f}  recall {scores['recall']:.2f}  {scores['evaluator']}")
 
 
