@@ -118,7 +118,8 @@ def sagan_sample(
     # Picture to write (.png), archive of all images for FID tools (.npz), or folder of single images (ends
     # with /) (default: samples-seed<seed>.png in the run folder, with other options in its name)
     out:str=None,
-    # Redraw latent values beyond this threshold, such as 1: lower gives more typical, less diverse images
+    # Redraw latent values beyond this threshold: as it nears 0, images grow alike. Any threshold also changes
+    # them a little, because batch norm's averages are recomputed
     truncation:float=None,
     device:str=None, # Device to compute on (default: the first available)
 ):
@@ -281,8 +282,7 @@ def sagan_import(
     out:str=None, # Run folder to create
     classes:str=None, # File with one class name per line (default: their numbers)
     eps:float=None, # Epsilon of the generator's conditional batch norms (default: the project's)
-    # Are the colors in the order blue, green, red? (default: the project's order)
-    bgr:bool=None,
+    bgr:bool=None, # Are the colors in the order blue, green, red? (default: the project's order)
     # Do the discriminator's shortcuts start from rectified inputs? (default: as in the project)
     relu_skip:bool=None,
 ):

@@ -94,9 +94,11 @@ def check_number(
     value:float, # The argument; NumPy numbers are allowed
     least:float=0., # Smallest allowed value
     below:float=math.inf, # Upper bound, not allowed itself
+    above:bool=False, # Is `least` itself too small?
 ) -> None:
-    "Raise `ValueError` unless a number is finite, at least `least` and below `below`"
+    "Raise `ValueError` unless a number is finite, at least (or above) `least` and below `below`"
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not least <= value < below:
+    if not number or not least <= value < below or above and value == least:
+        low = 'above' if above else 'at least'
         bound = '' if below == math.inf else f' and below {below:g}'
-        raise ValueError(f"{name} must be a finite number, at least {least:g}{bound}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number, {low} {least:g}{bound}, got {value!r}")

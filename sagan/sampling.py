@@ -180,8 +180,7 @@ def truncate(
     threshold:float, # Largest absolute value to keep, above 0
 ) -> Tensor: # (n, z_dim), from a normal distribution cut off at the threshold
     "Redraw values beyond a threshold (BigGAN's truncation trick); raises `ValueError` unless it is above 0"
-    check_number('truncation', threshold)
-    if not threshold: raise ValueError("truncation must be above 0: at 0, all images have the same latent")
+    check_number('truncation', threshold, above=True)
     # on the CPU, because not every GPU has float64
     t, far = torch.tensor(threshold/math.sqrt(2)).double(), z.cpu().double().abs()/math.sqrt(2)
     u = far.erfc()/t.erfc()                                # uniform in (0, 1) for values beyond
@@ -199,6 +198,8 @@ def truncated_generator(
     G = deepcopy(G)
     G.register_forward_pre_hook(lambda _, inputs: (truncate(inputs[0], threshold), *inputs[1:]))
     y = torch.arange(n) % G.n_classes if G.n_classes else None                # (n,), or none
+    if G.n_classes > n:  # n evenly spaced classes, mixed
+        y = torch.randperm(n, generator=torch.Generator().manual_seed(0))*G.n_classes//n
     return standing_statistics(G, y, n, batch=64)
 
 def _run_generator(run, truncation):
@@ -220,14 +221,14 @@ def describe_samples(
     wanted:int|str|Sequence[int|str]|None=None, # As for `class_numbers`
     n:int=8, # Images per class
     out:str|Path='samples.png', # Path of the output
-) -> str: # Text such as '16 images, one row for each of cat, dog'
+) -> str: # Text such as '16 images, 8 for each of cat, dog'
     "Describe samples in words; raises `ValueError` as `class_numbers` does"
     picture = _output_kind(out) == 'picture'
     drawn = sampled_classes(classes, wanted) if picture else [*dict.fromkeys(class_numbers(classes, wanted))]
     count, others = n*max(1, len(drawn)), len(classes) - len(drawn)
     text = f'{count:,} image{"s"[:count != 1]}'
     names = listed([classes[i] for i in drawn], _MOST_CLASSES)
-    if drawn[1:]: text += f', {"one row" if picture else f"{n:,}"} for each of {names}'
+    if drawn[1:]: text += f', {n:,} for each of {names}'
     elif drawn: text += f' of class {names}'
     return text + (f' (--classes draws the {others} others)' if others and wanted is None else '')
 
@@ -265,8 +266,8 @@ def sample_run(
     # digits-samples-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
-    # Threshold above 0 beyond which latents are redrawn: a lower one gives more typical, less diverse images;
-    # None for none
+    # Threshold above 0 beyond which latents are redrawn: as it nears 0, images grow alike. Any threshold also
+    # changes them a little, because batch norm's averages are recomputed. None for none
     truncation:float|None=None,
 ) -> Path: # The output
     """Draw images with the averaged generator: a picture with a row per class, single images, or an archive

@@ -151,7 +151,7 @@ def test_pictures_that_can_be_opened(tmp_path):
     assert len(many) == 20 and (many[0], many[-1]) == (0, 999)
     assert sampled_classes(['a']*1000, range(30)) == list(range(30))
     said = describe_samples([f'c{i}' for i in range(1000)])
-    assert said.startswith('160 images, one row for each of c0, c52, ') and '980 others' in said
+    assert said.startswith('160 images, 8 for each of c0, c52, ') and '980 others' in said
     assert len(said) < 300 and describe_samples([], None, 1) == '1 image'
     G = load_run(shipped('twins')).model.ema
     assert sample_picture(G, [0], 121).size == (120*34 + 2, 2*34 + 2)

@@ -7,7 +7,8 @@ from unittest.mock import patch
 import numpy as np, pytest, torch
 from PIL import Image
 from scipy.stats import kstest, truncnorm
-from sagan import sampling
+from fastcore.docments import docments
+from sagan import cli, sampling
 from sagan.checkpoints import Run
 from sagan.config import preset
 from sagan.data import digits, load_images, to_bytes, to_unit
@@ -153,6 +154,23 @@ def test_truncation(tmp_path):
     again = truncated_generator(G, .2, 64)
     assert torch.equal(draw_rows(cut, [8], 3)[0], draw_rows(again, [3, 8], 11)[1, :3])
     assert truncated_generator(made(tmp_path).model.ema, 1., 8)(torch.zeros(1, 8)).shape == (1, 3, 32, 32)
+    same, changed = [draw_rows(g, [3, 8], 8) for g in (G, truncated_generator(G, 100.))]
+    assert 0 < (same - changed).abs().mean() < .2
+    for f in (sample_run, cli.sagan_sample): assert 'averages are recomputed' in docments(f)['truncation']
+
+
+def test_averages_of_all_classes(monkeypatch, tmp_path):
+    "Up to as many classes as images come in turn; of more, every part of the list has its share, mixed"
+    labels = []
+    monkeypatch.setattr(sampling, 'standing_statistics', lambda G, y, *args, **kw: labels.append(y))
+    for n_classes in (0, 1, 10, 500, 512, 1000):
+        truncated_generator(made(tmp_path, n_classes, g_attention=()).model.ema, 1.)
+    none, *few, many = labels
+    assert none is None and len(few) == 4
+    for y, n_classes in zip(few, (1, 10, 500, 512)): assert torch.equal(y, torch.arange(512) % n_classes)
+    assert len(many.unique()) == 512 and 0 <= many.min() <= many.max() < 1000
+    assert all(25 <= n <= 26 for n in torch.bincount(many//50))
+    assert all(len((batch//100).unique()) == 10 for batch in many.split(64))
 
 
 def test_eight_at_a_time():
@@ -166,6 +184,7 @@ def test_eight_at_a_time():
 def test_samples_of_one_class_are_not_said_to_have_rows():
     assert describe_samples(['horse'], None, 2) == '2 images of class horse'
     assert describe_samples(['cat', 'dog'], ['dog'], 3, 'a.npz') == '3 images of class dog'
+    assert describe_samples(['cat', 'dog'], None, 3000) == '6,000 images, 3,000 for each of cat, dog'
 
 
 def test_nearest(tmp_path, monkeypatch):
