@@ -303,8 +303,8 @@ def walk_run(
     if isinstance(classes, Iterable) and not isinstance(classes, str): classes = list(classes)
     numbers, labels = _paired_stops(seeds, classes, r.classes)
     named = classes if isinstance(classes, list) or classes is None else [classes]
-    asked = dict(seeds=','.join(map(str, dict.fromkeys(numbers))),
-                 classes=named and ','.join(map(str, named)), layer=layer,
+    visited = numbers[:1] if named and len({*numbers}) == 1 else numbers  # one latent for all classes?
+    asked = dict(seeds=','.join(map(str, visited)), classes=named and ','.join(map(str, named)), layer=layer,
                  frames=frames if frames != 12 else None, point=pair and f'{pair[0]},{pair[1]}')
     path = Path(out or output_path(r, file_name('walk', '.gif', **asked)))
     _check_walk(path, frames, len(numbers))

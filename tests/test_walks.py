@@ -79,13 +79,17 @@ def test_runs_of_all_kinds(tmp_path):
     file = walk_run(free, range(2), frames=2, layer=8, point=(60, 3))
     assert file == tmp_path/'walk-seeds0,1-layer8-frames2-point60,3.gif'
     with Image.open(file) as im: assert (im.n_frames, im.info['loop'], im.info['duration']) == (4, 0, 80)
+    again = walk_run(free, [0, 1, 0], frames=2)
+    assert again == tmp_path/'walk-seeds0,1,0-frames2.gif'
     one = made(tmp_path, 1, g_attention=(16,))
     with Image.open(walk_run(one, [4, 7], 'c0', 2, tmp_path/'a.webp')) as im: assert im.n_frames == 4
     plain = made(tmp_path, 3, g_attention=())
     wide = Image.open(walk_run(plain, classes=[0, 2], frames=2, out=tmp_path/'a.PNG'))
     assert wide.width > 2*wide.height
+    assert walk_run(plain, 0, [0, 2], 2).name == 'walk-seeds0-classes0,2-frames2.gif'
     with pytest.raises(ValueError, match='no attention to show'): walk_run(plain, point=(1, 1))
-    assert {f.name for f in tmp_path.iterdir()} == {file.name, 'a.webp', 'a.PNG'}
+    default = {file.name, again.name, 'walk-seeds0-classes0,2-frames2.gif'}
+    assert {f.name for f in tmp_path.iterdir()} == default | {'a.webp', 'a.PNG'}
 
 
 def test_frames_share_one_scale():
