@@ -67,7 +67,7 @@ def check_diffaug(
     kinds = names.split(',') if isinstance(names, str) and names else []
     if not isinstance(names, str) or not set(kinds) <= AUGMENTATIONS.keys() or len(set(kinds)) < len(kinds):
         raise ValueError(f"diffaug must be a comma-separated list of {', '.join(AUGMENTATIONS)}, "
-                         f"each at most once, got {names!r}")
+                         f"each at most once, or '' for none, got {names!r}")
     return kinds
 
 # %% ../nbs/library/46_augmentation.ipynb #983944a5

@@ -269,7 +269,7 @@ def sagan_experiment(
         with loading(f'preparing {experiment} on {data}', data=[data], device=device):
             from sagan.runner import experiment_run
         folder = experiment_run(experiment, data, out, preset, seeds, every, samples, evaluator, weights,
-                                jobs, device, print_once, **changes)
+                                jobs, device, print_once, **parse_fields(changes))
         say(f'\n{(folder/"table.md").read_text(encoding="utf-8")}\n{perf_counter() - start:.0f} s; open '
               f'{folder/"report.html"}')
 

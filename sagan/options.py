@@ -191,12 +191,13 @@ def _size(text):
 
 # %% ../nbs/library/53_options.ipynb #bdb76b4a
 def parse_fields(
-    changes:dict, # Fields of `Config`, attention perhaps as text such as '16,32' or 'none'
-) -> dict: # The same fields, with attention as sizes
+    changes:dict, # Fields of `Config`, attention and `diffaug` perhaps as text such as '16, 32' or 'none'
+) -> dict: # The same fields, with attention as sizes, and `diffaug` as `Config` takes it
     "Parse fields of the configuration from a command; raises `ValueError` for invalid sizes"
-    def read(v): return () if v == 'none' else tuple(parse_list(v, _size, 'feature map sizes') or ())
-    placed = ('g_attention', 'd_attention')
-    try: return {k: read(v) if k in placed and isinstance(v, str) else v for k, v in changes.items()}
+    def parts(v, kind): return [] if v == 'none' else parse_list(v, kind, 'feature map sizes') or []
+    read = dict(diffaug=lambda v: ','.join(parts(v, str)),
+                **dict.fromkeys(('g_attention', 'd_attention'), lambda v: tuple(parts(v, _size))))
+    try: return {k: read[k](v) if k in read and isinstance(v, str) else v for k, v in changes.items()}
     except ValueError as e:
         raise ValueError(f"attention must be none, or a list of sizes: {e}") from None
 

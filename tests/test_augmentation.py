@@ -86,7 +86,8 @@ def test_processes_share_one_draw(monkeypatch):
 
 @pytest.mark.parametrize('names', ['colour', 'color,', 'color,color', 'color translation', None, 3])
 def test_unknown_kinds_are_refused(names):
-    with pytest.raises(ValueError, match='color, translation, cutout'): check_diffaug(names)
+    kinds = "color, translation, cutout, each at most once, or '' for none"
+    with pytest.raises(ValueError, match=kinds): check_diffaug(names)
     with pytest.raises(ValueError, match='color, translation, cutout'): preset('tiny').change(diffaug=names)
 
 

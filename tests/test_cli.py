@@ -193,6 +193,17 @@ def test_interrupt_keeps_a_checkpoint(tmp_path):
     done = command('sagan-sample', 'runs/digits', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
+def test_options_that_are_lists():
+    "With spaces, and with none to switch them off, in each command that has them"
+    given = dict(diffaug='color, cutout'), dict(diffaug='none', g_attention='none')
+    with patch('sagan.runs.train_run') as train, patch('sagan.runner.experiment_run') as experiment:
+        experiment.side_effect = ValueError('read')
+        for fields in given:
+            cli.sagan_train(**fields)
+            with pytest.raises(SystemExit): cli.sagan_experiment('table1', **fields)
+    for call in (train, experiment):
+        assert [c.kwargs['diffaug'] for c in call.mock_calls] == ['color,cutout', '']
+
 def words_of(capsys, name, *args, **kw):
     "The message of a command, called in this process, that must end with exit status 1"
     with pytest.raises(SystemExit) as e: getattr(cli, f'sagan_{name}')(*args, **kw)
