@@ -126,6 +126,8 @@ BOUNDS = dict(
 SIGNS_WINDOW = 30  # records over which D's lead is averaged
 
 # %% ../nbs/library/26_diagnostics.ipynb #ff9fe547
+_FINISHED = "and more --steps if the run is finished"
+
 def _signs_of_d(window):
     "{kind: sentence} of the signs that the last records show in the discriminator"
     loss, real, fake = (mean(r[k] for r in window) for k in ('d_loss', 'd_real', 'd_fake'))
@@ -134,10 +136,11 @@ def _signs_of_d(window):
                f"{real:.2f} for real, {fake:.2f} for generated images")
     if loss < BOUNDS['d_loss']:
         signs['d_loss'] = (f"{message} (bound of the loss {BOUNDS['d_loss']}): D tells them apart too "
-                           "easily, and G may stop learning; if this lasts, resume with a smaller --lr-d")
+                           "easily, and G may stop learning; if this lasts, resume with a smaller --lr-d "
+                           f"({_FINISHED})")
     if max(abs(real), abs(fake)) > BOUNDS['scores']:
         signs['scores'] = (f"{message} (bound of the scores {BOUNDS['scores']:g}, the margins are -1 and 1): "
-                           "D may be diverging; resume with a smaller --lr-d")
+                           f"D may be diverging; resume with a smaller --lr-d ({_FINISHED})")
     if difference < BOUNDS['difference']:
         signs['difference'] = (f"{message}, never more than {difference:.4f} apart "
                                f"(bound {BOUNDS['difference']}): D may be dead and teach G nothing; start "
@@ -145,6 +148,8 @@ def _signs_of_d(window):
     return signs
 
 # %% ../nbs/library/26_diagnostics.ipynb #15290220
+_RESUME = f"resume with a fifth of the rates (--resume with --lr-g and --lr-d, {_FINISHED})"
+
 def _sign_of_no_lead(window):
     "{'lead': sentence} if D has not scored real images higher than generated ones"
     if len(window) < SIGNS_WINDOW: return {}
@@ -155,11 +160,9 @@ def _sign_of_no_lead(window):
                f"{fake:.2f} for generated images (bound: real {bound} higher): D ")
     if lead <= -bound:
         return dict(lead=message + "scores generated images higher than real ones, so G learns from wrong "
-                    "scores; resume with a fifth of the rates (--resume with --lr-g and --lr-d), and if the "
-                    "order stays wrong, start over with such rates")
+                    f"scores; {_RESUME}, and if the order stays wrong, start over with such rates")
     return dict(lead=message + "does not tell them apart, so G learns nothing; unless the samples are as "
-                "good as real images, resume with a fifth of the rates (--resume with --lr-g and --lr-d), or "
-                "start over with a wider D (--d-width)")
+                f"good as real images, {_RESUME}, or start over with a wider D (--d-width)")
 
 # %% ../nbs/library/26_diagnostics.ipynb #4a54357e
 def signs_of_collapse(

@@ -428,9 +428,9 @@ _READ = dict(
     losses=("The generator, G, draws images; the discriminator, D, tells them from real ones. The dotted "
             "line is the loss of a D that knows nothing. A level just below it is good: the two networks "
             "keep up with each other, and neither loss needs to fall. For long on the line or above it is "
-            "bad, as G learns nothing then: go on with a fifth of both rates (--resume with --lr-g and "
-            "--lr-d), or begin again with a wider D (--d-width). Near 0 is bad, too, as D wins: lower "
-            "--lr-d."),
+            "bad, as G learns nothing then: go on with a fifth of both rates (--resume with --lr-g, "
+            "--lr-d and, as the run is finished, more --steps), or begin again with a wider D (--d-width). "
+            "Near 0 is bad, too, as D wins: lower --lr-d."),
     scores=("How real D finds real images, and how real generated ones. The gap is what D can tell; real "
             "should stay above generated."),
     gamma=("γ is the weight of attention in its layer. It starts at 0, and its distance from 0, to either "

@@ -111,6 +111,7 @@ def test_the_lead_takes_thirty_records(lead, expected):
     (.1, .14, 'D does not tell them apart'), (.14, .1, 'D does not tell them apart')])
 def test_a_lead_below_zero_is_not_called_a_tie(real, fake, says):
     sentence = signs_of_collapse(None, [dict(d_loss=2., d_real=real, d_fake=fake)]*SIGNS_WINDOW)['lead']
+    assert '--lr-d, and more --steps if the run is finished' in sentence
     assert says in sentence and f'{real:.2f} for real and {fake:.2f} for generated' in sentence
 
 
