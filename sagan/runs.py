@@ -34,8 +34,9 @@ from .inputs import check_count
 from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 # the last two for code that imports them from here
-from .names import class_numbers, file_name, find_run, is_builtin, say, shipped, SHIPPED
-from .pace import check_minutes, describe_duration, seconds_per_step
+from .names import (
+    class_numbers, counted, file_name, find_run, is_builtin, quote_path, run_data, say, shipped, SHIPPED)
+from .pace import check_minutes, describe_duration, seconds_per_step, steps_within
 from .progress import is_terminal, ProgressLine
 from .recording import (
     fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt, TrainingProgress)
@@ -349,7 +350,7 @@ def train_run(
         images = training_images(name, cfg, config.get('n_classes'), options['cache'])
         cfg, note = suit_config(cfg.change(data=absolute_data(name)), preset, images, start, config)
         pace = _pace(images, cfg, device, minutes)
-        if minutes: cfg = cfg.change(steps=max(1, int(60*minutes/pace)))
+        if minutes: cfg = cfg.change(steps=steps_within(minutes, pace, cfg.n_d))
         learn = _make_learner(images, cfg, device)
         note += _begin_from(start, learn, images, options)
         return _train_in(folder, learn, images, options, device, tell, pace, note=note)

@@ -91,7 +91,10 @@ def test_minutes(pictures, tmp_path):
     with patch('sagan.runs.seconds_per_step', return_value=20.) as measured:
         run = train_run(pictures, tmp_path/'run', minutes=1.1, tell=lines.append, **SMALL)
         assert run.step == run.cfg.steps == 3 and '1.5 passes over the images (about 60 s), on' in lines[0]
-        assert train_run(pictures, tmp_path/'short', minutes=.001, tell=silent, **SMALL).step == 1
+        assert train_run(pictures, tmp_path/'short', minutes=.001, n_d=2, tell=silent, **SMALL).step == 2
+        for many in (1e12, 1e308):
+            with pytest.raises(ValueError, match='minutes must be at most 715,827,883, as a step takes 20 s'):
+                train_run(pictures, tmp_path/'no', minutes=many, tell=silent, **SMALL)
         measured.side_effect = NonFinite('broken', {})
         with pytest.raises(NonFinite): train_run(pictures, tmp_path/'no', minutes=1, tell=silent, **SMALL)
     for bad in (0, -1, float('nan'), float('inf'), True, '5'):
