@@ -44,6 +44,7 @@ from .pages import (
     captioned_html, evenly, figure_html, html_text, page_html, player_html, table_html, tiles_html)
 from .reports import configuration_block, format_seconds
 from .runs import absolute_data, configure, training_images
+from .starting import check_batch
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
 from .visualization import grid_image
@@ -204,6 +205,7 @@ def _check_settings(folder, experiment, todo, images, base, device, **counts):
     if any(v.cfg.head == 'auxiliary' for v in todo) and base.n_classes < 2:
         raise ValueError(f"{experiment} includes AC-GAN, which needs images of at least 2 classes; "
                          f"{images.name} has {base.n_classes}")
+    check_batch(images, base.batch)
     image_dls(images, base.batch)
     part = base.batch//base.accumulate
     for v in todo:

@@ -44,7 +44,8 @@ from .references import inception, reference as real_statistics
 from .reports import (
     draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, suggest_out, write_report)
 from .starting import (
-    absolute_data, choose_config, configure, init_from as fill_from, run_images, suit_config, training_images)
+    absolute_data, check_batch, choose_config, configure, init_from as fill_from, run_images, suit_config,
+    training_images)
 from .storage import atomic_write, check_output, file_lock, temporary_folder, write_json
 from .training import sagan_learner
 from .widget import own_images
@@ -96,6 +97,7 @@ def _on_device(images, device):
 # %% ../nbs/library/27_runs.ipynb #5cc00a27
 def _make_learner(images, cfg, device, lower=SMALLER):
     "A learner for this process's share of the batches"
+    check_batch(images, cfg.batch)
     world = world_size()
     if cfg.batch % (world*cfg.accumulate):
         raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each "

@@ -6,7 +6,7 @@ Docs: https://sagan-gan.github.io/sagan/library/starting.html.md"""
 
 # %% auto #0
 __all__ = ['configure', 'moved_attention', 'training_images', 'run_images', 'absolute_data', 'starting_config', 'choose_config',
-           'suit_config', 'init_from']
+           'check_batch', 'suit_config', 'init_from']
 
 # %% ../nbs/library/52_starting.ipynb #de574c9e
 import hashlib, torch
@@ -135,6 +135,17 @@ def choose_config(
     return preset or usual, cfg
 
 # %% ../nbs/library/52_starting.ipynb #0a3d755c
+def check_batch(
+    images:Images, # The images to train on
+    batch:int, # Images per step
+) -> None:
+    "Raise `ValueError` for fewer than 2 images, or fewer than a batch"
+    if len(images) < 2:
+        raise ValueError(f"training needs at least 2 images, got {len(images)} in {images.name}; add images")
+    if batch > len(images):
+        raise ValueError(f"batch must be from 2 to {len(images):,}, the number of images in {images.name}, "
+                         f"got {batch}; choose it with --batch (batch=)")
+
 def suit_config(
     cfg:Config, # From `choose_config`
     preset:str, # Name of the preset, from there
@@ -143,8 +154,7 @@ def suit_config(
     config:dict, # Fields of `Config` that were given, which stay
 ) -> tuple[Config, str]: # The configuration for these images, and a note about the changes
     "Adapt a configuration to images; raises `ValueError` for fewer than 2"
-    if len(images) < 2:
-        raise ValueError(f"training needs at least 2 images, got {len(images)} in {images.name}; add images")
+    check_batch(images, batch=2)
     note = '' if start else moved_attention(preset, cfg, config)
     suited = {}
     if preset == 'photos': suited = suit_images(len(images), cfg)

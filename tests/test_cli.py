@@ -128,7 +128,7 @@ def folder_of(tmp, **classes):
 @pytest.mark.parametrize('classes, args, words', [
     (dict(), (), 'holds no images'),
     (dict(a=3, b=0), (), 'class without images in data: b'),
-    (dict(a=3, b=3), ('--batch', '16'), 'the batch size must be from 1 to 6'),
+    (dict(a=3, b=3), ('--batch', '16'), 'batch must be from 2 to 6, the number of images in data, got 16; '),
     (dict(a=8, b=8), ('--batch', '4', '--size', '48'), 'size must be 32, 64, 128 or 256'),
     (dict(a=8, b=8), ('--batch', '4', '--g-attention', '64'), 'no 64x64 feature map'),
 ])
@@ -215,7 +215,7 @@ def words_of(capsys, name, *args, **kw):
     ('train: size must be 32, 64, 128 or 256', 'train', dict(size=48)),
     ('train: the generator has no 64x64 feature map', 'train', dict(g_attention='64')),
     ('train: attention must be none, or a list of sizes', 'train', dict(g_attention='16;8')),
-    ('train: the batch size must be from 1 to 1797', 'train', dict(batch=4096)),
+    ('train: batch must be from 2 to 1,797, the number of images', 'train', dict(batch=4096)),
     ("train: there is no preset 'bigan'; did you mean biggan", 'train', dict(preset='bigan')),
     ("train: preset 'cifar' names no data", 'train', dict(preset='cifar')),
     ('train: n_classes must be 10, the number of classes of digits, or 0', 'train', dict(n_classes=7)),

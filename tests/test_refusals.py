@@ -84,7 +84,7 @@ def refusals():
     for name, message, change in [
         ('no such data', 'no folder nowhere', dict(data='nowhere')),
         ('data in a file', 'no folder file', dict(data='file')),
-        ('batch', 'batch size must be from 1 to 12', dict(batch=16)),
+        ('batch', 'batch must be from 2 to 12, .* --batch', dict(batch=16)),
         ('parts', 'accumulate must divide', dict(accumulate=3)),
         ('classes', 'n_classes must be 2', dict(n_classes=3)),
         ('keep', 'keep must be a whole number, at least 1', dict(keep=0)),

@@ -142,8 +142,8 @@ def test_an_interrupted_experiment_goes_on_and_is_not_done_twice(tmp_path, once)
     ('table1', twins(200), {}, dict(device='meta'), "device 'meta' is not available"),
     ('table1', twins(200), dict(g_width=4096), {}, 'memory'),
     ('table1', twins(200).x, {}, {}, 'images must be of type'),
-    ('table1', twins(1), dict(batch=2), {}, 'batch size must be from 1 to 1'),
-    ('table1', twins(20), dict(batch=64), {}, 'batch size must be from 1 to 20'),
+    ('table1', twins(1), dict(batch=2), {}, 'training needs at least 2 images, got 1'),
+    ('table1', twins(20), dict(batch=64), {}, 'batch must be from 2 to 20, .* --batch'),
     ('table2', Images(twins(200).x, twins(200).y, [], 'unlabelled'), {}, {},
      'table2 includes AC-GAN, which needs images of at least 2 classes')])
 def test_settings_that_cannot_work(tmp_path, experiment, images, changes, options, message):
