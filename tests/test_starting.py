@@ -163,6 +163,19 @@ def test_the_images_decide_also_after_a_start(data, classes, given, expected):
     assert {k: getattr(cfg, k) for k in expected | config} == expected | config
 
 
+@pytest.mark.parametrize('given, expected, said', [
+    ({}, '', '; for these images diffaug=none'), (dict(diffaug=AUGMENTED), AUGMENTED, '')], ids=str)
+def test_many_images_after_few(given, expected, said):
+    "2,000 images are not augmented because the other run had few; what is given, or otherwise set, stays"
+    run, many = made(CLASSES), images([])
+    many.x, many.y = many.x[:1].expand(2000, -1, -1, -1), torch.zeros(2000, dtype=torch.int64)
+    for before, after, note in ((AUGMENTED, expected, said), ('color', given.get('diffaug', 'color'), '')):
+        run.cfg = run.cfg.change(diffaug=before)
+        preset, cfg = choose_config(None, 'pictures', run, given)
+        cfg, told = suit_config(cfg, preset, many, run, given)
+        assert (cfg.diffaug, told) == (after, note)
+
+
 def test_one_image_is_too_few():
     run = made(CLASSES)
     with pytest.raises(ValueError, match='training needs at least 2 images, got 1 in renamed; add images'):
