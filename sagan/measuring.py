@@ -19,7 +19,7 @@ from .data import ImageFiles, Images, is_builtin, load_images
 from .distributed import all_reduce, rank, shard
 from .evaluation import score
 from .inputs import check_count
-from .names import listed
+from .names import listed, run_data
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
 from .references import Classifier, Evaluator, inception, Reference, train_evaluator
 from .storage import atomic_write, is_number, is_whole, read_json
@@ -104,16 +104,17 @@ def load_or_train_evaluator(
 # %% ../nbs/library/42_measuring.ipynb #12d80b0e
 def evaluation_images(
     run:Run, # The run to measure
-    data:str, # 'digits', 'twins', or a folder of images
+    data:str|Path|None=None, # 'digits', 'twins', or a folder of images; None for those of the run
     by_inception:bool=False, # Will Inception measure them?
 ) -> Images: # Real images with the run's classes
     """The images that a run is measured against
 
     Raises `ValueError` if they have different classes or are not known, `OSError` for a missing folder."""
     cfg = run.cfg
-    if data == 'imported':
+    if not data and cfg.data == 'imported':
         raise ValueError(f"{run.folder} was imported and does not know its images; "
                          "name a folder of real images with --data")
+    data = run_data(data, cfg.data)
     images:Any
     if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
     else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))

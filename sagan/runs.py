@@ -293,15 +293,16 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
     return run
 
 # %% ../nbs/library/27_runs.ipynb #37831d2d
-def _choose_folder(data, out):
+def _choose_folder(data, known, out):
     "(name of the data, run folder)"
     if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
+    data = run_data(data, known)
     folder = Path(out or Path('runs')/Path(data).resolve().name)
     check_folder(folder)
-    if not is_builtin(str(data)) and Path(data).resolve() in folder.resolve().parents:
+    if not is_builtin(data) and Path(data).resolve() in folder.resolve().parents:
         raise ValueError(f"{folder} is inside {data}, so the run would change these data; choose "
                          "another folder with --out")
-    return str(data), folder
+    return data, folder
 
 # %% ../nbs/library/27_runs.ipynb #bd610654
 def _begin_from(start, learn, images, options):
@@ -346,7 +347,7 @@ def train_run(
         start = load_run(init_from) if isinstance(init_from, (str, Path)) else init_from
         preset, cfg = choose_config(preset, data, start, config)
         check_minutes(minutes, config)
-        name, folder = _choose_folder(cfg.data if data is None else data, out)
+        name, folder = _choose_folder(data, cfg.data, out)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
         images = training_images(name, cfg, config.get('n_classes'), options['cache'])
@@ -408,7 +409,7 @@ def resume_run(
         if data is not None: cfg = cfg.change(data=absolute_data(str(data)))
         options = _check_options(tell, remembered, keep=keep, measure_every=measure_every, samples=samples,
                                  evaluator=evaluator, weights=weights, on_nan=on_nan, cache=cache)
-        images = run_images(None, cfg, classes, options['cache'])
+        images = run_images(data, cfg, classes, options['cache'])
         pace = _pace(images, cfg, device, lower=ELSEWHERE)
         learn = _make_learner(images, cfg, device, ELSEWHERE)
         return _train_in(folder, learn, images, options, device, tell, pace, resumed=True)
@@ -563,7 +564,7 @@ def evaluate_run(
     with _join_group(_run_device(run, device)) as device:
         r = open_generator(run, device)
         _check_samples(n + standing, r.cfg.z_dim)
-        images = evaluation_images(r, str(data or r.cfg.data), by_inception)
+        images = evaluation_images(r, data, by_inception)
         judge = make_evaluator(evaluator, images, weights, seed, device)
         def place(name): return Path(out)/name if out else output_path(r, name)
         kept = place('reference-inception.safetensors') if by_inception else None

@@ -330,7 +330,7 @@ def nearest_run(
                  inception='' if by_inception else None)
     path = Path(out or output_path(r, file_name(f'nearest-seed{seed}', '.png', **asked)))
     with suggest_out(path): check_output(path)
-    images = evaluation_images(r, str(data or r.cfg.data), by_inception)
+    images = evaluation_images(r, data, by_inception)
     G = _run_generator(r, truncation)
     judge = make_evaluator(evaluator, images, weights, device=str(next(G.parameters()).device))
     kept = output_path(r, 'reference-inception.safetensors') if by_inception else None

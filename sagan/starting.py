@@ -21,7 +21,7 @@ from .conditioning import AuxiliaryHead, ConditionalBatchNorm2d, ProjectionHead
 from .config import Config, FEW, few_images, for_size, preset as named_preset, suit_images
 from .data import Images, is_builtin, load_images
 from .distributed import world_size
-from .names import encodable, listed
+from .names import encodable, listed, run_data
 from .spectral import spectral_layers
 
 # %% ../nbs/library/52_starting.ipynb #1dc34ed0
@@ -73,7 +73,7 @@ def run_images(
     cache:str|Path|None=None, # Folder for the decoded copy of large data
 ) -> Images: # The images that the run was trained on
     "Load the images of an existing run; raises `ValueError` if they have different classes"
-    images = training_images(str(data or cfg.data), cfg, None if cfg.n_classes else 0, cache)
+    images = training_images(run_data(data, cfg.data), cfg, None if cfg.n_classes else 0, cache)
     if images.classes != classes:
         here = listed(images.classes)
         raise ValueError(f"the run has classes {listed(classes)}, but {images.name} has {here}")

@@ -1,5 +1,6 @@
 "A run begins from another one: which weights it takes over, on the same, other or no classes"
 import json, shutil
+from functools import partial
 from pathlib import Path
 
 import pytest, torch
@@ -9,9 +10,10 @@ from sagan.checkpoints import read_log, read_state, Run, state_file
 from sagan.config import presets
 from sagan.data import digits, image_dls, Images
 from sagan.networks import generate
-from sagan.runs import load_run, resume_run, train_run
+from sagan.runs import evaluate_run, load_run, resume_run, train_run
+from sagan.sampling import nearest_run
 from sagan.spectral import spectral_layers
-from sagan.starting import choose_config, init_from, starting_config, suit_config
+from sagan.starting import choose_config, init_from, run_images, starting_config, suit_config
 from sagan.training import SAGAN, sagan_learner
 
 CFG = presets['tiny'].change(batch=4, z_dim=8, d_attention=(), dtype='float32')
@@ -250,6 +252,17 @@ def test_a_run_killed_before_its_first_state_begins_again(first, tmp_path):
     assert train().step == 1
     saved = read_state(state_file(folder, 0))['model']
     assert all(torch.equal(v, saved[k]) for k, v in first.model.state_dict().items())
+
+
+def test_the_images_of_the_other_run_are_gone(first, tmp_path):
+    "In each function that would read them: it says what is missing, and what to name"
+    run = Run(first.folder, first.model, first.cfg.change(data='cifar10'), first.classes, 2, first.records)
+    for call in (partial(train_run, out=tmp_path/'run', init_from=run, device='cpu'),
+                 partial(evaluate_run, run), partial(nearest_run, run),
+                 partial(run_images, None, run.cfg, run.classes)):
+        with pytest.raises(FileNotFoundError, match='was trained on a folder cifar10, .* with --data FOLDER'):
+            call()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_it_cannot_begin_from(first, tmp_path):
