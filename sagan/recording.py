@@ -29,7 +29,7 @@ from .diagnostics import (
     BOUNDS, idle_attention, NonFinite, rate_travel, signs_of_collapse, SIGNS_WINDOW)
 from .distributed import all_reduce, barrier, rank, world_size
 from .evaluation import class_spread
-from .names import readable, say
+from .names import quote_path, readable, say
 from .networks import generate
 from .progress import ProgressLine
 from .records import best_record, read_log
@@ -511,8 +511,8 @@ class Interrupted(Exception):
         self.signal, self.step, self.steps, self.folder = signal, step, steps, folder
     def __str__(self):
         what = 'interrupted' if self.signal == 'SIGINT' else f'stopped by {self.signal}'
-        return (f"{what} at step {self.step} of {self.steps}; its weights are in {self.folder} and can be "
-                f"sampled; resume with sagan-train --resume {self.folder}")
+        return (f"{what} at step {self.step:,} of {self.steps:,}; its weights are in {self.folder} and can "
+                f"be sampled; resume with sagan-train --resume {quote_path(self.folder)}")
 
 # %% ../nbs/library/34_recording.ipynb #72b5d4e2
 from sagan.deprecated import renamed_attribute

@@ -11,7 +11,7 @@ __all__ = ['NOTEBOOK', 'seeded_latents', 'save_figure', 'sample_rows', 'map_of_s
            'nearest_pixels', 'score_rows', 'closest_preset', 'configuration_block', 'report_page', 'write_report']
 
 # %% ../nbs/library/36_reports.ipynb #c527680f
-import os, re, shlex, signal, socket, subprocess, sys, tempfile, torch, torch.nn.functional as F
+import os, re, signal, socket, subprocess, sys, tempfile, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ from .evaluation import nearest_images, real_distances
 from .explorer import class_view, explore, image_view
 from .inputs import check_count
 from .live import describe_model
-from .names import listed, quiet_missing_glyphs, say
+from .names import counted, listed, quiet_missing_glyphs, quote_path, say
 from .nearest import searched
 from .networks import generate, generate_batches, Generator
 from .pages import (
@@ -341,9 +341,10 @@ def summarize_run(
     images:Images, # The images that it was trained on
 ) -> str: # One or two sentences
     "Summarize a run in words"
-    classes, size, seconds = len(images.classes), run.cfg.size, run_seconds(run)
-    text = (f'A SAGAN, a GAN with self-attention, trained for {run.step:,} steps of {run.cfg.batch} images '
-            f'on {len(images):,} images of {images.name}' + (f' in {classes:,} classes' if classes else '')
+    classes, size, seconds = counted(len(images.classes), 'class'), run.cfg.size, run_seconds(run)
+    text = (f'A SAGAN, a GAN with self-attention, trained for {counted(run.step, "step")} of '
+            f'{run.cfg.batch} images on {len(images):,} images of {images.name}'
+            + (f' in {classes}' if images.classes else '')
             + f', at {size}x{size} pixels')
     if seconds is not None: text += f', in {format_seconds(seconds)}'
     known = run.records and run.records[-1]['step'] == run.step
@@ -378,12 +379,6 @@ def run_notes(
             notes.append(f"From step {change.get('step')} on with other learning rates: {rates}.")
     return notes
 
-# %% ../nbs/library/36_reports.ipynb #989d967d
-def _quote(name, windows=os.name == 'nt'):
-    "A file name as a shell takes it; Windows' shells know no single quotes"
-    quoted = shlex.quote(name)
-    return f'"{name}"' if windows and quoted != name else quoted
-
 # %% ../nbs/library/36_reports.ipynb #14272cf7
 def run_tiles(
     run:Run, # A run
@@ -392,7 +387,7 @@ def run_tiles(
     "The headline figures of a run"
     last, best, n = run.records[-1] if run.records else {}, best_record(run.records), len(images)
     seen, seconds, speed = run.step*run.cfg.batch, run_seconds(run), last.get('images_per_s')
-    classes = f'{len(images.classes):,} classes' if images.classes else 'without classes'
+    classes = counted(len(images.classes), 'class') if images.classes else 'without classes'
     tiles:list[tuple] = [
         ('Images', f'{n:,}', classes),
         ('Steps', f'{run.step:,}', f'of {run.cfg.batch} images'),
@@ -403,7 +398,7 @@ def run_tiles(
         judge = best['evaluator'].partition(' (weights ')[0].partition(' trained on ')[0]
         tiles.append(('FID, lower is better', f'{best["fid"]:.2f}',
                       f'at step {best["step"]:,}, {best["samples"]:,} samples, by {judge}'))
-    else: tiles.append(('Score', 'not measured yet', f'sagan-eval {_quote(run.folder.name)} measures one',
+    else: tiles.append(('Score', 'not measured yet', f'sagan-eval {quote_path(run.folder.name)} measures one',
                         'unknown'))
     warned = sum(note.startswith('Warning') for note in run_notes(run))
     tiles.append(('Warnings', f'{warned}', 'see below', 'bad') if warned else

@@ -169,9 +169,9 @@ def _fit(learn, writer, on_nan, line, lower):
         try:
             with explain_memory(lower, needed): fit_run(learn, on_nan)
         except ConnectionError as e:
-            raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {t.step}; the last "
+            raise ConnectionError(f"{str(e).splitlines()[-1].strip()}, after step {t.step:,}; the last "
                                   f"checkpoint is in {folder}; resume with sagan-train --resume "
-                                  f"{folder}") from None
+                                  f"{quote_path(folder)}") from None
     if writer.stop: raise Interrupted(writer.stop, t.step, cfg.steps, folder)
 
 # %% ../nbs/library/27_runs.ipynb #0fbac6a8
@@ -194,8 +194,9 @@ def _opening(learn, images, resumed, device, pace):
     time = f' ({describe_duration(pace*(cfg.steps - step))})' if pace else ''
     where = f'{world} processes, the first on ' if world > 1 else ''
     dtype = training_dtype(cfg.dtype, device)
-    data = f'{len(images):,} images of {images.name}, {len(images.classes) or "no"} classes'
-    return (f'{data}; {began}{cfg.steps:,} steps of {cfg.batch}, {passes}{time}, on '
+    classes = counted(len(images.classes), 'class') if images.classes else 'no classes'
+    return (f'{len(images):,} images of {images.name}, {classes}; '
+            f'{began}{counted(cfg.steps, "step")} of {cfg.batch}, {passes}{time}, on '
             f'{where}{device} in {dtype}')
 
 # %% ../nbs/library/27_runs.ipynb #7c43f611
@@ -215,8 +216,8 @@ def _check_unfinished(folder, cfg, options, tell):
     step = file_step(found[-1])
     whole = weights_step(folder) == step and (folder/'report.html').exists()
     if step > cfg.steps or step == cfg.steps and whole:
-        raise ValueError(f"{folder} is finished: it has done {step} steps, and {cfg.steps} were requested; "
-                         "to continue, request more with --steps")
+        raise ValueError(f"{folder} is finished: it has done {counted(step, 'step')}, and {cfg.steps:,} were "
+                         "requested; to continue, request more with --steps")
     return True
 
 # %% ../nbs/library/27_runs.ipynb #c3459ab1
@@ -240,7 +241,7 @@ def _note_rates(folder, cfg, step, options, tell):
     was = read_config(folder)[0]
     changed = {k: [getattr(was, k), getattr(cfg, k)] for k in RATES if getattr(was, k) != getattr(cfg, k)}
     if changed: options['changes'] = [*(options.get('changes') or []), dict(step=step) | changed]
-    for k, (before, now) in changed.items(): tell(f'from step {step} on, {k} is {now:g}, not {before:g}')
+    for k, (before, now) in changed.items(): tell(f'from step {step:,} on, {k} is {now:g}, not {before:g}')
 
 # %% ../nbs/library/27_runs.ipynb #43adcf40
 def _set_up(folder, learn, images, options, judge, resumed, tell):
@@ -286,10 +287,10 @@ def _train_in(folder, learn, images, options, device, tell, pace=None, resumed=F
         all_reduce(torch.zeros(()))  # wait until the first process has written the weights
         run = load_run(folder, device)
         if first: _write_report(run, images)
-        more = ', '.join(f'sagan-{command} {folder}' for command in ('sample', 'attend', 'eval'))
+        more = ', '.join(f'sagan-{command} {quote_path(folder)}' for command in ('sample', 'attend', 'eval'))
         seconds = max((r.get('seconds') or 0 for r in run.records), default=0)
-        done = f'{run.step} steps in {seconds:.0f} s; open {folder/"report.html"}, or continue with {more}'
-        tell(done)
+        tell(f'{counted(run.step, "step")} in {seconds:.0f} s; open {folder/"report.html"}, or continue with '
+             f'{more}')
     return run
 
 # %% ../nbs/library/27_runs.ipynb #37831d2d
@@ -309,7 +310,7 @@ def _begin_from(start, learn, images, options):
     "Copy the weights of `start`, if given, and record their origin; returns a note"
     if not start: return ''
     options['init_from'] = began = fill_from(learn, start, images.classes)
-    return f'; starts from {began["run"]} at step {began["step"]}'
+    return f'; starts from {began["run"]} at step {began["step"]:,}'
 
 # %% ../nbs/library/27_runs.ipynb #9d65d0c8
 @explain_memory(SMALLER)

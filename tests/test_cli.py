@@ -188,7 +188,7 @@ def test_interrupt_keeps_a_checkpoint(tmp_path):
     out, err = p.communicate(timeout=300)
     assert p.returncode == 1 and 'Traceback' not in err and 'interrupted at step' in err, err
     run = load_run(tmp_path/'runs/digits')
-    assert run.step >= 10 and f'step {run.step} of 100000' in err
+    assert run.step >= 10 and f'step {run.step:,} of 100,000' in err
     assert not [f for f in os.listdir(tmp_path/'runs/digits') if f.endswith('.new')]
     done = command('sagan-sample', 'runs/digits', cwd=tmp_path)
     assert done.returncode == 0, done.stderr

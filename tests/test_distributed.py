@@ -201,7 +201,7 @@ def run(tmp_path_factory):
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(run):
     output, step = (run.parent/'output').read_text(encoding='utf-8'), load_run(run).step
-    assert 20 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1000' in output
+    assert 20 <= step < 1000 and f'stopped by SIGTERM at step {step} of 1,000' in output
     assert 'Traceback' not in output
     assert output.count(', on 2 processes') == 1                    # only the first one speaks
     assert [r['step'] for r in read_log(run)] == sorted({*range(10, step + 1, 10), step})

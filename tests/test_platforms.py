@@ -8,6 +8,7 @@ from sagan import __main__ as main, cli, kernels, names, options, recording, rep
 from sagan.checkpoints import read_state
 from sagan.checks import check_memory, check_training_memory, free_memory, TooLarge
 from sagan.config import Config, preset
+from sagan.names import quote_path
 from sagan.sampling import class_folders
 from sagan.storage import (
     atomic_write, cached_images, file_lock, MappedImages, new_folder, read_json, write_json)
@@ -260,7 +261,7 @@ def test_folders_of_classes_that_windows_reserves():
     ('digits', False, 'digits'), ('my run', False, "'my run'"), ('$HOME', False, "'$HOME'")])
 def test_names_in_commands(name, windows, shown):
     "A report shows a command that the shells of its machine understand"
-    assert reports._quote(name, windows) == shown
+    assert quote_path(name, windows) == shown
 
 
 def test_a_server_that_is_left_alone_removes_its_folder(tmp_path):

@@ -13,6 +13,7 @@ from sagan.checkpoints import best_record, read_config, states
 from sagan.config import few_images, presets
 from sagan.data import digits, to_unit
 from sagan.diagnostics import NonFinite
+from sagan.names import quote_path
 from sagan.recording import Interrupted
 from sagan.reports import explorer_page
 from sagan.runs import (
@@ -38,14 +39,15 @@ def run(tmp_path_factory):
 def test_only_tell_is_told(tmp_path, capsys):
     "A line to begin, a warning, a line for each checkpoint, one in the end; and nothing is printed"
     lines = []
-    run = train_run('twins', tmp_path/'run', 'tiny', steps=4, batch=8, device='cpu', tell=lines.append)
+    run = train_run('twins', tmp_path/'my run', 'tiny', steps=4, batch=8, device='cpu', tell=lines.append)
     assert capsys.readouterr().out == '' and len(lines) == 7
     assert lines[0].startswith(
         '4,000 images of twins, 4 classes; 4 steps of 8, 0.008 passes over the images, on cpu')
     assert lines[1].startswith('step 0: the run sees 32 images, 0.01 of one pass over the 4,000')
     assert [l.split()[:2] for l in lines[2:6]] == [['step', str(i)] for i in range(1, 5)]
-    assert lines[6].startswith('4 steps in ') and str(tmp_path/'run/report.html') in lines[6]
-    assert (run.step, run.folder, run.cfg.data) == (4, tmp_path/'run', 'twins')
+    assert lines[6].startswith('4 steps in ') and str(tmp_path/'my run/report.html') in lines[6]
+    assert lines[6].endswith(f'sagan-eval {quote_path(run.folder)}')  # to be copied, with the space
+    assert (run.step, run.folder, run.cfg.data) == (4, tmp_path/'my run', 'twins')
     assert 'SAGAN(' not in repr(run)  # short enough for a notebook
 
 
@@ -80,8 +82,9 @@ def test_a_folder_gets_the_preset_of_photographs(pictures, tmp_path):
     flat = train_run(pictures/'a', tmp_path/'flat', steps=2, tell=silent, diffaug='', **two)
     assert (flat.cfg.n_d, flat.cfg.diffaug, flat.cfg.n_classes) == (1, '', 0)
     unnamed = {k: v for k, v in SMALL.items() if k != 'batch'}
-    few = train_run(pictures, tmp_path/'few', steps=1, tell=silent, **unnamed)
-    assert few.cfg.batch == 8
+    few = train_run(pictures, tmp_path/'few', steps=1, tell=(told := []).append, **unnamed)
+    assert few.cfg.batch == 8 and '; 1 step of 8, 1 pass over' in told[0]
+    assert told[-1].startswith('1 step in ')
     assert train_run(pictures, tmp_path/'small', 'small', steps=1, tell=silent, **SMALL).cfg.diffaug == ''
 
 
@@ -336,7 +339,8 @@ def test_a_signal_is_an_exception(tmp_path, name, capsys):
     long = TINY | dict(steps=100_000)
     with pytest.raises(Interrupted) as e: train_run(out=tmp_path/'run', tell=silent, **long)
     assert e.value.signal == name and e.value.folder == tmp_path/'run' and 0 < e.value.step < 100_000
-    assert f'at step {e.value.step} of 100000' in str(e.value)
+    assert f'at step {e.value.step:,} of 100,000' in str(e.value)
+    assert str(Interrupted(name, 1, 2, Path('my run'))).endswith(f'--resume {quote_path("my run")}')
     assert 'stopping after this step' in capsys.readouterr().err
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     step = e.value.step

@@ -110,7 +110,7 @@ def test_signals_leave_a_state_of_this_very_step(tmp_path, sig, status, word):
     messages = ended(p, status)
     assert time.time() - asked < 10
     step = load_run(run).step
-    assert f'{word} at step {step} of 100000' in messages and f'--resume {run}' in messages
+    assert f'{word} at step {step:,} of 100,000' in messages and f'--resume {run}' in messages
     assert newest(run) == read_log(run)[-1]['step'] == step > 0
 
 def test_sigterm_does_not_wait_for_a_measurement(tmp_path):
@@ -121,7 +121,7 @@ def test_sigterm_does_not_wait_for_a_measurement(tmp_path):
     asked = time.time()
     os.kill(p.pid, signal.SIGTERM)
     messages = ended(p)
-    assert time.time() - asked < 10 and 'stopped by SIGTERM at step 2 of 1000' in messages
+    assert time.time() - asked < 10 and 'stopped by SIGTERM at step 2 of 1,000' in messages
     assert newest(run) == load_run(run).step == 2
 
 def test_writes_that_fail(whole, tmp_path):
