@@ -205,11 +205,12 @@ few_images = dict(diffaug='translation,cutout')
 
 def suit_images(
     n:int, # Images in a folder
-    cfg:Config=presets['photos'], # Its fields that differ from those of `photos` stay
-) -> dict: # {field: value}: changes for few images, and a batch that is no larger than the folder
+    cfg:Config=presets['photos'], # Any other `diffaug` than one of this preset stays
+) -> dict: # {field: value}: `diffaug` for few or for many images, and a batch no larger than the folder
     "What the preset `photos` leaves to the images"
-    usual = presets['photos']
-    fields = {k: v for k, v in few_images.items() if n < FEW and getattr(cfg, k) == getattr(usual, k)}
+    few, many = few_images['diffaug'], presets['photos'].diffaug
+    before, now = (many, few) if n < FEW else (few, many)
+    fields:dict = dict(diffaug=now) if cfg.diffaug == before else {}
     if 2 <= n < cfg.batch: fields |= dict(batch=n)
     return fields
 

@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from .checkpoints import Run
 from .checks import free_memory
 from .conditioning import AuxiliaryHead, ConditionalBatchNorm2d, ProjectionHead
-from .config import Config, FEW, few_images, for_size, preset as named_preset, suit_images
+from .config import Config, for_size, preset as named_preset, suit_images
 from .data import Images, is_builtin, load_images
 from .distributed import world_size
 from .names import encodable, listed, run_data
@@ -157,9 +157,6 @@ def suit_config(
     check_batch(images, batch=2)
     note = '' if start else moved_attention(preset, cfg, config)
     suited = suit_images(len(images), cfg) if preset == 'photos' else {}
-    if preset == 'photos' and len(images) >= FEW:  # the other run may have had few
-        usual = named_preset(preset)
-        suited |= {k: getattr(usual, k) for k, v in few_images.items() if getattr(cfg, k) == v}
     suited = {k: v for k, v in suited.items() if k not in config and getattr(cfg, k) != v}
     if suited: note += '; for these images ' + ', '.join(f'{k}={v or "none"}' for k, v in suited.items())
     return cfg.change(n_classes=len(images.classes), **suited), note
