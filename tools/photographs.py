@@ -94,6 +94,13 @@ def make_plan(folder: Path, out: Path, kind: str, n: int, every: int) -> Plan:
     return Plan(every, SAMPLES, evaluator, real, choose_images(images, kind, n), 'cpu')
 
 
+def row_steps(part: str, row: str) -> int:
+    "The steps of a row: its own number, or those that show the images of its part"
+    rows, _, seen, _ = PARTS[part]
+    changes = rows[row][2]
+    return changes.get('steps', seen//photos.change(**changes).batch)
+
+
 def train_theirs(cfg: Config, plan: Plan) -> list[dict]:
     "The records of the plain step of benchmarks/plain.py from the same weights, on the same batches"
     model, records, start = SAGAN(cfg), [], perf_counter()
@@ -123,8 +130,7 @@ def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
     "One training, and its records among the stored ones"
     rows, _, seen, every = PARTS[part]
     kind, n, changes = rows[row]
-    cfg = photos.change(**changes)
-    if 'steps' not in changes: cfg = cfg.change(steps=seen//cfg.batch)
+    cfg = photos.change(**changes | dict(steps=row_steps(part, row)))
     plan = make_plan(folder, out, kind, n, cfg.steps*every//seen)
     cfg = cfg.change(seed=seed, n_classes=len(plan.images.classes))
     at = out/part/row/f'seed{seed}'
@@ -135,16 +141,18 @@ def train_row(folder: Path, out: Path, part: str, row: str, seed: int):
     if row == 'theirs':
         write_json(kept/'records.json', train_theirs(cfg, plan))
         return
+    records = []
     for r in train_variant(at, cfg, plan):
         print(f"{part}, {row}, seed {seed}, step {r['step']}: FID {r['fid']:.3f}  recall {r['recall']:.2f}",
               flush=True)
+        records.append(r)
+        write_json(kept/'records.json', records)
     G = load_run(at).model.ema
     if kind != 'all': save_attention(G, kept/'attention.png')
     if n <= 10_000:
         near = count_near(G, load_folder(folder), kind, n, plan.evaluator)
         write_json(kept/'near.json', near)
         print(near)
-    shutil.copy(at/'records.json', kept/'records.json')
     shutil.copy(sorted((at/'samples').glob('*.png'))[-1], kept/'samples.png')
 
 
@@ -197,11 +205,13 @@ def show():
 
 
 def run_part(folder: Path, out: Path, part: str, jobs: int):
-    "All rows and seeds of a part that have no stored records, each in a process of its own"
+    "All rows and seeds of a part that are not stored to the last step, each in a process of its own"
     rows, seeds, *_ = PARTS[part]
     make_plan(folder, out, 'all', 50_000, 1)  # the evaluator, before two processes want it
-    todo = [(row, seed) for seed in range(seeds) for row in rows
-            if not (stored/part/row/f'seed{seed}'/'records.json').exists()]
+    def last_step(row, seed):
+        file = stored/part/row/f'seed{seed}'/'records.json'
+        return read_records(file)[-1]['step'] if file.exists() else 0
+    todo = [(row, seed) for seed in range(seeds) for row in rows if last_step(row, seed) < row_steps(part, row)]
     def start(pair):
         row, seed = pair
         one = '--only', part, '--row', row, '--seed', str(seed)
