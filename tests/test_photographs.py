@@ -84,6 +84,20 @@ def test_a_row_leaves_records_and_pictures(folder, stored, tmp_path):
         assert min(Image.open(stored/'one'/'1-to-1'/'seed0'/f'{name}.png').size) >= 32
 
 
+def test_a_part_starts_what_is_not_stored_to_the_end(folder, stored, tmp_path, monkeypatch):
+    "A row with all of its records, with the first of two, and with none"
+    started = []
+    photographs.train_row(folder, tmp_path/'runs', 'few', '10-augmented', 0)
+    monkeypatch.setattr(photographs.subprocess, 'run', lambda command, check: started.append(command[-3]))
+    file = stored/'few'/'10-augmented'/'seed0'/'records.json'
+    for n in (2, 1, 0):
+        records = read(stored, 'few', '10-augmented')[:n]
+        if n: file.write_text(json.dumps(records), encoding='utf-8')
+        else: file.unlink()
+        photographs.run_part(folder, tmp_path/'runs', 'few', 1)
+        assert started == ['10-augmented']*(2 - n)
+
+
 def test_few_images_are_compared_with_all(folder, stored, tmp_path):
     photographs.train_row(folder, tmp_path/'runs', 'few', '10-augmented', 0)
     run = load_run(tmp_path/'runs'/'few'/'10-augmented'/'seed0')

@@ -211,7 +211,8 @@ def run_part(folder: Path, out: Path, part: str, jobs: int):
     def last_step(row, seed):
         file = stored/part/row/f'seed{seed}'/'records.json'
         return read_records(file)[-1]['step'] if file.exists() else 0
-    todo = [(row, seed) for seed in range(seeds) for row in rows if last_step(row, seed) < row_steps(part, row)]
+    todo = [(row, seed) for seed in range(seeds) for row in rows
+            if last_step(row, seed) < row_steps(part, row)]
     def start(pair):
         row, seed = pair
         one = '--only', part, '--row', row, '--seed', str(seed)
