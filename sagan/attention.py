@@ -286,8 +286,8 @@ def intervene(
     def forward(layer, x):
         q, k, v = layer.qkv(x)
         check_tensor(f'the map of {m.name}', k, ('B', math.prod(m.keys), 'D'))
-        # (B, HW, Cv); queries of 0 see all alike
-        o = attend(q*(not uniform), k[:, visible], v[:, visible])
+        if uniform: q = torch.zeros_like(q)  # all scores are 0: each key gets the same weight
+        o = attend(q, k[:, visible], v[:, visible])                             # (B, HW, Cv)
         if j is not None: o = o.index_fill(1, j.to(o.device), 0.)
         return gamma*layer.gamma*layer.out(o.mT.unflatten(2, x.shape[2:])) + x  # (B, C, H, W)
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]

@@ -296,7 +296,7 @@ def _check_state(path, state, cfg, device, tell):
     _check_config(path, cfg, asdict(state['config']))
     if state['device'] != device.type:
         raise ValueError(f"{path} was saved on {state['device']} and cannot resume on {device.type}, whose "
-                         "random numbers differ; use the device that the run started on")
+                         f"random numbers differ; resume with --device {state['device']} (device=)")
     here = _circumstances(cfg, device)
     # older states lack some of them
     changed = [f'{k} {v} there, {here[k]} here' for k, v in state['versions'].items() if here.get(k, v) != v]

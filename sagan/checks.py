@@ -105,9 +105,13 @@ def _process_limit():
 
 # %% ../nbs/library/45_checks.ipynb #cbc2ee7c
 def _container_limit():
-    "Bytes that this process's container may use in total"
-    try: return int(Path('/sys/fs/cgroup/memory.max').read_text(encoding='utf-8'))
+    "Bytes left under the limit of this process's container, where cached files give way"
+    def read(name): return Path('/sys/fs/cgroup', name).read_text(encoding='utf-8')
+    try:
+        limit, used = int(read('memory.max')), int(read('memory.current'))
+        cached = re.search(r'^inactive_file (\d+)', read('memory.stat'), re.M)
     except (OSError, ValueError): return float('inf')
+    return limit - used + (int(cached[1]) if cached else 0)
 
 # %% ../nbs/library/45_checks.ipynb #f0405bac
 def free_memory(

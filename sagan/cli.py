@@ -94,7 +94,7 @@ def sagan_train(
     given = dict(data=data, preset=preset, keep=keep, measure_every=measure_every, evaluator=evaluator,
                  weights=weights, samples=samples, on_nan=on_nan, cache=cache, device=device)
     options:dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    doing = f'resuming {resume}' if resume else f'preparing to train on {data or "digits"}'
+    doing = f'resuming {resume}' if resume else 'preparing to train'
     with plain_errors('sagan-train'):
         _check(not (resume and out), '--resume names the run folder; leave out --out')
         _check(resume != '', '--resume got an empty name; give the name of a run folder')

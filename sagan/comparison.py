@@ -38,8 +38,8 @@ def run_names(
         raise ValueError(f"{twice[0]} is given twice; give different runs to compare")
     for n in range(1, max(len(f.parts) for f in whole) + 1):
         names = [readable('/'.join(f.parts[-n:])) for f in whole]
-        if len(set(names)) == len(names): break
-    return names
+        if len(set(names)) == len(names): return names
+    return [f'{i} {name}' for i, name in enumerate(names, 1)]  # they differ where `readable` cuts
 
 # %% ../nbs/library/57_comparison.ipynb #5b037257
 def _parameters(net): return f'{sum(p.numel() for p in net.parameters()):,}' if net is not None else 'none'

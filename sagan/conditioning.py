@@ -98,7 +98,8 @@ class ProjectionHead(nn.Module):
         check_count('n_classes', n_classes, 0)
         self.linear = nn.Linear(channels, 1)
         self.embed = nn.Embedding(n_classes, channels) if n_classes else None
-        for layer in filter(None, (self.linear, self.embed)): _spectral_layer(layer)
+        _spectral_layer(self.linear)
+        if self.embed is not None: _spectral_layer(self.embed)
 
     def forward(self, h, y=None):
         "Features `h` (B, C) and labels `y` (B,) to scores (B,)"

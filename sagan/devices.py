@@ -88,7 +88,9 @@ def free_device_memory(
     "The free memory of a GPU"
     kind = _kind(device)
     if kind not in ('cuda', 'mps') or not _is_there(kind): return float('inf')
-    if kind == 'cuda': return torch.cuda.mem_get_info(device)[0]
+    if kind == 'cuda':  # PyTorch keeps freed memory, and uses it again
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
 
 def full_device(

@@ -109,7 +109,7 @@ def intra_frechet_distance(
 
 # %% ../nbs/07_evaluation.ipynb #d15d7df0
 def _squared_mmd(a, b):
-    "KID of m features each, (m, D) in NumPy; in float32 its last digits are torch-fidelity's"
+    "KID of m feature vectors each, (m, D); in float32 its last digits are torch-fidelity's"
     m = len(a)
     def k(a, b): return (a @ b.T / a.shape[1] + 1)**3                         # (m, m)
     def off_diagonal(K): return (K.sum(1, dtype=float) - K.diagonal()).sum()  # ()
@@ -136,12 +136,12 @@ def kernel_distance(
 ) -> tuple: # (mean, standard deviation over the subsets)
     """Kernel Inception distance
 
-    Raises `ValueError` if sizes differ, for NaN, and for fewer than 2 features."""
+    Raises `ValueError` if sizes differ, for NaN, and for fewer than 2 images."""
     f, g = _plain_features(f, g)
     check_count('subsets', subsets)
     check_count('size', size, 2)
     if min(len(f), len(g)) < 2:
-        raise ValueError("the kernel distance needs at least 2 features of each kind, got "
+        raise ValueError("the kernel distance needs at least 2 images of each kind, got "
                          f"{len(f)} and {len(g)}")
     m, rng = min(size, len(f), len(g)), np.random.RandomState(seed)
     def draw(t): return t.numpy()[rng.choice(len(t), m, replace=False)]       # (m, D)
@@ -165,11 +165,11 @@ def precision_recall(
     g:Tensor, # Features of real images, (m, D), m > k
     k:int=3, # The neighbor that a ball reaches to
 ) -> tuple: # (precision, recall), each in [0, 1]
-    "Improved precision and recall; raises `ValueError` for NaN, and for too few features"
+    "Improved precision and recall; raises `ValueError` for NaN, and for too few images"
     f, g = _plain_features(f, g)
     check_count('k', k)
     if min(len(f), len(g)) <= k:
-        raise ValueError(f"precision and recall need more than {k} features of each kind, got "
+        raise ValueError(f"precision and recall need more than {k} images of each kind, got "
                          f"{len(f)} and {len(g)}")
     return _covered(f, g, k), _covered(g, f, k)
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 from .checkpoints import check_scores, explain_write_errors, read_config, Run
 from .config import Config
-from .data import ImageFiles, Images, is_builtin, load_images
+from .data import ImageFiles, Images, is_builtin
 from .distributed import all_reduce, rank, shard
 from .evaluation import score
 from .inputs import check_count
 from .names import listed, run_data
 from .networks import Discriminator, generate_batches, Generator, standing_statistics
 from .references import Classifier, Evaluator, inception, Reference, train_evaluator
+from .starting import training_images
 from .storage import atomic_write, is_number, is_whole, read_json
 
 # %% ../nbs/library/42_measuring.ipynb #d724c8a7
@@ -116,10 +117,12 @@ def evaluation_images(
                          "name a folder of real images with --data")
     data = run_data(data, cfg.data)
     images:Any
-    if by_inception and not is_builtin(data) and not cfg.skip_bad: images = ImageFiles(data, cfg.size)
-    else: images = load_images(data, cfg.size, cfg.skip_bad, read_config(run.folder)[2].get('cache'))
-    # a run without classes ignores labels
-    if not run.classes: images.classes, images.y = [], torch.zeros_like(images.y)
+    if by_inception and not is_builtin(data) and not cfg.skip_bad:
+        images = ImageFiles(data, cfg.size)
+        if not run.classes: images.classes, images.y = [], torch.zeros_like(images.y)
+    else:
+        cache = read_config(run.folder)[2].get('cache')
+        images = training_images(data, cfg, None if run.classes else 0, cache)
     if images.classes != run.classes:
         hint = '; name them with sagan-import --classes' if cfg.data == 'imported' else ''
         raise ValueError(f"the classes of {images.name} ({listed(images.classes)}) are not those of "

@@ -7,8 +7,8 @@ Docs: https://sagan-gan.github.io/sagan/library/names.html.md"""
 # %% auto #0
 __all__ = ['SHIPPED', 'KINDS', 'encodable', 'readable', 'figure_label', 'quiet_missing_glyphs', 'listed', 'counted', 'file_name',
            'quote_path', 'class_numbers', 'split_classes', 'say', 'prepare_output', 'plain_warnings', 'shipped',
-           'find_run', 'check_run', 'is_builtin', 'run_data', 'check_image_folder', 'check_file', 'refuse_device',
-           'check_kind']
+           'find_run', 'check_run', 'is_builtin', 'run_data', 'check_image_folder', 'check_outside', 'check_file',
+           'refuse_device', 'check_kind']
 
 # %% ../nbs/library/48_names.ipynb #f5ee69dd
 import os, re, shlex, sys, unicodedata, warnings
@@ -107,6 +107,10 @@ def quote_path(
     return f'"{path}"' if windows and quoted != str(path) else quoted
 
 # %% ../nbs/library/48_names.ipynb #5547f6f6
+def _composed(text):
+    "A name for comparisons: some systems store the letter é as e and an accent"
+    return unicodedata.normalize('NFC', encodable(text))
+
 def _listed(wanted):
     "One or several wanted classes as a list"
     return list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
@@ -119,10 +123,11 @@ def class_numbers(
     "Find the numbers of classes; raises `ValueError` for a class that does not exist, or an empty list"
     if wanted is None: return list(range(len(classes)))
     if not classes: raise ValueError("this run is unconditional and has no classes to choose from")
-    numbers = {str(i): i for i in range(len(classes))} | {n: i for i, n in enumerate(classes)}
+    numbers = {f(n): i for f in (_composed, str) for i, n in enumerate(classes)}
+    numbers = {str(i): i for i in range(len(classes))} | numbers
     if not (wanted := _listed(wanted)): raise ValueError("the list of classes is empty; leave it out for all")
     def find(w):
-        if isinstance(w, str): return numbers.get(encodable(w))
+        if isinstance(w, str): return numbers.get(encodable(w), numbers.get(_composed(w)))
         return w if w in range(len(classes)) else None
     found = [find(w) for w in wanted]
     if None in found:
@@ -137,8 +142,10 @@ def split_classes(
     classes:Sequence[str], # Names of all classes
 ) -> list[str]: # Names or numbers, for `class_numbers`
     "Split text from the command line into classes"
-    if encodable(text) in classes: return [text]
-    return [part if encodable(part) in classes else part.strip() for part in text.split(',')]
+    names = {*classes, *map(_composed, classes)}
+    def known(name): return bool(names & {encodable(name), _composed(name)})
+    if known(text): return [text]
+    return [part if known(part) else part.strip() for part in text.split(',')]
 
 # %% ../nbs/library/48_names.ipynb #8944f0fc
 def say(
@@ -231,6 +238,15 @@ def check_image_folder(
     if not Path(path).is_dir():
         raise FileNotFoundError(f"there is no folder {path}; give a folder of images, or one with a "
                                 "subfolder of images per class")
+
+def check_outside(
+    folder:str|Path, # Folder to write into
+    data:str, # 'digits', 'twins', or a folder of images
+) -> None:
+    "Raise `ValueError` for a folder inside that of the images, which would change them"
+    if not is_builtin(data) and Path(data).resolve() in Path(folder).resolve().parents:
+        raise ValueError(f"{folder} is inside {data}, so the run would change these data; choose "
+                         "another folder with --out")
 
 def check_file(
     path:str|Path, # A file

@@ -9,7 +9,7 @@ __all__ = ['G_CHANNELS', 'D_CHANNELS', 'D_DOWN', 'GBlock', 'DBlock', 'ResidualBl
            'generate_batches', 'generate', 'standing_statistics']
 
 # %% ../nbs/04_networks.ipynb #2b7ceb03
-import torch, torch.nn as nn, torch.nn.functional as F
+import math, torch, torch.nn as nn, torch.nn.functional as F
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from torch import Tensor
@@ -334,7 +334,8 @@ def standing_statistics(
 
     Raises `ValueError` for labels or a batch that do not fit."""
     n, G = _count_images(G, y, n, seed, batch, least=2), deepcopy(G).train()
-    batch = -(-n//-(-n//batch))  # nearly equal batches, because all count the same
+    n_batches = math.ceil(n/batch)
+    batch = math.ceil(n/n_batches)  # nearly equal batches, because all count the same
     for m in G.modules():
         if isinstance(m, BatchNorm2d):
             m.reset_running_stats()

@@ -142,6 +142,7 @@ def make_parser(
     examples = '\n  '.join(['Examples:', *EXAMPLES[name]]) if name in EXAMPLES else None
     parser = _Parser(prog, ' '.join([prog, *given.values(), '[options]']), command.__doc__, examples,
                      formatter_class=_Help, add_help=False)
+    parser._negative_number_matcher = re.compile(r'-\d')  # -1,2 is a value, too, and not an unknown option
     titles = 'Needed', 'Used most', *GROUPS, 'Run', 'Options'
     groups = {title: parser.add_argument_group(title) for title in titles}
     grouped = chain(*GROUPS.values()) if first else ()
@@ -169,6 +170,9 @@ def parse_options(
         say(f'{parser.prog}: {what}; {hint}', sys.stderr)
         raise SystemExit(2)
     options = {k: v for k, v in vars(known).items() if k in own or v is not None}
+    for k in own.keys() & options.keys():
+        if '' in (options[k] if isinstance(options[k], list) else [options[k]]):
+            parser.error(f"{k.replace('_', '-')} got an empty text; give a value, or leave it out")
     several = [k for k, p in own.items() if p.kind == Parameter.VAR_POSITIONAL]
     return [v for k in several for v in options.pop(k)], options
 

@@ -148,7 +148,8 @@ class RunWriter(Callback):
         "Write a record or checkpoint when due; raises `CancelFitException` when asked to stop"
         t = self.sagan_trainer
         log = t.step % self.log_every == 0
-        measure = bool(self.measure_every) and t.step % self.measure_every == 0
+        due = t.step % (self.measure_every or 1) == 0 or t.step == self.model.cfg.steps
+        measure = bool(self.measure_every) and due
         if log: self.follow(t.figures() | _rates(self.opt))
         if measure or t.step % self.save_every == 0: self.checkpoint(measure)
         elif log: self.record({})

@@ -34,7 +34,7 @@ from .evaluation import nearest_images, real_distances
 from .explorer import class_view, explore, image_view
 from .inputs import check_count
 from .live import describe_model
-from .names import counted, listed, quiet_missing_glyphs, quote_path, say
+from .names import counted, listed, quiet_missing_glyphs, quote_path, say, SHIPPED
 from .nearest import searched
 from .networks import generate, generate_batches, Generator
 from .pages import (
@@ -181,6 +181,7 @@ def suggest_out(
 ) -> Iterator[None]:
     "Turn a failed write into an `OSError` that suggests another place; with scores, `UnstoredScores`"
     try: yield
+    except BlockingIOError: raise  # another process is there for a while only
     except OSError as e:
         what = f'{path} cannot be written ({e.strerror})' if e.strerror else e
         message = f'{what}; name another place with --out (out=)'
@@ -383,9 +384,11 @@ def run_notes(
 def run_tiles(
     run:Run, # A run
     images:Images, # The images that it was trained on
+    evaluated:dict|None=None, # Scores from `sagan-eval`, for a run that did not measure itself
 ) -> list[tuple]: # (name, figure, note) of each tile, some with 'good', 'bad' or 'unknown'
     "The headline figures of a run"
-    last, best, n = run.records[-1] if run.records else {}, best_record(run.records), len(images)
+    last, best = run.records[-1] if run.records else {}, best_record(run.records) or evaluated
+    n, name = len(images), run.folder.name if run.folder.parent == SHIPPED else run.folder
     seen, seconds, speed = run.step*run.cfg.batch, run_seconds(run), last.get('images_per_s')
     classes = counted(len(images.classes), 'class') if images.classes else 'without classes'
     tiles:list[tuple] = [
@@ -394,12 +397,13 @@ def run_tiles(
         ('Passes over the data', format_passes(seen/n), f'{seen:,} images seen'),
         ('Time', 'unknown' if seconds is None else format_seconds(seconds),
          '' if speed is None else f'{speed:.0f} images per second')]
-    if best:
+    if best and best.get('fid') is not None:
         judge = best['evaluator'].partition(' (weights ')[0].partition(' trained on ')[0]
         tiles.append(('FID, lower is better', f'{best["fid"]:.2f}',
                       f'at step {best["step"]:,}, {best["samples"]:,} samples, by {judge}'))
-    else: tiles.append(('Score', 'not measured yet', f'sagan-eval {quote_path(run.folder.name)} measures one',
-                        'unknown'))
+    else:
+        note = f'sagan-eval {quote_path(name)} measures one'
+        tiles.append(('Score', 'not measured yet', note, 'unknown'))
     warned = sum(note.startswith('Warning') for note in run_notes(run))
     tiles.append(('Warnings', f'{warned}', 'see below', 'bad') if warned else
                  ('Warnings', 'none', 'no sign of trouble while it trained', 'good'))
@@ -482,7 +486,7 @@ def _attention_block(run, folder):
         figure = captioned_html(wide_html(figure_html(fig, 'Attention maps'), 'maps and scales'), (
             'Each row is an image with points, and beside it where each of them looks in the last attention '
             "layer of the generator (the paper's figures 1 and 5). Below a map is its largest weight: 2× is "
-            'twice that of an even spread, where a point looks everywhere alike.'))
+            'twice that of an even spread, where a point looks at all places equally.'))
     explorer = frame_html(explorer_page(run).static())
     return f'<h2>Attention</h2><div class="attention"><div>{explorer}</div>{figure}</div>'
 
@@ -615,7 +619,7 @@ def report_page(
     short = warned and bool(few_passes(len(images), run.step, run.cfg.batch))  # not after --resume
     def shown(rows, caption): return captioned_html(strips_html(rows), caption)
     which = 'of the first 10 classes' if len(run.classes) > 10 else 'class'
-    blocks = [tiles_html(run_tiles(run, images)), notes and f'<ul class="notes">{notes}</ul>',
+    blocks = [tiles_html(run_tiles(run, images, evaluated)), notes and f'<ul class="notes">{notes}</ul>',
               '<h2>Samples</h2>', shown(samples, 'Drawn by the averaged generator'
                     + (f', a row for each {which} (figure 6 of the paper, arXiv:1805.08318).'
                        if run.classes else '.')

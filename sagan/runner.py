@@ -34,7 +34,7 @@ from .diagnostics import NonFinite
 from .references import Classifier, Evaluator, Reference, reference
 from .inputs import check_count
 from .experiments import load_experiment, variants
-from .names import listed, quiet_missing_glyphs, say
+from .names import check_outside, listed, quiet_missing_glyphs, say
 from .networks import generate
 from .outcomes import (
     curves_figure, measures, strips_figure, table, table_columns, table_markdown)
@@ -166,6 +166,7 @@ def _progress(variant, seed, record):
 def _train_at_once(folder, pairs, plan, jobs, tell):
     "Train `jobs` pairs of variant and seed at a time; raises `OSError` if a worker was killed"
     data, threads = pickle.dumps(plan), max(1, torch.get_num_threads()//jobs)
+    others = {*active_children()}
     with ExitStack() as stack:
         file = stack.enter_context(temporary_folder(folder/'plan'))/'plan'
         file.write_bytes(data)
@@ -179,7 +180,7 @@ def _train_at_once(folder, pairs, plan, jobs, tell):
                 records = read_records(folder/v.name/f'seed{seed}'/'records.json')
                 tell(_progress(v, seed, records[-1]))
         except BaseException as e:
-            for p in active_children(): p.terminate()
+            for p in {*active_children()} - others: p.terminate()
             if not isinstance(e, BrokenProcessPool): raise
             raise OSError("a training process was killed, perhaps because memory ran out; run the same "
                           "experiment again to continue, with fewer jobs to need less memory. A script "
@@ -449,10 +450,11 @@ def experiment_run(
     if config.keys() & {'g_attention', 'd_attention'}:
         raise ValueError("the rows of an experiment set the places of attention; leave out --g-attention "
                          "and --d-attention")
+    folder = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}')
+    check_outside(folder, str(data))
     base, device = configure(preset, **config), find_device(device)
     images, judge = training_images(str(data), base, config.get('n_classes')), None
     if weights or evaluator != 'small': judge = make_evaluator(evaluator, images, weights, 0, device)
-    folder = Path(out or Path('runs')/f'{experiment}-{Path(data).resolve().name}')
     base = base.change(data=absolute_data(str(data)))
     run_experiment(experiment, images, base, folder, seeds, every, samples, judge, jobs, device, tell)
     return folder

@@ -9,7 +9,7 @@ __all__ = ['OPTIONS', 'output_path', 'load_run', 'train_run', 'resume_run', 'ope
            'evaluate_run', 'report_run']
 
 # %% ../nbs/library/27_runs.ipynb #08b65416
-import shutil, sys, torch
+import gc, shutil, sys, torch
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -19,7 +19,7 @@ from pathlib import Path
 from warnings import warn
 from torch import Tensor
 from .checkpoints import (
-    best_record, create_run, file_step, load_best, load_newest, RATES, read_config,
+    best_record, create_run, file_step, load_best, load_newest, meta_model, RATES, read_config,
     read_log, Run, states, weights_step, write_config)
 from .checks import (
     check_folder, check_memory, check_seed, check_space, check_training_memory, ELSEWHERE, existing_paths,
@@ -35,14 +35,16 @@ from .measuring import (
     evaluation_images, load_or_train_evaluator, make_evaluator, measure_generator, standing_generator)
 # the last two for code that imports them from here
 from .names import (
-    class_numbers, counted, file_name, find_run, is_builtin, quote_path, run_data, say, shipped, SHIPPED)
+    check_outside, class_numbers, counted, file_name, find_run, is_builtin, quote_path, run_data, say,
+    shipped, SHIPPED)
 from .pace import check_minutes, describe_duration, seconds_per_step, steps_within
 from .progress import is_terminal, ProgressLine
 from .recording import (
     fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt, TrainingProgress)
 from .references import inception, reference as real_statistics
-from .reports import (
-    draw_attention, draw_nearest, explorer_page, open_notebook, save_figure, suggest_out, write_report)
+from sagan.reports import (
+    draw_attention, draw_nearest, explorer_page, open_notebook, report_page, save_figure, suggest_out,
+    write_report)
 from .starting import (
     absolute_data, check_batch, choose_config, configure, init_from as fill_from, run_images, suit_config,
     training_images)
@@ -96,14 +98,14 @@ def _on_device(images, device):
 
 # %% ../nbs/library/27_runs.ipynb #5cc00a27
 def _make_learner(images, cfg, device, lower=SMALLER):
-    "A learner for this process's share of the batches"
+    "A learner for this process's share of the batches; checks the memory unless `lower` is None"
     check_batch(images, cfg.batch)
     world = world_size()
     if cfg.batch % (world*cfg.accumulate):
         raise ValueError(f"a batch of {cfg.batch} images cannot be shared equally by {world} processes, each "
                          f"in {cfg.accumulate} part{'s'[:cfg.accumulate != 1]}; choose a --batch that "
                          f"{world*cfg.accumulate} divides")
-    check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device, lower)
+    if lower: check_training_memory(cfg, cfg.batch//world//cfg.accumulate, device, lower)
     dls = image_dls(_on_device(images, device), cfg.batch//world, cfg.steps, cfg.flip, cfg.seed, device,
                     rank(), world)
     learn = sagan_learner(dls, cfg, data=cfg.data)
@@ -183,6 +185,9 @@ def _pace(images, cfg, device, minutes=None, lower=SMALLER):
     except NonFinite:  # the run itself will raise this error and write its report
         if minutes is None: return None
         raise
+    finally:
+        del trial
+        gc.collect()  # a learner refers to itself
 
 # %% ../nbs/library/27_runs.ipynb #57fc4746
 def _opening(learn, images, resumed, device, pace):
@@ -298,11 +303,9 @@ def _choose_folder(data, known, out):
     "(name of the data, run folder)"
     if '' in (data, out): raise ValueError("data and out cannot be empty; leave them out for defaults")
     data = run_data(data, known)
-    folder = Path(out or Path('runs')/Path(data).resolve().name)
+    folder = Path(out or Path('runs')/(Path(data).resolve().name or 'images'))  # the root has no name
     check_folder(folder)
-    if not is_builtin(data) and Path(data).resolve() in folder.resolve().parents:
-        raise ValueError(f"{folder} is inside {data}, so the run would change these data; choose "
-                         "another folder with --out")
+    check_outside(folder, data)
     return data, folder
 
 # %% ../nbs/library/27_runs.ipynb #bd610654
@@ -351,11 +354,12 @@ def train_run(
         name, folder = _choose_folder(data, cfg.data, out)
         options = _check_options(tell, {}, keep=keep, measure_every=measure_every, evaluator=evaluator,
                                  weights=weights, samples=samples, on_nan=on_nan, cache=cache)
+        meta_model(cfg)  # refuses impossible networks before images are read
         images = training_images(name, cfg, config.get('n_classes'), options['cache'])
         cfg, note = suit_config(cfg.change(data=absolute_data(name)), preset, images, start, config)
         pace = _pace(images, cfg, device, minutes)
         if minutes: cfg = cfg.change(steps=steps_within(minutes, pace, cfg.n_d))
-        learn = _make_learner(images, cfg, device)
+        learn = _make_learner(images, cfg, device, None if pace else SMALLER)
         note += _begin_from(start, learn, images, options)
         return _train_in(folder, learn, images, options, device, tell, pace, note=note)
 
@@ -401,9 +405,10 @@ def resume_run(
     Raises `ValueError` for a different configuration, different data, or a finished run, before anything is
     changed; `BlockingIOError` if another process uses the run; during training, the errors of
     `train_run`."""
-    folder = folder.folder if isinstance(folder, Run) else Path(folder)
+    folder = _run_folder(folder)
     if _is_shipped(folder):
-        raise ValueError(f"{folder} comes with the package, without training states, and cannot be resumed")
+        raise ValueError(f"{folder.name} comes with the package, without training states, and cannot be "
+                         "resumed; start from its weights with --init-from")
     with _join_group(device) as device:
         was, classes, remembered = read_config(folder)
         cfg = _resumed_config(folder, was, preset, config)
@@ -412,7 +417,7 @@ def resume_run(
                                  evaluator=evaluator, weights=weights, on_nan=on_nan, cache=cache)
         images = run_images(data, cfg, classes, options['cache'])
         pace = _pace(images, cfg, device, lower=ELSEWHERE)
-        learn = _make_learner(images, cfg, device, ELSEWHERE)
+        learn = _make_learner(images, cfg, device, None if pace else ELSEWHERE)
         return _train_in(folder, learn, images, options, device, tell, pace, resumed=True)
 
 # %% ../nbs/library/27_runs.ipynb #b33a4595
@@ -583,8 +588,9 @@ def report_run(
     folder:Run|str|Path,
     data:str|Path|None=None, # The images that the run was trained on, if they have moved
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first available one
-    # File to write, for example if the run folder is read-only; attention.png goes beside it. None for
-    # report.html in the run folder, or digits-report.html in the current folder for a run of the package
+    # File to write, for example if the run folder is read-only. None for report.html and attention.png in
+    # the run folder, or digits-report.html and digits-attention.png in the current folder for a run of the
+    # package
     out:str|Path|None=None,
 ) -> Path: # The report
     """Rebuild the report of a run from its folder
@@ -602,9 +608,10 @@ def report_run(
     if out is not None:
         with suggest_out(out): return _write_report(run, images, Path(out))
     if not _is_shipped(run.folder):
-        with file_lock(run.folder), suggest_out(run.folder/'report.html'): return _write_report(run, images)
+        file = run.folder/'report.html'
+        with suggest_out(file), file_lock(run.folder): return _write_report(run, images)
     with temporary_folder(output_path(run, 'report.html')) as folder:
-        write_report(replace(run, folder=folder), images)
+        (folder/'report.html').write_text(report_page(run, images, folder=folder), encoding='utf-8')
         for f in folder.glob('[!.]*'):
             with atomic_write(output_path(run, f.name)) as new: shutil.copy(f, new)
     return output_path(run, 'report.html')

@@ -151,7 +151,7 @@ def _check_room(path, n_bytes):
 def _check_images(path):
     "Raise `OSError` unless the folder is empty or can be created"
     check_folder(path)
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(not f.name.startswith('.') for f in path.iterdir()):  # but for .DS_Store
         raise FileExistsError(f"{path} already holds files; empty it, or choose another with --out (out=)")
 
 # %% ../nbs/library/50_sampling.ipynb #61fa8ea8
@@ -309,8 +309,8 @@ def nearest_run(
     data:str|Path|None=None, # Real images, if they have moved since training
     evaluator:str='small', # Network whose features are compared: 'small' or 'inception'
     weights:str|Path|None=None, # File of Inception weights, None to download it at first use
-    # Picture to write, with other options in its name; None for nearest-seed<seed>.png in the run folder, or
-    # digits-nearest-seed<seed>.png in the current folder for a run of the package
+    # Picture to write, with other options in its name; None for neighbors-seed<seed>.png in the run folder,
+    # or digits-neighbors-seed<seed>.png in the current folder for a run of the package
     out:str|Path|None=None,
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the run's device, or the first available one
     truncation:float|None=None, # As in `sample_run`
@@ -328,7 +328,7 @@ def nearest_run(
     by_inception = evaluator == 'inception' or weights is not None
     asked = dict(truncation=truncation, label=None if label is None else str(label), n=n if n != 8 else None,
                  inception='' if by_inception else None)
-    path = Path(out or output_path(r, file_name(f'nearest-seed{seed}', '.png', **asked)))
+    path = Path(out or output_path(r, file_name(f'neighbors-seed{seed}', '.png', **asked)))
     with suggest_out(path): check_output(path)
     images = evaluation_images(r, data, by_inception)
     G = _run_generator(r, truncation)

@@ -188,6 +188,7 @@ def _copy_norm(new, old, rows):
 def _set_weight(layer, W):
     "Set the weight (out, in) of a spectrally normalized layer, along with the vectors of its norm"
     (_, sn, weight), = spectral_layers(layer)
+    W = W.to(weight.device)
     if torch.equal(weight, W): return
     weight.copy_(W)
     U, _, Vh = torch.linalg.svd(W, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Who moves in which step, what a thousand steps look like, and how to tell a healthy run from a lost one
+"""Who moves in which step, what 1,800 steps look like, and how to tell a healthy run from a lost one
 
 Docs: https://sagan-gan.github.io/sagan/training.html.md"""
 
@@ -221,7 +221,7 @@ def _build_model(cfg, G, D):
     model = SAGAN(cfg)
     if G is not None: model.G, model.ema = G, deepcopy(G).eval().requires_grad_(False)
     if D is not None: model.D = D
-    if not (G is D is None): check_networks(model.G, model.D, cfg)
+    if G is not None or D is not None: check_networks(model.G, model.D, cfg)
     return model
 
 def _make_learner(dls, model, cbs):

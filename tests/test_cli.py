@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('cli')
     done = new_process(BIN/'sagan-train', *TINY, cwd=tmp)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == 'preparing to train on digits ...\n'  # its first word
+    assert done.stderr == 'preparing to train ...\n'  # its first word
     assert 'open runs/digits/report.html' in done.stdout
     return tmp
 
@@ -271,6 +271,21 @@ def test_a_wrong_option_is_refused_with_the_nearest_names(capsys):
         with patch.object(sys, 'argv', ['sagan', 'train', *args]), pytest.raises(SystemExit) as e: main.main()
         said = capsys.readouterr().err
         assert e.value.code == 2 and said.startswith('sagan-train: ') and message in said
+
+@pytest.mark.parametrize('command, args, message', [
+    ('train', ['--cache', ''], 'cache got an empty text; give a value, or leave it out'),
+    ('train', ['--init-from', ''], 'init-from got an empty text'),
+    ('attend', ['digits', '--points', ''], 'points got an empty text'),
+    ('report', ['digits', ''], 'runs got an empty text')])
+def test_empty_text_is_refused(capsys, command, args, message):
+    "As from a variable of the shell that is not set"
+    with patch.object(sys, 'argv', ['sagan', command, *args]), pytest.raises(SystemExit) as e: main.main()
+    assert e.value.code == 2 and capsys.readouterr().err.startswith(f'sagan-{command}: {message}')
+
+def test_a_value_may_begin_with_a_minus():
+    asked = 'sagan walk digits --seeds -1,2'.split()
+    with patch('sagan.walks.walk_run') as walk, patch.object(sys, 'argv', asked): main.main()
+    assert [-1, 2] in [*walk.call_args.args, *walk.call_args.kwargs.values()]
 
 def test_the_command_for_all(tmp_path):
     "`sagan` and `python -m sagan`; what lists the commands and tells the version imports nothing heavy"

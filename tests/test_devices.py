@@ -92,13 +92,14 @@ def test_a_run(gpu, tmp_path, monkeypatch, capsys):
                         diffaug='color,translation,cutout')
         assert f'on {gpu} in float32' in capsys.readouterr().out
         run = resume_run(run, steps=2)
+        begun = train_run(init_from=run.folder, out='begun', steps=1)  # a folder is loaded on the CPU
     sample_run(run, 1, classes=[3], truncation=1.)
     attend_run(run, n=1)
     walk_run(run, [0, 1], frames=1)
     evaluate_run(run, 10, standing=8)
     explore_run(run, out='page.html')
     report_run(run)
-    assert {t.device.type for t in run.model.state_dict().values()} == {gpu}
+    for r in (run, begun): assert {t.device.type for t in r.model.state_dict().values()} == {gpu}
     made = {'samples-seed0-truncation1.0-n1-classes3.png', 'attention-seed0-n1.png', 'report.html',
             'walk-seeds0,1-frames1.gif', 'eval-n10-standing8.json'}
     assert made <= set(os.listdir(run.folder)) and os.path.exists('page.html')
@@ -131,6 +132,15 @@ def test_the_memory_of_mps(monkeypatch):
     for there, free in ((True, 10*10**9), (False, float('inf'))):
         monkeypatch.setattr(devices, '_is_there', lambda kind: there)
         assert free_memory('mps') == free
+
+
+def test_the_memory_of_cuda(monkeypatch):
+    "What is free, and what PyTorch has freed but kept"
+    monkeypatch.setattr(devices, '_is_there', lambda kind: True)
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (3*10**9, 8*10**9))
+    monkeypatch.setattr(torch.cuda, 'memory_reserved', lambda device: 4*10**9)
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda device: 10**9)
+    assert free_memory('cuda:1') == 6*10**9
 
 
 @pytest.mark.parametrize('name', ['mps', 'mps:0', 'cuda', 'cuda:7'])

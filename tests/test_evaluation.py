@@ -188,7 +188,7 @@ def test_kernel_distance_precision_and_recall_of_torch_fidelity():
     assert kid/theirs['kernel_inception_distance_mean'] == pytest.approx(1, abs=1e-4)
     assert spread/theirs['kernel_inception_distance_std'] == pytest.approx(1, abs=1e-4)
     assert precision_recall(a, b) == (theirs['precision'], theirs['recall'])
-    with pytest.raises(ValueError, match='more than 3 features'): precision_recall(a[:3], b)
+    with pytest.raises(ValueError, match='more than 3 images'): precision_recall(a[:3], b)
     with pytest.raises(ValueError, match='different dimensions'): kernel_distance(a, b[:, :4])
     assert _covered(a, a, 1) == 1
 

@@ -116,6 +116,15 @@ def test_classes_with_commas():
     with pytest.raises(ValueError, match='are 0 .c., .* and 950 more'): class_numbers(['c']*1000, 'dog')
 
 
+def test_composed_and_decomposed_letters():
+    "A Mac may store é as two characters: either finds the name, and where both are names, each finds its own"
+    two, one = 'cafe\u0301', 'caf\u00e9'
+    for name in (one, two):
+        for text in (one, two):
+            assert class_numbers(['x', name], split_classes(f'x,{text}', ['x', name])) == [0, 1]
+    assert [class_numbers([one, two], t) for t in (one, two)] == [[0], [1]]
+
+
 # One seed, one picture
 
 @pytest.mark.parametrize('z_dim', [1, 8, 20, 128])

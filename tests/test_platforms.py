@@ -217,6 +217,18 @@ def test_memory_of_windows(no_proc, monkeypatch, works):
     assert free_memory('cpu') == (3*10**9 if works else float('inf'))
 
 
+@pytest.mark.parametrize('limit, free', [('4000', 4000 - 3500 + 700), ('max', 2**33)])
+def test_memory_of_a_container(no_proc, monkeypatch, limit, free):
+    "What is left under its limit; the system gives up cached files"
+    stat = 'active_file 5\ninactive_file 700\n'
+    known = {'memory.max': limit, 'memory.current': '3500', 'memory.stat': stat}
+    def read(self, **kw):
+        if self.parent != Path('/sys/fs/cgroup'): raise FileNotFoundError(self)
+        return known[self.name]
+    monkeypatch.setattr(Path, 'read_text', read)
+    assert free_memory('cpu') == free
+
+
 def test_memory_of_an_unknown_system(no_proc, monkeypatch):
     def unknown(name): raise ValueError('unrecognized configuration name')
     monkeypatch.setattr(os, 'sysconf', unknown)

@@ -17,6 +17,7 @@ from sagan.data import digits, folder, ImageFiles, to_unit
 from sagan.importing import import_run
 from sagan.references import reference, train_evaluator
 from sagan.runner import experiment_run
+from sagan.runner import experiment_run
 from sagan.runs import attend_run, evaluate_run, explore_run, load_run, report_run, resume_run, train_run
 from sagan.sampling import nearest_run, sample_run
 from sagan.storage import file_lock
@@ -98,6 +99,7 @@ def refusals():
         ('samples', 'measuring 1000000000000 images needs', dict(measure_every=1, samples=10**12)),
         ('too wide', 'needs at least .* GB of memory', dict(g_width=4096)),
         ('empty name', 'cannot be empty', dict(data='')),
+        ('no such place', 'no 64x64 feature map', dict(data='nowhere', d_attention=(64,))),
         ('out among the data', 'is inside pics', dict(out='pics/new')),
         ('out is a file', 'file is not a folder', dict(out='file')),
         ('out in a file', 'file is not a folder', dict(out='file/a/b')),
@@ -111,6 +113,7 @@ def refusals():
         ('finished', 'is finished', dict(steps=2)),
         ('other rate of decay', 'beta2 is', dict(beta2=.5)),
         ('no rate', 'lr_g must be positive', dict(lr_g=-1.)),
+        ('of the package', 'digits comes with the package, .*--init-from', dict(folder='digits')),
         ('other batch', 'batch is 4', dict(batch=6)),
         ('other data', 'trained on different data', dict(data='others')),
         ('other classes', 'the run has classes a, b', dict(data='digits')),
@@ -130,6 +133,8 @@ def refusals():
     yield 'sample: seed', 'seed must be below 2', partial(one, seed=2**64)
     yield 'sample: folder', 'no folder a', partial(one, out='a/b.png')
     yield 'sample: over a folder', 'already holds files', partial(one, out='pics')
+    among = partial(experiment_run, 'claim', 'pics', 'pics/runs')
+    yield 'experiment: among the data', 'is inside pics', among
     yield 'sample: among files', 'file is not a folder', partial(one, out='file')
     yield 'sample: ending', 'name a picture', partial(one, out='a.jpg')
     yield 'sample: empty name', 'cannot be empty', partial(one, out='')

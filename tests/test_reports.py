@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from machines import linux
-from sagan.comparison import report_runs
+from sagan.comparison import report_runs, run_names
 from sagan.config import preset
 from sagan.diagnostics import few_passes
 from sagan.reports import format_scores, open_notebook, run_frames, run_notes
@@ -126,6 +126,26 @@ def test_a_report_takes_what_sagan_eval_left(run, tmp_path):
     assert len([w for w in caught if 'left out' in str(w.message)]) == 2
     for part in ('sagan-eval, step 4', '<td>1.12</td>', 'alt="Nearest training images"'): assert part in page
     assert page.count('alt="Samples "') == 4
+
+
+def test_the_score_of_a_run_that_did_not_measure(run, tmp_path, monkeypatch):
+    "The report names the command, and after that command, its score"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, folder := Path('runs/digits'))
+    log = (folder/'log.jsonl').read_text(encoding='utf-8')
+    (folder/'log.jsonl').write_text(re.sub('"fid": [^,}]+', '"fid": null', log), encoding='utf-8')
+    def tile(folder, out=None):
+        page = report_run(folder, out=out).read_text(encoding='utf-8')
+        return re.search('<dt>(FID[^<]*|Score)</dt>.*?</div>', page, re.S)[0]
+    assert f'sagan-eval {folder} measures one' in tile(folder)
+    (folder/'eval.json').write_text(json.dumps(SCORES | dict(step=4, fid=1.125)), encoding='utf-8')
+    assert '1.12' in tile(folder) and 'measures' not in tile(folder)
+    assert 'sagan-eval digits measures one' in tile('digits') and Path('digits-attention.png').exists()
+
+
+def test_runs_with_long_names_are_told_apart():
+    names = run_names([Path(f'/x/{"a"*35}{i}{"b"*35}') for i in (1, 2)])
+    assert len(set(names)) == 2 and all(len(n) < 70 for n in names)
 
 
 def test_runs_side_by_side(run, tmp_path, monkeypatch):

@@ -211,13 +211,13 @@ def test_measured_as_it_goes(tmp_path):
     short = TINY | dict(steps=8)
     run = train_run(out=tmp_path/'run', measure_every=2, samples=50, n_classes=0, tell=silent, **short)
     assert best_record(run.records)['step'] in {2, 4, 6, 8}
-    run = resume_run(run, steps=12, samples=60, device='cpu', tell=silent)
-    assert [r['samples'] for r in run.records if 'fid' in r] == [50, 50, 50, 50, 60, 60]
+    run = resume_run(run, steps=13, samples=60, device='cpu', tell=silent)
+    assert [r['samples'] for r in run.records if 'fid' in r] == [50, 50, 50, 50, 60, 60, 60]  # the end, too
     assert read_config(tmp_path/'run')[2] == OPTIONS | dict(measure_every=2, samples=60)
     page = (tmp_path/'run/report.html').read_text(encoding='utf-8')
     assert 'FID, lower is better' in page and f"{best_record(run.records)['fid']:.2f}" in page
     best = best_record(run.records)['step']
-    assert {best, 11, 12} == {int(f.stem[5:]) for f in states(tmp_path/'run')}
+    assert {best, 12, 13} == {int(f.stem[5:]) for f in states(tmp_path/'run')}
     assert load_run(tmp_path/'run', best=True).step == best
 
 

@@ -100,6 +100,14 @@ def test_many_images_are_never_in_memory_together(tmp_path):
     assert max(drawn) == 8 and sum(drawn) == 1020
 
 
+def test_a_folder_that_a_file_manager_has_opened(tmp_path):
+    "It is as good as empty"
+    (tmp_path/'new').mkdir()
+    (tmp_path/'new'/'.DS_Store').write_text('', encoding='utf-8')
+    sample_run(made(tmp_path/'run', 2, g_attention=()), 1, out=tmp_path/'new')
+    assert sum(f.suffix == '.png' for f in (tmp_path/'new').rglob('*')) == 2
+
+
 def test_a_failure_leaves_nothing(tmp_path):
     "No half of a folder or of an archive"
     def fail(*args):
@@ -195,7 +203,7 @@ def test_nearest(tmp_path, monkeypatch):
     with quick, few, patch.object(sampling, '_draw_numbered', lambda *_: to_unit(digits().x[:3])):
         near = nearest_run('digits', n=3)
     assert near['distances'] == pytest.approx([0, 0, 0], abs=1e-3) and near['usual'] > .001
-    assert near['picture'].name == 'digits-nearest-seed0-n3.png' and near['picture'].exists()
+    assert near['picture'].name == 'digits-neighbors-seed0-n3.png' and near['picture'].exists()
     G = load_run('digits').model.ema
     numbered = sampling._draw_numbered(G, 10, None, 12, 0)
     assert torch.equal(numbered[11], draw_rows(G, [1], 12)[0, 11])
