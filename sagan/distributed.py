@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from torch import nn, Tensor
 from .devices import widest_dtype
-from .devices import widest_dtype
 from .inputs import check_count
 
 # %% ../nbs/library/23_distributed.ipynb #23c1667f
