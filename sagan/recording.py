@@ -158,9 +158,8 @@ class RunWriter(Callback):
     def after_fit(self):
         "Write a checkpoint of the last step"
         if self.saved_step == self.sagan_trainer.step: return
-        stopped = _stop_requested(self)
         try:
-            if not stopped: self.checkpoint(bool(self.measure_every))
+            if not _stop_requested(self): self.checkpoint(bool(self.measure_every))
         except CancelFitException: pass  # stopped during the measurement
         if self.saved_step != self.sagan_trainer.step: self.quick_checkpoint()
 

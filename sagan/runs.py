@@ -334,8 +334,7 @@ def train_run(
     evaluator:str='small', # Network that measures: 'small' or 'inception'
     weights:str|Path|None=None, # File of Inception weights, None to download it at first use
     samples:int|None=None, # Images per measurement, None for 1,000, with Inception 50,000
-    # On a number that is not finite: 'stop', or 'rollback' to the last checkpoint and continue with other
-    # data
+    # On a number that is not finite: 'stop', or 'rollback' to the last checkpoint and use other data
     on_nan:str='stop',
     cache:str|Path|None=None, # Folder for the decoded copy of data larger than 8 GB, None for the user's
     device:str|None=None, # 'cuda', 'mps' or 'cpu', None for the first available one
