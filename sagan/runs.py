@@ -12,7 +12,7 @@ __all__ = ['OPTIONS', 'output_path', 'load_run', 'train_run', 'resume_run', 'ope
 import gc, shutil, sys, torch
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -42,9 +42,9 @@ from .progress import is_terminal, ProgressLine
 from .recording import (
     fit_run, Interrupted, restore_newest, RunWriter, settle_run, stop_on_interrupt, TrainingProgress)
 from .references import inception, reference as real_statistics
-from sagan.reports import (
-    draw_attention, draw_nearest, explorer_page, open_notebook, report_page, save_figure, suggest_out,
-    write_report)
+from .reports import (
+    draw_attention, draw_nearest, explorer_page, open_notebook, report_page, save_figure,
+    suggest_out, write_report)
 from .starting import (
     absolute_data, check_batch, choose_config, configure, init_from as fill_from, run_images, suit_config,
     training_images)
